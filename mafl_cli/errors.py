@@ -1,0 +1,38 @@
+"""What can go wrong, grouped by what the caller would do about it: one class per exit code.
+
+Every message is one sentence a user can act on: which file (its name, never its folder), what is wrong, what to do.
+"""
+
+from __future__ import annotations
+
+
+class MaflError(Exception):
+    """Root of all errors that are reported as one line. Exit code 1: the run could not be finished."""
+
+    exit_code = 1
+
+
+class UsageError(MaflError):
+    """The request itself cannot be met: options that exclude each other, no such device, output exists."""
+
+    exit_code = 2
+
+
+class InputError(MaflError):
+    """An image, a mask or a run folder cannot be used."""
+
+    exit_code = 3
+
+
+class GeometryError(InputError):
+    """Two volumes that must lie on the same grid do not."""
+
+
+class ModelError(MaflError):
+    """The model file cannot be attacked."""
+
+    exit_code = 4
+
+
+class OutputError(MaflError):
+    """The results could not be written: disk full, folder gone. Nothing partial is left behind."""

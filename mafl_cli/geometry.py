@@ -1,0 +1,216 @@
+"""Where voxels are: affine, spacing, orientation, the same-grid test, and the way from scan to model batch.
+
+Words. *affine*: (4, 4), maps array indices (i, j, k) of voxel centres to millimetres, RAS+ (x to the
+patient's right, y to the front, z up), nibabel's convention. *spacing*: mm between neighbouring voxel
+centres along each array axis. *axcodes*: where each array axis points, as in "RAS" or "LIP". *slice axis*:
+the array axis along which a scan is cut into images for a 2D network.
+
+Array indices mean nothing anatomical: the same scan may be stored in 48 ways. Every choice made here goes
+through the affine, so that all 48 give the same answer. Nothing here resamples: axes are permuted and
+flipped, which is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import aff2axcodes, axcodes2ornt, io_orientation, ornt_transform
+from numpy.typing import NDArray
+
+from mafl_cli.config import SliceAxisChoice
+from mafl_cli.errors import GeometryError, UsageError
+
+Affine = NDArray[np.float64]
+
+_PLANE_ACROSS = {
+    "S": "axial",
+    "I": "axial",
+    "A": "coronal",
+    "P": "coronal",
+    "L": "sagittal",
+    "R": "sagittal",
+}
+
+
+def axcodes(affine: Affine) -> str:
+    """Three letters saying where the array axes i, j, k point, as "RAS"; the nearest ones when oblique."""
+    return "".join(aff2axcodes(affine))
+
+
+def spacing(affine: Affine) -> tuple[float, float, float]:
+    """Distance in mm between neighbouring voxel centres along i, j, k."""
+    i, j, k = (float(size) for size in voxel_sizes(affine))
+    return i, j, k
+
+
+def describe(shape: Sequence[int], affine: Affine) -> str:
+    """One line for people: `9 x 9 x 5 voxels of 1 x 1 x 3 mm, RAS, first voxel at (-90, -126, -72) mm`."""
+    size = " x ".join(str(n) for n in shape)
+    step = " x ".join(f"{mm:.4g}" for mm in spacing(affine))
+    origin = ", ".join(f"{mm:.5g}" for mm in affine[:3, 3])
+    return f"{size} voxels of {step} mm, {axcodes(affine)}, first voxel at ({origin}) mm"
+
+
+def corner_shift(shape: Sequence[int], affine_a: Affine, affine_b: Affine) -> float:
+    """Largest distance in mm between the places two affines give to a corner voxel of a grid of `shape`.
+
+    An affine map is linear in the indices, so no voxel is farther apart than the worst corner.
+    """
+    corners = np.array([(*index, 1) for index in product(*((0, n - 1) for n in shape))], dtype=np.float64)
+    return float(np.linalg.norm(corners @ (affine_a - affine_b)[:3].T, axis=1).max())
+
+
+def same_space(shape_a: Sequence[int], affine_a: Affine, shape_b: Sequence[int], affine_b: Affine) -> bool:
+    """Whether two grids are one: equal shapes, and no corner apart by more than 5 % of the smallest spacing.
+
+    Exact equality would refuse good pairs: a file written through a qform quaternion, or by another
+    program, has an affine that differs by float32 rounding, which grows with the distance from the origin.
+    A twentieth of a voxel gives no voxel another label.
+    """
+    if tuple(shape_a) != tuple(shape_b):
+        return False
+    tolerance = 0.05 * min(*spacing(affine_a), *spacing(affine_b))
+    return corner_shift(shape_a, affine_a, affine_b) <= tolerance
+
+
+def require_same_space(
+    name_a: str,
+    shape_a: Sequence[int],
+    affine_a: Affine,
+    name_b: str,
+    shape_b: Sequence[int],
+    affine_b: Affine,
+) -> None:
+    """Raise GeometryError, showing both grids, unless `same_space` holds."""
+    if same_space(shape_a, affine_a, shape_b, affine_b):
+        return
+    apart = ""
+    if tuple(shape_a) == tuple(shape_b):
+        apart = f", corners up to {corner_shift(shape_a, affine_a, affine_b):.3g} mm apart"
+    raise GeometryError(
+        f"{name_a} and {name_b} are not on the same grid{apart}: "
+        f"{name_a} has {describe(shape_a, affine_a)}; {name_b} has {describe(shape_b, affine_b)}. "
+        f"Resample {name_b} to the grid of {name_a} first (a label map with nearest neighbour)."
+    )
+
+
+@dataclass(frozen=True)
+class SliceAxis:
+    """The array axis along which a scan is cut into slices, and why it was chosen."""
+
+    index: int
+    """In the file's own array order: 0, 1 or 2."""
+    name: str
+    """axial, coronal or sagittal: the plane of the slices; the nearest one when oblique."""
+    reason: str
+    """Half a sentence for the report."""
+
+
+def choose_slice_axis(affine: Affine, shape: Sequence[int], choice: SliceAxisChoice) -> SliceAxis:
+    """Pick the slice axis of a scan.
+
+    auto: the only axis of length 1; else the axis of the largest spacing when it is more than 1.05 times
+    the next (2D networks were trained on the well-resolved plane); else the axis closest to
+    superior-inferior.
+
+    Args:
+        shape: (I, J, K) voxels.
+        choice: auto, an array axis (i, j, k), or the plane of the slices (axial, coronal, sagittal).
+    Raises: UsageError for another choice.
+    """
+    planes = [_PLANE_ACROSS[code] for code in axcodes(affine)]
+    sizes = spacing(affine)
+
+    def axis(index: int, reason: str) -> SliceAxis:
+        return SliceAxis(index, planes[index], reason)
+
+    if choice in ("i", "j", "k"):
+        return axis("ijk".index(choice), f"array axis {choice} was asked for")
+    if choice in planes:
+        return axis(planes.index(choice), f"{choice} slices were asked for")
+    if choice != "auto":
+        raise UsageError(f"slice axis {choice!r} is not one of: auto, i, j, k, axial, coronal, sagittal.")
+    single = [index for index, n in enumerate(shape) if n == 1]
+    if len(single) == 1:
+        return axis(single[0], "the scan is a single slice")
+    smaller, larger, largest = sorted(range(3), key=lambda index: sizes[index])
+    if sizes[largest] > 1.05 * sizes[larger]:
+        return axis(largest, f"largest spacing: {sizes[largest]:.4g} mm against {sizes[larger]:.4g} mm")
+    return axis(
+        planes.index("axial"),
+        f"closest to superior-inferior; spacing singles out no axis ({sizes[smaller]:.4g} to {sizes[largest]:.4g} mm)",
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """An exact way back and forth between a scan (C, I, J, K) and a model batch: a permutation and flips.
+
+    3D: batch (1, C, a, b, c). 2D: batch (S, C, h, w), one entry per slice. Channels pass through, so logits
+    of any number of classes come back the same way.
+    """
+
+    axes: tuple[int, int, int]
+    """File axis that becomes the n-th axis of the turned scan; the slice axis comes first in 2D."""
+    flipped: tuple[bool, bool, bool]
+    """Whether the n-th axis of the turned scan runs against the file's."""
+    sliced: bool
+    """2D."""
+
+    @staticmethod
+    def for_volume(affine: Affine, *, orientation: str, slice_axis: int | None) -> Layout:
+        """The layout of one scan.
+
+        Args:
+            orientation: axcodes the model was trained in ("RAS", "LPS", ...), or "native" for the file's own.
+            slice_axis: None for 3D; for 2D the axis (0, 1, 2) in the FILE's array order. It moves to the
+                front after the scan is turned; the two other axes keep their order.
+        Raises: UsageError when the orientation does not name each body axis once.
+        """
+        axes, flipped = [0, 1, 2], [False] * 3
+        if orientation != "native":
+            turn = ornt_transform(io_orientation(affine), _orientation(orientation))
+            for file_axis, (new_axis, direction) in enumerate(turn):
+                axes[int(new_axis)] = file_axis
+                flipped[int(new_axis)] = direction < 0
+        order = sorted(range(3), key=lambda n: axes[n] != slice_axis)
+        i, j, k = order
+        return Layout(
+            axes=(axes[i], axes[j], axes[k]),
+            flipped=(flipped[i], flipped[j], flipped[k]),
+            sliced=slice_axis is not None,
+        )
+
+    def to_batch(self, array: NDArray[Any]) -> NDArray[Any]:
+        """(C, I, J, K), any dtype -> (1, C, a, b, c) or (S, C, h, w); a new contiguous array."""
+        turned = np.flip(array.transpose(0, *(axis + 1 for axis in self.axes)), self._against)
+        # A copy even where a view would do: who changes a batch in place must not change the scan.
+        return np.array(turned.swapaxes(0, 1) if self.sliced else turned[np.newaxis], order="C")
+
+    def from_batch(self, batch: NDArray[Any]) -> NDArray[Any]:
+        """(1, C, a, b, c) or (S, C, h, w), any dtype -> (C, I, J, K); a new contiguous array."""
+        turned = np.flip(batch.swapaxes(0, 1) if self.sliced else batch[0], self._against)
+        return np.array(turned.transpose(0, *(self.axes.index(axis) + 1 for axis in range(3))), order="C")
+
+    def batch_spacing(self, affine: Affine) -> tuple[float, ...]:
+        """Spacing in mm along the batch's spatial axes: two numbers in 2D, three in 3D."""
+        sizes = spacing(affine)
+        return tuple(sizes[axis] for axis in self.axes[1 if self.sliced else 0 :])
+
+    @property
+    def _against(self) -> tuple[int, ...]:
+        return tuple(n + 1 for n, flip in enumerate(self.flipped) if flip)
+
+
+def _orientation(codes: str) -> NDArray[np.float64]:
+    if sorted(codes.translate(str.maketrans("LPI", "RAS"))) != sorted("RAS"):
+        raise UsageError(
+            f"orientation {codes!r} is not understood: use native, or one letter of each pair R/L, A/P, S/I, as RAS."
+        )
+    ornt: NDArray[np.float64] = axcodes2ornt(codes)
+    return ornt

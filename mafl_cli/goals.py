@@ -1,0 +1,95 @@
+"""When a prediction counts as the target: the criterion of the search, one verdict per slice or volume.
+
+Success is judged apart from the losses, on labels, by three numbers that must all be high enough:
+*IoU* (mean over the foreground classes of the target), *hit rate* (share of the voxels that had to change and did)
+and *removal* (how completely the classes that the target does not have are gone). IoU alone would call a small
+lesion in a large organ done before anything happened, and says nothing about a target that empties a class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mafl_cli.config import AttackConfig
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Per sample, (B,): the three numbers in (-inf, 1], their minimum `score`, and whether the goal is reached.
+
+    A number that does not apply (no class in the target, nothing to change, nothing to remove) is 1.
+    """
+
+    iou: Tensor
+    hit: Tensor
+    removal: Tensor
+    reached: Tensor
+
+    @property
+    def score(self) -> Tensor:
+        return torch.minimum(torch.minimum(self.iou, self.hit), self.removal)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Targets of a batch with what the clean prediction says, so that `judge` needs only labels.
+
+    target, clean: (B, *spatial) class indices in [0, classes).
+    """
+
+    target: Tensor
+    clean: Tensor
+    classes: int
+    iou: float
+    hit: float
+
+    @staticmethod
+    def of(target: Tensor, clean: Tensor, classes: int, config: AttackConfig) -> Goal:
+        return Goal(target, clean, classes, config.goal_iou, config.goal_hit)
+
+    def __getitem__(self, rows: Tensor) -> Goal:
+        return Goal(self.target[rows], self.clean[rows], self.classes, self.iou, self.hit)
+
+    def judge(self, labels: Tensor) -> Verdict:
+        """labels: (B, *spatial), the prediction to judge."""
+        in_target, in_clean, in_labels = (_counts(x, self.classes)[:, 1:] for x in (self.target, self.clean, labels))
+        right = _counts(torch.where(labels == self.target, labels, 0), self.classes)[:, 1:]
+        wanted = in_target > 0
+        union = in_target + in_labels - right
+        iou = _mean(right / union.clamp_min(1), wanted)
+
+        changed = (self.target != self.clean).flatten(1)
+        must = changed.sum(dim=1)
+        done = (changed & (labels == self.target).flatten(1)).sum(dim=1)
+        hit = torch.where(must > 0, done / must.clamp_min(1), torch.ones_like(iou))
+
+        unwanted = (in_labels * ~wanted).sum(dim=1)
+        before = torch.maximum((in_clean * ~wanted).sum(dim=1), must).clamp_min(1)
+        removal = 1 - unwanted / before
+        # The smallest step a count of voxels can make in float32 is far above 1e-6.
+        slack = 1e-6
+        reached = (iou >= self.iou - slack) & (hit >= self.hit - slack) & (removal >= self.hit - slack)
+        return Verdict(iou, hit, removal, reached)
+
+    def unmet(self, labels: Tensor) -> Tensor:
+        """Voxels that miss the target as a share of those that had to change, at most 1: (B, *spatial) -> (B,)."""
+        wrong = (labels != self.target).flatten(1).sum(dim=1)
+        must = (self.clean != self.target).flatten(1).sum(dim=1).clamp_min(1)
+        return (wrong / must).clamp_max(1)
+
+
+def _counts(labels: Tensor, classes: int) -> Tensor:
+    """Voxels of each class: (B, *spatial) -> (B, classes). Integer sums, so the order of addition cannot matter."""
+    flat = labels.flatten(1)
+    zeros = torch.zeros(len(labels), classes, dtype=torch.int64, device=labels.device)
+    return zeros.scatter_add_(1, flat, torch.ones_like(flat))
+
+
+def _mean(values: Tensor, where: Tensor) -> Tensor:
+    """Mean over the classes that count; 1 where none does."""
+    count = where.sum(dim=1)
+    total = (values * where).sum(dim=1)
+    return torch.where(count > 0, total / count.clamp_min(1), torch.ones_like(total))

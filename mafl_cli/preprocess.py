@@ -1,0 +1,113 @@
+"""From native voxels to what the network sees, differentiable, with the clean scan's statistics frozen.
+
+The perturbation lives in native units on the file's own grid, so this map is inside the attacked function and
+nothing has to be inverted afterwards: a voxel outside the window gets no gradient and stays bit-identical.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mafl_cli.config import Intensity
+from mafl_cli.errors import InputError
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Intensity map with frozen statistics, then zero-padding at the far end to a multiple of `divisor`.
+
+    offset, unit: (C,), y = (x - offset) / unit + start; `unit` is native units per model unit.
+    low, high: (C,), native: the range of the clean scan, the data box of the attack.
+    """
+
+    intensity: Intensity
+    divisor: int
+    offset: Tensor
+    unit: Tensor
+    low: Tensor
+    high: Tensor
+
+    @staticmethod
+    def freeze(intensity: Intensity, scan: np.ndarray[Any, Any], divisor: int, device: torch.device) -> Preprocessing:
+        """Take the statistics of `scan`, (C, I, J, K) native units, whole volume per channel.
+
+        Raises InputError if a channel has no spread to scale by.
+        """
+        offsets, units = [], []
+        for channel in scan:
+            offset, unit = _scaling(intensity, channel)
+            offsets.append(offset)
+            units.append(unit)
+        axes = tuple(range(1, scan.ndim))
+
+        def vector(values: object) -> Tensor:
+            return torch.as_tensor(np.asarray(values, dtype=np.float32), device=device)
+
+        return Preprocessing(
+            intensity,
+            divisor,
+            offset=vector(offsets),
+            unit=vector(units),
+            low=vector(scan.min(axis=axes)),
+            high=vector(scan.max(axis=axes)),
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, C, *spatial) native -> (B, C, *padded) model units."""
+        y = (x - per_channel(self.offset, x)) / per_channel(self.unit, x)
+        if self.intensity.kind == "window":
+            y = y + self.intensity.to[0]
+        if self.nonzero_only:
+            # `x != 0` on the voxels at hand, not a stored mask: `keep` makes sure that no voxel changes sides.
+            y = y * (x != 0)
+        if self.intensity.clip is not None:
+            y = y.clamp(*self.intensity.clip)
+        pad = [amount for size in reversed(x.shape[2:]) for amount in (0, -size % self.divisor)]
+        return F.pad(y, pad) if any(pad) else y
+
+    @property
+    def nonzero_only(self) -> bool:
+        """Whether exact zeros are background by definition (and must stay exact zeros, and nothing else may)."""
+        return self.intensity.kind == "zscore" and self.intensity.region == "nonzero"
+
+    def keep(self, x: Tensor) -> Tensor:
+        """Voxels of the clean batch that must not change, or the frozen statistics would no longer be the file's.
+
+        Args: x: (B, C, *spatial), clean, native.  Returns: bool, like x.
+        """
+        if self.nonzero_only:
+            return x == 0
+        if self.intensity.kind == "minmax":
+            return (x == per_channel(self.low, x)) | (x == per_channel(self.high, x))
+        return torch.zeros_like(x, dtype=torch.bool)
+
+
+def per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """(C,) as (1, C, 1, ...) for arithmetic with a (B, C, *spatial) batch."""
+    return values.view(1, -1, *(1,) * (like.ndim - 2))
+
+
+def _scaling(intensity: Intensity, channel: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """(offset, unit) of one channel, (I, J, K) native units."""
+    if intensity.kind == "window":
+        to_low, to_high = intensity.to
+        return intensity.min, (intensity.max - intensity.min) / (to_high - to_low)
+    if intensity.kind == "minmax":
+        low, high = float(channel.min()), float(channel.max())
+        if low == high:
+            raise InputError("min-max scaling is impossible: all voxels have the same value.")
+        return low, high - low
+    if intensity.kind == "zscore":
+        values = channel[channel != 0] if intensity.region == "nonzero" else channel
+        # float64: a float32 sum over 10^8 voxels would lose the digits the third decimal of a z-score needs.
+        spread = float(values.std(dtype=np.float64)) if values.size else 0.0
+        if spread == 0:
+            raise InputError("z-scoring is impossible: the voxels it would use have no spread.")
+        return float(values.mean(dtype=np.float64)), spread
+    return 0.0, 1.0

@@ -1,0 +1,185 @@
+"""The JSON report: what ran, on what, and what the file on the disk measures. Schema: `report.schema.json`.
+
+Strict JSON: no NaN, no Infinity; what is undefined is null with a reason. No absolute path, host or user name. Two
+runs with the same seed on a CPU give equal reports but for `run.started` and each case's `timing_s`.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mafl_cli import __version__
+from mafl_cli.config import AttackConfig, config_hash
+
+if TYPE_CHECKING:
+    import torch
+
+    from mafl_cli.model import ModelInfo
+
+SCHEMA_VERSION = "1.0.0"
+SCHEMA = Path(__file__).with_name("report.schema.json")
+NOTICE = "Adversarial data made to deceive a model. Not for clinical use."
+
+
+def attack_report(
+    *,
+    config: AttackConfig,
+    model: ModelInfo,
+    device: torch.device,
+    case: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    started: str,
+) -> dict[str, Any]:
+    """The whole report around one finished case (`case`: see `cases` in the schema)."""
+    attack = asdict(config)
+    seed = attack.pop("seed")
+    facts = asdict(model)
+    facts["tap"] = {"name": facts["tap"], "shape": facts.pop("tap_shape")}
+    facts["intensity"] = {key: value for key, value in facts["intensity"].items() if value is not None}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "tool": {"name": "mafl", "version": __version__},
+        "notice": NOTICE,
+        "run": {
+            "command": "attack",
+            "started": started,
+            "seed": seed,
+            "method": "mafl",
+            "settings": {**settings, **attack},
+            "config_hash": config_hash(config, dict(settings), model.sha256),
+        },
+        "environment": environment(device),
+        "model": facts,
+        "cases": [dict(case)],
+        "aggregate": aggregate([case]),
+        "gates": [],
+    }
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and device; nothing that names the machine or its user."""
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    packages = ("torch", "monai", "nibabel", "numpy", "scipy", "scikit-image")
+    return {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "device": {"type": device.type, "name": name},
+        "threads": torch.get_num_threads(),
+        "packages": {package: version(package) for package in packages},
+    }
+
+
+def aggregate(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Counts, and mean, median and worst of the headline numbers over the cases where they are defined."""
+    done = [case for case in cases if case["status"] == "ok"]
+    numbers: dict[str, Any] = {}
+    for name, pick, worst in _HEADLINES:
+        values = [value for case in done if (value := pick(case)) is not None]
+        numbers[name] = {
+            "n": len(values),
+            "mean": statistics.fmean(values) if values else None,
+            "median": statistics.median(values) if values else None,
+            "worst": worst(values) if values else None,
+        }
+    return {
+        "cases": len(cases),
+        "ok": len(done),
+        "failed": len(cases) - len(done),
+        "goal_reached": sum(case["attack"]["goal_reached"] for case in done),
+        "metrics": numbers,
+    }
+
+
+# "Worst" is said from the attacker's side: the target missed most, the change seen most.
+_HEADLINES: tuple[tuple[str, Any, Any], ...] = (
+    ("target_iou", lambda case: case["metrics"]["post_write"]["target_iou"]["value"], min),
+    ("hit_rate", lambda case: case["metrics"]["post_write"]["hit_rate"]["value"], min),
+    ("l2_model", lambda case: case["metrics"]["size"]["l2"]["model"], max),
+    ("linf_model", lambda case: case["metrics"]["size"]["linf"]["model"], max),
+    ("psnr_db", lambda case: case["metrics"]["size"]["psnr_db"]["value"], min),
+    ("ssim", lambda case: case["metrics"]["size"]["ssim"]["mean"]["value"], min),
+)
+
+
+def case_id(name: str) -> str:
+    """The image's file name without its suffixes."""
+    return name.removesuffix(".gz").removesuffix(".nii")
+
+
+def to_json(report: Mapping[str, Any]) -> str:
+    """Strict JSON text, one key a line. Raises ValueError on NaN or Infinity."""
+    return json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def format_summary(report: Mapping[str, Any]) -> str:
+    """The few lines a person wants to see, one block per case."""
+    blocks = [_format_case(case) for case in report["cases"]]
+    return "\n\n".join(blocks)
+
+
+def format_evaluation(measured: Mapping[str, Any]) -> str:
+    """A table of what `mafl evaluate` measured: one line per class, then the size of the change."""
+    lines = []
+    for case in measured["cases"]:
+        post, clean, size = (case["metrics"][key] for key in ("post_write", "clean", "size"))
+        lines += [
+            f"{case['case_id']}   (clean scan -> written file)",
+            f"  {'class':<20} {'IoU':>19} {'Dice':>19} {'HD95 mm':>19} {'voxels of target':>17}",
+        ]
+        for before, after in zip(clean["per_class"], post["per_class"], strict=True):
+            pairs = (f"{_short(before[key]):>8} -> {_short(after[key]):>7}" for key in ("iou", "dice", "hd95_mm"))
+            lines.append(f"  {after['name'][:20]:<20} {' '.join(pairs)} {after['voxels']['target']:>17}")
+        lines += [
+            f"  target IoU {_number(post['target_iou'])}, hit rate {_number(post['hit_rate'])}"
+            f" of {post['changed_voxels']} voxels, collateral {post['collateral']['count']} voxels",
+            *(f"  class {gone['name']!r} removed: {gone['value']:.4f}" for gone in post["removed"]),
+            *_format_size(size),
+        ]
+    return "\n".join(lines)
+
+
+def _short(entry: Mapping[str, Any]) -> str:
+    return "-" if entry["value"] is None else f"{entry['value']:.4f}"
+
+
+def _format_size(size: Mapping[str, Any]) -> list[str]:
+    return [
+        f"  change        L2 {size['l2']['native']:.5g}, Linf {size['linf']['native']:.5g} native units"
+        f" (model units {size['l2']['model']:.4g}, {size['linf']['model']:.4g})",
+        f"  PSNR          {_number(size['psnr_db'], '.2f', ' dB')}   data range {size['data_range']['value']:.6g}"
+        f" ({size['data_range']['rule']})",
+        f"  SSIM          {_number(size['ssim']['mean'], '.5f')}   worst slice {_number(size['ssim']['worst'], '.5f')}",
+    ]
+
+
+def _format_case(case: Mapping[str, Any]) -> str:
+    attack, post, size = case["attack"], case["metrics"]["post_write"], case["metrics"]["size"]
+    clean = case["metrics"]["clean"]
+    samples = attack["samples"]
+    unit = "slices" if samples["kind"] == "slices" else "volume"
+    counts = f"{samples['reached']} of {samples['attacked']} attacked {unit}" if unit == "slices" else "the volume"
+    lines = [
+        f"{case['case_id']}: {attack['outcome']}",
+        f"  target IoU    {_number(post['target_iou'])}   (clean scan {_number(clean['target_iou'])})",
+        f"  hit rate      {_number(post['hit_rate'])}   of {post['changed_voxels']} voxels that must change;"
+        f" collateral {post['collateral']['count']} voxels",
+        f"  goal reached  {'yes' if attack['goal_reached'] else 'no'}" + (f"   ({counts})" if unit == "slices" else ""),
+        *_format_size(size),
+        f"  measured on   {case['files'][0]['name']}, read again ({case['quantisation']['dtype']})",
+    ]
+    return "\n".join(lines)
+
+
+def _number(entry: Mapping[str, Any], form: str = ".4f", unit: str = "") -> str:
+    if entry["value"] is None:
+        return f"undefined ({str(entry['reason']).replace('_', ' ')})"
+    return f"{entry['value']:{form}}{unit}"

@@ -1,0 +1,132 @@
+"""The result folder: what its files are called, how they get there whole or not at all, how they are read again."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from mafl_cli.errors import InputError, MaflError, OutputError, UsageError
+
+ADVERSARIAL = "adversarial.nii.gz"
+PERTURBATION = "perturbation.nii.gz"
+PREDICTION_CLEAN = "prediction_clean.nii.gz"
+PREDICTION_ADVERSARIAL = "prediction_adversarial.nii.gz"
+TARGET = "target.nii.gz"
+REPORT = "report.json"
+# The report comes last: where it is, everything it speaks of is.
+FILES = (ADVERSARIAL, PERTURBATION, PREDICTION_CLEAN, PREDICTION_ADVERSARIAL, TARGET, REPORT)
+
+
+@contextmanager
+def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder inside `out`, whose files move to `out` when the block ends well.
+
+    After any error, an interrupt included, `out` is as it was before: earlier results untouched, nothing partial,
+    and not even there if it was not there.
+
+    Raises UsageError if results are there already (unless `overwrite`) or the folder cannot be made, and
+    OutputError if the disk fills up.
+    """
+    made = check_writable(out, overwrite=overwrite)
+    stage = Path(tempfile.mkdtemp(prefix=".mafl-", dir=out))
+    try:
+        yield stage
+        # An old report must not vouch for new volumes, should the machine die between two renames.
+        if overwrite:
+            (out / REPORT).unlink(missing_ok=True)
+        for name in FILES:
+            (stage / name).replace(out / name)
+        shutil.rmtree(stage)
+    except BaseException as exc:
+        shutil.rmtree(stage, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        if isinstance(exc, OSError):
+            raise _cannot_write(out, exc) from exc
+        raise
+
+
+def check_writable(out: Path, *, overwrite: bool) -> list[Path]:
+    """Make the folder `out`; returns the folders that had to be made, innermost first.
+
+    Raises UsageError if it cannot be made or written to, or already holds results and `overwrite` is not set.
+    """
+    there = [name for name in FILES if (out / name).exists()] if out.is_dir() else []
+    if there and not overwrite:
+        raise UsageError(
+            f"{out.name or out}: already holds results ({there[0]}); choose another folder with -o or add --overwrite."
+        )
+    made: list[Path] = []
+    try:
+        for folder in (out, *out.parents):
+            if folder.exists():
+                break
+            made.append(folder)
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=out, prefix=".mafl-"):
+            pass
+    except OSError as exc:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise _cannot_write(out, exc) from exc
+    return made
+
+
+def write_through(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file beside `path`, then rename it there, so that `path` is whole or untouched.
+
+    Raises UsageError if the folder cannot be written to, OutputError if the disk is full.
+    """
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mafl-") as folder:
+            temporary = Path(folder) / path.name
+            write(temporary)
+            temporary.replace(path)
+    except OSError as exc:
+        raise _cannot_write(path, exc) from exc
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small UTF-8 file, whole or not at all. Raises as `write_through`."""
+    write_through(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_report(run: Path) -> dict[str, Any]:
+    """The report of a finished run folder. Raises InputError if there is none or it cannot be read."""
+    path = run / REPORT
+    if not run.is_dir():
+        raise InputError(f"{run.name or run}: no such run folder; give the -o folder of `mafl attack`.")
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise InputError(f"{run.name}: holds no {REPORT}; the run did not finish or is another folder.") from exc
+    except (OSError, ValueError) as exc:
+        raise InputError(f"{run.name}/{REPORT}: cannot be read as JSON.") from exc
+    if not isinstance(report, dict) or not report.get("cases") or "schema_version" not in report:
+        raise InputError(f"{run.name}/{REPORT}: is not a report of mafl.")
+    return report
+
+
+def _cannot_write(path: Path, exc: OSError) -> MaflError:
+    name = path.name or str(path)
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(f"{name}: no space left on the disk; nothing was kept.")
+    return UsageError(f"{name}: cannot be written to ({exc.strerror}); choose another folder with -o.")

@@ -1,0 +1,199 @@
+"""What can be done with what is there already: measure a finished run again, draw it, look into a file."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mafl_cli import metrics, report, results, volume
+from mafl_cli.errors import InputError, UsageError
+from mafl_cli.geometry import require_same_space
+
+_MODEL_SUFFIXES = (".ts", ".pt", ".pth", ".torchscript", ".pt2", ".onnx", ".ckpt", ".jit")
+
+
+def evaluate(run: Path) -> dict[str, Any]:
+    """Measure a run folder again, from its files alone; the model is not needed and not asked.
+
+    The clean scan is the adversarial file minus the perturbation file.
+
+    Returns: {"run", "cases": [{"case_id", "files_intact", "metrics"}], "differences": sentences}.
+    Raises InputError if a file is missing or cannot be read.
+    """
+    said = results.read_report(run)
+    case = said["cases"][0]
+    changed = _changed_files(run, case)
+    clean, adversarial, labels = _volumes(run)
+    names = said["model"]["classes"]
+    agreement = {
+        when: metrics.agreement(
+            labels[name],
+            labels[results.TARGET],
+            labels[results.PREDICTION_CLEAN],
+            class_names=names,
+            spacing=adversarial.spacing,
+        )
+        for when, name in (
+            ("clean", results.PREDICTION_CLEAN),
+            ("post_write", results.PREDICTION_ADVERSARIAL),
+        )
+    }
+    size = metrics.size(
+        clean,
+        adversarial.data,
+        unit=case["space"]["native_units_per_model_unit"],
+        data_range=case["metrics"]["size"]["data_range"]["value"],
+        slice_axis=case["space"]["slice_axis"]["index"],
+        spacing=adversarial.spacing,
+    )
+    measured = {**agreement, "size": size}
+    differences = [f"{name} is not the file the report describes" for name in changed]
+    for path, was, now in _headline_pairs(case["metrics"], measured):
+        # The clean scan is restored by a float32 subtraction, so the last digits may move; labels may not.
+        if (was is None) != (now is None) or (was is not None and abs(was - now) > 1e-3 * max(abs(was), 1e-9)):
+            differences.append(f"{path}: the report says {was}, the files say {now}")
+    return {
+        "schema_version": report.SCHEMA_VERSION,
+        "tool": said["tool"],
+        "command": "evaluate",
+        "cases": [{"case_id": case["case_id"], "files_intact": not changed, "metrics": measured}],
+        "differences": differences,
+    }
+
+
+def draw(run: Path, path: Path, *, rows: int, overwrite: bool) -> list[int]:
+    """Draw the run as one figure (PNG, PDF or SVG by suffix); returns the slices shown.
+
+    Raises InputError for a run that cannot be read, UsageError if the file is there or has another suffix.
+    """
+    from mafl_cli import figures
+
+    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise UsageError(f"{path.name}: figures are .png, .pdf or .svg.")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path.name}: is there already; choose another name with -o or add --overwrite.")
+    said = results.read_report(run)
+    case = said["cases"][0]
+    clean, adversarial, labels = _volumes(run)
+    shown: list[int] = []
+
+    def paint(temporary: Path) -> None:
+        shown[:] = figures.panel(
+            clean=clean,
+            adversarial=adversarial.data,
+            prediction_clean=labels[results.PREDICTION_CLEAN],
+            prediction_adversarial=labels[results.PREDICTION_ADVERSARIAL],
+            target=labels[results.TARGET],
+            affine=adversarial.affine,
+            slice_axis=case["space"]["slice_axis"]["index"],
+            unit="HU" if said["model"]["channels"] == ["CT"] else "native units",
+            class_names=said["model"]["classes"],
+            title=_title(case),
+            path=temporary,
+            rows=rows,
+        )
+
+    results.write_through(path, paint)
+    return shown
+
+
+def inspect(file: Path) -> dict[str, Any]:
+    """Facts about a model, a scan or a mask, JSON-ready. Raises InputError or ModelError if it is none of them."""
+    if not file.exists():
+        raise InputError(f"{file.name}: no such file.")
+    if file.suffix.lower() in _MODEL_SUFFIXES or (file.is_file() and zipfile.is_zipfile(file)):
+        return {"kind": "model", **_inspect_model(file)}
+    return {"kind": "image", **volume.describe_image(file)}
+
+
+def format_facts(facts: Mapping[str, Any], indent: str = "") -> str:
+    """Facts as aligned `key  value` lines; tables inside are indented."""
+    width = max(len(str(key)) for key in facts)
+    lines = []
+    for key, value in facts.items():
+        if isinstance(value, Mapping) and value:
+            lines += [f"{indent}{key}", format_facts(value, indent + "  ")]
+        elif isinstance(value, (list, tuple)) and value and isinstance(value[0], (str, Mapping)):
+            lines.append(f"{indent}{key}")
+            lines += [f"{indent}  {_plain(entry)}" for entry in value]
+        else:
+            lines.append(f"{indent}{key:<{width}}  {_plain(value)}")
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return "  ".join(_plain(entry) for entry in value.values())
+    if isinstance(value, (list, tuple)):
+        return " x ".join(_plain(entry) for entry in value) if value else "-"
+    return str(value)
+
+
+def _inspect_model(file: Path) -> dict[str, Any]:
+    import torch
+
+    from mafl_cli.model import load, taps
+
+    segmenter, info, _ = load(file, device=torch.device("cpu"))
+    size = tuple(64 + -64 % info.divisor for _ in range(info.dims))
+    layers = [
+        {"tap": name + (" *" if name == info.tap else ""), "shape": list(shape)}
+        for name, shape in taps(segmenter, (1, len(info.channels), *size))
+    ]
+    facts = asdict(info)
+    return {**facts, "input_tried": [1, len(info.channels), *size], "taps": layers}
+
+
+def _changed_files(run: Path, case: Mapping[str, Any]) -> list[str]:
+    changed = []
+    for entry in case["files"]:
+        path = run / entry["name"]
+        if not path.is_file():
+            raise InputError(f"{run.name}: {entry['name']} is missing; the run is not complete.")
+        if results.sha256(path) != entry["sha256"]:
+            changed.append(entry["name"])
+    return changed
+
+
+def _volumes(run: Path) -> tuple[np.ndarray[Any, Any], volume.Volume, dict[str, np.ndarray[Any, Any]]]:
+    """(clean (I, J, K) float32 native, adversarial scan, label maps by file name)."""
+    adversarial = volume.read_image(run / results.ADVERSARIAL)
+    perturbation = volume.read_float(run / results.PERTURBATION)
+    labels = {
+        name: volume.read_labels(run / name)
+        for name in (results.PREDICTION_CLEAN, results.PREDICTION_ADVERSARIAL, results.TARGET)
+    }
+    places = [(results.PERTURBATION, perturbation.shape, perturbation.affine)]
+    places += [(name, mask.labels.shape, mask.affine) for name, mask in labels.items()]
+    for name, shape, affine in places:
+        require_same_space(results.ADVERSARIAL, adversarial.shape, adversarial.affine, name, shape, affine)
+    clean = adversarial.data - perturbation.data
+    return clean, adversarial, {name: other.labels for name, other in labels.items()}
+
+
+def _headline_pairs(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    pairs = [
+        (f"post_write.{key}", was["post_write"][key]["value"], now["post_write"][key]["value"])
+        for key in ("target_iou", "hit_rate")
+    ]
+    pairs += [(f"size.{key}.native", was["size"][key]["native"], now["size"][key]["native"]) for key in ("l2", "linf")]
+    return [*pairs, ("size.psnr_db", was["size"]["psnr_db"]["value"], now["size"]["psnr_db"]["value"])]
+
+
+def _title(case: Mapping[str, Any]) -> str:
+    iou = case["metrics"]["post_write"]["target_iou"]["value"]
+    psnr = case["metrics"]["size"]["psnr_db"]["value"]
+    parts = [case["case_id"]]
+    parts.append("target is empty" if iou is None else f"target IoU {iou:.3f}")
+    if psnr is not None:
+        parts.append(f"PSNR {psnr:.1f} dB")
+    return " · ".join(parts)

@@ -1,0 +1,500 @@
+"""The command as a user meets it: what it prints, what it leaves in the folder, how it exits."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from scipy import ndimage
+from typer.testing import CliRunner, Result
+
+from mafl_cli import __version__, report
+from mafl_cli.cli import app
+
+RESULTS = {
+    "adversarial.nii.gz",
+    "perturbation.nii.gz",
+    "prediction_clean.nii.gz",
+    "prediction_adversarial.nii.gz",
+    "target.nii.gz",
+    "report.json",
+}
+AFFINE = np.array([[-2.0, 0, 0, 30], [0, 2, 0, -20], [0, 0, 3, 7], [0, 0, 0, 1]])
+
+
+class Threshold(torch.nn.Module):
+    """Bright (above 0.5, after a light blur) is class 1."""
+
+    def __init__(self, dims: int, channels: int = 1) -> None:
+        super().__init__()
+        conv = torch.nn.Conv2d if dims == 2 else torch.nn.Conv3d
+        self.blur = conv(channels, 1, 3, padding=1, bias=False)
+        self.head = conv(1, 2, 1)
+        with torch.no_grad():
+            self.blur.weight.fill_(0.4 / 3**dims)
+            self.blur.weight[:, :, *(1,) * dims] += 0.6
+            self.head.weight[:] = torch.tensor([-4.0, 4.0]).view(2, 1, *(1,) * dims)
+            self.head.bias[:] = torch.tensor([2.0, -2.0])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blur(x))
+
+
+def scan_array(shape: tuple[int, int, int] = (24, 20, 6)) -> np.ndarray:
+    """A bright ball on a dark, textured ground, in [0, 1]."""
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
+    ball = np.exp(-3 * (grid**2).sum(axis=0))
+    return (0.9 * ball + 0.1 * np.random.default_rng(0).random(shape)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    torch.jit.script(Threshold(2)).save(folder / "flat.ts")
+    torch.jit.script(Threshold(3)).save(folder / "deep.ts")
+    torch.jit.script(Threshold(2, channels=2)).save(folder / "two_channels.ts")
+    torch.save(Threshold(2).state_dict(), folder / "weights.pt")
+    torch.export.save(torch.export.export(Threshold(2), (torch.zeros(1, 1, 16, 16),)), folder / "exported.pt2")
+    (folder / "text.ts").write_text("not a model")
+
+    class Hard(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([x <= 0.5, x > 0.5], dim=1).to(x.dtype)
+
+    torch.jit.script(Hard()).save(folder / "no_gradient.ts")
+    return folder
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Path:
+    """A folder with scan.nii.gz and mask.nii.gz (the ball's class moved by two voxels)."""
+    scan = scan_array()
+    image = nib.Nifti1Image(scan, AFFINE)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(AFFINE, code=1)
+    image.set_qform(AFFINE, code=1)
+    nib.save(image, tmp_path / "scan.nii.gz")
+    mask = np.roll(scan > 0.5, 2, axis=0).astype(np.uint8)
+    nib.save(nib.Nifti1Image(mask, AFFINE), tmp_path / "mask.nii.gz")
+    return tmp_path
+
+
+def mafl(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def attack(case: Path, models: Path, *more: object, model: str = "flat.ts") -> Result:
+    return mafl(
+        "attack", case / "scan.nii.gz", "--target", case / "mask.nii.gz", "--model", models / model,
+        "-o", case / "out", "--device", "cpu", "--steps", 40, *more,
+    )  # fmt: skip
+
+
+# --- a run that works ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["flat.ts", "deep.ts"])
+def test_attack_writes_the_six_files_and_a_report_that_fits_its_schema(case: Path, models: Path, model: str) -> None:
+    result = attack(case, models, model=model)
+
+    assert result.exit_code == 0, result.stderr
+    assert {path.name for path in (case / "out").iterdir()} == RESULTS
+    done = json.loads((case / "out" / "report.json").read_text())
+    jsonschema.Draft202012Validator(json.loads(report.SCHEMA.read_text())).validate(done)
+    assert done["cases"][0]["attack"]["goal_reached"]
+    assert done["cases"][0]["metrics"]["post_write"]["target_iou"]["value"] >= 0.99
+    assert "The goal was reached." in result.stdout
+    assert str(case) not in (case / "out" / "report.json").read_text()
+
+
+@pytest.mark.parametrize("model", ["flat.ts", "deep.ts"])
+def test_reported_prediction_is_what_the_original_model_says_about_the_file(
+    case: Path, models: Path, model: str
+) -> None:
+    attack(case, models, model=model)
+    written = nib.load(case / "out" / "adversarial.nii.gz").get_fdata(dtype=np.float32)
+    network = torch.jit.load(models / model)
+
+    batch = written.transpose(2, 0, 1)[:, None] if model == "flat.ts" else written[None, None]
+    with torch.no_grad():
+        labels = network(torch.from_numpy(batch.copy())).argmax(1).numpy()
+    expected = labels.transpose(1, 2, 0) if model == "flat.ts" else labels[0]
+
+    assert np.array_equal(nib.load(case / "out" / "prediction_adversarial.nii.gz").dataobj, expected)
+
+
+def test_output_opens_with_the_input_geometry_in_nibabel_and_simpleitk(case: Path, models: Path) -> None:
+    attack(case, models)
+    for name in sorted(RESULTS - {"report.json"}):
+        before, after = nib.load(case / "scan.nii.gz"), nib.load(case / "out" / name)
+        assert np.array_equal(before.affine, after.affine)
+        assert [int(after.header[key]) for key in ("sform_code", "qform_code", "xyzt_units")] == [1, 1, 2]
+        first, second = (sitk.ReadImage(str(path)) for path in (case / "scan.nii.gz", case / "out" / name))
+        assert first.GetOrigin() == second.GetOrigin()
+        assert first.GetDirection() == second.GetDirection()
+        assert first.GetSpacing() == second.GetSpacing()
+
+
+def test_voxels_far_from_the_edit_are_bit_identical(case: Path, models: Path) -> None:
+    attack(case, models)
+    before, after = (
+        np.asarray(nib.load(path).dataobj) for path in (case / "scan.nii.gz", case / "out" / "adversarial.nii.gz")
+    )
+    clean, target = (
+        np.asarray(nib.load(case / "out" / f"{name}.nii.gz").dataobj) for name in ("prediction_clean", "target")
+    )
+    edited_slices = (clean != target).any(axis=(0, 1))
+    assert edited_slices.any()
+    assert not edited_slices.all()
+    assert np.array_equal(before[..., ~edited_slices], after[..., ~edited_slices])
+    # The blur reaches one voxel. A voxel beside the edit may lose its class on the way and then counts as well.
+    distance = ndimage.distance_transform_edt(clean == target, sampling=(1, 1, 1e9))
+    assert np.array_equal(before[distance > 4], after[distance > 4])
+
+
+def test_save_as_source_keeps_the_integers_and_their_scaling(case: Path, models: Path) -> None:
+    stored = np.round(scan_array() * 500).astype(np.int16)
+    image = nib.Nifti1Image(stored, AFFINE)
+    image.header.set_slope_inter(0.002, 0)
+    nib.save(image, case / "scan.nii.gz")
+
+    result = attack(case, models, "--save-as", "source")
+
+    assert result.exit_code == 0, result.stderr
+    after = nib.load(case / "out" / "adversarial.nii.gz")
+    assert after.get_data_dtype() == np.int16
+    assert np.isclose(after.dataobj.slope, 0.002)
+    raw = np.asarray(after.dataobj.get_unscaled())
+    done = json.loads((case / "out" / "report.json").read_text())["cases"][0]
+    assert done["quantisation"]["fraction_changed"] == pytest.approx((raw != stored).mean())
+    assert done["quantisation"]["max_difference_from_memory_native"] < 1e-6
+    assert done["metrics"]["in_memory"]["target_iou"] == done["metrics"]["post_write"]["target_iou"]
+    assert done["attack"]["goal_reached"]
+
+
+def test_two_runs_give_the_same_bytes(case: Path, models: Path) -> None:
+    attack(case, models)
+    first = {path.name: path.read_bytes() for path in (case / "out").iterdir()}
+    attack(case, models, "--overwrite")
+    second = {path.name: path.read_bytes() for path in (case / "out").iterdir()}
+
+    reports = [json.loads(run.pop("report.json")) for run in (first, second)]
+    for done in reports:
+        del done["run"]["started"], done["cases"][0]["timing_s"]
+    assert first == second
+    assert reports[0] == reports[1]
+
+
+def test_json_on_stdout_is_the_report_and_nothing_else(case: Path, models: Path) -> None:
+    result = attack(case, models, "--json", "-")
+    assert json.loads(result.stdout) == json.loads((case / "out" / "report.json").read_text())
+
+
+def test_quiet_says_nothing(case: Path, models: Path) -> None:
+    result = attack(case, models, "-q")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_target_that_is_drawn_already_changes_nothing(case: Path, models: Path) -> None:
+    attack(case, models)
+    (case / "out" / "prediction_clean.nii.gz").rename(case / "mask.nii.gz")
+    result = attack(case, models, "--overwrite")
+
+    assert result.exit_code == 0, result.stderr
+    assert "already meets the goal" in result.stdout
+    before, after = (
+        np.asarray(nib.load(path).dataobj) for path in (case / "scan.nii.gz", case / "out" / "adversarial.nii.gz")
+    )
+    assert np.array_equal(before, after)
+    assert mafl("evaluate", case / "out").exit_code == 0
+
+
+def test_empty_target_is_judged_by_hits_not_by_iou(case: Path, models: Path) -> None:
+    nib.save(nib.Nifti1Image(np.zeros((24, 20, 6), np.uint8), AFFINE), case / "mask.nii.gz")
+    result = attack(case, models)
+
+    assert result.exit_code == 0, result.stderr
+    done = json.loads((case / "out" / "report.json").read_text())["cases"][0]
+    post = done["metrics"]["post_write"]
+    assert post["target_iou"] == {"value": None, "reason": "target_has_no_foreground"}
+    assert post["hit_rate"]["value"] >= 0.99
+    assert post["removed"][0]["value"] >= 0.99
+    assert done["attack"]["goal_reached"]
+
+
+@pytest.mark.parametrize("axis", ["axial", "coronal", "k", "j"])
+def test_slice_axis_is_named_by_plane_or_by_array_axis(case: Path, models: Path, axis: str) -> None:
+    attack(case, models, "--slice-axis", axis)
+    said = json.loads((case / "out" / "report.json").read_text())["cases"][0]["space"]["slice_axis"]
+    assert (said["name"], said["index"]) == (("axial", 2) if axis in ("axial", "k") else ("coronal", 1))
+
+
+# --- evaluate, visualize, inspect ---------------------------------------------------------------------------------
+
+
+def test_evaluate_finds_the_same_numbers_in_the_files(case: Path, models: Path) -> None:
+    attack(case, models)
+    result = mafl("evaluate", case / "out", "--json", "-")
+
+    assert result.exit_code == 0, result.stderr
+    measured = json.loads(result.stdout)
+    said = json.loads((case / "out" / "report.json").read_text())["cases"][0]["metrics"]
+    assert measured["differences"] == []
+    assert measured["cases"][0]["metrics"]["post_write"] == said["post_write"]
+    assert measured["cases"][0]["metrics"]["size"]["l2"]["native"] == pytest.approx(said["size"]["l2"]["native"])
+
+
+def test_evaluate_says_when_a_file_was_changed_since(case: Path, models: Path) -> None:
+    attack(case, models)
+    (case / "out" / "prediction_adversarial.nii.gz").write_bytes(
+        (case / "out" / "prediction_clean.nii.gz").read_bytes()
+    )
+    result = mafl("evaluate", case / "out")
+
+    assert result.exit_code == 0
+    assert "prediction_adversarial.nii.gz is not the file the report describes" in result.stderr
+    assert "post_write.target_iou: the report says" in result.stderr
+
+
+def test_visualize_draws_one_picture_and_does_not_overwrite_it(case: Path, models: Path) -> None:
+    attack(case, models)
+    assert mafl("visualize", case / "out").exit_code == 0
+    assert (case / "out" / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+    again = mafl("visualize", case / "out")
+    assert again.exit_code == 2
+    assert "--overwrite" in again.stderr
+
+
+@pytest.mark.parametrize("command", ["evaluate", "visualize"])
+def test_a_folder_without_a_run_is_bad_input(tmp_path: Path, command: str) -> None:
+    result = mafl(command, tmp_path)
+    assert result.exit_code == 3
+    assert "holds no report.json" in result.stderr
+
+
+def test_inspect_shows_a_scan_a_mask_and_a_model(case: Path, models: Path) -> None:
+    scan = json.loads(mafl("inspect", case / "scan.nii.gz", "--json").stdout)
+    assert (scan["kind"], scan["shape"], scan["axcodes"]) == ("image", [24, 20, 6], "LAS")
+    mask = mafl("inspect", case / "mask.nii.gz")
+    assert mask.exit_code == 0
+    assert "labels" in mask.stdout
+    model = json.loads(mafl("inspect", models / "flat.ts", "--json").stdout)
+    assert (model["kind"], model["dims"], model["activation"]) == ("model", 2, "softmax")
+    assert any(entry["tap"].endswith("*") for entry in model["taps"])
+
+
+# --- bad input: one line, the right code, nothing left behind -------------------------------------------------------
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-400])
+
+
+def _save(path: Path, data: np.ndarray, affine: np.ndarray = AFFINE) -> None:
+    nib.save(nib.Nifti1Image(data, affine), path)
+
+
+def _nan() -> np.ndarray:
+    scan = scan_array()
+    scan[3, 4, 2] = np.nan
+    return scan
+
+
+BAD_FILES = {
+    "missing image": (lambda c: (c / "scan.nii.gz").unlink(), "scan.nii.gz does not exist"),
+    "not a NIfTI": (lambda c: (c / "scan.nii.gz").write_bytes(gzip.compress(b"hello" * 200)), "is not a NIfTI file"),
+    "truncated gzip": (lambda c: _truncate(c / "scan.nii.gz"), "is truncated"),
+    "4-D image": (lambda c: _save(c / "scan.nii.gz", np.stack([scan_array()] * 2, axis=-1)), "2 volumes"),
+    "NaN voxels": (lambda c: _save(c / "scan.nii.gz", _nan()), "1 of 2880 voxels are NaN"),
+    "constant image": (lambda c: _save(c / "scan.nii.gz", np.ones((24, 20, 6), np.float32)), "is constant"),
+    "missing mask": (lambda c: (c / "mask.nii.gz").unlink(), "mask.nii.gz does not exist"),
+    "mask of another shape": (lambda c: _save(c / "mask.nii.gz", np.ones((24, 20, 5), np.uint8)), "same grid"),
+    "mask elsewhere": (
+        lambda c: _save(c / "mask.nii.gz", np.ones((24, 20, 6), np.uint8), AFFINE + np.eye(4, k=3)),
+        "same grid",
+    ),
+    "unknown labels": (lambda c: _save(c / "mask.nii.gz", np.full((24, 20, 6), 7, np.uint8)), "cannot draw label 7"),
+    "0/255 mask": (
+        lambda c: _save(c / "mask.nii.gz", 255 * (scan_array() > 0.5).astype(np.uint8)),
+        "replace 255 by 1",
+    ),
+    "probability mask": (lambda c: _save(c / "mask.nii.gz", scan_array()), "not whole numbers"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_file_is_one_line_and_exit_3(case: Path, models: Path, name: str) -> None:
+    spoil, message = BAD_FILES[name]
+    spoil(case)
+    result = attack(case, models, "-q")
+
+    assert result.exit_code == 3, result.stderr
+    assert message in result.stderr
+    assert_one_clean_line(result, case)
+
+
+def test_mask_of_floats_that_are_nearly_whole_is_taken(case: Path, models: Path) -> None:
+    mask = np.asarray(nib.load(case / "mask.nii.gz").dataobj).astype(np.float32) * np.float32(1.0000001)
+    _save(case / "mask.nii.gz", mask)
+    assert attack(case, models).exit_code == 0
+
+
+BAD_MODELS = {
+    "weights.pt": "is a checkpoint",
+    "exported.pt2": "torch.export archive",
+    "text.ts": "is not a model file",
+    "absent.ts": "no such model file",
+    "no_gradient.ts": "no gradient",
+}
+
+
+@pytest.mark.parametrize("model", BAD_MODELS)
+def test_bad_model_is_one_line_and_exit_4(case: Path, models: Path, model: str) -> None:
+    result = attack(case, models, "-q", model=model)
+
+    assert result.exit_code == 4, result.stderr
+    assert BAD_MODELS[model] in result.stderr
+    assert_one_clean_line(result, case)
+
+
+def test_model_of_two_channels_refuses_one_image(case: Path, models: Path) -> None:
+    result = attack(case, models, "-q", model="two_channels.ts")
+    assert result.exit_code == 3
+    assert "the model takes 2" in result.stderr
+    assert_one_clean_line(result, case)
+
+
+def test_size_the_model_cannot_take_is_explained(case: Path, models: Path, tmp_path: Path) -> None:
+    class Fixed(Threshold):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.blur(x.reshape(-1, 1, 96, 96)))
+
+    torch.jit.script(Fixed(2)).save(models / "fixed.ts")
+    result = attack(case, models, "-q", model="fixed.ts")
+    assert result.exit_code == 4
+    assert "24 x 20" in result.stderr
+    assert_one_clean_line(result, case)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_that_is_not_there_is_exit_2_and_no_silent_fallback(case: Path, models: Path) -> None:
+    result = attack(case, models, "-q", "--device", "cuda")
+    assert result.exit_code == 2
+    assert "cuda" in result.stderr.lower()
+    assert_one_clean_line(result, case)
+
+
+def test_existing_results_are_kept_unless_overwrite(case: Path, models: Path) -> None:
+    attack(case, models)
+    before = {path.name: path.read_bytes() for path in (case / "out").iterdir()}
+    result = attack(case, models, "-q")
+
+    assert result.exit_code == 2
+    assert "--overwrite" in result.stderr
+    assert {path.name: path.read_bytes() for path in (case / "out").iterdir()} == before
+
+
+def test_a_failed_rerun_leaves_the_old_results(case: Path, models: Path) -> None:
+    attack(case, models)
+    before = {path.name: path.read_bytes() for path in (case / "out").iterdir()}
+    _truncate(case / "mask.nii.gz")
+    assert attack(case, models, "--overwrite").exit_code == 3
+    assert {path.name: path.read_bytes() for path in (case / "out").iterdir()} == before
+
+
+def test_unwritable_output_is_exit_2(case: Path, models: Path) -> None:
+    (case / "file").write_text("in the way")
+    result = mafl(
+        "attack", case / "scan.nii.gz", "-t", case / "mask.nii.gz", "-m", models / "flat.ts", "-q",
+        "-o", case / "file" / "out",
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert "cannot be written" in result.stderr
+    assert_one_clean_line(result, case)
+
+
+def test_full_disk_is_exit_1_and_leaves_nothing(case: Path, models: Path) -> None:
+    small = case / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", small], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        result = mafl(
+            "attack", case / "scan.nii.gz", "-t", case / "mask.nii.gz", "-m", models / "flat.ts", "-q",
+            "-o", small / "out", "--steps", 20,
+        )  # fmt: skip
+        assert result.exit_code == 1, result.stderr
+        assert "no space left" in result.stderr
+        assert_one_clean_line(result, case)
+        assert list(small.iterdir()) == []
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--goal-iou", "1.5", "goal_iou"),
+        ("--steps", "0", "steps"),
+        ("--intensity", "magic", "zscore-nonzero"),
+        ("--orientation", "RRS", "three axis codes"),
+        ("--mode", "3d", "2-D"),
+        ("--slice-axis", "diagonal", "diagonal"),
+        ("--tap", "nowhere", "nowhere"),
+    ],
+)
+def test_bad_option_names_itself(case: Path, models: Path, option: str, value: str, message: str) -> None:
+    (models / "flat.toml").write_text('[input]\ndims = 2\nchannels = ["T1"]\n')
+    try:
+        result = attack(case, models, "-q", option, value)
+    finally:
+        (models / "flat.toml").unlink()
+    assert result.exit_code == (4 if option == "--tap" else 2), result.stderr
+    assert message in result.stderr
+    assert not (case / "out").exists()
+
+
+def assert_one_clean_line(result: Result, case: Path) -> None:
+    """One sentence on stderr, no traceback, no folder name, no output."""
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert result.stderr.startswith("mafl: ")
+    assert str(case) not in result.stderr
+    assert result.stdout == ""
+    assert not (case / "out").exists()
+    assert not list(case.rglob(".mafl-*"))
+
+
+# --- the command itself -------------------------------------------------------------------------------------------
+
+
+def test_version() -> None:
+    assert mafl("--version").stdout == f"mafl {__version__}\n"
+
+
+def test_help_names_every_command_and_exit_code() -> None:
+    said = mafl("--help").stdout
+    for word in ("attack", "evaluate", "visualize", "inspect", "Exit codes", "130"):
+        assert word in said
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = ["torch", "monai", "numpy", "scipy", "skimage", "nibabel", "SimpleITK", "matplotlib", "tqdm"]
+    code = f"import sys, mafl_cli.cli; print([name for name in {heavy} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_python_dash_m_is_the_same_command() -> None:
+    run = subprocess.run([sys.executable, "-m", "mafl_cli", "--version"], capture_output=True, text=True, check=True)
+    assert run.stdout == f"mafl {__version__}\n"

@@ -1,0 +1,63 @@
+"""The package is layered: what reads files knows no torch, what knows torch reads no files, and nobody imports upwards."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import mafl_cli
+
+PACKAGE = Path(mafl_cli.__file__).parent
+LAYERS = [
+    {"errors", "config"},
+    {"geometry", "card", "losses", "lowfreq", "steps", "goals", "metrics"},
+    {"volume", "targets", "preprocess", "model", "windows", "attack"},
+    {"report", "results", "figures"},
+    {"pipeline", "runs"},
+    {"cli"},
+    {"__main__"},
+]
+FILES_ONLY = {"geometry", "volume", "targets"}
+TENSORS_ONLY = {"losses", "lowfreq", "steps", "goals", "preprocess", "model", "windows", "attack"}
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of every module a file imports, wherever the import stands, type checking aside."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = []
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return names
+
+
+def level(module: str) -> int:
+    return next(index for index, layer in enumerate(LAYERS) if module in layer)
+
+
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module: str) -> None:
+    inside = {name.split(".")[1] for name in imported(PACKAGE / f"{module}.py") if name.startswith("mafl_cli.")}
+    upwards = {other for other in inside & set(MODULES) if level(other) > level(module)}
+    assert not upwards
+
+
+@pytest.mark.parametrize("module", sorted(FILES_ONLY))
+def test_what_reads_files_knows_no_torch(module: str) -> None:
+    assert not {name for name in imported(PACKAGE / f"{module}.py") if name.split(".")[0] in ("torch", "monai")}
+
+
+@pytest.mark.parametrize("module", sorted(TENSORS_ONLY))
+def test_what_knows_torch_reads_no_scans(module: str) -> None:
+    forbidden = {"nibabel", "SimpleITK", "pydicom"}
+    assert not {name for name in imported(PACKAGE / f"{module}.py") if name.split(".")[0] in forbidden}
