@@ -1,4 +1,4 @@
-"""The `mafl` command: options become a request, a library call does the work, the result becomes lines and an exit code.
+"""The `mafl` command: options become a request, a library call does the work, its result lines and an exit code.
 
 Nothing heavy is imported here, so that `--help` answers at once; each command imports what it needs.
 """

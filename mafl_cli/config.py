@@ -113,6 +113,12 @@ class Intensity:
             if not low < high:
                 raise UsageError(f"intensity {what}: {low:g} is not below {high:g}.")
 
+    def facts(self) -> dict[str, object]:
+        """The settings that matter for this kind, JSON-ready."""
+        used = {"window": ("min", "max", "to"), "zscore": ("region",)}.get(self.kind, ())
+        facts = {"kind": self.kind, **{name: getattr(self, name) for name in used}}
+        return facts if self.clip is None else {**facts, "clip": self.clip}
+
     @staticmethod
     def parse(text: str) -> Intensity:
         """Read the short form of the command line: none, minmax, zscore, zscore-nonzero, window:MIN,MAX.

@@ -236,7 +236,7 @@ class _Look:
         body = _body(scans)
         low, high = window or (float(value) for value in np.percentile(scans[body], (1, 99)))
         if not low < high:
-            low, high = low - 0.5, high + 0.5
+            low, high = low - 1, high + 1
         largest = float(change.max())
         reach = float(np.percentile(change[change > 0], 99.5)) if largest else 0.0
         drawn, disputed = np.zeros((2, *scans.shape[1:]), dtype=np.bool_)
@@ -530,7 +530,7 @@ def _range_in_words(look: _Look) -> str:
 
 
 def _number(value: float) -> str:
-    """Three significant digits, a real minus sign, no exponent below a million."""
+    """At least three significant digits, and a real minus sign."""
     text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     return text.replace("-", "−")
 

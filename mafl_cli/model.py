@@ -27,6 +27,9 @@ from mafl_cli.errors import ModelError, UsageError
 
 DIVISORS = (1, 2, 4, 8, 16, 32, 64)
 
+# How a network says no to an input; torch.jit.Error is what TorchScript makes of a `raise` inside the network.
+_REFUSALS = (RuntimeError, ValueError, IndexError, AssertionError, torch.jit.Error)
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -68,7 +71,7 @@ class Segmenter:
         self._module = module
         self._output = output
         self._wanted_tap = tap
-        self._graphs: dict[tuple[int, ...], fx.GraphModule] = {}
+        self._graphs: dict[tuple[int, ...], tuple[fx.GraphModule, bool]] = {}
         self._taps: dict[tuple[int, ...], tuple[str, tuple[int, ...]]] = {}
 
     def __call__(self, x: Tensor) -> Prediction:
@@ -77,8 +80,9 @@ class Segmenter:
         # a batch that shrinks as slices finish.
         batch = 1 << (len(x) - 1).bit_length()
         filled = torch.cat([x, x[-1:].expand(batch - len(x), *x.shape[1:])]) if batch > len(x) else x
-        raw, features = self._graph(filled)(filled)
-        return Prediction(self._output.logits(raw)[: len(x)], features[: len(x)])
+        graph, probabilities = self._graph(filled)
+        raw, features = graph(filled)
+        return Prediction(_logits(raw, probabilities)[: len(x)], features[: len(x)])
 
     def tap(self, spatial: tuple[int, ...], channels: int) -> tuple[str, tuple[int, ...]]:
         """Name of the tapped node and the shape (F, *coarse) of its features for one input of this size."""
@@ -86,47 +90,60 @@ class Segmenter:
         self._graph(torch.zeros(shape, device=self.device))
         return self._taps[shape]
 
-    def _graph(self, x: Tensor) -> fx.GraphModule:
+    def _graph(self, x: Tensor) -> tuple[fx.GraphModule, bool]:
+        """The graph for inputs like x, which returns (raw, features), and whether raw is probabilities."""
         shape = tuple(x.shape)
         if shape not in self._graphs:
             try:
                 with _quiet_torchscript():
                     graph = make_fx(self._module, _error_on_data_dependent_ops=False)(x.detach().clone())
-            except (RuntimeError, ValueError, IndexError, AssertionError) as exc:
+            except _REFUSALS as exc:
                 raise ModelError(
                     f"{self.name}: does not accept an input of shape {shape} ({_last_line(exc)})."
                 ) from exc
-            raw = self._output.pick(graph)
+            raw, probabilities = self._output.pick(graph)
             tap = _find_tap(graph.graph, raw, x, self._wanted_tap, self.name)
             self._taps[shape] = (tap.name, tuple(_shape(tap) or ())[1:])
             _set_outputs(graph, raw, tap)
-            self._graphs[shape] = graph
+            self._graphs[shape] = graph, probabilities
         return self._graphs[shape]
 
 
 @dataclass(frozen=True)
 class _Output:
-    """Which leaf of the model's output is the segmentation, and how it becomes logits of at least two classes."""
+    """Which leaf of the model's output is the segmentation, and whether it is probabilities."""
 
     leaf: int
-    activation: Activation
     probabilities: bool
 
-    def pick(self, graph: fx.GraphModule) -> fx.Node:
+    def pick(self, graph: fx.GraphModule) -> tuple[fx.Node, bool]:
+        """The node that holds the segmentation, before its softmax or sigmoid if that is the last step.
+
+        Returns: (node, whether it holds probabilities).
+        """
         (output,) = (node for node in graph.graph.nodes if node.op == "output")
         node = _leaves(output.args[0])[self.leaf]
         assert isinstance(node, fx.Node)
-        return node
+        if self.probabilities and node.target in _ACTIVATIONS:
+            logits = node.args[0]
+            assert isinstance(logits, fx.Node)
+            return logits, False
+        return node, self.probabilities
 
-    def logits(self, raw: Tensor) -> Tensor:
-        if self.probabilities:
-            # 1e-7 is about float32's resolution next to 1: the logit of a saturated voxel stays finite.
-            p = raw.clamp(1e-7, 1 - 1e-7)
-            raw = torch.log(p) - torch.log1p(-p) if raw.shape[1] == 1 else torch.log(p)
-        if raw.shape[1] == 1:
-            # softmax([0, z]) = sigmoid(z): one logit becomes two classes and the rest of the program knows only that.
-            return torch.cat([torch.zeros_like(raw), raw], dim=1)
-        return raw
+
+_ACTIVATIONS = (torch.ops.aten._softmax.default, torch.ops.aten.softmax.int, torch.ops.aten.sigmoid.default)
+
+
+def _logits(raw: Tensor, probabilities: bool) -> Tensor:
+    """Logits of at least two classes, (B, K, *spatial), from the network's own (B, 1 or K, *spatial)."""
+    if probabilities:
+        # 1e-7 is about float32's resolution next to 1: the logit of a saturated voxel stays finite.
+        p = raw.clamp(1e-7, 1 - 1e-7)
+        raw = torch.log(p) - torch.log1p(-p) if raw.shape[1] == 1 else torch.log(p)
+    if raw.shape[1] == 1:
+        # softmax([0, z]) = sigmoid(z): one logit becomes two classes and the rest of the program knows only that.
+        return torch.cat([torch.zeros_like(raw), raw], dim=1)
+    return raw
 
 
 def load(
@@ -161,16 +178,19 @@ def load(
     count = raw.shape[1]
     probabilities = _looks_like_probabilities(raw)
     if probabilities:
-        said.append("output: probabilities, not logits (values in [0, 1]); their logarithm is attacked")
-    activation: Activation = card.activation or ("sigmoid" if count == 1 else "softmax")
-    if card.activation is None:
-        kinds = "one channel" if count == 1 else f"{count} channels"
-        said.append(f"activation: not stated, {activation} because the output has {kinds}")
+        said.append("output: probabilities, not logits (values in [0, 1]); their logits are attacked")
+    # Several values in [0, 1] that do not add up to 1 are one sigmoid each.
+    overlapping = count > 1 and _within_one(raw) and not probabilities
+    activation: Activation = card.activation or ("sigmoid" if count == 1 or overlapping else "softmax")
     if activation == "sigmoid" and count > 1:
         raise ModelError(
             f"{path.name}: gives {count} overlapping regions (sigmoid); "
-            "only exclusive classes (softmax) and a single sigmoid channel can be attacked."
+            "only exclusive classes (softmax) and a single sigmoid channel can be attacked. "
+            'If its classes are exclusive, state activation = "softmax" in its card.'
         )
+    if card.activation is None:
+        kinds = "one channel" if count == 1 else f"{count} channels"
+        said.append(f"activation: not stated, {activation} because the output has {kinds}")
     names = card.classes
     if names is None:
         names = ("background", *(f"class {index}" for index in range(1, max(count, 2))))
@@ -178,7 +198,7 @@ def load(
     elif len(names) != max(count, 2):
         raise ModelError(f"{path.name}: gives {max(count, 2)} classes, its card names {len(names)}.")
     card = replace(card, dims=dims, divisor=divisor, activation=activation, classes=names)
-    segmenter = Segmenter(module, path.name, _Output(leaf, activation, probabilities), device, tap)
+    segmenter = Segmenter(module, path.name, _Output(leaf, probabilities), device, tap)
     tap_name, tap_shape = segmenter.tap(_padded(shape, divisor), channels)
     _check(segmenter, (1, channels, *_padded(shape, divisor)))
     info = ModelInfo(
@@ -228,7 +248,7 @@ def pick_device(choice: str) -> torch.device:
 def taps(segmenter: Segmenter, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
     """Every node that could be a tap for an input of `shape` (1, C, *spatial), with its shape (F, *coarse)."""
     x = torch.zeros(shape, device=segmenter.device)
-    nodes = _feature_nodes(segmenter._graph(x).graph, x)
+    nodes = _feature_nodes(segmenter._graph(x)[0].graph, x)
     return [(node.name, size[1:]) for node, size in nodes]
 
 
@@ -318,20 +338,22 @@ def _input_kind(
     """(spatial dimensions, channels): from the card, else from the first convolution, else by trying."""
     stated = len(card.channels) if card.channels else None
     guesses = [(dims, channels) for dims in (2, 3) for channels in (1, 2, 3, 4)]
-    if kernel is not None:
-        guesses = [(len(kernel) - 2, kernel[1]), *guesses]
+    shown = None if kernel is None else (len(kernel) - 2, kernel[1])
+    if shown is not None:
+        guesses = [shown, *guesses]
     guesses = [(d, c) for d, c in guesses if card.dims in (None, d) and stated in (None, c)]
     for dims, channels in guesses:
-        # Two samples, because a 3-D convolution takes one 2-D sample for a volume without a batch axis.
-        outputs = _run(module, torch.zeros(2, channels, *((64,) * 2 if dims == 2 else (32,) * 3), device=device))
-        if outputs is not None and any(leaf.ndim == dims + 2 and len(leaf) == 2 for leaf in _tensors(outputs)):
+        # A 3-D convolution takes a 2-D batch for one volume without a batch axis, and its samples for channels:
+        # more samples than there are channels to try.
+        outputs = _run(module, torch.zeros(5, channels, *((64,) * 2 if dims == 2 else (32,) * 3), device=device))
+        if outputs is not None and any(leaf.ndim == dims + 2 and len(leaf) == 5 for leaf in _tensors(outputs)):
             return dims, channels
-    if guesses and (kernel is not None or (card.dims and stated)):
+    if guesses and (guesses[0] == shown or (card.dims and stated)):
         return guesses[0]  # a network that takes one size only; its own words follow when that is tried
     if kernel is not None:
         raise ModelError(
             f"{name}: takes {kernel[1]} channel(s) in {len(kernel) - 2}-D, "
-            f"its card {card.source or ''} says otherwise; correct the card."
+            f"{card.source or 'its card'} says otherwise; correct the card."
         )
     raise ModelError(
         f"{name}: accepts no image of 1 to 4 channels in 2-D or 3-D; state dims and channels in a TOML file beside it."
@@ -343,7 +365,7 @@ def _run(module: torch.nn.Module, x: Tensor) -> Any:
     try:
         with torch.no_grad(), _quiet_torchscript():
             return module(x)
-    except (RuntimeError, ValueError, IndexError, AssertionError):
+    except _REFUSALS:
         return None
 
 
@@ -380,9 +402,11 @@ def _explain_refusal(
     try:
         with torch.no_grad(), _quiet_torchscript():
             outputs = module(torch.zeros(1, channels, *_padded(size, 32), device=device))
-    except (RuntimeError, ValueError, IndexError, AssertionError) as exc:
+    except _REFUSALS as exc:
         reason = _last_line(exc)
     else:
+        if any(isinstance(leaf, Tensor) and not leaf.is_floating_point() for leaf in _leaves(outputs)):
+            raise ModelError(f"{name}: {_LABELS}.")
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in _tensors(outputs)) or "no tensor"
         reason = f"its output ({shapes}) is not on the input's grid"
     raise ModelError(f"{name}: accepts {channels} channel(s) of size {shown} neither as it is {tried}: {reason}.")
@@ -393,6 +417,9 @@ def _count(shape: tuple[int, ...]) -> int:
     for n in shape:
         total *= n
     return total
+
+
+_LABELS = "gives labels (argmax), which have no gradient; export it before the argmax"
 
 
 def _leaves(output: Any) -> list[Any]:
@@ -414,19 +441,20 @@ def _segmentation(outputs: Any, padded: tuple[int, ...], name: str) -> tuple[int
     Deep supervision gives several; the full-resolution one is the answer.
     """
     for index, leaf in enumerate(_leaves(outputs)):
-        if isinstance(leaf, Tensor) and leaf.ndim == len(padded) + 2 and tuple(leaf.shape[2:]) == padded:
-            if leaf.is_floating_point():
-                return index, leaf
-            raise ModelError(f"{name}: gives labels (argmax), which have no gradient; export it before the argmax.")
-    raise ModelError(f"{name}: has no output on the grid of its input.")
+        if isinstance(leaf, Tensor) and tuple(leaf.shape[2:]) == padded and leaf.is_floating_point():
+            return index, leaf
+    raise ModelError(f"{name}: {_LABELS}.")
 
 
 def _looks_like_probabilities(raw: Tensor) -> bool:
-    inside = bool((raw >= 0).all() and (raw <= 1).all())
     if raw.shape[1] == 1:
-        return inside
+        return _within_one(raw)
     total = raw.sum(dim=1)
-    return inside and bool(torch.allclose(total, torch.ones_like(total), atol=1e-3))
+    return _within_one(raw) and bool(torch.allclose(total, torch.ones_like(total), atol=1e-3))
+
+
+def _within_one(raw: Tensor) -> bool:
+    return bool((raw >= 0).all() and (raw <= 1).all())
 
 
 def _check(segmenter: Segmenter, shape: tuple[int, ...]) -> None:

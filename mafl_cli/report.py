@@ -40,9 +40,8 @@ def attack_report(
     """The whole report around one finished case (`case`: see `cases` in the schema)."""
     attack = asdict(config)
     seed = attack.pop("seed")
-    facts = asdict(model)
+    facts = asdict(model) | {"intensity": model.intensity.facts()}
     facts["tap"] = {"name": facts["tap"], "shape": facts.pop("tap_shape")}
-    facts["intensity"] = {key: value for key, value in facts["intensity"].items() if value is not None}
     return {
         "schema_version": SCHEMA_VERSION,
         "tool": {"name": "mafl", "version": __version__},

@@ -51,6 +51,7 @@ def evaluate(run: Path) -> dict[str, Any]:
         slice_axis=case["space"]["slice_axis"]["index"],
         spacing=adversarial.spacing,
     )
+    size["data_range"] = case["metrics"]["size"]["data_range"]
     measured = {**agreement, "size": size}
     differences = [f"{name} is not the file the report describes" for name in changed]
     for path, was, now in _headline_pairs(case["metrics"], measured):
@@ -149,7 +150,7 @@ def _inspect_model(file: Path) -> dict[str, Any]:
         {"tap": name + (" *" if name == info.tap else ""), "shape": list(shape)}
         for name, shape in taps(segmenter, (1, len(info.channels), *size))
     ]
-    facts = asdict(info)
+    facts = asdict(info) | {"intensity": info.intensity.facts()}
     return {**facts, "input_tried": [1, len(info.channels), *size], "taps": layers}
 
 

@@ -11,7 +11,11 @@ from torch import Tensor
 
 def length(x: Tensor) -> Tensor:
     """L2 length per sample: (B, ...) -> (B,)."""
-    norms: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    flat = x.flatten(1)
+    # Scaled by the largest value first: squares of very small or large gradients leave float32's range.
+    peak = flat.abs().amax(dim=1)
+    peak = torch.where(peak > 0, peak, torch.ones_like(peak))
+    norms: Tensor = peak * torch.linalg.vector_norm(flat / spread_out(peak, flat), dim=1)
     return norms
 
 
@@ -23,11 +27,10 @@ def spread_out(values: Tensor, like: Tensor) -> Tensor:
 def unit(x: Tensor) -> Tensor:
     """x at length 1 per sample; a zero (or non-finite) gradient gives a zero direction, never NaN."""
     x = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
-    # Scaled by the largest value first: squares of very small or large gradients leave float32's range.
+    # The largest value becomes 1, so the length is at least 1 and the second division is safe.
     peak = x.flatten(1).abs().amax(dim=1)
     x = x / spread_out(torch.where(peak > 0, peak, torch.ones_like(peak)), x)
-    size = length(x)
-    return x / spread_out(torch.where(size > 0, size, torch.ones_like(size)), x)
+    return x / spread_out(length(x).clamp_min(1), x)
 
 
 def whiten(gradient: Tensor, second_moment: Tensor, spread: float) -> Tensor:

@@ -12,7 +12,7 @@ import jsonschema
 import nibabel as nib
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK
 import torch
 from scipy import ndimage
 from typer.testing import CliRunner, Result
@@ -41,7 +41,8 @@ class Threshold(torch.nn.Module):
         self.head = conv(1, 2, 1)
         with torch.no_grad():
             self.blur.weight.fill_(0.4 / 3**dims)
-            self.blur.weight[:, :, *(1,) * dims] += 0.6
+            centre = (slice(None), slice(None)) + (1,) * dims
+            self.blur.weight[centre] += 0.6
             self.head.weight[:] = torch.tensor([-4.0, 4.0]).view(2, 1, *(1,) * dims)
             self.head.bias[:] = torch.tensor([2.0, -2.0])
 
@@ -138,7 +139,7 @@ def test_output_opens_with_the_input_geometry_in_nibabel_and_simpleitk(case: Pat
         before, after = nib.load(case / "scan.nii.gz"), nib.load(case / "out" / name)
         assert np.array_equal(before.affine, after.affine)
         assert [int(after.header[key]) for key in ("sform_code", "qform_code", "xyzt_units")] == [1, 1, 2]
-        first, second = (sitk.ReadImage(str(path)) for path in (case / "scan.nii.gz", case / "out" / name))
+        first, second = (SimpleITK.ReadImage(str(path)) for path in (case / "scan.nii.gz", case / "out" / name))
         assert first.GetOrigin() == second.GetOrigin()
         assert first.GetDirection() == second.GetDirection()
         assert first.GetSpacing() == second.GetSpacing()

@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 from nibabel.affines import apply_affine
 from nibabel.orientations import apply_orientation, inv_ornt_aff
@@ -165,11 +166,11 @@ def case(shape=(40, 48, 9), seed=0, classes=2):
     centre, half = (np.array(shape) - 1) / 2, np.array(shape) / 2
     body = (((grid - centre) / (0.8 * half)) ** 2).sum(axis=-1) < 1
     clean = np.where(body, 40.0, -1000.0)
-    where = tuple(slice(int(share * n), int((share + 0.12) * n) + 1) for share, n in zip((0.62, 0.65, 0.45), shape))
+    where = tuple(slice(int(0.62 * n), int(0.75 * n)) for n in shape[:2])
     clean[where] = 200
     before = np.zeros(shape, np.int64)
     for index in range(1, classes):
-        before[tuple(slice((7 * index) % (n // 2), (7 * index) % (n // 2) + n // 4) for n in shape)] = index
+        before[tuple(slice((7 * index) % (n // 2 + 1), (7 * index) % (n // 2 + 1) + n // 4 + 1) for n in shape)] = index
     target = np.roll(before, 3, axis=0)
     return {
         "clean": clean.astype(np.float32),
@@ -188,6 +189,7 @@ def draw(path, volumes=None, affine=None, **changes):
         "class_names": [f"class {n}" for n in range(20)],
         "title": "a case",
         "path": path,
+        "rows": 1,
         **changes,
     }
     return panel(**(case() if volumes is None else volumes), **settings)
@@ -197,30 +199,33 @@ def column(pixels, number):
     """The first row of one column of pictures, without its frame, cut from a rendered PNG."""
     left = figures._LEFT + number * (figures._WIDTH + figures._GAP)
     top = 0.12 + figures._TITLE_LINE + figures._HEAD
-    y, x = (round(inches * figures.DPI) for inches in (top, left))
-    return pixels[y + 3 : y + round(figures._LOWEST * figures.DPI), x + 3 : x + round(figures._WIDTH * figures.DPI) - 3]
+    y, x, high, wide = (round(n * figures.DPI) for n in (top, left, figures._LOWEST, figures._WIDTH))
+    return pixels[y + 3 : y + high - 3, x + 3 : x + wide - 3, :3]
 
 
 def test_a_mark_at_the_patients_right_front_is_drawn_at_the_upper_left(tmp_path):
-    draw(tmp_path / "a.png", window=(-1000, 200), rows=1)
-    bright = np.argwhere(column(imread(tmp_path / "a.png")[..., 0], 0)[:, 30:-30] > 0.99)
-    picture = column(imread(tmp_path / "a.png"), 0)
-    assert bright[:, 1].mean() + 30 < 0.45 * picture.shape[1]
+    draw(tmp_path / "a.png", window=(100, 200))
+    picture = column(imread(tmp_path / "a.png"), 0).min(axis=2)
+    # Without the letters, which are white as well.
+    rows, columns = np.nonzero(picture[40:, 40:-40] == 1)
+    assert len(rows) > 100
+    assert columns.max() + 40 < picture.shape[1] / 2
 
 
 @pytest.mark.parametrize(
-    "number", [5, 17, 22, 31, 40, 46], ids=lambda n: "".join(nib.orientations.ornt2axcodes(ORIENTATIONS[n]))
+    "number", [5, 17, 31, 46], ids=lambda n: "".join(nib.orientations.ornt2axcodes(ORIENTATIONS[n]))
 )
 def test_the_picture_does_not_depend_on_how_the_scan_is_stored(tmp_path, number):
     volumes, affine = case(), ras()
     orientation = ORIENTATIONS[number]
     turned = {name: stored_as(orientation, volume, affine)[0] for name, volume in volumes.items()}
-    first = draw(tmp_path / "a.png", volumes, affine)
+    first = draw(tmp_path / "a.png", volumes, affine, rows=2)
     second = draw(
         tmp_path / "b.png",
         turned,
         stored_as(orientation, volumes["clean"], affine)[1],
         slice_axis=int(orientation[2, 0]),
+        rows=2,
     )
     shape = volumes["clean"].shape
     assert [stored_slice(orientation, shape, 2, index)[1] for index in first] == second
@@ -230,24 +235,25 @@ def test_the_picture_does_not_depend_on_how_the_scan_is_stored(tmp_path, number)
     np.testing.assert_array_equal(a, b)
 
 
-def test_both_scans_have_the_same_window(tmp_path):
-    volumes = case()
-    draw(tmp_path / "a.png", {**volumes, "adversarial": volumes["clean"]}, rows=1)
-    pixels = imread(tmp_path / "a.png")
-    np.testing.assert_array_equal(column(pixels, 0), column(pixels, 1))
+def test_both_scans_have_the_same_window(monkeypatch):
+    scans = [
+        ax.images[0] for ax in layout(None, monkeypatch, rows=2).axes if ax.images and ax.images[0].cmap.name == "gray"
+    ]
+    assert len(scans) == 4 * 2
+    assert len({scan.get_clim() for scan in scans}) == 1
 
 
 @pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])
 def test_the_same_input_gives_the_same_bytes(tmp_path, suffix):
     for name in "ab":
-        draw(tmp_path / (name + suffix), rows=1)
+        draw(tmp_path / (name + suffix))
     first, second = ((tmp_path / (name + suffix)).read_bytes() for name in "ab")
     assert first == second
     assert len(first) > 10_000
 
 
 def test_rows_run_from_head_to_foot(tmp_path):
-    upright = draw(tmp_path / "a.png")
+    upright = draw(tmp_path / "a.png", rows=3)
     assert upright == sorted(upright, reverse=True)
     assert len(upright) == 3
 
@@ -287,7 +293,7 @@ def test_a_single_voxel_and_integers_are_drawn(tmp_path):
     "name", ["_private", "cost $5 or $6", r"$\frac{1}{", "脾臓", "a very long name of a very small structure"]
 )
 def test_any_class_name_and_title(tmp_path, name):
-    draw(tmp_path / "a.svg", class_names=["background", name], title=f"about {name}", rows=1)
+    draw(tmp_path / "a.svg", class_names=["background", name], title=f"about {name}")
     assert (tmp_path / "a.svg").stat().st_size > 10_000
 
 
@@ -304,7 +310,7 @@ def test_a_missing_folder_is_one_sentence_without_the_folder(tmp_path):
 
 def test_matplotlibs_global_state_is_left_alone(tmp_path):
     before = dict(matplotlib.rcParams)
-    draw(tmp_path / "a.png", rows=1)
+    draw(tmp_path / "a.png")
     assert dict(matplotlib.rcParams) == before
 
 
@@ -334,7 +340,7 @@ def layout(volumes, monkeypatch, **changes):
     monkeypatch.setattr(figures, "_save", lambda figure, path: caught.append(figure))
     draw(Path("a.png"), volumes, **changes)
     figure = caught[0]
-    figure.canvas.draw()
+    FigureCanvasAgg(figure).draw()
     return figure
 
 
@@ -352,7 +358,7 @@ def test_no_words_overlap_or_leave_the_picture(monkeypatch, shape, classes, titl
     names = ["background", *(f"structure number {n}, left half" for n in range(1, classes))]
     volumes = case(shape, classes=classes)
     volumes["clean"] *= 40
-    figure = layout(volumes, monkeypatch, title=title, unit=unit, class_names=names)
+    figure = layout(volumes, monkeypatch, title=title, unit=unit, class_names=names, rows=2)
     words = [*figure.texts, *figure.legends[0].get_texts()]
     words += [text for ax in figure.axes for text in (*ax.texts, *ax.get_xticklabels()) if text.get_text()]
     boxes = [(text.get_text(), text.get_window_extent()) for text in words]
@@ -388,7 +394,7 @@ def test_the_changed_part_is_enlarged_and_marked_on_the_scan(monkeypatch):
     small = zeros((80, 80, 5))
     small[30:34, 30:34, 2] = 1
     volumes.update(prediction_clean=small * 0, prediction_adversarial=small, target=small)
-    figure = layout(volumes, monkeypatch, rows=1)
+    figure = layout(volumes, monkeypatch)
     scan, *_, outlines, _ = figure.axes
     (mark,) = [patch for patch in scan.patches if not patch.get_fill()]
     assert outlines.get_xlim() == pytest.approx((mark.get_x(), mark.get_x() + mark.get_width()), abs=1)

@@ -1,4 +1,4 @@
-"""The package is layered: what reads files knows no torch, what knows torch reads no files, and nobody imports upwards."""
+"""The package is layered: file readers know no torch, tensor code reads no files, and nobody imports upwards."""
 
 from __future__ import annotations
 

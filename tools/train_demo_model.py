@@ -182,9 +182,9 @@ STEP_SECONDS = 0.25
 
 def evaluate(image: Path, reference: Path, order: str) -> None:
     """Print the Dice of the shipped model's axial slices with a reference label map, whose classes `order` lists."""
+    from mafl_cli.geometry import Layout, choose_slice_axis
     from mafl_cli.model import load as load_model
     from mafl_cli.preprocess import Preprocessing
-    from mafl_cli.geometry import Layout, choose_slice_axis
     from mafl_cli.windows import Whole
 
     scan, labels = nib.load(image), nib.load(reference)
