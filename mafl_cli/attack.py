@@ -125,11 +125,12 @@ def attack(
     velocity, second_moment = torch.zeros_like(clean), torch.zeros_like(clean)
     best = _Best.at(clean, goal.judge(before_labels))
     ever_reached = best.reached.clone()
-    first_step = torch.zeros(len(clean), device=clean.device)
+    longest = torch.full((len(clean),), math.inf, device=clean.device)
     stuck = torch.zeros_like(ever_reached)
     rows = torch.nonzero(~best.reached).flatten()
     forward, backward = len(clean), 0
-    budget = max(config.steps - config.scale_search, 1)
+    scale_search = min(config.scale_search, config.steps // 4)
+    budget = config.steps - scale_search
 
     for step in range(budget):
         if not len(rows):
@@ -149,10 +150,9 @@ def attack(
         size = steps.length(here)
         best.update(rows, x, verdict, size)
         ever_reached[rows] |= verdict.reached
-        reached = ever_reached[rows]
 
         # 3. Direction: each term at length 1, evened out by its second moment, with momentum.
-        mask_gradient = slopes.gradients[0] * native
+        mask_gradient = steps.finite(slopes.gradients[0]) * native
         steepness = steps.length(mask_gradient)
         direction = steps.unit(mask_gradient)
         if with_features:
@@ -169,26 +169,29 @@ def attack(
         direction = steps.unit(steps.whiten(direction, second_moment[rows], config.spread))
         velocity[rows] = config.momentum * velocity[rows] + direction
 
-        # 4. Dynamic step: towards the goal first; then along it, on a sphere that shrinks while the goal holds.
+        # 4. Dynamic step. Short of the goal: the linear estimate of the distance, growing with time for samples that
+        # have not been there yet. At the goal: a short way along a sphere that shrinks.
+        distance = steps.distance(slopes.values[0], steepness)
+        if step == 0 and start is None:
+            longest[rows] = config.first_step * distance
+        toward = distance * torch.where(ever_reached[rows], 1.0, 1 + 2 * step / budget)
         cosine = 0.5 * (1 + math.cos(math.pi * step / budget))
-        if step == 0:
-            # Loss over slope: how far the goal would be if the network were linear.
-            first_step[rows] = config.first_step * slopes.values[0] / steepness.clamp_min(1e-30)
-        sphere = steps.radius(size, verdict.reached, config.radius_rate * max(cosine, 0.1))
-        along = config.along * sphere * max(cosine, 0.02)
-        move = torch.where(reached, along, first_step[rows] * cosine)
+        radius = size * (1 - config.radius_rate * max(cosine, 0.1))
+        along = config.along * radius * max(cosine, 0.02)
+        move = torch.where(verdict.reached, along, torch.minimum(toward, longest[rows]))
         moved = here - steps.unit(velocity[rows]) * steps.spread_out(move, here)
-        onto = sphere / steps.length(moved).clamp_min(1e-30)
-        delta[rows] = moved * steps.spread_out(torch.where(reached, onto, torch.ones_like(onto)), moved)
+        onto = torch.where(verdict.reached, radius / steps.length(moved).clamp_min(1e-30), torch.ones_like(radius))
+        delta[rows] = moved * steps.spread_out(onto, moved)
 
-        # 5. Samples that cannot move, or no longer get smaller, leave the batch.
-        stuck[rows] |= (steepness == 0) & ~reached & (size == 0)
+        # 5. Samples that cannot move, or no longer get smaller, leave the batch. The first half is too early to tell:
+        # with long steps the goal is lost and won back for a while.
+        stuck[rows] |= (steepness == 0) & ~verdict.reached & (size == 0)
         if on_step is not None:
             share = float(best.reached.float().mean())
             on_step(StepRecord(step, share, float(best.verdict().score.mean()), float(best.l2.mean())))
-        rows = rows[~stuck[rows] & (best.since[rows] < config.patience)]
+        rows = rows[~stuck[rows] & ((best.since[rows] < config.patience) | (step < budget // 2))]
 
-    forward += _search_scale(field, clean, goal, limits, config.scale_search, best)
+    forward += _search_scale(field, clean, goal, limits, scale_search, best)
     outcomes = tuple(
         Outcome.ALREADY if reached and l2 == 0
         else Outcome.REACHED if reached

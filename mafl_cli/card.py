@@ -7,13 +7,14 @@ spoken out loud and written into the report. No torch here, so that reading a ca
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from mafl_cli.config import Activation, Intensity, SliceAxisChoice
+from mafl_cli.config import Activation, Intensity, IntensityKind, SliceAxisChoice
 from mafl_cli.errors import ModelError, UsageError
 
 if sys.version_info >= (3, 11):
@@ -123,7 +124,8 @@ def _typed(table: Mapping[str, Any], key: str, kind: type) -> Any:
 
 def _choice(table: Mapping[str, Any], key: str, choices: tuple[Any, ...]) -> Any:
     value = table.get(key)
-    if value is not None and value not in choices:
+    # The type counts too: 2.0 equals 2 and is no number of dimensions.
+    if value is not None and not any(value == choice and type(value) is type(choice) for choice in choices):
         raise UsageError(f"{key} = {value!r} is not one of: {', '.join(map(str, choices))}.")
     return value
 
@@ -159,6 +161,9 @@ def _orientation(table: Mapping[str, Any]) -> str | None:
     return None if codes is None else check_orientation(codes)
 
 
+_INTENSITY_KEYS = {"none": (), "minmax": (), "zscore": ("region",), "window": ("min", "max", "to")}
+
+
 def _intensity(table: Mapping[str, Any]) -> Intensity | None:
     value = table.get("intensity")
     if value is None:
@@ -167,22 +172,29 @@ def _intensity(table: Mapping[str, Any]) -> Intensity | None:
         return Intensity.parse(value)
     if not isinstance(value, dict) or "kind" not in value:
         raise UsageError('intensity must be a table with a kind, for example { kind = "minmax" }.')
-    _only(value, ("kind", "region", "min", "max", "to", "clip"), "intensity")
-    settings: dict[str, Any] = dict(value)
-    pairs = {key: settings.pop(key) for key in ("to", "clip") if isinstance(settings.get(key), list)}
-    wants_clip = settings.pop("clip", value["kind"] == "window")
-    for key in ("min", "max"):
-        settings[key] = _number(settings.get(key, getattr(Intensity, key)), key)
-    for key, pair in pairs.items():
-        if len(pair) != 2:
-            raise UsageError(f"intensity {key} must be two numbers.")
-        settings[key] = (_number(pair[0], key), _number(pair[1], key))
-    if wants_clip is True and "clip" not in settings:
-        settings["clip"] = settings.get("to", Intensity.to)
+    kind = _choice(value, "kind", get_args(IntensityKind))
+    _only(value, ("kind", *_INTENSITY_KEYS[kind], "clip"), f"an intensity of kind {kind!r}")
+    settings: dict[str, Any] = {"kind": kind, "region": value.get("region", Intensity.region)}
+    if kind == "window":
+        if not {"min", "max"} <= set(value):
+            raise UsageError("an intensity of kind 'window' needs min and max.")
+        settings |= {key: _number(value[key], key) for key in ("min", "max")}
+        settings["to"] = _pair(value.get("to", list(Intensity.to)), "to")
+    clip = value.get("clip", kind == "window")
+    if clip is True and kind == "window":
+        settings["clip"] = settings["to"]
+    elif clip is not False:
+        settings["clip"] = _pair(clip, "clip")
     return Intensity(**settings)
 
 
+def _pair(value: Any, key: str) -> tuple[float, float]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise UsageError(f"intensity {key} must be two numbers.")
+    return _number(value[0], key), _number(value[1], key)
+
+
 def _number(value: Any, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise UsageError(f"intensity {key} = {value!r} must be a number.")
     return float(value)

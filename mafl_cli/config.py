@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
@@ -48,15 +49,16 @@ class AttackConfig:
     spread: float = 0.3
     """Damping of the per-voxel second-moment scaling; smaller spreads the change wider (lower Linf, higher L2)."""
     first_step: float = 0.5
-    """First step as a share of the linear estimate of the distance to the target (loss / gradient length)."""
-    radius_rate: float = 0.05
-    """By how much the radius shrinks while the goal holds and grows while it does not."""
+    """Longest step, as a share of the distance to the target that loss and slope at the clean scan suggest."""
+    radius_rate: float = 0.1
+    """By how much the change is shortened in a step that finds the goal reached; falls with a cosine to a tenth."""
     along: float = 0.1
     """Step on the sphere once the goal was reached, as a share of its radius."""
     patience: int = 40
-    """A slice or volume is finished when its change has not become 0.5 % smaller for this many steps."""
+    """A slice or volume is finished when its change has not become 0.5 % smaller for this many steps.
+    The first half of the steps is always taken."""
     scale_search: int = 6
-    """Forward passes kept for the last bisection of the perturbation's scale."""
+    """Forward passes kept for the last bisection of the perturbation's scale, at most a quarter of the steps."""
     seed: int = 0
     """Seed of PyTorch's generators. The search itself draws no random numbers."""
 
@@ -134,7 +136,7 @@ class Intensity:
             low, high = (float(number) for number in numbers.split(","))
         except ValueError:
             low = high = 0.0
-        if kind != "window" or not low < high:
+        if kind != "window" or not -math.inf < low < high < math.inf:
             raise UsageError(
                 f"--intensity {text!r} is not understood: "
                 "use none, minmax, zscore, zscore-nonzero or window:MIN,MAX (for example window:-57,164)."

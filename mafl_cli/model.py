@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
@@ -59,6 +59,23 @@ class ModelInfo:
     assumptions: tuple[str, ...]
 
 
+Gives = Literal["logits", "softmax", "sigmoid", "probabilities"]
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """A network as a graph for one input shape: (B, C, *spatial) -> (raw segmentation, features).
+
+    gives: what the network's own output is. Of a last "softmax" or "sigmoid" the graph returns the argument.
+    tap, tap_shape: the node whose value the features are, and their (F, *coarse).
+    """
+
+    graph: fx.GraphModule
+    gives: Gives
+    tap: str
+    tap_shape: tuple[int, ...]
+
+
 class Segmenter:
     """A lifted model: (B, C, *spatial) in model units -> Prediction, differentiable with respect to the input.
 
@@ -71,8 +88,7 @@ class Segmenter:
         self._module = module
         self._output = output
         self._wanted_tap = tap
-        self._graphs: dict[tuple[int, ...], tuple[fx.GraphModule, bool]] = {}
-        self._taps: dict[tuple[int, ...], tuple[str, tuple[int, ...]]] = {}
+        self._lifted: dict[tuple[int, ...], Lifted] = {}
 
     def __call__(self, x: Tensor) -> Prediction:
         """Raises ModelError if the network refuses the size of `x`."""
@@ -80,20 +96,14 @@ class Segmenter:
         # a batch that shrinks as slices finish.
         batch = 1 << (len(x) - 1).bit_length()
         filled = torch.cat([x, x[-1:].expand(batch - len(x), *x.shape[1:])]) if batch > len(x) else x
-        graph, probabilities = self._graph(filled)
-        raw, features = graph(filled)
-        return Prediction(_logits(raw, probabilities)[: len(x)], features[: len(x)])
+        lifted = self.lifted(filled)
+        raw, features = lifted.graph(filled)
+        return Prediction(_logits(raw, lifted.gives)[: len(x)], features[: len(x)])
 
-    def tap(self, spatial: tuple[int, ...], channels: int) -> tuple[str, tuple[int, ...]]:
-        """Name of the tapped node and the shape (F, *coarse) of its features for one input of this size."""
-        shape = (1, channels, *spatial)
-        self._graph(torch.zeros(shape, device=self.device))
-        return self._taps[shape]
-
-    def _graph(self, x: Tensor) -> tuple[fx.GraphModule, bool]:
-        """The graph for inputs like x, which returns (raw, features), and whether raw is probabilities."""
+    def lifted(self, x: Tensor) -> Lifted:
+        """The graph for inputs of the shape of `x`, made now if there is none yet."""
         shape = tuple(x.shape)
-        if shape not in self._graphs:
+        if shape not in self._lifted:
             try:
                 with _quiet_torchscript():
                     graph = make_fx(self._module, _error_on_data_dependent_ops=False)(x.detach().clone())
@@ -101,42 +111,48 @@ class Segmenter:
                 raise ModelError(
                     f"{self.name}: does not accept an input of shape {shape} ({_last_line(exc)})."
                 ) from exc
-            raw, probabilities = self._output.pick(graph)
+            raw, gives = self._output.pick(graph)
             tap = _find_tap(graph.graph, raw, x, self._wanted_tap, self.name)
-            self._taps[shape] = (tap.name, tuple(_shape(tap) or ())[1:])
+            tap_shape = tuple(_shape(tap) or ())[1:]
             _set_outputs(graph, raw, tap)
-            self._graphs[shape] = graph, probabilities
-        return self._graphs[shape]
+            self._lifted[shape] = Lifted(graph, gives, tap.name, tap_shape)
+        return self._lifted[shape]
 
 
 @dataclass(frozen=True)
 class _Output:
-    """Which leaf of the model's output is the segmentation, and whether it is probabilities."""
+    """Which leaf of the model's output is the segmentation, and whether its values could be probabilities."""
 
     leaf: int
-    probabilities: bool
+    bounded: bool
 
-    def pick(self, graph: fx.GraphModule) -> tuple[fx.Node, bool]:
+    def pick(self, graph: fx.GraphModule) -> tuple[fx.Node, Gives]:
         """The node that holds the segmentation, before its softmax or sigmoid if that is the last step.
 
-        Returns: (node, whether it holds probabilities).
+        Taking the step back is exact, where a logarithm of float32 probabilities has no gradient at sure voxels.
         """
         (output,) = (node for node in graph.graph.nodes if node.op == "output")
         node = _leaves(output.args[0])[self.leaf]
         assert isinstance(node, fx.Node)
-        if self.probabilities and node.target in _ACTIVATIONS:
-            logits = node.args[0]
-            assert isinstance(logits, fx.Node)
-            return logits, False
-        return node, self.probabilities
+        gives = _ACTIVATIONS.get(node.target)
+        if gives is not None:
+            before = node.args[0]
+            assert isinstance(before, fx.Node)
+            return before, gives
+        # A convolution has no bounds: where its values lie is chance.
+        return node, "probabilities" if self.bounded and "convolution" not in str(node.target) else "logits"
 
 
-_ACTIVATIONS = (torch.ops.aten._softmax.default, torch.ops.aten.softmax.int, torch.ops.aten.sigmoid.default)
+_ACTIVATIONS: dict[Any, Gives] = {
+    torch.ops.aten._softmax.default: "softmax",
+    torch.ops.aten.softmax.int: "softmax",
+    torch.ops.aten.sigmoid.default: "sigmoid",
+}
 
 
-def _logits(raw: Tensor, probabilities: bool) -> Tensor:
-    """Logits of at least two classes, (B, K, *spatial), from the network's own (B, 1 or K, *spatial)."""
-    if probabilities:
+def _logits(raw: Tensor, gives: Gives) -> Tensor:
+    """Logits of at least two classes, (B, K, *spatial), from what the graph returns, (B, 1 or K, *spatial)."""
+    if gives == "probabilities":
         # 1e-7 is about float32's resolution next to 1: the logit of a saturated voxel stays finite.
         p = raw.clamp(1e-7, 1 - 1e-7)
         raw = torch.log(p) - torch.log1p(-p) if raw.shape[1] == 1 else torch.log(p)
@@ -176,11 +192,13 @@ def load(
         said.append(f"divisor: not stated, found by trying: sizes are padded to multiples of {divisor}")
     leaf, raw = _segmentation(outputs, _padded(shape, divisor), path.name)
     count = raw.shape[1]
-    probabilities = _looks_like_probabilities(raw)
-    if probabilities:
-        said.append("output: probabilities, not logits (values in [0, 1]); their logits are attacked")
-    # Several values in [0, 1] that do not add up to 1 are one sigmoid each.
-    overlapping = count > 1 and _within_one(raw) and not probabilities
+    segmenter = Segmenter(module, path.name, _Output(leaf, _looks_like_probabilities(raw)), device, tap)
+    example = (1, channels, *_padded(shape, divisor))
+    lifted = segmenter.lifted(torch.zeros(example, device=device))
+    if lifted.gives != "logits":
+        what = "probabilities" if lifted.gives == "probabilities" else f"a {lifted.gives}"
+        said.append(f"output: {what}, not logits; the logits behind it are attacked")
+    overlapping = count > 1 and lifted.gives == "sigmoid"
     activation: Activation = card.activation or ("sigmoid" if count == 1 or overlapping else "softmax")
     if activation == "sigmoid" and count > 1:
         raise ModelError(
@@ -198,9 +216,7 @@ def load(
     elif len(names) != max(count, 2):
         raise ModelError(f"{path.name}: gives {max(count, 2)} classes, its card names {len(names)}.")
     card = replace(card, dims=dims, divisor=divisor, activation=activation, classes=names)
-    segmenter = Segmenter(module, path.name, _Output(leaf, probabilities), device, tap)
-    tap_name, tap_shape = segmenter.tap(_padded(shape, divisor), channels)
-    _check(segmenter, (1, channels, *_padded(shape, divisor)))
+    _check(segmenter, example)
     info = ModelInfo(
         name=card.name or path.name,
         sha256=data_hash,
@@ -212,8 +228,8 @@ def load(
         activation=activation,
         intensity=card.intensity or Intensity(),
         divisor=divisor,
-        tap=tap_name,
-        tap_shape=tap_shape,
+        tap=lifted.tap,
+        tap_shape=lifted.tap_shape,
         card=card.source,
         assumptions=tuple(said),
     )
@@ -248,7 +264,7 @@ def pick_device(choice: str) -> torch.device:
 def taps(segmenter: Segmenter, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
     """Every node that could be a tap for an input of `shape` (1, C, *spatial), with its shape (F, *coarse)."""
     x = torch.zeros(shape, device=segmenter.device)
-    nodes = _feature_nodes(segmenter._graph(x)[0].graph, x)
+    nodes = _feature_nodes(segmenter.lifted(x).graph.graph, x)
     return [(node.name, size[1:]) for node, size in nodes]
 
 
@@ -269,7 +285,7 @@ def _sniff(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):  # what damage to a zip's directory raises
         if not data:
             what = "is empty"
         elif data[:1] == b"\x80":
@@ -298,7 +314,7 @@ def _read(path: Path, device: torch.device) -> tuple[torch.nn.Module, tuple[int,
     try:
         with _quiet_torchscript():
             module: Any = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
-    except (RuntimeError, ValueError, EOFError) as exc:
+    except (*_REFUSALS, EOFError) as exc:
         raise ModelError(f"{path.name}: PyTorch cannot load it ({_last_line(exc)}).") from exc
     for parameter in module.parameters():
         parameter.requires_grad_(False)
@@ -447,14 +463,11 @@ def _segmentation(outputs: Any, padded: tuple[int, ...], name: str) -> tuple[int
 
 
 def _looks_like_probabilities(raw: Tensor) -> bool:
+    inside = bool((raw >= 0).all() and (raw <= 1).all())
     if raw.shape[1] == 1:
-        return _within_one(raw)
+        return inside
     total = raw.sum(dim=1)
-    return _within_one(raw) and bool(torch.allclose(total, torch.ones_like(total), atol=1e-3))
-
-
-def _within_one(raw: Tensor) -> bool:
-    return bool((raw >= 0).all() and (raw <= 1).all())
+    return inside and bool(torch.allclose(total, torch.ones_like(total), atol=1e-3))
 
 
 def _check(segmenter: Segmenter, shape: tuple[int, ...]) -> None:

@@ -24,9 +24,14 @@ def spread_out(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *(1,) * (like.ndim - 1))
 
 
+def finite(x: Tensor) -> Tensor:
+    """x with 0 in the place of NaN and infinity: a voxel whose slope is not a number has no usable slope."""
+    return torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
+
+
 def unit(x: Tensor) -> Tensor:
     """x at length 1 per sample; a zero (or non-finite) gradient gives a zero direction, never NaN."""
-    x = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
+    x = finite(x)
     # The largest value becomes 1, so the length is at least 1 and the second division is safe.
     peak = x.flatten(1).abs().amax(dim=1)
     x = x / spread_out(torch.where(peak > 0, peak, torch.ones_like(peak)), x)
@@ -44,10 +49,10 @@ def whiten(gradient: Tensor, second_moment: Tensor, spread: float) -> Tensor:
     return gradient / (rms + spread_out(torch.where(damping > 0, damping, torch.ones_like(damping)), rms))
 
 
-def radius(current: Tensor, reached: Tensor, rate: float) -> Tensor:
-    """Norm controller: shrink by `rate` where the goal holds, grow by it where it does not.
+def distance(loss: Tensor, steepness: Tensor) -> Tensor:
+    """How far the zero of a loss is by its slope, loss / |gradient|: Polyak's step, (B,) each; 0 where there is no slope.
 
-    Decoupled direction and norm (Rony et al., CVPR 2019), with the goal on the mask as the criterion.
-    Args: current: (B,) length now. reached: (B,) bool.  Returns: (B,).
+    It is the length of the step that would reach the target if the network were linear, in any unit and for logits
+    of any scale.
     """
-    return current * torch.where(reached, 1 - rate, 1 + rate)
+    return torch.where(steepness > 0, loss / steepness.clamp_min(1e-38), torch.zeros_like(loss))

@@ -56,13 +56,12 @@ class Indifferent:
 
 
 class Rooted(Bright):
-    """Like Bright, plus the root of the image's first row, whose gradient at 0 is infinite (NaN after times 0)."""
+    """Like Bright, with 0 times the root of the image's first row added: where that is 0, its gradient is NaN."""
 
     def __call__(self, x: Tensor) -> Prediction:
         prediction = super().__call__(x)
-        row = torch.zeros_like(x)
-        row[:, :, 0] = 1
-        return Prediction(prediction.logits + 0 * torch.sqrt(x * row), prediction.features)
+        nothing = torch.cat([0 * torch.sqrt(x[:, :, :1]), torch.zeros_like(x[:, :, 1:])], dim=2)
+        return Prediction(prediction.logits + nothing, prediction.features)
 
 
 class Unit:
@@ -114,7 +113,7 @@ class SmallUNet(nn.Module):
         def normed(width: int) -> nn.Module:
             layer = batch(width) if norm == "batch" else instance(width, affine=True)
             if norm == "batch":
-                layer.running_mean.normal_()
+                layer.running_mean.normal_(0, 0.2)
                 layer.running_var.uniform_(0.5, 2)
             return layer
 

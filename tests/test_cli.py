@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
@@ -441,6 +443,22 @@ def test_full_disk_is_exit_1_and_leaves_nothing(case: Path, models: Path) -> Non
         assert list(small.iterdir()) == []
     finally:
         subprocess.run(["umount", small], check=True)
+
+
+def test_interrupt_is_exit_130_and_leaves_nothing(case: Path, models: Path) -> None:
+    command = [
+        sys.executable, "-m", "mafl_cli", "attack", case / "scan.nii.gz", "-t", case / "mask.nii.gz",
+        "-m", models / "flat.ts", "-o", case / "out", "--steps", "100000", "--goal-iou", "1", "--goal-hit", "1",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
+        while not list(case.glob("out/.mafl-*")):
+            assert run.poll() is None
+            time.sleep(0.05)
+        run.send_signal(signal.SIGINT)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert said.splitlines()[-1] == "mafl: interrupted; nothing was kept."
+    assert not (case / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,6 @@ def test_heavy_damping_keeps_the_direction_and_light_damping_evens_it_out() -> N
     torch.testing.assert_close(steps.whiten(x, x**2, 1e-6), x.sign(), atol=1e-3, rtol=0)
 
 
-def test_the_radius_shrinks_where_the_goal_holds_and_grows_elsewhere() -> None:
-    found = steps.radius(torch.tensor([2.0, 2.0, 0.0]), torch.tensor([True, False, True]), 0.25)
-    assert found.tolist() == [1.5, 2.5, 0.0]
+def test_the_distance_is_loss_over_slope_and_zero_where_there_is_no_slope() -> None:
+    found = steps.distance(torch.tensor([2.0, 3.0, 1.0]), torch.tensor([4.0, 0.0, 1e-20]))
+    assert torch.equal(found, torch.tensor([0.5, 0.0, 1e20]))

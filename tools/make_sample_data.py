@@ -18,8 +18,8 @@ from mafl_cli.windows import Whole
 
 # Native units of the scan: arbitrary scanner units, 12 bits used.
 SCALE = 16
-SWAP_CENTRE_MM, SWAP_RADIUS_MM = (-38.0, -28.0, 34.0), 15.0
-HOLE_CENTRE_MM, HOLE_RADIUS_MM = (28.0, 12.0, 24.0), 10.0
+SWAP_CENTRE_MM, SWAP_RADIUS_MM = (-40.0, -28.0, 40.0), 15.0
+HOLE_CENTRE_MM, HOLE_RADIUS_MM = (24.0, 22.0, 24.0), 10.0
 
 
 def sphere(shape: tuple[int, ...], affine: np.ndarray, centre: tuple[float, ...], radius: float) -> np.ndarray:

@@ -30,7 +30,7 @@ BATCH = 12
 
 
 def network() -> torch.nn.Module:
-    """2-D U-Net with instance norm: (N, 1, H, W) -> (N, 3, H, W) logits, H and W multiples of 16."""
+    """2-D U-Net with instance norm: (N, 1, H, W) -> (N, 3, H, W) logits, H and W multiples of 16, not both 16."""
     return UNet(
         spatial_dims=2,
         in_channels=1,
@@ -94,7 +94,7 @@ class Slices:
             sampled = F.grid_sample(
                 image[None], normal.flip(0).permute(1, 2, 0)[None], align_corners=True, padding_mode="border"
             )[0]
-            # Outside the template's box only distance goes on growing.
+            # Outside the template's box there is no tissue; the distance stays that of its edge.
             sampled[:3] *= 1 - beyond
             parts.append(sampled)
         return torch.stack(parts)
@@ -176,7 +176,7 @@ def train(minutes: float, seed: int) -> torch.nn.Module:
 
 
 # A training step took this long on the two cores it was written on; the number of steps follows from the minutes,
-# so that the same command gives the same weights on a slower machine.
+# so that a slower machine trains for longer, not less.
 STEP_SECONDS = 0.25
 
 

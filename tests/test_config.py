@@ -1,0 +1,249 @@
+"""Settings and model cards: what is accepted, what is refused, and with which words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mafl_cli.card import ModelCard, check_orientation, find_card, read_card
+from mafl_cli.config import AttackConfig, Intensity, config_hash
+from mafl_cli.errors import ModelError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 0),
+        ("goal_iou", 0),
+        ("goal_iou", 1.01),
+        ("goal_hit", -0.1),
+        ("goal_hit", float("nan")),
+        ("momentum", 1),
+        ("kappa", -1),
+        ("spread", 0),
+        ("feature_weight", float("inf")),
+        ("low_frequency_weight", -0.1),
+        ("patience", 0),
+    ],
+)
+def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"{name} = {value} is outside") as caught:
+        replace(AttackConfig(), **{name: value})
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "intensity"),
+    [
+        ("none", Intensity()),
+        ("minmax", Intensity(kind="minmax")),
+        ("zscore", Intensity(kind="zscore")),
+        ("zscore-nonzero", Intensity(kind="zscore", region="nonzero")),
+        ("window:-57,164", Intensity(kind="window", min=-57, max=164, clip=(0, 1))),
+        ("window:0.5,1e3", Intensity(kind="window", min=0.5, max=1000, clip=(0, 1))),
+    ],
+)
+def test_intensity_short_forms(text: str, intensity: Intensity) -> None:
+    assert Intensity.parse(text) == intensity
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Window",
+        "window",
+        "window:",
+        "window:1",
+        "window:1,2,3",
+        "window:2,1",
+        "window:1,1",
+        "window:a,b",
+        "window:nan,1",
+        "window:0,inf",
+        "window:-inf,inf",
+        "minmax:0,1",
+    ],
+)
+def test_intensities_that_are_not_understood(text: str) -> None:
+    with pytest.raises(UsageError, match="is not understood: use none, minmax, zscore"):
+        Intensity.parse(text)
+
+
+def test_the_hash_follows_the_settings_and_nothing_else() -> None:
+    assert config_hash(AttackConfig()) == config_hash(AttackConfig())
+    assert config_hash(AttackConfig()) != config_hash(AttackConfig(steps=3))
+    assert config_hash({"b": 1, "a": 2}) == config_hash({"a": 2, "b": 1})
+    assert config_hash(Intensity(), None) != config_hash(None, Intensity())
+    # SHA-256 of the text [{"a": 1}].
+    assert config_hash({"a": 1}) == "sha256:2696610e78752a9e7bd0c4b0404b2fb01a41a19bf23c9b8efa066811c8555d6b"
+
+
+# --- cards ---------------------------------------------------------------------------------------------------------
+
+
+def card_of(tmp_path: Path, text: str) -> ModelCard:
+    path = tmp_path / "net.toml"
+    path.write_text(text, encoding="utf-8")
+    return read_card(path)
+
+
+def test_a_full_card(tmp_path: Path) -> None:
+    card = card_of(
+        tmp_path,
+        """
+        name = "Lesions"
+        [input]
+        dims = 3
+        channels = ["T1", "FLAIR"]
+        orientation = "lps"
+        slice_axis = "axial"
+        intensity = { kind = "zscore", region = "nonzero" }
+        divisor = 16
+        [output]
+        activation = "softmax"
+        classes = ["background", "läsion"]
+        """,
+    )
+    assert card == ModelCard(
+        name="Lesions",
+        dims=3,
+        channels=("T1", "FLAIR"),
+        orientation="LPS",
+        slice_axis="axial",
+        intensity=Intensity(kind="zscore", region="nonzero"),
+        divisor=16,
+        activation="softmax",
+        classes=("background", "läsion"),
+    )
+    assert card.source == "net.toml"
+    assert card.with_assumptions() == (card, ())
+
+
+def test_an_empty_card_states_nothing_and_says_what_is_assumed(tmp_path: Path) -> None:
+    card = card_of(tmp_path, "")
+    assert card == ModelCard()
+    full, said = card.with_assumptions()
+    assert (full.orientation, full.intensity) == ("native", Intensity())
+    assert [sentence.partition(":")[0] for sentence in said] == ["orientation", "intensity"]
+
+
+@pytest.mark.parametrize(
+    ("toml", "intensity"),
+    [
+        ('"minmax"', Intensity(kind="minmax")),
+        ('"window:-57,164"', Intensity(kind="window", min=-57, max=164, clip=(0, 1))),
+        ('{ kind = "none" }', Intensity()),
+        ('{ kind = "window", min = -57, max = 164 }', Intensity(kind="window", min=-57, max=164, clip=(0, 1))),
+        (
+            '{ kind = "window", min = 0, max = 9, to = [-1, 1] }',
+            Intensity(kind="window", min=0, max=9, to=(-1, 1), clip=(-1, 1)),
+        ),
+        (
+            '{ kind = "window", min = 0, max = 9, to = [-1, 1], clip = true }',
+            Intensity(kind="window", min=0, max=9, to=(-1, 1), clip=(-1, 1)),
+        ),
+        (
+            '{ kind = "window", min = 0, max = 9, clip = false }',
+            Intensity(kind="window", min=0, max=9),
+        ),
+        (
+            '{ kind = "window", min = 0, max = 9, clip = [-0.5, 1.5] }',
+            Intensity(kind="window", min=0, max=9, clip=(-0.5, 1.5)),
+        ),
+        ('{ kind = "zscore", clip = [-5, 5] }', Intensity(kind="zscore", clip=(-5, 5))),
+    ],
+)
+def test_intensities_of_a_card(tmp_path: Path, toml: str, intensity: Intensity) -> None:
+    assert card_of(tmp_path, f"[input]\nintensity = {toml}").intensity == intensity
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[input", "Expected"),
+        ("modalities = 3", "unknown key 'modalities' in the top level"),
+        ("input = 3", r"\[input\] must be a table"),
+        ("[input]\nchanels = ['T1']", "unknown key 'chanels' in .input.; known: dims, channels"),
+        ("[output]\nclass = ['a']", "unknown key 'class' in .output."),
+        ("name = 3", "name = 3 must be a str"),
+        ("[input]\ndims = 4", "dims = 4 is not one of: 2, 3"),
+        ("[input]\ndims = 2.0", "dims = 2.0 is not one of: 2, 3"),
+        ("[input]\ndims = '2'", "dims = '2' is not one of: 2, 3"),
+        ("[input]\nchannels = 2", "channels must be a list of names"),
+        ("[input]\nchannels = []", "channels must be a list of names"),
+        ("[input]\nchannels = [1, 2]", "channels must be a list of names"),
+        ("[input]\norientation = 'RAR'", "orientation 'RAR' is not three axis codes"),
+        ("[input]\norientation = ['R', 'A', 'S']", "orientation = .* must be a str"),
+        ("[input]\nslice_axis = 'z'", "slice_axis = 'z' is not one of: auto"),
+        ("[input]\ndivisor = 0", "divisor = 0 must be at least 1"),
+        ("[input]\ndivisor = true", "divisor = True must be a int"),
+        ("[output]\nactivation = 'relu'", "activation = 'relu' is not one of: softmax, sigmoid"),
+        ("[output]\nclasses = 'a'", "classes must be a list of names"),
+        ("[input]\nintensity = 3", "intensity must be a table with a kind"),
+        ("[input]\nintensity = { min = 3 }", "intensity must be a table with a kind"),
+        ("[input]\nintensity = 'zscored'", "'zscored' is not understood"),
+        ("[input.intensity]\nkind = 'percentile'", "kind = 'percentile' is not one of: none, minmax"),
+        ("[input.intensity]\nkind = 3", "kind = 3 is not one of"),
+        ("[input.intensity]\nkind = 'zscore'\nregion = 'brain'", "region 'brain' is not one of: all, nonzero"),
+        ("[input.intensity]\nkind = 'window'\nmin = 3\nmax = 2", "window min and max: 3 is not below 2"),
+        ("[input.intensity]\nkind = 'window'\nmin = 'a'\nmax = 2", "min = 'a' must be a number"),
+        ("[input.intensity]\nkind = 'window'\nmin = nan\nmax = 2", "min = nan must be a number"),
+        ("[input.intensity]\nkind = 'window'\nmin = 0\nmax = inf", "max = inf must be a number"),
+        ("[input.intensity]\nkind = 'window'\nmin = 0\nmax = 2\nto = [1]", "to must be two numbers"),
+        ("[input.intensity]\nkind = 'window'\nmin = 0\nmax = 2\nto = [1, 0]", "to: 1 is not below 0"),
+        ("[input.intensity]\nkind = 'window'\nmin = 0\nmax = 2\nto = 5", "to must be two numbers"),
+        ("[input.intensity]\nkind = 'window'\nmin = 0\nmax = 2\nclip = 5", "clip must be"),
+        ("[input.intensity]\nkind = 'window'\nmin = 0\nmax = 2\nclip = 'yes'", "clip must be"),
+        ("[input.intensity]\nkind = 'window'\nmin = 0\nmax = 2\nregion = 'all'", "unknown key 'region'"),
+        ("[input.intensity]\nkind = 'window'", "min and max"),
+        ("[input.intensity]\nkind = 'window'\nmin = 0", "min and max"),
+        ("[input.intensity]\nkind = 'minmax'\nto = [-1, 1]", "unknown key 'to'"),
+        ("[input.intensity]\nkind = 'zscore'\nmin = 0", "unknown key 'min'"),
+        ("[input.intensity]\nkind = 'minmax'\nregion = 'nonzero'", "unknown key 'region'"),
+        ("[input.intensity]\nkind = 'zscore'\nclip = true", "clip must be"),
+        ("[input.intensity]\nkind = 'zscore'\nmean = 0", "unknown key 'mean'"),
+    ],
+)
+def test_cards_that_are_refused(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(ModelError, match=reason) as caught:
+        card_of(tmp_path, text)
+    assert caught.value.exit_code == 4
+    assert str(caught.value).startswith("net.toml: ")
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_cards_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "latin.toml").write_bytes("name = 'Läsion'".encode("latin-1"))
+    with pytest.raises(ModelError, match=r"^latin\.toml: is not UTF-8"):
+        read_card(tmp_path / "latin.toml")
+    with pytest.raises(ModelError, match=r"^gone\.toml: cannot be read"):
+        read_card(tmp_path / "gone.toml")
+
+
+def test_the_card_of_the_model_comes_before_that_of_the_folder(tmp_path: Path) -> None:
+    assert find_card(tmp_path / "a.ts") == ModelCard()
+    (tmp_path / "model.toml").write_text("name = 'any'")
+    (tmp_path / "a.toml").write_text("name = 'mine'")
+    assert find_card(tmp_path / "a.ts").name == "mine"
+    assert find_card(tmp_path / "b.ts").name == "any"
+
+
+def test_flags_replace_what_the_card_says() -> None:
+    card = ModelCard(orientation="RAS", dims=2)
+    flags: dict[str, Any] = {"orientation": "LPS", "intensity": None}
+    assert card.merged(**flags) == ModelCard(orientation="LPS", dims=2)
+
+
+@pytest.mark.parametrize(("codes", "said"), [("ras", "RAS"), ("LIP", "LIP"), ("Native", "native"), ("SPL", "SPL")])
+def test_orientations(codes: str, said: str) -> None:
+    assert check_orientation(codes) == said
+
+
+@pytest.mark.parametrize("codes", ["", "RA", "RASS", "RLA", "XYZ", "R A", "RAR", "ẞAS"])
+def test_orientations_that_are_refused(codes: str) -> None:
+    with pytest.raises(UsageError, match="is not three axis codes"):
+        check_orientation(codes)

@@ -1,0 +1,564 @@
+"""Model files: lifted networks compute what the original computes, taps lie where they should, and what cannot be
+attacked is refused with its reason."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from monai.networks.nets import SegResNet, UNet
+from problems import SmallUNet
+from torch import Tensor, nn
+
+from mafl_cli.card import ModelCard
+from mafl_cli.config import Intensity
+from mafl_cli.errors import ModelError, UsageError
+from mafl_cli.model import ModelInfo, Segmenter, load, pick_device, taps
+
+CPU = torch.device("cpu")
+
+
+def image(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def scripted(net: nn.Module) -> Any:
+    return torch.jit.script(net.eval())
+
+
+def traced(net: nn.Module) -> Any:
+    first = next(p for p in net.parameters() if p.ndim > 3)
+    size = (2, first.shape[1], *(16,) * (first.ndim - 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # their norms look at the size of the input
+        return torch.jit.trace(net.eval(), image(*size))
+
+
+def frozen(net: nn.Module) -> Any:
+    return torch.jit.freeze(scripted(net))
+
+
+def open_model(module: Any, folder: Path, size: int = 16, **settings: Any) -> tuple[Segmenter, ModelInfo]:
+    """Save a ScriptModule (or script a module) and load it as an attack does."""
+    path = folder / "net.ts"
+    (module if isinstance(module, torch.jit.ScriptModule) else scripted(module)).save(path)
+    segmenter, info, _ = load(path, device=CPU, size=lambda dims: (size,) * dims, **settings)
+    return segmenter, info
+
+
+def lambda_net(forward: Callable[[Tensor], Any], dims: int = 2, classes: int = 3, scale: float = 1.0) -> Any:
+    """A traced network: one convolution, then `forward` on its output."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv = (nn.Conv2d if dims == 2 else nn.Conv3d)(1, classes, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Any:
+            return forward(scale * self.conv(x))
+
+    return torch.jit.trace(Net().eval(), image(2, 1, *(16,) * dims), strict=False, check_trace=False)
+
+
+def with_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and the gradient of a fixed random weighting of it."""
+    x = x.clone().requires_grad_()
+    y = function(x)
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(9))
+    return y.detach(), torch.autograd.grad((y * weight).sum(), x)[0]
+
+
+# --- same function ------------------------------------------------------------------------------------------------
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "2d batch norm": lambda: SmallUNet(2, 1, 2, "batch"),
+    "2d instance norm": lambda: SmallUNet(2, 3, 4, "instance"),
+    "3d batch norm": lambda: SmallUNet(3, 2, 3, "batch"),
+    "3d instance norm": lambda: SmallUNet(3, 1, 2, "instance"),
+    "2d monai unet": lambda: UNet(2, 1, 3, (4, 8, 16), (2, 2), num_res_units=1, norm="batch"),
+    "3d monai segresnet": lambda: SegResNet(3, 8, 1, 2, blocks_down=(1, 1), blocks_up=(1,)),
+}
+
+
+@pytest.mark.parametrize("save", [scripted, traced, frozen], ids=["scripted", "traced", "frozen"])
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+def test_lifted_networks_equal_the_original(make: Callable[[], nn.Module], save: Any, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    net = make().eval().requires_grad_(False)
+    segmenter, info = open_model(save(net), tmp_path)
+    folds = any(isinstance(layer, (nn.BatchNorm2d, nn.BatchNorm3d)) for layer in net.modules())
+    for batch, size in ((1, 16), (2, 16), (3, 16), (5, 8), (1, 24)):
+        x = image(batch, len(info.channels), *(size,) * info.dims, seed=batch)
+        ours, theirs = with_gradient(lambda x: segmenter(x).logits, x), with_gradient(net, x)
+        # A batch that is filled up to the next power of two may be added up in another order.
+        exact = not folds and batch in (1, 2)
+        for mine, original in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(mine, original, rtol=0 if exact else 1e-5, atol=0 if exact else 1e-6)
+
+
+def test_a_sample_does_not_depend_on_the_batch_it_comes_in(tmp_path: Path) -> None:
+    segmenter, _ = open_model(SmallUNet(norm="instance"), tmp_path)
+    x = image(7, 1, 16, 16)
+    together, alone = segmenter(x), segmenter(x[4:5])
+    assert len(together.logits) == len(together.features) == 7
+    torch.testing.assert_close(together.logits[4:5], alone.logits, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(together.features[4:5], alone.features, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("save", [scripted, traced, frozen], ids=["scripted", "traced", "frozen"])
+def test_parameters_never_take_a_gradient(save: Any, tmp_path: Path) -> None:
+    segmenter, _ = open_model(save(SmallUNet()), tmp_path)
+    x = image(1, 1, 16, 16).requires_grad_()
+    segmenter(x).logits.sum().backward()
+    assert x.grad is not None
+    lifted = segmenter.lifted(x)
+    weights = [getattr(lifted.graph, str(node.target)) for node in lifted.graph.graph.nodes if node.op == "get_attr"]
+    assert len(weights) >= 8
+    assert all(weight.grad is None and not weight.requires_grad for weight in weights)
+
+
+def test_networks_saved_in_training_mode_are_evaluated(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Dropout(0.5), nn.Conv2d(4, 2, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x)
+
+    net = Net().train()
+    segmenter, _ = open_model(torch.jit.script(net), tmp_path)
+    x = image(1, 1, 16, 16)
+    torch.testing.assert_close(segmenter(x).logits, net.eval()(x))
+
+
+# --- forms of output ----------------------------------------------------------------------------------------------
+
+
+class Heads(nn.Module):
+    """Logits of three classes with company: `form` says which."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(1, 3, 3, padding=1)
+        self.form = form
+
+    def forward(self, x: Tensor) -> Any:
+        z = self.conv(x)
+        forms: dict[str, Any] = {
+            "tuple": (z, z.mean(dim=(2, 3))),
+            "list": [z, 2 * z],
+            "dict": {"out": z, "aux": 2 * z},
+            "coarse first": (F.avg_pool2d(z, 2), z),
+            "deep supervision": (z, F.avg_pool2d(z, 2), F.avg_pool2d(z, 4)),
+            "labels first": (z.argmax(dim=1, keepdim=True), z),
+            "nested": (F.avg_pool2d(x, 2), (x.mean(), (z, z.argmax(dim=1)))),
+        }
+        return forms[self.form]
+
+
+@pytest.mark.parametrize(
+    "form", ["tuple", "list", "dict", "coarse first", "deep supervision", "labels first", "nested"]
+)
+def test_the_segmentation_is_found_among_several_outputs(form: str, tmp_path: Path) -> None:
+    net = Heads(form).eval()
+    module = torch.jit.trace(net, image(1, 1, 16, 16), strict=False)
+    segmenter, info = open_model(module, tmp_path)
+    x = image(1, 1, 16, 16, seed=3)
+    assert len(info.classes) == 3
+    torch.testing.assert_close(segmenter(x).logits, net.conv(x))
+
+
+def test_one_logit_becomes_two_classes(tmp_path: Path) -> None:
+    module = lambda_net(lambda z: z, classes=1, scale=10)
+    segmenter, info = open_model(module, tmp_path)
+    x = image(2, 1, 16, 16)
+    z, logits = module(x), segmenter(x).logits
+    assert (info.classes, info.activation) == (("background", "class 1"), "sigmoid")
+    torch.testing.assert_close(logits[:, 1:] - logits[:, :1], z)
+    torch.testing.assert_close(torch.softmax(logits, dim=1)[:, 1:], torch.sigmoid(z))
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0], ids=["unsure", "saturated"])
+@pytest.mark.parametrize(
+    ("classes", "activate", "said"),
+    [
+        (3, lambda z: torch.softmax(z, dim=1), "a softmax, not logits"),
+        (1, torch.sigmoid, "a sigmoid, not logits"),
+    ],
+    ids=["softmax", "sigmoid"],
+)
+def test_a_last_activation_is_taken_back_exactly(
+    classes: int, activate: Callable[[Tensor], Tensor], said: str, scale: float, tmp_path: Path
+) -> None:
+    plain = lambda_net(lambda z: z, classes=classes, scale=scale)
+    segmenter, info = open_model(lambda_net(activate, classes=classes, scale=scale), tmp_path)
+    x = image(2, 1, 16, 16)
+    assert any(said in sentence for sentence in info.assumptions)
+    ours, theirs = (with_gradient(f, x) for f in (lambda x: segmenter(x).logits[:, -classes:], plain))
+    for mine, original in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine / scale, original / scale)
+
+
+@pytest.mark.parametrize(
+    ("classes", "activate"),
+    [
+        (3, lambda z: 0.5 * (torch.softmax(z, dim=1) + torch.softmax(2 * z, dim=1))),
+        (1, lambda z: 0.5 * (torch.sigmoid(z) + torch.sigmoid(2 * z))),
+    ],
+    ids=["softmax", "sigmoid"],
+)
+def test_other_probabilities_are_noticed_and_inverted(
+    classes: int, activate: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    module = lambda_net(activate, classes=classes)
+    segmenter, info = open_model(module, tmp_path)
+    x = image(2, 1, 16, 16)
+    assert any("probabilities, not logits" in sentence for sentence in info.assumptions)
+    found = torch.softmax(segmenter(x).logits, dim=1)
+    torch.testing.assert_close(found[:, -classes:], module(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_probabilities_of_saturated_voxels_stay_finite(classes: int, tmp_path: Path) -> None:
+    def hard(z: Tensor) -> Tensor:
+        p = torch.sigmoid(z) if classes == 1 else torch.softmax(z, dim=1)
+        return 0.5 * p + 0.5 * p
+
+    segmenter, _ = open_model(lambda_net(hard, classes=classes, scale=1000), tmp_path)
+    logits, gradient = with_gradient(lambda x: segmenter(x).logits, image(1, 1, 16, 16))
+    assert torch.isfinite(logits).all()
+    assert torch.isfinite(gradient).all()
+
+
+def test_the_values_of_a_weak_network_are_not_mistaken_for_probabilities(tmp_path: Path) -> None:
+    net = nn.Conv2d(1, 1, 1)
+    with torch.no_grad():
+        net.weight.fill_(0.4)
+        net.bias.fill_(0.3)
+    segmenter, info = open_model(net, tmp_path)
+    x = image(1, 1, 16, 16)
+    assert not any("probabilities" in sentence for sentence in info.assumptions)
+    torch.testing.assert_close(segmenter(x).logits[:, 1:], net(x))
+
+
+# --- taps ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: SmallUNet(2, 1, 2), (8, 8, 8)),
+        (lambda: SmallUNet(3, 1, 2), (8, 8, 8, 8)),
+        (lambda: UNet(2, 1, 3, (4, 8, 16), (2, 2), num_res_units=1, norm="batch"), (16, 4, 4)),
+        (lambda: SegResNet(3, 8, 1, 2, blocks_down=(1, 1, 1), blocks_up=(1, 1)), (16, 4, 4, 4)),
+    ],
+    ids=["2d", "3d", "monai unet", "monai segresnet"],
+)
+def test_the_tap_is_the_bottleneck(make: Callable[[], nn.Module], shape: tuple[int, ...], tmp_path: Path) -> None:
+    segmenter, info = open_model(make(), tmp_path)
+    assert info.tap_shape == shape
+    assert segmenter(image(2, 1, *(16,) * info.dims)).features.shape == (2, *shape)
+
+
+def test_without_downsampling_the_tap_is_before_the_last_convolution(tmp_path: Path) -> None:
+    net = nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 2, 1)
+    )
+    segmenter, info = open_model(net, tmp_path)
+    x = image(1, 1, 16, 16)
+    assert info.tap_shape == (5, 16, 16)
+    torch.testing.assert_close(segmenter(x).features, net[:4](x))
+
+
+def test_the_gate_of_a_squeeze_and_excite_block_is_no_bottleneck(tmp_path: Path) -> None:
+    class Gated(SmallUNet):
+        def forward(self, x: Tensor) -> Tensor:
+            shallow = self.first(x)
+            deep = self.deep(shallow)
+            deep = deep * torch.sigmoid(deep.mean(dim=(2, 3), keepdim=True))
+            return self.head(torch.cat([shallow, self.up(deep)], dim=1))
+
+    _, info = open_model(Gated(), tmp_path)
+    assert info.tap_shape == (8, 8, 8)
+
+
+def test_a_named_tap(tmp_path: Path) -> None:
+    net = SmallUNet(norm="instance").eval()
+    segmenter, info = open_model(net, tmp_path)
+    listed = dict(taps(segmenter, (1, 1, 16, 16)))
+    assert listed[info.tap] == info.tap_shape
+    assert listed["convolution"] == (4, 16, 16)
+    named, named_info = open_model(net, tmp_path, tap="convolution")
+    x = image(3, 1, 16, 16)
+    assert (named_info.tap, named_info.tap_shape) == ("convolution", (4, 16, 16))
+    torch.testing.assert_close(named(x).features, net.first[0](x))
+    torch.testing.assert_close(named(x).logits, segmenter(x).logits)
+
+
+def test_a_tap_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"^net\.ts: has no layer called 'layer4'; `mafl inspect` lists them"):
+        open_model(SmallUNet(), tmp_path, tap="layer4")
+
+
+# --- what it takes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("save", [scripted, frozen], ids=["scripted", "frozen"])
+@pytest.mark.parametrize("channels", [1, 2, 4])
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_dimensions_and_channels_are_found_out(
+    dims: int, classes: int, channels: int, save: Any, tmp_path: Path
+) -> None:
+    conv = nn.Conv2d if dims == 2 else nn.Conv3d
+    _, info = open_model(save(conv(channels, classes, 3, padding=1)), tmp_path)
+    assert (info.dims, len(info.channels), len(info.classes)) == (dims, channels, classes)
+
+
+@pytest.mark.parametrize(("size", "divisor", "stated"), [(16, 1, False), (15, 2, True), (13, 2, True)])
+def test_the_divisor_is_found_by_trying(size: int, divisor: int, stated: bool, tmp_path: Path) -> None:
+    _, info = open_model(SmallUNet(), tmp_path, size=size)
+    assert info.divisor == divisor
+    assert any(sentence.startswith("divisor") for sentence in info.assumptions) == stated
+
+
+def test_what_the_card_says_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "net.toml").write_text(
+        "name = 'Lesions'\n[input]\ndims = 2\nchannels = ['T1']\norientation = 'RAS'\nintensity = 'minmax'\n"
+        "divisor = 4\n[output]\nactivation = 'softmax'\nclasses = ['background', 'lesion']\n"
+    )
+    _, info = open_model(SmallUNet(), tmp_path)
+    assert info.assumptions == ()
+    assert (info.name, info.channels, info.orientation, info.classes) == (
+        "Lesions",
+        ("T1",),
+        "RAS",
+        ("background", "lesion"),
+    )
+    assert (info.intensity, info.divisor, info.card) == (Intensity(kind="minmax"), 4, "net.toml")
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------
+
+
+def state_dict(path: Path) -> None:
+    torch.save(SmallUNet().state_dict(), path)
+
+
+def whole_module(path: Path) -> None:
+    torch.save(SmallUNet(), path)
+
+
+def legacy_checkpoint(path: Path) -> None:
+    torch.save(SmallUNet().state_dict(), path, _use_new_zipfile_serialization=False)
+
+
+def exported(path: Path) -> None:
+    program = torch.export.export(SmallUNet(), (image(1, 1, 16, 16),))
+    with path.open("wb") as file:
+        torch.export.save(program, file)
+
+
+def cut_off(path: Path) -> None:
+    scripted(SmallUNet()).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def other_archive(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (state_dict, r"is a checkpoint \(weights without the network\), not TorchScript"),
+        (whole_module, "is a checkpoint"),
+        (legacy_checkpoint, "is a Python pickle, not TorchScript"),
+        (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "is a Python pickle, not TorchScript"),
+        (exported, r"is a torch.export archive \(.pt2\), not TorchScript"),
+        (lambda path: path.write_text("hello"), "is not a model file"),
+        (lambda path: path.write_bytes(b""), "is empty"),
+        (cut_off, "is a damaged or cut-off archive"),
+        (other_archive, "is an archive without a TorchScript program"),
+    ],
+    ids=[
+        "state dict",
+        "pickled module",
+        "old checkpoint",
+        "pickle",
+        "torch.export",
+        "text",
+        "empty",
+        "cut off",
+        "other archive",
+    ],
+)
+def test_files_that_are_not_torchscript(write: Callable[[Path], Any], reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    write(path)
+    with pytest.raises(ModelError, match=rf"^net\.pt: {reason}.*torch\.jit\.script") as caught:
+        load(path, device=CPU)
+    assert caught.value.exit_code == 4
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_damage_anywhere_is_a_refusal_or_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "net.ts"
+    scripted(SmallUNet()).save(path)
+    whole, rng = path.read_bytes(), random.Random(0)
+    refused = 0
+    for _ in range(40):
+        damaged = bytearray(whole)
+        for place in rng.choices(range(len(whole)), k=rng.choice([1, 4, 32])):
+            damaged[place] = rng.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            load(path, device=CPU, size=lambda dims: (16,) * dims)
+        except ModelError:
+            refused += 1
+    assert refused > 20
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"^gone\.ts: no such model file"):
+        load(tmp_path / "gone.ts", device=CPU)
+    (tmp_path / "folder.ts").mkdir()
+    with pytest.raises(ModelError, match=r"^folder\.ts: is a folder"):
+        load(tmp_path / "folder.ts", device=CPU)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
+def test_a_file_that_must_not_be_read(tmp_path: Path) -> None:
+    (tmp_path / "net.ts").write_bytes(b"PK")
+    (tmp_path / "net.ts").chmod(0)
+    with pytest.raises(ModelError, match=r"^net\.ts: cannot be read"):
+        load(tmp_path / "net.ts", device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("forward", "reason"),
+    [
+        (lambda z: z.argmax(dim=1), r"gives labels \(argmax\)"),
+        (lambda z: z.argmax(dim=1, keepdim=True), r"gives labels \(argmax\)"),
+        (lambda z: z.argmax(dim=1, keepdim=True).float(), "no gradient"),
+        (torch.round, "gradient with respect to the input is zero"),
+        (lambda z: z * float("nan"), "gives NaN or infinite values"),
+        (lambda z: z / 0, "gives NaN or infinite values"),
+        (lambda z: F.dropout(z, 0.5, True), r"is not deterministic \(dropout left on\?\)"),
+        (torch.sigmoid, r"gives 3 overlapping regions \(sigmoid\)"),
+        (lambda z: F.avg_pool2d(z, 2), "its output .* is not on the input's grid"),
+        (lambda z: z.mean(), "is not on the input's grid"),
+    ],
+    ids=[
+        "argmax",
+        "argmax 1 channel",
+        "argmax as float",
+        "rounded",
+        "nan",
+        "inf",
+        "dropout",
+        "sigmoid",
+        "half",
+        "scalar",
+    ],
+)
+def test_networks_that_cannot_be_attacked(forward: Callable[[Tensor], Any], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=rf"^net\.ts: .*{reason}"):
+        open_model(lambda_net(forward), tmp_path)
+
+
+def test_labels_of_a_volume_are_called_labels(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"gives labels \(argmax\)"):
+        open_model(lambda_net(lambda z: z.argmax(dim=1), dims=3), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("card", "reason"),
+    [
+        (ModelCard(classes=("background", "a", "b")), "gives 2 classes, its card names 3"),
+        (ModelCard(activation="sigmoid"), "gives 2 overlapping regions"),
+        (ModelCard(channels=("T1", "T2")), r"takes 1 channel\(s\) in 2-D, its card says otherwise"),
+        (ModelCard(dims=3), r"takes 1 channel\(s\) in 2-D, its card says otherwise"),
+        (ModelCard(dims=3, channels=("T1",)), "accepts 1 channel.* of size 16 x 16 x 16 neither"),
+        (ModelCard(divisor=1), "accepts 1 channel.* neither as it is padded to multiples of 1"),
+    ],
+    ids=["classes", "activation", "channels", "dims", "dims and channels", "divisor"],
+)
+def test_cards_that_do_not_fit(card: ModelCard, reason: str, tmp_path: Path) -> None:
+    size = 15 if card.divisor else 16
+    with pytest.raises(ModelError, match=rf"^net\.ts: {reason}"):
+        open_model(SmallUNet(), tmp_path, card=card, size=size)
+
+
+class Picky(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] != 48:
+            raise ValueError("wants 48 rows")
+        return self.conv(x)
+
+
+def test_a_network_of_one_size(tmp_path: Path) -> None:
+    _, info = open_model(Picky(), tmp_path, size=48)
+    assert info.tap_shape == (2, 48, 48)
+    with pytest.raises(ModelError, match=r"^net\.ts: accepts 1 channel.* of size 16 x 16 neither.*wants 48 rows"):
+        open_model(Picky(), tmp_path, size=16)
+    segmenter, _ = open_model(Picky(), tmp_path, size=48)
+    with pytest.raises(
+        ModelError, match=r"^net\.ts: does not accept an input of shape \(1, 1, 16, 16\).*wants 48 rows"
+    ):
+        segmenter(image(1, 1, 16, 16))
+
+
+def test_a_network_optimised_for_inference(tmp_path: Path) -> None:
+    module = torch.jit.optimize_for_inference(scripted(SmallUNet()))
+    with pytest.raises(ModelError, match=r"^net\.ts: "):
+        open_model(module, tmp_path)
+
+
+def test_loading_says_nothing_about_torchscripts_age(tmp_path: Path) -> None:
+    scripted(SmallUNet()).save(tmp_path / "net.ts")
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        load(tmp_path / "net.ts", device=CPU)
+    assert [str(warning.message) for warning in heard] == []
+
+
+# --- devices ------------------------------------------------------------------------------------------------------
+
+
+def test_the_device_is_what_was_asked_for() -> None:
+    assert pick_device("cpu") == CPU
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("choice", ["cuda", "gpu", "cuda:0", "gpu:1"])
+def test_cuda_without_cuda_is_refused(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match=rf"^--device {choice}: ") as caught:
+        pick_device(choice)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("choice", ["", "cuda-0", "gpus", "tpu", "mps", "meta", "cuda:x", "cpu cuda"])
+def test_devices_that_are_not_known(choice: str) -> None:
+    with pytest.raises(UsageError, match=rf"^--device {choice} is not known: use auto, cpu, cuda") as caught:
+        pick_device(choice)
+    assert caught.value.exit_code == 2
