@@ -40,7 +40,7 @@ class AttackConfig:
     """Share of the voxels that must change class (and of a class that must vanish) that counts as reached."""
     kappa: float = 0.1
     """A voxel counts as won when the target class leads by this share of the clean prediction's typical margin."""
-    feature_weight: float = 0.3
+    feature_weight: float = 0.05
     """Feature cosine term at the tap, until the goal is first reached."""
     low_frequency_weight: float = 0.1
     """Pull of the perturbation's Haar low-pass part towards zero."""

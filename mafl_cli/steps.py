@@ -50,7 +50,9 @@ def whiten(gradient: Tensor, second_moment: Tensor, spread: float) -> Tensor:
 
 
 def distance(loss: Tensor, steepness: Tensor) -> Tensor:
-    """How far the zero of a loss is by its slope, loss / |gradient|: Polyak's step, (B,) each; 0 where there is no slope.
+    """How far the zero of a loss is by its slope, loss / |gradient| (Polyak's step); 0 where there is no slope.
+
+    Args: loss, steepness: (B,).  Returns: (B,).
 
     It is the length of the step that would reach the target if the network were linear, in any unit and for logits
     of any scale.

@@ -67,16 +67,21 @@ def test_raw_scanner_integers_are_scored_with_their_own_statistics(shared: Path,
     assert np.array_equal(before == 0, after == 0)
 
 
-def test_tissue_in_a_3d_volume(shared: Path, tmp_path: Path) -> None:
-    folder, box = shared / "cases" / "t1_gwm_headbox", (slice(20, 84), slice(49, 113), slice(63, 127))
+@pytest.mark.parametrize(
+    ("edge", "steps"), [(40, 20), pytest.param(64, 150, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+)
+def test_tissue_in_a_3d_volume(shared: Path, tmp_path: Path, edge: int, steps: int) -> None:
+    folder = shared / "cases" / "t1_gwm_headbox"
+    box = tuple(slice(start, start + edge) for start in (20, 49, 63))
     image = cut(folder / "image_norm.nii.gz", tmp_path, box)
-    mask = cut(folder / "target_hole_sphere.nii.gz", tmp_path, box)
+    mask = cut(folder / "target_shift4.nii.gz", tmp_path, box)
 
-    case = attack(image, mask, shared / "models" / "t1_gwm_meshnet3d.ts", tmp_path / "out", "--steps", "40")
+    case = attack(image, mask, shared / "models" / "t1_gwm_meshnet3d.ts", tmp_path / "out", "--steps", str(steps))
 
     assert case["space"]["mode"] == "3d"
-    assert case["attack"]["samples"] == {
-        "kind": "volume", "total": 1, "attacked": 1, "reached": 1, "not_reached": 0, "skipped_constant": 0,
-    }  # fmt: skip
-    assert case["metrics"]["post_write"]["target_iou"]["value"] >= 0.99
+    assert (case["attack"]["samples"]["kind"], case["attack"]["samples"]["attacked"]) == ("volume", 1)
+    clean, post = case["metrics"]["clean"], case["metrics"]["post_write"]
+    # Twenty steps do not reach this target; they must have come a good part of the way.
+    assert post["target_iou"]["value"] > 2 * clean["target_iou"]["value"]
+    assert case["attack"]["goal_reached"] == (case["attack"]["samples"]["reached"] == 1)
     assert nib.aff2axcodes(nib.load(tmp_path / "out" / "adversarial.nii.gz").affine) == ("L", "I", "A")
