@@ -135,7 +135,8 @@ class _Output:
         node = _leaves(output.args[0])[self.leaf]
         assert isinstance(node, fx.Node)
         gives = _ACTIVATIONS.get(node.target)
-        if gives is not None:
+        # A softmax over an image axis is no class probability.
+        if gives == "sigmoid" or (gives == "softmax" and node.args[1] in (1, 1 - len(_shape(node) or ()))):
             before = node.args[0]
             assert isinstance(before, fx.Node)
             return before, gives

@@ -562,3 +562,22 @@ def test_devices_that_are_not_known(choice: str) -> None:
     with pytest.raises(UsageError, match=rf"^--device {choice} is not known: use auto, cpu, cuda") as caught:
         pick_device(choice)
     assert caught.value.exit_code == 2
+
+
+def test_softmax_over_another_axis_than_the_classes_is_left_in_the_network(tmp_path: Path) -> None:
+    """Attention over the image as the last step is no class probability; taking it off would change the answer."""
+
+    class Attention(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(1, 2, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.softmax(self.conv(x), dim=3)
+
+    network = Attention().eval()
+    torch.jit.script(network).save(tmp_path / "attention.ts")
+    segmenter, _, _ = load(tmp_path / "attention.ts", device=torch.device("cpu"))
+    x = torch.rand(1, 1, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(segmenter(x).logits, network(x))
