@@ -27,8 +27,9 @@ Region = Literal["all", "nonzero"]
 class AttackConfig:
     """Settings of the search for the smallest change that makes the model draw the target.
 
-    The defaults were chosen by our own measurements (see `docs/method.md`); a weight of 0 switches a term off. Every weight is relative: each term's gradient is brought to length 1 per sample before it is
-    weighed, so the same numbers serve networks with logits of any scale and scans in any unit.
+    The defaults were chosen by our own measurements (see `docs/method.md`); a weight of 0 switches a term off. Every
+    weight is relative: each term's gradient is brought to length 1 per sample before it is weighed, so the same
+    numbers serve networks with logits of any scale and scans in any unit.
     """
 
     steps: int = 150
