@@ -9,6 +9,7 @@ shape, batch included; shapes are lifted on demand and kept.
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -402,7 +403,7 @@ def _accepted(
     for divisor in (card.divisor,) if card.divisor else DIVISORS:
         padded = _padded(size, divisor)
         # Not zeros: an instance norm over a constant image is 0 / 0 in some networks.
-        ramp = torch.linspace(0, 1, channels * _count(padded), device=device).view(1, channels, *padded)
+        ramp = torch.linspace(0, 1, channels * math.prod(padded), device=device).view(1, channels, *padded)
         outputs = _run(module, ramp)
         if outputs is not None and any(tuple(leaf.shape[2:]) == padded for leaf in _tensors(outputs)):
             return divisor, outputs
@@ -427,13 +428,6 @@ def _explain_refusal(
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in _tensors(outputs)) or "no tensor"
         reason = f"its output ({shapes}) is not on the input's grid"
     raise ModelError(f"{name}: accepts {channels} channel(s) of size {shown} neither as it is {tried}: {reason}.")
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for n in shape:
-        total *= n
-    return total
 
 
 _LABELS = "gives labels (argmax), which have no gradient; export it before the argmax"
@@ -534,11 +528,11 @@ def _find_tap(graph: fx.Graph, raw: fx.Node, x: Tensor, wanted: str, name: str) 
             if node.name == wanted:
                 return node
         raise ModelError(f"{name}: has no layer called {wanted!r}; `mafl inspect` lists them.")
-    full = _count(tuple(x.shape[2:]))
+    full = math.prod(x.shape[2:])
     # Gates of squeeze-and-excite blocks pool to a single voxel: channel statistics, not a feature map.
-    sizes = {_count(shape[2:]) for _, shape in nodes if _count(shape[2:]) > 1} or {full}
+    sizes = {math.prod(shape[2:]) for _, shape in nodes if math.prod(shape[2:]) > 1} or {full}
     if min(sizes) < full:
-        coarsest = [node for node, shape in nodes if _count(shape[2:]) == min(sizes)]
+        coarsest = [node for node, shape in nodes if math.prod(shape[2:]) == min(sizes)]
         # A concatenation there joins a skip connection, which is already part of the way up.
         return ([node for node in coarsest if "cat" not in str(node.target)] or coarsest)[-1]
     convolutions = [node for node, _ in nodes if "convolution" in str(node.target)]

@@ -13,10 +13,15 @@ def length(x: Tensor) -> Tensor:
     """L2 length per sample: (B, ...) -> (B,)."""
     flat = x.flatten(1)
     # Scaled by the largest value first: squares of very small or large gradients leave float32's range.
-    peak = flat.abs().amax(dim=1)
-    peak = torch.where(peak > 0, peak, torch.ones_like(peak))
+    peak = _peak(x)
     norms: Tensor = peak * torch.linalg.vector_norm(flat / spread_out(peak, flat), dim=1)
     return norms
+
+
+def _peak(x: Tensor) -> Tensor:
+    """Largest magnitude per sample, 1 where all is zero: (B, ...) -> (B,), safe to divide by."""
+    peak = x.flatten(1).abs().amax(dim=1)
+    return torch.where(peak > 0, peak, torch.ones_like(peak))
 
 
 def spread_out(values: Tensor, like: Tensor) -> Tensor:
@@ -32,10 +37,10 @@ def finite(x: Tensor) -> Tensor:
 def unit(x: Tensor) -> Tensor:
     """x at length 1 per sample; a zero (or non-finite) gradient gives a zero direction, never NaN."""
     x = finite(x)
-    # The largest value becomes 1, so the length is at least 1 and the second division is safe.
-    peak = x.flatten(1).abs().amax(dim=1)
-    x = x / spread_out(torch.where(peak > 0, peak, torch.ones_like(peak)), x)
-    return x / spread_out(length(x).clamp_min(1), x)
+    peak = _peak(x)
+    # Not `length`: the largest value is 1 now, so the length is at least 1 and needs no scaling again.
+    x = x / spread_out(peak, x)
+    return x / spread_out(torch.linalg.vector_norm(x.flatten(1), dim=1).clamp_min(1), x)
 
 
 def whiten(gradient: Tensor, second_moment: Tensor, spread: float) -> Tensor:
