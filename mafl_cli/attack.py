@@ -1,14 +1,19 @@
-"""The attack: search the smallest change that makes a model draw the target.
+"""The attack: search a small change that makes a model draw the target.
 
-MAFL-Attack (Sun et al., J. Med. Imaging 12(4):044501, 2025) in our reconstruction: only its abstract is public. It
-names a feature-cosine-similarity loss, a low-frequency constraint, momentum and a dynamic step-size calculator. The
-mask loss is a margin version of ASMA's adaptive mask (Ozbulak et al., MICCAI 2019). The search first reaches the goal,
-then spends the rest of its passes on making the change smaller.
+One engine, and every attack is a row of settings for it (`mafl_cli.config.PRESETS`):
+
+    J(δ) = mask loss + λ_f · feature loss + λ_lf · ½ ||low-pass of δ||² + λ_2 · ½ ||δ||²
+    g    = gradient of J, scaled per sample;  v = μ v + g
+    δ    = project(δ - step size · direction of v)
+
+The default is MAFL-Attack (Sun et al., J. Med. Imaging 12(4):044501, 2025) in our reconstruction: only its abstract is
+public. It names a feature-cosine-similarity loss, a low-frequency constraint, momentum and a dynamic step-size
+calculator. The mask loss is a margin version of ASMA's adaptive mask (Ozbulak et al., MICCAI 2019) with a multiplier
+for each voxel: the change grows until the target is drawn, and then shrinks as far as the hardest voxels let it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -18,7 +23,9 @@ from torch import Tensor
 
 from mafl_cli import losses, steps
 from mafl_cli.config import AttackConfig
-from mafl_cli.goals import Goal, Verdict
+from mafl_cli.errors import UsageError
+from mafl_cli.goals import SLACK, Goal, Verdict
+from mafl_cli.limits import Limits
 from mafl_cli.lowfreq import low_pass
 from mafl_cli.model import Prediction
 from mafl_cli.preprocess import per_channel
@@ -32,38 +39,6 @@ class Outcome(Enum):
     REACHED = "The goal was reached."
     STEP_LIMIT = "The goal was not reached; the closest result was kept. More --steps or a lower --goal-iou may help."
     NO_GRADIENT = "The model gives no gradient towards the target here; nothing was changed."
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Where the adversarial image may lie. All in native units.
-
-    low, high: (C,), the data box.
-    step: (C,) spacing of the values a file of integers can hold, or None for floating-point output.
-    frozen: bool (B, C, *spatial), voxels that must not change.
-    unit: (C,) native units per model unit.
-    nonzero: a voxel that is not 0 must not become 0 (there, 0 means background).
-    """
-
-    low: Tensor
-    high: Tensor
-    unit: Tensor
-    frozen: Tensor
-    step: Tensor | None = None
-    nonzero: bool = False
-
-    def project(self, clean: Tensor, delta: Tensor, rows: Tensor) -> Tensor:
-        """The allowed image next to clean + delta. clean: (B, C, *spatial) native; delta: likewise, model units."""
-        moved = delta * per_channel(self.unit, delta)
-        if self.step is not None:
-            # Rounding the change, not the value: an unchanged voxel stays exactly what it was.
-            step = per_channel(self.step, delta)
-            moved = torch.round(moved / step) * step
-        x = torch.clamp(clean + moved, per_channel(self.low, clean), per_channel(self.high, clean))
-        keep = self.frozen[rows] | (moved == 0)
-        if self.nonzero:
-            keep |= x == 0
-        return torch.where(keep, clean, x)
 
 
 @dataclass(frozen=True)
@@ -98,39 +73,38 @@ def attack(
     config: AttackConfig,
     limits: Limits,
     *,
-    start: Tensor | None = None,
+    guide: Tensor | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> AttackResult:
-    """Find, for each sample, the smallest change within `limits` after which `field` draws `target`.
+    """Find, for each sample, a small change within `limits` after which `field` draws `target`.
 
-    Samples never influence each other. Every iterate is judged as it would be written (inside the box, on the
-    stored grid), and the best one is returned: the smallest that reaches the goal, else the one closest to it.
+    Samples never influence each other. Every iterate is judged as it would be written (inside the box and the ball,
+    on the stored grid), and the best one is returned: the smallest that reaches the goal, else the one closest to it.
 
     Args:
         clean: (B, C, *spatial), native units.
         target: (B, *spatial), class indices in [0, K).
-        start: perturbation to begin from, like clean, model units; zero if None.
+        guide: scans that have what the target shows, like clean; the feature term then pulls towards their features.
         on_step: called after each step, for progress displays.
+    Raises: UsageError for a guide without a feature term.
     """
-    before = field.predict(clean)
-    before_labels = before.logits.argmax(dim=1)
-    goal = Goal.of(target, before_labels, before.logits.shape[1], config)
-    lead = -losses.margins(before.logits, before_labels)
-    kappa = (config.kappa * lead.flatten(1).mean(dim=1)).view(-1, *(1,) * (lead.ndim - 1))
-    # A voxel that has its class already need not become surer of it than it was.
-    kappa = torch.where(before_labels == target, torch.minimum(lead, kappa), kappa)
+    limits = limits.within(config)
     native = per_channel(limits.unit, clean)
+    before = field.predict(clean)
+    terms = _Terms.of(config, field, before, target, guide)
+    goal = Goal.of(target, terms.clean, before.logits.shape[1], config)
 
-    delta = torch.zeros_like(clean) if start is None else start.clone()
-    velocity, second_moment = torch.zeros_like(clean), torch.zeros_like(clean)
-    best = _Best.at(clean, goal.judge(before_labels))
+    delta = _begin(clean, limits, config)
+    rule, scaling = _rule(config, limits, clean), steps.Scaling(config, clean)
+    best = _Best.at(clean, goal.judge(terms.clean), config.aimed)
     ever_reached = best.reached.clone()
-    longest = torch.full((len(clean),), math.inf, device=clean.device)
+    feature_gain = torch.zeros(len(clean), device=clean.device)
     stuck = torch.zeros_like(ever_reached)
     rows = torch.nonzero(~best.reached).flatten()
-    forward, backward = len(clean), 0
+    forward, backward = len(clean) * (1 if guide is None else 2), 0
     scale_search = min(config.scale_search, config.steps // 4)
     budget = config.steps - scale_search
+    compare_at = 1 + budget // 20
 
     for step in range(budget):
         if not len(rows):
@@ -139,57 +113,48 @@ def attack(
         x = limits.project(clean[rows], delta[rows], rows)
         here = (x - clean[rows]) / native
         searching = ~ever_reached[rows]
-        with_features = config.feature_weight > 0 and bool(searching.any())
-        reference = before.features[rows] if with_features else None
-        slopes = field.slopes(x, _losses(goal[rows], kappa[rows], reference))
+        # One backward pass is enough for both terms once their gradients have been compared. Not close to the clean
+        # image: there the similarity to it is at its top, and its gradient next to nothing.
+        compare = config.feature_weight > 0 and step == compare_at
+        gain = feature_gain[rows] * searching if config.feature_weight > 0 and step >= compare_at else None
+        slopes = field.slopes(x, terms.losses(rows, progress=step / budget, gain=gain, apart=compare))
         forward, backward = forward + len(rows), backward + len(rows) * len(slopes.gradients)
 
-        # 2. Judge it and keep the best.
+        # 2. Judge it, keep the best, and press harder where the target is missed.
         labels = slopes.prediction.logits.argmax(dim=1)
         verdict = goal[rows].judge(labels)
         size = steps.length(here)
         best.update(rows, x, verdict, size)
         ever_reached[rows] |= verdict.reached
+        # Who has not been at the goal by half time is pressed as hard as can be.
+        overdue = ~ever_reached[rows] & (step >= budget // 2)
+        short = torch.where(overdue, 1.0, config.aimed - verdict.score)
+        terms.pressure.update(rows, slopes.prediction.logits, target[rows], short, (step + 1) / budget)
 
-        # 3. Direction: each term at length 1, evened out by its second moment, with momentum.
-        mask_gradient = steps.finite(slopes.gradients[0]) * native
-        steepness = steps.length(mask_gradient)
-        direction = steps.unit(mask_gradient)
-        if with_features:
-            # At the clean image the similarity is at its top: its gradient there is rounding noise. Near the goal
-            # the mask term alone knows what is missing, so the weight falls with the voxels still unmet.
-            weight = config.feature_weight * goal[rows].unmet(labels) * (searching & (size > 0))
-            direction += steps.unit(slopes.gradients[1] * native) * steps.spread_out(weight, here)
-        if config.low_frequency_weight > 0:
-            weight = config.low_frequency_weight / torch.where(size > 0, size, torch.ones_like(size))
-            # Only where the model looks: no other voxel has a reason to change.
-            seen = (mask_gradient != 0) | (here != 0)
-            direction += low_pass(here) * seen * steps.spread_out(weight, here)
-        second_moment[rows] = 0.9 * second_moment[rows] + 0.1 * direction**2
-        direction = steps.unit(steps.whiten(direction, second_moment[rows], config.spread))
-        velocity[rows] = config.momentum * velocity[rows] + direction
+        # 3. Direction: the terms' gradients weighed and added, with momentum.
+        mask_gradient = steps.finite(slopes.gradients[0]) * native * ~limits.frozen[rows]
+        if step == 0:
+            scaling.first(rows, slopes.values[0], mask_gradient)
+        if compare:
+            other = steps.length(steps.finite(slopes.gradients[1]) * native)
+            feature_gain[rows] = config.feature_weight * steps.distance(steps.length(mask_gradient), other)
+        direction = scaling.of_gradient(rows, mask_gradient)
+        direction = _pulled_back(direction, here, size, mask_gradient != 0, config, limits)
+        direction = scaling.with_momentum(rows, direction, step)
 
-        # 4. Dynamic step. Short of the goal: the linear estimate of the distance, growing with time for samples that
-        # have not been there yet. At the goal: a short way along a sphere that shrinks.
-        distance = steps.distance(slopes.values[0], steepness)
-        if step == 0 and start is None:
-            longest[rows] = config.first_step * distance
-        toward = distance * torch.where(ever_reached[rows], 1.0, 1 + 2 * step / budget)
-        cosine = 0.5 * (1 + math.cos(math.pi * step / budget))
-        radius = size * (1 - config.radius_rate * max(cosine, 0.1))
-        along = config.along * radius * max(cosine, 0.02)
-        move = torch.where(verdict.reached, along, torch.minimum(toward, longest[rows]))
-        moved = here - steps.unit(velocity[rows]) * steps.spread_out(move, here)
-        onto = torch.where(verdict.reached, radius / steps.length(moved).clamp_min(1e-30), torch.ones_like(radius))
-        delta[rows] = moved * steps.spread_out(onto, moved)
+        # 4. The step. Rounding is straight-through: a step may be finer than the stored grid.
+        exact = here
+        if limits.step is not None:
+            exact = (limits.unrounded(clean[rows], delta[rows], rows) - clean[rows]) / native
+        now = steps.Now(step, budget, exact, direction, scaling.reach[rows], verdict.iou)
+        delta[rows] = _without_low_frequency(rule(now), config)
 
-        # 5. Samples that cannot move, or no longer get smaller, leave the batch. The first half is too early to tell:
-        # with long steps the goal is lost and won back for a while.
-        stuck[rows] |= (steepness == 0) & ~verdict.reached & (size == 0)
+        # 5. Samples that cannot move, or are finished, leave the batch.
+        stuck[rows] |= (mask_gradient == 0).flatten(1).all(dim=1) & ~verdict.reached & (size == 0)
         if on_step is not None:
             share = float(best.reached.float().mean())
             on_step(StepRecord(step, share, float(best.verdict().score.mean()), float(best.l2.mean())))
-        rows = rows[~stuck[rows] & ((best.since[rows] < config.patience) | (step < budget // 2))]
+        rows = rows[~stuck[rows] & ~_finished(best, rows, config, late=step >= budget // 2)]
 
     forward += _search_scale(field, clean, goal, limits, scale_search, best)
     outcomes = tuple(
@@ -202,22 +167,138 @@ def attack(
     return AttackResult(best.x, best.verdict(), outcomes, best.l2, forward, backward)
 
 
-def _losses(goal: Goal, kappa: Tensor, reference: Tensor | None) -> Losses:
-    """The mask term, and the feature term on the voxels that miss the target if there are reference features."""
+# --- parts of the loop --------------------------------------------------------------------------------------------
 
-    def terms(prediction: Prediction) -> list[Tensor]:
-        mask = losses.mask_loss(prediction.logits, goal.target, kappa)
-        if reference is None:
-            return [mask]
-        unmet = prediction.logits.detach().argmax(dim=1) != goal.target
-        return [mask, losses.feature_cosine(prediction.features, reference, unmet.to(mask.dtype))]
 
-    return terms
+@dataclass(frozen=True)
+class _Terms:
+    """The losses that need a gradient, with everything they compare with.
+
+    target, clean: (B, *spatial), class indices; pressure: what each voxel counts in the margin loss.
+    features, guide: (B, F, *coarse), of the clean scan and of a scan that has the target.
+    """
+
+    config: AttackConfig
+    target: Tensor
+    clean: Tensor
+    pressure: losses.Pressure
+    features: Tensor
+    guide: Tensor | None
+
+    @staticmethod
+    def of(config: AttackConfig, field: Field, before: Prediction, target: Tensor, guide: Tensor | None) -> _Terms:
+        if guide is not None and config.feature_weight == 0:
+            raise UsageError("a guide needs a feature term: give feature_weight a value above 0.")
+        clean = before.logits.argmax(dim=1)
+        lead = -losses.margins(before.logits, clean)
+        kappa = (config.kappa * lead.flatten(1).mean(dim=1)).view(-1, *(1,) * (lead.ndim - 1))
+        # A voxel that has its class already need not become surer of it than it was.
+        kappa = torch.where(clean == target, torch.minimum(lead, kappa), kappa)
+        features = None if guide is None else field.predict(guide).features
+        pressure = losses.Pressure(kappa, config.steps, adaptive=config.adaptive_weights)
+        return _Terms(config, target, clean, pressure, before.features, features)
+
+    def losses(self, rows: Tensor, *, progress: float, gain: Tensor | None, apart: bool) -> Losses:
+        """The mask term, with `gain` (b,) times the feature term on the voxels that miss the target; or both apart."""
+
+        def terms(prediction: Prediction) -> list[Tensor]:
+            logits, target = prediction.logits, self.target[rows]
+            mask = losses.mask_loss(
+                self.config.mask_loss, logits, target,
+                kappa=self.pressure.kappa[rows], weight=self.pressure.weight[rows],
+                clean=self.clean[rows], progress=progress,
+            )  # fmt: skip
+            if gain is None:
+                return [mask]
+            unmet = (logits.detach().argmax(dim=1) != target).to(mask.dtype)
+            if self.guide is None:
+                feature = losses.feature_cosine(prediction.features, self.features[rows], unmet)
+            else:
+                feature = losses.feature_guide(prediction.features, self.features[rows], self.guide[rows], unmet)
+            if apart:
+                return [mask, feature]
+            # Near the goal the mask term alone knows what is missing: the other fades with the voxels still unmet.
+            return [mask + gain * self._missing(rows, unmet) * feature]
+
+        return terms
+
+    def _missing(self, rows: Tensor, unmet: Tensor) -> Tensor:
+        """Voxels that miss the target as a share of those that had to change, at most 1: (b,)."""
+        must = (self.clean[rows] != self.target[rows]).flatten(1).sum(dim=1).clamp_min(1)
+        return (unmet.flatten(1).sum(dim=1) / must).clamp_max(1)
+
+
+def _begin(clean: Tensor, limits: Limits, config: AttackConfig) -> Tensor:
+    """The first perturbation, model units: none, or a random one inside the ball."""
+    if not config.random_start or limits.ball is None:
+        return torch.zeros_like(clean)
+    drawn = limits.ball.draw(clean, config.seed) / per_channel(limits.unit, clean)
+    return _without_low_frequency(drawn, config)
+
+
+def _rule(config: AttackConfig, limits: Limits, clean: Tensor) -> steps.Rule:
+    """The step's length over time, in model units."""
+    size, scale = config.step_size or 0.0, _span(limits, clean)
+    if config.direction == "raw":
+        # Published for images in [0, 1]: gradient and step are both taken in shares of the range.
+        scale = scale**2
+    if config.step in ("constant", "cosine") and config.step_size is None:
+        assert limits.ball is not None
+        size, scale = 2.5 / config.steps, per_channel(limits.ball.radius / limits.unit, clean)
+    return steps.Rule(config, size, scale)
+
+
+def _span(limits: Limits, like: Tensor) -> Tensor:
+    """The scan's range, channel by channel, model units: (1, C, 1, ...)."""
+    return per_channel((limits.high - limits.low) / limits.unit, like)
+
+
+def _pulled_back(
+    direction: Tensor, here: Tensor, size: Tensor, seen: Tensor, config: AttackConfig, limits: Limits
+) -> Tensor:
+    """The direction with the terms that depend on the perturbation alone: its low-pass part, and its length.
+
+    Gradients of halved squares, δ; or with normalised gradients δ at norm 1.
+    seen: bool, like here: voxels that the mask loss has a slope at.
+    """
+    if config.gradient_norm == "none":
+        norm = _span(limits, here) ** 2
+    elif config.gradient_norm == "distance":
+        norm = torch.ones_like(_span(limits, here))
+    else:
+        length = size if config.gradient_norm == "l2" else here.flatten(1).abs().sum(dim=1)
+        norm = steps.spread_out(torch.where(length > 0, length, torch.ones_like(length)), here)
+    if config.low_frequency == "penalty" and config.low_frequency_weight > 0:
+        # Only where the model looks: no other voxel has a reason to change.
+        low = low_pass(here, config.low_frequency_levels) * (seen | (here != 0))
+        direction = direction + config.low_frequency_weight * low / norm
+    if config.l2_weight > 0:
+        direction = direction + config.l2_weight * losses.size_gradient(here, config.peak_weight) / norm
+    return direction
+
+
+def _without_low_frequency(delta: Tensor, config: AttackConfig) -> Tensor:
+    return delta - low_pass(delta, config.low_frequency_levels) if config.low_frequency == "hard" else delta
+
+
+def _finished(best: _Best, rows: Tensor, config: AttackConfig, *, late: bool) -> Tensor:
+    """Which samples need no further step, bool (b,).
+
+    late: the second half of the steps. Earlier it is too early to tell whether a change still shrinks: with long
+    steps the target is lost and won back for a while.
+    """
+    if config.after_goal == "stop":
+        return best.reached[rows]
+    worn_out = best.since[rows] >= config.patience
+    return worn_out & (late and config.after_goal == "shrink")
 
 
 @dataclass
 class _Best:
-    """The best iterate of each sample so far, and how many steps ago it last got clearly better."""
+    """The best iterate of each sample so far, and how many steps ago it last got clearly better.
+
+    Among iterates at the goal, one percent of the target more is worth 20 percent of length, up to `aim`.
+    """
 
     x: Tensor
     iou: Tensor
@@ -225,38 +306,46 @@ class _Best:
     removal: Tensor
     reached: Tensor
     l2: Tensor
+    cost: Tensor
     since: Tensor
+    aim: float
 
     @staticmethod
-    def at(clean: Tensor, verdict: Verdict) -> _Best:
-        zeros = torch.zeros(len(clean), device=clean.device)
-        return _Best(clean.clone(), verdict.iou, verdict.hit, verdict.removal, verdict.reached, zeros, zeros.long())
+    def at(clean: Tensor, verdict: Verdict, aim: float) -> _Best:
+        none = torch.zeros(len(clean), device=clean.device)
+        parts = (verdict.iou, verdict.hit, verdict.removal, verdict.reached)
+        return _Best(clean.clone(), *parts, none, torch.zeros_like(none), torch.zeros_like(none).long(), aim)
 
     def verdict(self) -> Verdict:
         return Verdict(self.iou, self.hit, self.removal, self.reached)
 
     def update(self, rows: Tensor, x: Tensor, verdict: Verdict, l2: Tensor) -> None:
-        """Take over what is better: reached before not reached, then shorter, else closer to the goal."""
+        """Take over what is better: reached before not reached, then cheaper, else closer to the goal."""
         was = Verdict(self.iou[rows], self.hit[rows], self.removal[rows], self.reached[rows])
-        shorter = l2 < self.l2[rows]
-        closer = (verdict.score > was.score) | ((verdict.score == was.score) & shorter)
-        better = torch.where(was.reached, verdict.reached & shorter, verdict.reached | closer)
-        clearly = better & (~was.reached | (l2 < 0.995 * self.l2[rows]))
+        cost = l2 * (1 + 20 * (self.aim - verdict.score).clamp_min(0))
+        cheaper = cost < self.cost[rows]
+        closer = (verdict.score > was.score) | ((verdict.score == was.score) & (l2 < self.l2[rows]))
+        better = torch.where(was.reached, verdict.reached & cheaper, verdict.reached | closer)
+        clearly = better & (~was.reached | (cost < 0.995 * self.cost[rows]))
         # Patience counts only once the goal is reached: before that every step is worth taking.
         self.since[rows] = torch.where(clearly | ~(was.reached | verdict.reached), 0, self.since[rows] + 1)
         taken = rows[better]
-        self.x[taken], self.l2[taken] = x[better], l2[better]
+        self.x[taken], self.l2[taken], self.cost[taken] = x[better], l2[better], cost[better]
         self.iou[taken], self.hit[taken] = verdict.iou[better], verdict.hit[better]
         self.removal[taken], self.reached[taken] = verdict.removal[better], verdict.reached[better]
 
 
 def _search_scale(field: Field, clean: Tensor, goal: Goal, limits: Limits, passes: int, best: _Best) -> int:
-    """Bisect the scale of each best perturbation between nothing and itself; returns the forward passes used."""
+    """Bisect the scale of each best perturbation between nothing and itself; returns the forward passes used.
+
+    A scale will do that draws no less of the target, or meets the aim.
+    """
     rows = torch.nonzero(best.reached & (best.l2 > 0)).flatten()
     if not len(rows) or not passes:
         return 0
     origin = clean[rows]
     found = (best.x[rows] - origin) / per_channel(limits.unit, clean)
+    enough = best.verdict().score[rows].clamp_max(best.aim) - SLACK
     # The overshoot is small as a rule, so the first probe is close to the whole.
     low, probe = torch.zeros_like(best.l2[rows]), torch.full_like(best.l2[rows], 0.97)
     high = torch.ones_like(low)
@@ -264,7 +353,8 @@ def _search_scale(field: Field, clean: Tensor, goal: Goal, limits: Limits, passe
         x = limits.project(origin, found * steps.spread_out(probe, found), rows)
         verdict = goal[rows].judge(field.predict(x).logits.argmax(dim=1))
         best.update(rows, x, verdict, steps.length((x - origin) / per_channel(limits.unit, clean)))
-        high = torch.where(verdict.reached, probe, high)
-        low = torch.where(verdict.reached, low, probe)
+        holds = verdict.reached & (verdict.score >= enough)
+        high = torch.where(holds, probe, high)
+        low = torch.where(holds, low, probe)
         probe = (low + high) / 2
     return passes * len(rows)

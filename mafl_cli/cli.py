@@ -8,17 +8,33 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
+import typer.core
 
 from mafl_cli import __version__
-from mafl_cli.config import AttackConfig, Mode, SaveAs, SliceAxisChoice
-from mafl_cli.errors import MaflError
+from mafl_cli.config import (
+    PRESETS,
+    AfterGoal,
+    AttackConfig,
+    Direction,
+    GradientNorm,
+    LowFrequency,
+    MaskLoss,
+    Mode,
+    Norm,
+    SaveAs,
+    SliceAxisChoice,
+    Step,
+    budget,
+    preset,
+)
+from mafl_cli.errors import MaflError, UsageError
 
 EXIT_CODES = """
 Exit codes: 0 done · 1 internal error, or the results could not be written · 2 usage (also: no such device, output
@@ -37,6 +53,33 @@ app = typer.Typer(
 )
 
 _DEFAULTS = AttackConfig()
+_OF_METHOD = "[default: the method's]"
+
+# Headings of `mafl attack --help`, in their order.
+FILES, GOAL, METHOD, BUDGET, MODEL_INPUT, OUTPUT = "Files", "Goal", "Method", "Budget", "Model input", "Output"
+
+# typer reads annotations at run time, also on Python 3.10.
+MaybeInt = Optional[int]  # noqa: UP045
+MaybeFloat = Optional[float]  # noqa: UP045
+MaybeBool = Optional[bool]  # noqa: UP045
+MaybeStr = Optional[str]  # noqa: UP045
+MaybePath = Optional[Path]  # noqa: UP045
+
+
+class Grouped(typer.core.TyperCommand):
+    """A command whose options stand under headings in plain text; rich's panels would cost an import and a frame."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write one section for each heading, in the order of the options."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                other = "Arguments" if parameter.param_type_name == "argument" else "Other"
+                sections.setdefault(getattr(parameter, "rich_help_panel", None) or other, []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
 
 
 @dataclass(frozen=True)
@@ -55,14 +98,21 @@ class _Voice:
             print(line, file=sys.stderr)
 
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.", rich_help_panel=OUTPUT)]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.", rich_help_panel=OUTPUT)]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel=OUTPUT)]
 Json = Annotated[
-    Optional[str],  # noqa: UP045  (typer reads annotations at run time, also on Python 3.10)
-    typer.Option("--json", metavar="FILE", help="Also write the report there; - is stdout."),
+    MaybeStr,
+    typer.Option("--json", metavar="FILE", help="Also write the report there; - is stdout.", rich_help_panel=OUTPUT),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there already.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace results that are there already.", rich_help_panel=FILES)
+]
+
+
+def _under(heading: str, *names: str, **settings: Any) -> Any:
+    """An option under a heading."""
+    return typer.Option(*names, rich_help_panel=heading, **settings)
 
 
 def _version(wanted: bool) -> None:
@@ -80,16 +130,25 @@ def _mafl(
     pass
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(cls=Grouped, epilog=EXIT_CODES)
 def attack(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Scan to change: .nii or .nii.gz.")],
+    # --- files
     target: Annotated[
-        Path,
-        typer.Option("--target", "-t", metavar="MASK", help="Label map, on the image's grid, to be drawn."),
+        Path, _under(FILES, "--target", "-t", metavar="MASK", help="Label map, on the image's grid, to be drawn.")
     ],
+    guide: Annotated[
+        MaybePath,
+        _under(
+            FILES,
+            metavar="IMAGE",
+            help="Scan on the image's grid that has what the target shows; the feature term pulls towards it.",
+        ),
+    ] = None,
     model: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
+        MaybePath,
+        _under(
+            FILES,
             "--model",
             "-m",
             metavar="FILE",
@@ -97,49 +156,156 @@ def attack(
             "[default: $MAFL_MODEL, else the brain-tissue model that comes with mafl]",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results.")] = Path("mafl-out"),
-    mode: Annotated[Mode, typer.Option(help="Slice by slice or as a volume; auto asks the model.")] = "auto",
+    out: Annotated[Path, _under(FILES, "--out", "-o", metavar="DIR", help="Folder for the results.")] = Path(
+        "mafl-out"
+    ),
+    overwrite: Overwrite = False,
+    # --- goal
+    goal_iou: Annotated[
+        MaybeFloat,
+        _under(
+            GOAL, help=f"IoU with the target, over its classes, that counts as reached. [default: {_DEFAULTS.goal_iou}]"
+        ),
+    ] = None,
+    goal_hit: Annotated[
+        MaybeFloat,
+        _under(GOAL, help=f"Share of the voxels to be changed that must change. [default: {_DEFAULTS.goal_hit}]"),
+    ] = None,
+    aim: Annotated[
+        MaybeFloat,
+        _under(
+            GOAL,
+            help="Score that is held while the change is made smaller. "
+            "[default: 1, every voxel; the goal if that is below 0.99]",
+        ),
+    ] = None,
+    after_goal: Annotated[
+        Optional[AfterGoal],  # noqa: UP045
+        _under(
+            GOAL,
+            help="What the remaining steps are for: a smaller change, nothing, or more of the same, keeping the best. "
+            f"{_OF_METHOD}",
+        ),
+    ] = None,
+    # --- method
+    method: Annotated[
+        str,
+        _under(METHOD, metavar="NAME", help=f"Settings to start from: {', '.join(PRESETS)}."),
+    ] = "mafl",
+    steps: Annotated[
+        MaybeInt, _under(METHOD, help=f"Forward passes per slice or volume. [default: {_DEFAULTS.steps}]")
+    ] = None,
+    mask_loss: Annotated[
+        Optional[MaskLoss],  # noqa: UP045
+        _under(METHOD, help=f"What the target asks of the logits. {_OF_METHOD}"),
+    ] = None,
+    kappa: Annotated[
+        MaybeFloat,
+        _under(METHOD, help=f"Lead that wins a voxel, as a share of the clean prediction's; for margin. {_OF_METHOD}"),
+    ] = None,
+    adaptive_weights: Annotated[
+        MaybeBool, _under(METHOD, help=f"Weigh voxels that miss their class more and more; for margin. {_OF_METHOD}")
+    ] = None,
+    feature_weight: Annotated[
+        MaybeFloat, _under(METHOD, help=f"Weight of the feature cosine term; 0 is off. {_OF_METHOD}")
+    ] = None,
+    low_frequency: Annotated[
+        Optional[LowFrequency],  # noqa: UP045
+        _under(METHOD, help=f"Pull the change's low frequencies towards 0, or allow none. {_OF_METHOD}"),
+    ] = None,
+    low_frequency_weight: Annotated[
+        MaybeFloat, _under(METHOD, help=f"Weight of the low-frequency penalty; 0 is off. {_OF_METHOD}")
+    ] = None,
+    low_frequency_levels: Annotated[
+        MaybeInt, _under(METHOD, help=f"Blocks of 2^N voxels are low frequency. {_OF_METHOD}")
+    ] = None,
+    l2_weight: Annotated[
+        MaybeFloat, _under(METHOD, help=f"Weight of the change's squared length; 0 is off. {_OF_METHOD}")
+    ] = None,
+    peak_weight: Annotated[
+        MaybeFloat, _under(METHOD, help=f"How much more the largest voxels count in that length. {_OF_METHOD}")
+    ] = None,
+    gradient_norm: Annotated[
+        Optional[GradientNorm],  # noqa: UP045
+        _under(METHOD, help=f"What gradients are divided by before momentum. {_OF_METHOD}"),
+    ] = None,
+    momentum: Annotated[MaybeFloat, _under(METHOD, help=f"Share of the last direction kept. {_OF_METHOD}")] = None,
+    direction: Annotated[
+        Optional[Direction],  # noqa: UP045
+        _under(METHOD, help=f"What becomes of the accumulated gradient: as it is, normalised, its sign. {_OF_METHOD}"),
+    ] = None,
+    step: Annotated[
+        Optional[Step],  # noqa: UP045
+        _under(METHOD, help=f"How long a step is. {_OF_METHOD}"),
+    ] = None,
+    step_size: Annotated[
+        MaybeFloat,
+        _under(
+            METHOD,
+            help="Length of a step, as a share of the scan's range. [default: the method's, else 2.5 eps / steps]",
+        ),
+    ] = None,
+    tau: Annotated[
+        MaybeFloat, _under(METHOD, help=f"Steps of ASMA are tau + beta * IoU long, in --step-size's unit. {_OF_METHOD}")
+    ] = None,
+    beta: Annotated[MaybeFloat, _under(METHOD, help=f"See --tau. {_OF_METHOD}")] = None,
+    seed: Annotated[int, _under(METHOD, help="Seed of PyTorch's generators and of a random start.")] = _DEFAULTS.seed,
+    # --- budget
+    eps: Annotated[
+        MaybeFloat,
+        _under(BUDGET, "--eps", help=f"The change stays in a ball of this radius, model units. {_OF_METHOD}"),
+    ] = None,
+    eps_hu: Annotated[
+        MaybeFloat, _under(BUDGET, "--eps-hu", help="The same in the file's own units: HU for CT.")
+    ] = None,
+    eps_range: Annotated[
+        MaybeFloat, _under(BUDGET, "--eps-range", help="The same as a share of the scan's range.")
+    ] = None,
+    budget_eps: Annotated[
+        MaybeFloat,
+        _under(BUDGET, help="The best result within this radius, model units: --eps with a goal of 1, then stop."),
+    ] = None,
+    norm: Annotated[
+        Optional[Norm],  # noqa: UP045
+        _under(BUDGET, help=f"Of the ball: largest voxel, or L2 per slice or volume. {_OF_METHOD}"),
+    ] = None,
+    random_start: Annotated[
+        MaybeBool, _under(BUDGET, help=f"Begin at a random point of the ball. {_OF_METHOD}")
+    ] = None,
+    # --- model input
+    mode: Annotated[Mode, _under(MODEL_INPUT, help="Slice by slice or as a volume; auto asks the model.")] = "auto",
     slice_axis: Annotated[
         Optional[SliceAxisChoice],  # noqa: UP045
-        typer.Option(
+        _under(
+            MODEL_INPUT,
             "--slice-axis",
             help="Where 2-D slices are cut. auto: across the largest spacing, else axial. "
             "[default: the model card's, else auto]",
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Forward passes per slice or volume.")] = _DEFAULTS.steps,
-    goal_iou: Annotated[
-        float, typer.Option(help="IoU with the target that counts as reached, over its classes.")
-    ] = _DEFAULTS.goal_iou,
-    goal_hit: Annotated[
-        float, typer.Option(help="Share of the voxels to be changed that must change.")
-    ] = _DEFAULTS.goal_hit,
-    device: Annotated[str, typer.Option("--device", "-d", help="auto, cpu, cuda or cuda:N.")] = "auto",
-    save_as: Annotated[
-        SaveAs,
-        typer.Option(help="float32 keeps every digit; source keeps the scan's own type and searches on its grid."),
-    ] = "float32",
     orientation: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="CODES", help="Axes the model expects, as RAS; native: the file's own. [default: card]"),
+        MaybeStr,
+        _under(
+            MODEL_INPUT, metavar="CODES", help="Axes the model expects, as RAS; native: the file's own. [default: card]"
+        ),
     ] = None,
     intensity: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
+        MaybeStr,
+        _under(
+            MODEL_INPUT,
             metavar="KIND",
             help="Scaling the model expects: none, minmax, zscore, zscore-nonzero, window:MIN,MAX. [default: card]",
         ),
     ] = None,
-    tap: Annotated[str, typer.Option(help="Layer whose features are compared; `mafl inspect` lists them.")] = "auto",
-    feature_weight: Annotated[
-        float, typer.Option(help="Weight of the feature cosine term; 0 is off.")
-    ] = _DEFAULTS.feature_weight,
-    low_frequency_weight: Annotated[
-        float, typer.Option(help="Weight of the low-frequency term; 0 is off.")
-    ] = _DEFAULTS.low_frequency_weight,
-    momentum: Annotated[float, typer.Option(help="Share of the last direction kept.")] = _DEFAULTS.momentum,
-    seed: Annotated[int, typer.Option(help="Seed of PyTorch's generators.")] = _DEFAULTS.seed,
-    overwrite: Overwrite = False,
+    tap: Annotated[
+        str, _under(MODEL_INPUT, help="Layer whose features are compared; `mafl inspect` lists them.")
+    ] = "auto",
+    device: Annotated[str, _under(MODEL_INPUT, "--device", "-d", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    # --- output
+    save_as: Annotated[
+        SaveAs,
+        _under(OUTPUT, help="float32 keeps every digit; source keeps the scan's own type and searches on its grid."),
+    ] = "float32",
     json_file: Json = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -152,13 +318,34 @@ def attack(
     """
     voice = _Voice(-1 if quiet else int(verbose), debug)
     with _reported(voice):
-        config = AttackConfig(
+        balls = {"--eps": eps, "--eps-hu": eps_hu, "--eps-range": eps_range, "--budget-eps": budget_eps}
+        goals = {"--goal-iou": goal_iou, "--goal-hit": goal_hit, "--after-goal": after_goal}
+        config = _settings(
+            method,
+            _ball(balls, norm, goals),
             steps=steps,
             goal_iou=goal_iou,
             goal_hit=goal_hit,
+            aim=aim,
+            after_goal=after_goal,
+            mask_loss=mask_loss,
+            kappa=kappa,
+            adaptive_weights=adaptive_weights,
             feature_weight=feature_weight,
+            low_frequency=low_frequency,
             low_frequency_weight=low_frequency_weight,
+            low_frequency_levels=low_frequency_levels,
+            l2_weight=l2_weight,
+            peak_weight=peak_weight,
+            gradient_norm=gradient_norm,
             momentum=momentum,
+            direction=direction,
+            step=step,
+            step_size=step_size,
+            tau=tau,
+            beta=beta,
+            norm=norm,
+            random_start=random_start,
             seed=seed,
         )
         from mafl_cli.card import check_orientation
@@ -172,6 +359,7 @@ def attack(
             image=image,
             target=target,
             out=out,
+            guide=guide,
             model=_model(model, voice),
             mode=mode,
             slice_axis=slice_axis,
@@ -190,7 +378,7 @@ def attack(
         _deliver(done, report.format_summary(done), json_file, voice)
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(cls=Grouped, epilog=EXIT_CODES)
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Result folder of `mafl attack`.")],
     json_file: Json = None,
@@ -209,11 +397,11 @@ def evaluate(
         _deliver(measured, report.format_evaluation(measured), json_file, voice)
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(cls=Grouped, epilog=EXIT_CODES)
 def visualize(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Result folder of `mafl attack`.")],
     out: Annotated[
-        Optional[Path],  # noqa: UP045
+        MaybePath,
         typer.Option("--out", "-o", metavar="FILE", help="PNG, PDF or SVG. [default: RUN/figure.png]"),
     ] = None,
     rows: Annotated[int, typer.Option(min=1, max=20, help="Slices to show.")] = 3,
@@ -232,7 +420,7 @@ def visualize(
         voice.say(f"{path.name}: slices {', '.join(map(str, shown))}")
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(cls=Grouped, epilog=EXIT_CODES)
 def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A model, a scan or a mask.")],
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
@@ -287,6 +475,32 @@ def _reported(voice: _Voice) -> Iterator[None]:
 
 def _first_line(exc: Exception) -> str:
     return next(iter(str(exc).splitlines()), "")[:200]
+
+
+def _settings(method: str, ball: dict[str, Any], **options: Any) -> AttackConfig:
+    """The method's settings with what was given on the command line in their place."""
+    config = preset(method, **{name: value for name, value in options.items() if value is not None}, **ball)
+    if options["norm"] is not None and config.eps is None:
+        raise UsageError("--norm is that of a ball: give --eps, --eps-hu, --eps-range or --budget-eps too.")
+    return config
+
+
+def _ball(radii: dict[str, float | None], norm: Norm | None, goals: Mapping[str, object]) -> dict[str, Any]:
+    """The ball that was asked for, as settings. Arguments: the options by their names; None is not given."""
+    given = [(option, radius) for option, radius in radii.items() if radius is not None]
+    if not given:
+        return {}
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(option for option, _ in given)} exclude each other.")
+    ((option, radius),) = given
+    if option != "--budget-eps":
+        return {"eps": radius, "eps_unit": {"--eps": "model", "--eps-hu": "native", "--eps-range": "range"}[option]}
+    for goal, value in goals.items():
+        if value is not None:
+            raise UsageError(
+                f"--budget-eps asks for the best result within a ball, so {goal} has no meaning beside it."
+            )
+    return budget(radius, norm or "linf")
 
 
 def _model(flag: Path | None, voice: _Voice) -> Path:

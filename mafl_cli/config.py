@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from mafl_cli.errors import UsageError
 
@@ -21,67 +21,284 @@ SaveAs = Literal["float32", "source"]
 Activation = Literal["softmax", "sigmoid"]
 IntensityKind = Literal["none", "minmax", "zscore", "window"]
 Region = Literal["all", "nonzero"]
+MaskLoss = Literal["margin", "logit", "ce", "dice", "segpgd", "cospgd", "dag"]
+LowFrequency = Literal["penalty", "hard"]
+GradientNorm = Literal["none", "l1", "l2", "distance"]
+Direction = Literal["raw", "l2", "linf", "sign", "rms"]
+Step = Literal["dynamic", "constant", "cosine", "asma"]
+AfterGoal = Literal["shrink", "stop", "continue"]
+EpsUnit = Literal["model", "native", "range"]
+Norm = Literal["linf", "l2"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackConfig:
-    """Settings of the search for the smallest change that makes the model draw the target.
+    """Settings of the search for a change that makes the model draw the target: one row of the table of methods.
 
-    The defaults were chosen by our own measurements (see `docs/method.md`); a weight of 0 switches a term off. Every
-    weight is relative: each term's gradient is brought to length 1 per sample before it is weighed, so the same
-    numbers serve networks with logits of any scale and scans in any unit.
+    The defaults are those of the method `mafl` and were chosen by our own measurements (see `docs/method.md`). With
+    normalised gradients (`gradient_norm` l1 or l2) weights are relative: each term's gradient is brought to norm 1
+    per sample before it is weighed, so the same numbers serve networks with logits of any scale and scans in any unit.
+    With `gradient_norm` none they are the factors of the sum that is minimised.
     """
 
+    method: str = "mafl"
+    """The preset that these settings started from; a label, without effect."""
     steps: int = 150
     """Forward passes for each slice or volume, the final scale search included."""
     goal_iou: float = 0.99
     """Mean IoU over the classes of the target that counts as reached, in (0, 1]."""
     goal_hit: float = 0.99
     """Share of the voxels that must change class (and of a class that must vanish) that counts as reached."""
+    aim: float | None = None
+    """Score (the least of IoU, hit rate and removal) that is held while the change is made smaller. None is 1, every
+    voxel, if both goals are at least 0.99: the last percent costs little. Otherwise the lower of the goals."""
+    after_goal: AfterGoal = "shrink"
+    """At the goal: shrink the change (dynamic step only), stop, or continue with the same step and keep the best."""
+
+    mask_loss: MaskLoss = "margin"
+    """What the target asks of the logits; see `mafl_cli.losses`. logit is ASMA's, dag, segpgd and cospgd are theirs."""
     kappa: float = 0.1
-    """A voxel counts as won when the target class leads by this share of the clean prediction's typical margin."""
-    feature_weight: float = 0.05
-    """Feature cosine term at the tap, until the goal is first reached."""
-    low_frequency_weight: float = 0.1
-    """Pull of the perturbation's Haar low-pass part towards zero."""
-    momentum: float = 0.6
-    """Share of the previous direction kept in the next, in [0, 1)."""
-    spread: float = 0.3
-    """Damping of the per-voxel second-moment scaling; smaller spreads the change wider (lower Linf, higher L2)."""
-    first_step: float = 0.5
-    """Longest step, as a share of the distance to the target that loss and slope at the clean scan suggest."""
-    radius_rate: float = 0.1
-    """By how much the change is shortened in a step that finds the goal reached; falls with a cosine to a tenth."""
-    along: float = 0.1
-    """Step on the sphere once the goal was reached, as a share of its radius."""
+    """A voxel counts as won when the target class leads by this share of the clean prediction's typical margin.
+    For the margin loss."""
+    adaptive_weights: bool = True
+    """Weigh the voxels in the margin loss: more while they miss their class, less once they are won."""
+    feature_weight: float = 0.3
+    """Feature cosine term at the tap, until the goal is first reached; 0 is off."""
+    low_frequency: LowFrequency = "penalty"
+    """penalty pulls the low-pass part of the change towards zero; hard takes it away after every step."""
+    low_frequency_weight: float = 0.2
+    """Weight of the penalty; 0 is off."""
+    low_frequency_levels: int = 1
+    """Depth of the Haar transform: what is constant over blocks of 2 ** levels voxels is low frequency."""
+    l2_weight: float = 1.0
+    """Weight of half the squared L2 length of the change; 0 is off. With raw gradients in shares of the scan's range
+    (ASMA, whose term is the whole square: 2)."""
+    peak_weight: float = 0.5
+    """How much more the largest voxels count in that length: lower Linf for little L2; 0 is the plain length."""
+
+    gradient_norm: GradientNorm = "distance"
+    """What the gradient of the mask loss is divided by, per sample: nothing, its L1 norm (MI-FGSM), its L2 norm, or
+    once for all steps by what makes the first one as long as the way to the target that it suggests."""
+    momentum: float = 0.9
+    """Share of the previous direction kept in the next, in [0, 1]."""
+    direction: Direction = "rms"
+    """What the step multiplies: the accumulated gradient as it is (raw), at L2 norm 1, at Linf norm 1, its sign, or
+    divided voxel by voxel by the root of its mean square (rms, as Adam)."""
+
+    step: Step = "dynamic"
+    """dynamic: step_size for 150 steps, shorter when there are more, bounded by what the first gradient suggests,
+    falling with a cosine. constant. cosine: falls from step_size to 0. asma: tau + beta * IoU of the current iterate
+    with the target, tau alone in the first step."""
+    step_size: float | None = 0.03
+    """Length of a step as a share of the scan's range (the data box, model units): per voxel for sign, linf and rms,
+    L2 length for l2; for raw it is the factor of the gradient in shares of the range. None is 2.5 eps / steps (PGD,
+    Madry et al., ICLR 2018)."""
+    tau: float = 0.0
+    """For asma, in the unit of step_size."""
+    beta: float = 0.0
+    """For asma, in the unit of step_size."""
     patience: int = 40
-    """A slice or volume is finished when its change has not become 0.5 % smaller for this many steps.
+    """With shrink, a slice or volume is finished when its change has not become 0.5 % smaller for this many steps.
     The first half of the steps is always taken."""
     scale_search: int = 6
     """Forward passes kept for the last bisection of the perturbation's scale, at most a quarter of the steps."""
+
+    eps: float | None = None
+    """Radius of the ball around the clean scan that the change stays in, in `eps_unit`; None is no ball."""
+    eps_unit: EpsUnit = "model"
+    """model units, native units (HU for CT), or range: a share of the scan's range, channel by channel."""
+    norm: Norm = "linf"
+    """Whose ball: the largest change of a voxel, or the L2 length over the slice or volume."""
+    random_start: bool = False
+    """Begin at a random point of the ball, the same noise for every slice, instead of at the clean scan."""
     seed: int = 0
-    """Seed of PyTorch's generators. The search itself draws no random numbers."""
+    """Seed of PyTorch's generators and of the random start. Nothing else in the search draws random numbers."""
+
+    @property
+    def aimed(self) -> float:
+        """The score that `aim` stands for."""
+        goal = min(self.goal_iou, self.goal_hit)
+        return self.aim if self.aim is not None else 1.0 if goal >= 0.99 else goal
 
     def __post_init__(self) -> None:
+        self._check_ranges()
+        self._check_combinations()
+
+    def _check_ranges(self) -> None:
+        choices: dict[str, object] = {
+            "after_goal": AfterGoal,
+            "mask_loss": MaskLoss,
+            "low_frequency": LowFrequency,
+            "gradient_norm": GradientNorm,
+            "direction": Direction,
+            "step": Step,
+            "eps_unit": EpsUnit,
+            "norm": Norm,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in get_args(allowed):
+                raise UsageError(f"{name} {getattr(self, name)!r} is not one of: {', '.join(get_args(allowed))}.")
         ranges: dict[str, tuple[float, float]] = {
             "steps": (1, 1_000_000),
             "goal_iou": (1e-6, 1),
             "goal_hit": (0, 1),
+            "aim": (0, 1),
             "kappa": (0, 10),
-            "feature_weight": (0, 10),
-            "low_frequency_weight": (0, 10),
-            "momentum": (0, 0.999),
-            "spread": (1e-6, 1e6),
-            "first_step": (1e-6, 100),
-            "radius_rate": (1e-6, 0.5),
-            "along": (1e-6, 1),
+            "feature_weight": (0, 1000),
+            "low_frequency_weight": (0, 1000),
+            "low_frequency_levels": (1, 10),
+            "l2_weight": (0, 1e6),
+            "peak_weight": (0, 1000),
+            "momentum": (0, 1),
+            "step_size": (1e-12, 1e6),
+            "tau": (0, 1e6),
+            "beta": (0, 1e6),
             "patience": (1, 1_000_000),
             "scale_search": (0, 100),
+            "eps": (1e-12, 1e9),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:
                 raise UsageError(f"{name} = {value} is outside [{low:g}, {high:g}].")
+
+    def _check_combinations(self) -> None:
+        """Settings that each make sense but not together."""
+        step, direction = self.step, self.direction
+        dynamic, by_size = step == "dynamic", step in ("constant", "cosine")
+        like_the_ball = (
+            self.eps is not None and direction in {"linf": ("linf", "sign", "rms"), "l2": ("l2",)}[self.norm]
+        )
+        self._refuse(
+            self.after_goal == "shrink" and self.l2_weight == 0,
+            "after_goal shrink needs an l2_weight, for nothing else makes the change smaller; say stop or continue",
+        )
+        self._refuse(
+            dynamic and (direction != "rms" or self.step_size is None),
+            "the dynamic step needs the direction rms and a step_size",
+        )
+        self._refuse(
+            self.mask_loss in ("logit", "dag") and (dynamic or self.gradient_norm == "distance"),
+            f"the dynamic step and gradient_norm distance need a loss that falls to 0, which {self.mask_loss} does not",
+        )
+        self._refuse(
+            self.adaptive_weights and self.mask_loss != "margin",
+            f"adaptive_weights weigh the voxels of the margin loss; {self.mask_loss} has its own",
+        )
+        self._refuse(
+            self.step_size is not None and step == "asma", "step_size is not for asma steps: they have tau and beta"
+        )
+        self._refuse(
+            by_size and self.step_size is None and not like_the_ball,
+            f"a {step} step along {direction} needs a step_size, unless there is an eps of the same norm",
+        )
+        self._refuse(step == "asma" and self.tau + self.beta == 0, "the asma step needs tau or beta")
+        self._refuse(step != "asma" and self.tau + self.beta > 0, f"tau and beta are for asma steps, not for {step}")
+        self._refuse(self.random_start and self.eps is None, "random_start draws from a ball: it needs an eps")
+        self._refuse(
+            self.low_frequency == "hard" and self.low_frequency_weight > 0,
+            "low_frequency hard leaves nothing to penalise: low_frequency_weight must be 0",
+        )
+
+    @staticmethod
+    def _refuse(wrong: bool, sentence: str) -> None:
+        if wrong:
+            raise UsageError(f"{sentence}.")
+
+
+# What every baseline leaves out of the default method.
+_PLAIN: dict[str, Any] = {
+    "adaptive_weights": False,
+    "feature_weight": 0.0,
+    "low_frequency_weight": 0.0,
+    "l2_weight": 0.0,
+    "peak_weight": 0.0,
+    "gradient_norm": "none",
+    "momentum": 0.0,
+    "step_size": None,
+    "scale_search": 0,
+}
+_IN_A_BALL: dict[str, Any] = _PLAIN | {
+    "mask_loss": "ce",
+    "direction": "sign",
+    "step": "constant",
+    "eps": 8 / 255,
+    "eps_unit": "range",
+    "norm": "linf",
+    "after_goal": "stop",
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "mafl": {},
+    "mafl-paper": _PLAIN
+    | {
+        "mask_loss": "logit",
+        "feature_weight": 1.0,
+        "low_frequency_weight": 0.1,
+        "gradient_norm": "l1",
+        "momentum": 1.0,
+        "direction": "linf",
+        # Shares of the scan's range: a quarter of a grey level of 255 at first, up to one and a quarter.
+        "step": "asma",
+        "tau": 0.25 / 255,
+        "beta": 1 / 255,
+        "after_goal": "continue",
+    },
+    "asma": _PLAIN
+    | {
+        "mask_loss": "logit",
+        "l2_weight": 2.0,
+        "direction": "raw",
+        # Factors of the raw gradient. A thousand times the published ones, with which 2501 steps go nowhere.
+        "step": "asma",
+        "tau": 1e-4,
+        "beta": 1e-3,
+        "after_goal": "continue",
+    },
+    "pgd": _IN_A_BALL | {"random_start": True},
+    "mifgsm": _IN_A_BALL | {"gradient_norm": "l1", "momentum": 1.0},
+    "segpgd": _IN_A_BALL | {"mask_loss": "segpgd", "random_start": True},
+    "cospgd": _IN_A_BALL | {"mask_loss": "cospgd", "random_start": True},
+    "ssah": _PLAIN
+    | {
+        "feature_weight": 1.0,
+        "low_frequency_weight": 0.1,
+        "gradient_norm": "l2",
+        "direction": "linf",
+        "step": "cosine",
+        "step_size": 0.02,
+        "after_goal": "continue",
+    },
+    "dag": _PLAIN
+    | {"mask_loss": "dag", "direction": "linf", "step": "constant", "step_size": 0.003, "after_goal": "stop"},
+}
+"""The methods: what each sets differently from the defaults of `AttackConfig`. Sources: `docs/method.md`."""
+
+
+def preset(name: str, **overrides: Any) -> AttackConfig:
+    """The settings of a method, with some of them changed.
+
+    What only makes sense with a setting that is replaced goes with it: the sizes of another kind of step, and the
+    weight of the low-frequency penalty under the hard constraint.
+    Raises: UsageError for an unknown name, and for settings that do not go together.
+    """
+    if name not in PRESETS:
+        raise UsageError(f"method {name!r} is not one of: {', '.join(PRESETS)}.")
+    settings = {**PRESETS[name], "method": name}
+    if overrides.get("mask_loss", "margin") != "margin":
+        settings["adaptive_weights"] = False
+    if overrides.get("step", settings.get("step", "dynamic")) != settings.get("step", "dynamic"):
+        settings = {key: value for key, value in settings.items() if key not in ("step_size", "tau", "beta")}
+        if overrides["step"] == "asma" or "step" in PRESETS[name]:
+            settings["step_size"] = None
+    if overrides.get("low_frequency") == "hard":
+        settings["low_frequency_weight"] = 0.0
+    return AttackConfig(**(settings | overrides))
+
+
+def budget(eps: float, norm: Norm = "linf") -> dict[str, Any]:
+    """Overrides for `preset`: the best score within a ball of `eps` model units, however long the change."""
+    return {"eps": eps, "eps_unit": "model", "norm": norm, "goal_iou": 1.0, "goal_hit": 1.0, "after_goal": "stop"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from mafl_cli.config import AttackConfig
 
+SLACK = 1e-6
+"""For comparing scores: the smallest step a count of voxels can make in float32 is far above it."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -69,16 +72,8 @@ class Goal:
         unwanted = (in_labels * ~wanted).sum(dim=1)
         before = torch.maximum((in_clean * ~wanted).sum(dim=1), must).clamp_min(1)
         removal = 1 - unwanted / before
-        # The smallest step a count of voxels can make in float32 is far above 1e-6.
-        slack = 1e-6
-        reached = (iou >= self.iou - slack) & (hit >= self.hit - slack) & (removal >= self.hit - slack)
+        reached = (iou >= self.iou - SLACK) & (hit >= self.hit - SLACK) & (removal >= self.hit - SLACK)
         return Verdict(iou, hit, removal, reached)
-
-    def unmet(self, labels: Tensor) -> Tensor:
-        """Voxels that miss the target as a share of those that had to change, at most 1: (B, *spatial) -> (B,)."""
-        wrong = (labels != self.target).flatten(1).sum(dim=1)
-        must = (self.clean != self.target).flatten(1).sum(dim=1).clamp_min(1)
-        return (wrong / must).clamp_max(1)
 
 
 def _counts(labels: Tensor, classes: int) -> Tensor:

@@ -159,8 +159,9 @@ def _logits(raw: Tensor, gives: Gives) -> Tensor:
         p = raw.clamp(1e-7, 1 - 1e-7)
         raw = torch.log(p) - torch.log1p(-p) if raw.shape[1] == 1 else torch.log(p)
     if raw.shape[1] == 1:
-        # softmax([0, z]) = sigmoid(z): one logit becomes two classes and the rest of the program knows only that.
-        return torch.cat([torch.zeros_like(raw), raw], dim=1)
+        # softmax([-z/2, z/2])[1] = sigmoid(z): one logit becomes two classes and the rest of the program knows only
+        # that. Both halves carry it, so that a loss on the background's logit alone has a slope too.
+        return torch.cat([-raw / 2, raw / 2], dim=1)
     return raw
 
 

@@ -19,14 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mafl_cli import metrics, report, results, volume
-from mafl_cli.attack import Limits, Outcome, StepRecord, attack
+from mafl_cli.attack import Outcome, StepRecord, attack
 from mafl_cli.card import ModelCard, find_card
 from mafl_cli.config import AttackConfig, Intensity, Mode, SaveAs, SliceAxisChoice
 from mafl_cli.errors import InputError, UsageError
-from mafl_cli.geometry import Layout, SliceAxis, choose_slice_axis
+from mafl_cli.geometry import Layout, SliceAxis, choose_slice_axis, require_same_space
 from mafl_cli.goals import Goal, Verdict
+from mafl_cli.limits import Limits
 from mafl_cli.model import ModelInfo, Segmenter, load, pick_device
-from mafl_cli.preprocess import Preprocessing, per_channel
+from mafl_cli.preprocess import Preprocessing
 from mafl_cli.targets import Target, read_target
 from mafl_cli.windows import Field, Whole, slices_per_batch
 
@@ -47,6 +48,7 @@ class AttackRequest:
     image: Path
     target: Path
     out: Path
+    guide: Path | None = None
     model: Path = DEMO_MODEL
     mode: Mode = "auto"
     slice_axis: SliceAxisChoice | None = None
@@ -124,6 +126,7 @@ def run_attack(
                 "save_as": request.save_as,
                 "device": request.device,
                 "tap": request.tap,
+                "guide": None if request.guide is None else request.guide.name,
             },
             started=clock.started,
         )
@@ -146,6 +149,7 @@ class _Case:
     preprocessing: Preprocessing
     clean: Tensor
     wanted: Tensor
+    guide: Tensor | None
     limits: Limits
 
     @property
@@ -188,6 +192,8 @@ def _prepare(request: AttackRequest, scan: volume.Volume, device: torch.device, 
     dims = {"2d": 2, "3d": 3}.get(request.mode, card.dims)
     if card.dims not in (None, dims):
         raise UsageError(f"--mode {request.mode}: the model is {card.dims}-D.")
+    if request.guide is not None and request.config.feature_weight == 0:
+        raise UsageError(f"--guide needs a feature term, which {request.config.method} has not: give --feature-weight.")
     slice_choice = request.slice_axis or card.slice_axis
     slices = choose_slice_axis(scan.affine, scan.shape, slice_choice)
 
@@ -228,6 +234,7 @@ def _prepare(request: AttackRequest, scan: volume.Volume, device: torch.device, 
     except InputError as exc:
         raise InputError(f"{scan.name}: {exc}") from exc
     clean = torch.from_numpy(layout.to_batch(data)).to(device)
+    guide = None if request.guide is None else _guide(request.guide, scan, layout, preprocessing, say)
     wanted = torch.from_numpy(layout.to_batch(target.labels[np.newaxis])[:, 0]).to(device)
     return _Case(
         scan=scan,
@@ -241,8 +248,29 @@ def _prepare(request: AttackRequest, scan: volume.Volume, device: torch.device, 
         preprocessing=preprocessing,
         clean=clean,
         wanted=wanted,
+        guide=guide,
         limits=_limits(scan, preprocessing, clean, request.save_as),
     )
+
+
+def _guide(
+    path: Path, scan: volume.Volume, layout: Layout, preprocessing: Preprocessing, say: Callable[[str], None]
+) -> Tensor:
+    """A scan that has what the target shows, as a batch in the native units of the attacked one.
+
+    Raises: GeometryError when it lies on another grid; InputError when it cannot be read or scaled.
+    """
+    guide = volume.read_image(path)
+    for warning in guide.warnings:
+        say(warning)
+    require_same_space(scan.name, scan.shape, scan.affine, guide.name, guide.shape, guide.affine)
+    data = guide.data[np.newaxis]
+    device = preprocessing.unit.device
+    try:
+        own = Preprocessing.freeze(preprocessing.intensity, data, preprocessing.divisor, device)
+    except InputError as exc:
+        raise InputError(f"{guide.name}: {exc}") from exc
+    return preprocessing.translate(torch.from_numpy(layout.to_batch(data)).to(device), own)
 
 
 def _limits(scan: volume.Volume, preprocessing: Preprocessing, clean: Tensor, save_as: SaveAs) -> Limits:
@@ -287,8 +315,8 @@ def _search(
     """Attack every slice (or the volume) whose prediction is not the target yet, a few at a time.
 
     Statistics that are recomputed from the changed file (z-scores) drift a little from the frozen ones, and a few
-    voxels with them. Samples that lose their goal by this are attacked again from where they are, with the
-    statistics frozen at the changed scan.
+    voxels with them. Samples that lose their goal by this are attacked again, with the statistics frozen at the
+    changed scan.
     """
     flat = case.clean.flatten(1)
     constant = (flat == flat[:, :1]).all(dim=1)
@@ -297,7 +325,7 @@ def _search(
     adversarial = case.clean.clone()
     outcomes: list[Outcome | None] = [None] * len(case.clean)
     forward = backward = 0
-    field, start = case.field, None
+    field = case.field
     labels = clean_labels
     for _ in range(_REFREEZES):
         groups = _parts(todo, case.group)
@@ -308,7 +336,7 @@ def _search(
                 case.wanted[rows],
                 config,
                 replace(case.limits, frozen=case.limits.frozen[rows]),
-                start=None if start is None else start[rows],
+                guide=None if case.guide is None else case.guide[rows],
                 on_step=_relay(on_progress, count, len(groups), config.steps),
             )
             adversarial[rows] = result.adversarial
@@ -322,7 +350,6 @@ def _search(
         if not lost:
             break
         todo = torch.tensor(lost, device=case.clean.device)
-        start = (adversarial - case.clean) / per_channel(case.limits.unit, case.clean)
     return _Found(adversarial, labels, tuple(outcomes), int((differs & constant).sum()), forward, backward)
 
 

@@ -71,6 +71,16 @@ class Preprocessing:
         pad = [amount for size in reversed(x.shape[2:]) for amount in (0, -size % self.divisor)]
         return F.pad(y, pad) if any(pad) else y
 
+    def translate(self, x: Tensor, source: Preprocessing) -> Tensor:
+        """Another scan in the native units of this one: both preprocessings make the same of what they are given.
+
+        Scanner units mean something else in every MR scan; what the network sees of it is what they have in common.
+        Args: x: (B, C, *spatial), native units of `source`.  Returns: likewise, native units of this scan.
+        """
+        in_model_units = (x - per_channel(source.offset, x)) / per_channel(source.unit, x)
+        translated = in_model_units * per_channel(self.unit, x) + per_channel(self.offset, x)
+        return torch.where(x == 0, x, translated) if self.nonzero_only else translated
+
     @property
     def nonzero_only(self) -> bool:
         """Whether exact zeros are background by definition (and must stay exact zeros, and nothing else may)."""

@@ -39,7 +39,7 @@ def attack_report(
 ) -> dict[str, Any]:
     """The whole report around one finished case (`case`: see `cases` in the schema)."""
     attack = asdict(config)
-    seed = attack.pop("seed")
+    seed, method = attack.pop("seed"), attack.pop("method")
     facts = asdict(model) | {"intensity": model.intensity.facts()}
     facts["tap"] = {"name": facts["tap"], "shape": facts.pop("tap_shape")}
     return {
@@ -50,7 +50,7 @@ def attack_report(
             "command": "attack",
             "started": started,
             "seed": seed,
-            "method": "mafl",
+            "method": method,
             "settings": {**settings, **attack},
             "config_hash": config_hash(config, dict(settings), model.sha256),
         },

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mafl_cli.attack import Limits
+from mafl_cli.limits import Limits
 from mafl_cli.model import Prediction
 from mafl_cli.windows import Field, Losses, Slopes
 

@@ -10,9 +10,10 @@ import torch
 from problems import Bare, Bright, Counted, Indifferent, Nearest, Rooted, SmallUNet, Unit, box
 from torch import Tensor
 
-from mafl_cli.attack import AttackResult, Limits, Outcome, StepRecord, attack
+from mafl_cli.attack import AttackResult, Outcome, StepRecord, attack
 from mafl_cli.config import AttackConfig
 from mafl_cli.goals import Goal
+from mafl_cli.limits import Limits
 from mafl_cli.model import Prediction
 from mafl_cli.windows import Field, Whole
 
@@ -74,7 +75,7 @@ def test_the_change_is_close_to_the_smallest_there_is(shape: tuple[int, ...], si
     assert set(found.outcomes) == {Outcome.REACHED}
     assert torch.equal(labels(network, found.adversarial), target)
     torch.testing.assert_close(found.l2, (found.adversarial - clean).flatten(1).norm(dim=1))
-    assert (found.l2 <= 1.1 * network.distance(clean, target)).all()
+    assert (found.l2 <= 1.05 * network.distance(clean, target)).all()
 
 
 @pytest.mark.parametrize("share", [0.004, 0.05, 0.9], ids=["one voxel", "few", "nearly all"])
@@ -353,10 +354,9 @@ def test_very_small_budgets_are_used(steps: int) -> None:
 def test_the_callers_tensors_are_not_touched() -> None:
     network, clean, target, _ = pasted()
     limits = box(clean)
-    start = 0.01 * torch.randn(clean.shape, generator=rng(2))
-    before = [x.clone() for x in (clean, target, start, limits.low, limits.high, limits.frozen)]
-    attack(field(network), clean, target, replace(QUICK, steps=10), limits, start=start)
-    for was, now in zip(before, (clean, target, start, limits.low, limits.high, limits.frozen), strict=True):
+    before = [x.clone() for x in (clean, target, limits.low, limits.high, limits.frozen)]
+    attack(field(network), clean, target, replace(QUICK, steps=10), limits)
+    for was, now in zip(before, (clean, target, limits.low, limits.high, limits.frozen), strict=True):
         assert torch.equal(was, now)
     assert not clean.requires_grad
 
@@ -375,7 +375,8 @@ def test_passes_are_counted_and_within_the_budget(feature_weight: float) -> None
     assert (found.forward, found.backward) == (counted.forward, counted.backward)
     # One pass for the clean prediction, and none more for the sample that is there already.
     assert found.forward <= len(clean) + 3 * config.steps
-    assert found.backward <= (2 if feature_weight else 1) * 3 * config.steps
+    # The gradients of two terms are compared once.
+    assert found.backward <= 3 * (config.steps + (1 if feature_weight else 0))
 
 
 def test_every_step_is_told() -> None:
@@ -410,14 +411,3 @@ def test_more_steps_are_used_and_never_cost() -> None:
     )
     assert many.mean() < few.mean()
     assert (torch.cat([many, most]) <= 1.1).all()
-
-
-def test_a_start_at_the_answer_is_used() -> None:
-    network, clean = Bright(), scan(2, 10, 10)
-    target = flipped(clean)
-    found = attack(field(network), clean, target, EVERY_VOXEL, box(clean))
-    again = attack(
-        field(network), clean, target, replace(EVERY_VOXEL, steps=12), box(clean), start=found.adversarial - clean
-    )
-    assert set(again.outcomes) == {Outcome.REACHED}
-    assert (again.l2 <= found.l2 + 1e-5).all()

@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 
 from mafl_cli import __version__, report
 from mafl_cli.cli import app
+from mafl_cli.config import PRESETS
 
 RESULTS = {
     "adversarial.nii.gz",
@@ -239,6 +240,115 @@ def test_slice_axis_is_named_by_plane_or_by_array_axis(case: Path, models: Path,
     attack(case, models, "--slice-axis", axis)
     said = json.loads((case / "out" / "report.json").read_text())["cases"][0]["space"]["slice_axis"]
     assert (said["name"], said["index"]) == (("axial", 2) if axis in ("axial", "k") else ("coronal", 1))
+
+
+# --- methods ------------------------------------------------------------------------------------------------------
+
+
+def settings_of(case: Path) -> dict[str, object]:
+    run = json.loads((case / "out" / "report.json").read_text())["run"]
+    return {"method": run["method"], **run["settings"]}
+
+
+def change_of(case: Path) -> np.ndarray:
+    return nib.load(case / "out" / "perturbation.nii.gz").get_fdata()
+
+
+def test_asma_runs_end_to_end_on_the_sample_scan(tmp_path: Path) -> None:
+    samples = Path(__file__).parents[1] / "sample_data"
+    result = mafl(
+        "attack", samples / "brain_t1.nii.gz", "-t", samples / "target_hole.nii.gz", "-o", tmp_path / "out",
+        "--device", "cpu", "--method", "asma", "--steps", 5, "--tau", 3e-3,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    said = settings_of(tmp_path)
+    assert (said["method"], said["mask_loss"], said["step"]) == ("asma", "logit", "asma")
+    assert (said["tau"], said["beta"], said["guide"], said["eps"]) == (3e-3, 1e-3, None, None)
+    done = json.loads((tmp_path / "out" / "report.json").read_text())
+    jsonschema.Draft202012Validator(json.loads(report.SCHEMA.read_text())).validate(done)
+    assert change_of(tmp_path).any()
+
+
+@pytest.mark.parametrize("method", [name for name in PRESETS if name != "asma"])
+def test_every_method_has_its_name_in_the_report(case: Path, models: Path, method: str) -> None:
+    result = attack(case, models, "--method", method, "--steps", 5)
+    assert result.exit_code == 0, result.stderr
+    assert settings_of(case)["method"] == method
+
+
+@pytest.mark.parametrize(
+    ("options", "largest"),
+    [
+        (["--eps", 0.03], 0.03),
+        (["--eps-hu", 0.03], 0.03),
+        (["--eps-range", 0.03], 0.03 * float(np.ptp(scan_array()))),
+        (["--method", "pgd", "--eps", 0.03], 0.03),
+        (["--budget-eps", 0.03], 0.03),
+    ],
+)
+def test_the_written_change_stays_in_its_ball(case: Path, models: Path, options: list[object], largest: float) -> None:
+    result = attack(case, models, *options)
+    assert result.exit_code == 0, result.stderr
+    assert np.abs(change_of(case)).max() == pytest.approx(largest, rel=1e-3)
+    if "--budget-eps" in options:
+        said = settings_of(case)
+        assert (said["goal_iou"], said["goal_hit"], said["after_goal"]) == (1, 1, "stop")
+
+
+def test_a_ball_in_hu_holds_for_stored_integers(case: Path, models: Path) -> None:
+    stored = np.round(scan_array() * 1000 - 500).astype(np.int16)
+    nib.save(nib.Nifti1Image(stored, AFFINE), case / "scan.nii.gz")
+    options = ("--save-as", "source", "--intensity", "window:-500,500")
+    result = attack(case, models, "--eps-hu", 12, "--method", "mifgsm", *options)
+    assert result.exit_code == 0, result.stderr
+    after = np.asarray(nib.load(case / "out" / "adversarial.nii.gz").dataobj.get_unscaled())
+    assert 0 < np.abs(after.astype(int) - stored).max() <= 12
+
+    result = attack(case, models, "--eps-hu", 0.5, "-q", "--overwrite", *options)
+    assert result.exit_code == 2
+    assert "less than the step of 1 between the values the file can hold" in result.stderr
+
+
+def test_a_guide_is_named_in_the_report_and_must_lie_on_the_grid(case: Path, models: Path) -> None:
+    # The ball where the target wants it, from a scanner with another scale.
+    _save(case / "guide.nii.gz", np.roll(scan_array(), 2, axis=0) * 700 + 20)
+    options = ("--guide", case / "guide.nii.gz", "--intensity", "minmax", "--feature-weight", 0.5)
+    result = attack(case, models, *options)
+    assert result.exit_code == 0, result.stderr
+    assert settings_of(case)["guide"] == "guide.nii.gz"
+    assert json.loads((case / "out" / "report.json").read_text())["cases"][0]["attack"]["goal_reached"]
+
+    _save(case / "guide.nii.gz", scan_array(), AFFINE + np.eye(4, k=3))
+    result = attack(case, models, "--overwrite", "-q", *options)
+    assert result.exit_code == 3
+    assert "scan.nii.gz and guide.nii.gz are not on the same grid" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "fgsm"], "method 'fgsm' is not one of: mafl, mafl-paper, asma"),
+        (["--eps", 1, "--eps-hu", 5], "--eps and --eps-hu exclude each other"),
+        (["--eps-range", 1, "--budget-eps", 5], "--eps-range and --budget-eps exclude each other"),
+        (["--budget-eps", 0.1, "--goal-iou", 0.9], "--goal-iou has no meaning beside it"),
+        (["--budget-eps", 0.1, "--after-goal", "shrink"], "--after-goal has no meaning beside it"),
+        (["--norm", "l2"], "--norm is that of a ball"),
+        (["--random-start"], "random_start draws from a ball"),
+        (["--method", "pgd", "--after-goal", "shrink"], "after_goal shrink needs an l2_weight"),
+        (["--direction", "sign"], "the dynamic step needs the direction rms"),
+        (["--mask-loss", "logit"], "need a loss that falls to 0"),
+        (["--method", "asma", "--step-size", 0.1], "step_size is not for asma steps"),
+        (["--method", "pgd", "--guide", "scan.nii.gz"], "--guide needs a feature term, which pgd has not"),
+        (["--tau", 0.1], "tau and beta are for asma steps"),
+    ],
+)
+def test_options_that_do_not_go_together_are_exit_2(
+    case: Path, models: Path, options: list[object], message: str
+) -> None:
+    result = attack(case, models, "-q", *options)
+    assert result.exit_code == 2, result.stderr
+    assert message in result.stderr
+    assert_one_clean_line(result, case)
 
 
 # --- evaluate, visualize, inspect ---------------------------------------------------------------------------------
@@ -507,9 +617,22 @@ def test_help_names_every_command_and_exit_code() -> None:
         assert word in said
 
 
+def test_help_of_attack_stands_under_headings_in_plain_text() -> None:
+    said = mafl("attack", "--help").stdout
+    headings = [line[:-1] for line in said.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Arguments", "Files", "Goal", "Method", "Budget", "Model input", "Output", "Other"]
+    assert said.index("--eps-hu") > said.index("Budget:") > said.index("--mask-loss") > said.index("Method:")
+    assert "[default: the method's]" in " ".join(said.split())
+    assert all(name in said for name in PRESETS)
+
+
 def test_help_imports_nothing_heavy() -> None:
-    heavy = ["torch", "monai", "numpy", "scipy", "skimage", "nibabel", "SimpleITK", "matplotlib", "tqdm"]
-    code = f"import sys, mafl_cli.cli; print([name for name in {heavy} if name in sys.modules])"
+    heavy = ["rich", "torch", "monai", "numpy", "scipy", "skimage", "nibabel", "SimpleITK", "matplotlib", "tqdm"]
+    code = (
+        "import sys, mafl_cli.cli as cli, typer.testing\n"
+        "typer.testing.CliRunner().invoke(cli.app, ['attack', '--help'])\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 

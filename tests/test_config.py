@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mafl_cli.card import ModelCard, check_orientation, find_card, read_card
-from mafl_cli.config import AttackConfig, Intensity, config_hash
+from mafl_cli.config import PRESETS, AttackConfig, Intensity, budget, config_hash, preset
 from mafl_cli.errors import ModelError, UsageError
 
 
@@ -21,9 +21,14 @@ from mafl_cli.errors import ModelError, UsageError
         ("goal_iou", 1.01),
         ("goal_hit", -0.1),
         ("goal_hit", float("nan")),
-        ("momentum", 1),
+        ("momentum", 1.01),
+        ("eps", 0),
+        ("eps", float("nan")),
+        ("low_frequency_levels", 0),
+        ("step_size", -1),
         ("kappa", -1),
-        ("spread", 0),
+        ("peak_weight", -1),
+        ("aim", 1.1),
         ("feature_weight", float("inf")),
         ("low_frequency_weight", -0.1),
         ("patience", 0),
@@ -33,6 +38,81 @@ def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(UsageError, match=f"{name} = {value} is outside") as caught:
         replace(AttackConfig(), **{name: value})
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["after_goal", "mask_loss", "low_frequency", "gradient_norm", "direction", "step", "eps_unit", "norm"],
+)
+def test_settings_that_are_no_choice_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} 'magic' is not one of: "):
+        replace(AttackConfig(), **{name: "magic"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"l2_weight": 0.0}, "after_goal shrink needs an l2_weight"),
+        ({"direction": "sign"}, "the dynamic step needs the direction rms and a step_size"),
+        ({"step_size": None}, "the dynamic step needs the direction rms and a step_size"),
+        ({"mask_loss": "logit", "adaptive_weights": False}, "need a loss that falls to 0, which logit does not"),
+        ({"mask_loss": "dag", "adaptive_weights": False}, "need a loss that falls to 0, which dag does not"),
+        ({"mask_loss": "ce"}, "adaptive_weights weigh the voxels of the margin loss; ce has its own"),
+        ({"step": "asma", "tau": 1.0}, "step_size is not for asma steps"),
+        ({"step": "asma", "step_size": None}, "the asma step needs tau or beta"),
+        ({"tau": 0.1}, "tau and beta are for asma steps, not for dynamic"),
+        ({"step": "cosine", "beta": 0.1}, "not for cosine"),
+        ({"step": "cosine", "step_size": None, "direction": "l2"}, "a cosine step along l2 needs a step_size"),
+        ({"step": "constant", "step_size": None, "eps": 0.1, "direction": "raw"}, "along raw needs a step_size"),
+        ({"step": "constant", "step_size": None, "eps": 0.1, "direction": "l2"}, "an eps of the same norm"),
+        ({"step": "constant", "step_size": None, "eps": 0.1, "norm": "l2", "direction": "sign"}, "the same norm"),
+        ({"random_start": True}, "it needs an eps"),
+        ({"low_frequency": "hard"}, "low_frequency_weight must be 0"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        AttackConfig(**settings)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_method_has_settings_that_go_together_and_its_name(name: str) -> None:
+    assert preset(name).method == name
+    assert preset(name, steps=7).steps == 7
+    assert preset(name, **budget(0.1)).eps == 0.1
+
+
+def test_the_aim_is_every_voxel_unless_the_goals_leave_out_more_than_a_hundredth() -> None:
+    assert AttackConfig().aimed == AttackConfig(goal_iou=1, goal_hit=0.99).aimed == 1
+    assert AttackConfig(goal_iou=0.9).aimed == 0.9
+    assert AttackConfig(goal_iou=0.9, goal_hit=0.8).aimed == 0.8
+    assert AttackConfig(aim=0.95).aimed == 0.95
+
+
+def test_the_default_method_is_mafl() -> None:
+    assert preset("mafl") == AttackConfig()
+
+
+def test_a_method_that_does_not_exist_names_those_that_do() -> None:
+    with pytest.raises(UsageError, match="method 'fgsm' is not one of: mafl, mafl-paper, asma, pgd,"):
+        preset("fgsm")
+
+
+def test_what_belongs_to_a_replaced_setting_goes_with_it() -> None:
+    changed = preset("asma", step="cosine", step_size=0.1)
+    assert (changed.tau, changed.beta, changed.step_size) == (0, 0, 0.1)
+    assert preset("dag", step="asma", tau=0.1).step_size is None
+    assert not preset("mafl", mask_loss="dice").adaptive_weights
+    assert preset("asma", step="asma").tau == preset("asma").tau
+    assert preset("mafl", low_frequency="hard").low_frequency_weight == 0
+    with pytest.raises(UsageError, match="low_frequency_weight must be 0"):
+        preset("mafl", low_frequency="hard", low_frequency_weight=0.2)
+
+
+def test_a_budget_is_a_ball_a_goal_of_one_and_no_more_steps_than_needed() -> None:
+    found = preset("mafl", **budget(0.03, "l2"))
+    assert (found.eps, found.eps_unit, found.norm) == (0.03, "model", "l2")
+    assert (found.goal_iou, found.goal_hit, found.after_goal) == (1, 1, "stop")
 
 
 @pytest.mark.parametrize(

@@ -108,13 +108,6 @@ def test_the_goal_is_met_at_exactly_its_number() -> None:
     assert not goal(target, clean, 2, iou=0.75, hit=0.76).judge(found).reached
 
 
-def test_unmet_is_the_share_of_the_change_that_is_missing() -> None:
-    clean, target = labels([1, 1, 0, 0, 0]), labels([0, 0, 1, 1, 0])
-    found = labels([1, 1, 0, 0, 0], [0, 1, 1, 1, 0], [0, 0, 1, 1, 0], [1, 1, 0, 0, 1])
-    many = goal(target.expand(4, 1, 5), clean.expand(4, 1, 5), 2)
-    torch.testing.assert_close(many.unmet(found), torch.tensor([1.0, 0.25, 0.0, 1.0]))
-
-
 IMAGES = hnp.arrays(np.int64, (2, 3, 4), elements=st.integers(0, 3))
 
 

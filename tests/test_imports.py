@@ -13,14 +13,14 @@ PACKAGE = Path(mafl_cli.__file__).parent
 LAYERS = [
     {"errors", "config"},
     {"geometry", "card", "losses", "lowfreq", "steps", "goals", "metrics"},
-    {"volume", "targets", "preprocess", "model", "windows", "attack"},
+    {"volume", "targets", "preprocess", "model", "windows", "limits", "attack"},
     {"report", "results", "figures"},
     {"pipeline", "runs"},
     {"cli"},
     {"__main__"},
 ]
 FILES_ONLY = {"geometry", "volume", "targets"}
-TENSORS_ONLY = {"losses", "lowfreq", "steps", "goals", "preprocess", "model", "windows", "attack"}
+TENSORS_ONLY = {"losses", "lowfreq", "steps", "goals", "preprocess", "model", "windows", "limits", "attack"}
 
 
 def imported(path: Path) -> set[str]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor
 
-from mafl_cli.losses import feature_cosine, margins, mask_loss
+from mafl_cli import losses
+from mafl_cli.config import MaskLoss
+from mafl_cli.losses import Pressure, feature_cosine, feature_guide, margins, mask_loss, size_gradient
 
 SIZES = {"2d": (3, 4), "3d": (2, 3, 2)}
 
@@ -17,6 +21,10 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 def labels(*shape: int, classes: int, seed: int = 5) -> Tensor:
     return torch.randint(classes, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def margin_hinge(logits: Tensor, target: Tensor, kappa: Tensor, weight: Tensor | None = None) -> Tensor:
+    return losses.margin_hinge(logits, target, kappa, torch.ones_like(kappa) if weight is None else weight)
 
 
 # Two voxels, three classes: z = (1, 4, 2) and (0, -1, 5).
@@ -37,15 +45,15 @@ def test_margins_by_hand(target: tuple[int, int], expected: tuple[float, float])
     [
         ((0, 0), (0.0, 0.0), 4.0),
         ((1, 2), (0.0, 0.0), 0.0),
-        ((1, 2), (3.0, 3.0), 0.5),
-        ((1, 2), (2.0, 7.0), 1.0),
-        ((1, 1), (0.0, -9.0), 0.0),
+        ((0, 0), (1.0, 1.0), 4.0),
+        ((1, 2), (3.0, 3.0), 1 / 24),
+        ((1, 2), (2.0, 7.0), 4 / 56),
     ],
-    ids=["both lose", "both win", "one by too little", "kappa per voxel", "kappa below the margin"],
+    ids=["both lose", "both win", "both lose by far", "one by too little", "kappa per voxel"],
 )
 def test_mask_loss_by_hand(target: tuple[int, int], kappa: tuple[float, float], expected: float) -> None:
-    loss = mask_loss(LOGITS, torch.tensor([[target]]), torch.tensor([[kappa]]))
-    assert loss.tolist() == [expected]
+    loss = margin_hinge(LOGITS, torch.tensor([[target]]), torch.tensor([[kappa]]))
+    assert loss.tolist() == pytest.approx([expected])
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -53,35 +61,50 @@ def test_mask_loss_by_hand(target: tuple[int, int], kappa: tuple[float, float], 
 def test_mask_loss_has_the_right_gradient(spatial: tuple[int, ...], classes: int) -> None:
     target, kappa = labels(2, *spatial, classes=classes), noise(2, *spatial, seed=3).abs()
     logits = noise(2, classes, *spatial).requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: mask_loss(z, target, kappa), logits)
+    weight = noise(2, *spatial, seed=4).abs()
+    assert torch.autograd.gradcheck(lambda z: margin_hinge(z, target, kappa, weight), logits)
+    assert torch.autograd.gradcheck(lambda z: margin_hinge(z, target, 0 * kappa), logits)
+
+
+def test_the_hinge_is_smooth_where_its_pieces_meet_and_counts_by_weight() -> None:
+    kappa = torch.full((1, 1, 4), 0.5, dtype=torch.float64)
+    target = torch.zeros(1, 1, 4, dtype=torch.int64)
+    # Margins just before and after -kappa, where it begins, and kappa, where it becomes straight.
+    margin = torch.tensor([-0.5 - 1e-6, -0.5 + 1e-6, 0.5 - 1e-6, 0.5 + 1e-6], dtype=torch.float64).view(1, 1, 1, 4)
+    logits = torch.cat([0 * margin, margin], dim=1).requires_grad_()
+    (gradient,) = torch.autograd.grad(margin_hinge(logits, target, kappa).sum(), logits)
+    torch.testing.assert_close(4 * gradient[0, 1, 0], torch.tensor([0.0, 0, 1, 1]).double(), atol=1e-5, rtol=0)
+    weight = torch.tensor([[[0.0, 0.0, 3.0, 0.0]]], dtype=torch.float64)
+    assert float(margin_hinge(logits.detach(), target, kappa, weight)) == pytest.approx(3 / 4 * 0.5, abs=1e-5)
 
 
 @pytest.mark.parametrize("classes", [2, 5])
 def test_won_voxels_have_no_gradient_and_lost_ones_pull_two_classes(classes: int) -> None:
     target, kappa = labels(2, 6, 7, classes=classes), torch.full((2, 6, 7), 0.2, dtype=torch.float64)
     logits = noise(2, classes, 6, 7).requires_grad_()
-    (gradient,) = torch.autograd.grad(mask_loss(logits, target, kappa).sum(), logits)
+    (gradient,) = torch.autograd.grad(margin_hinge(logits, target, kappa).sum(), logits)
     won = margins(logits, target) < -kappa
     assert won.any()
     assert not won.all()
     pulled = (gradient != 0).sum(dim=1)
     assert (pulled == torch.where(won, 0, 2)).all()
     own = gradient.gather(1, target.unsqueeze(1)).squeeze(1)
-    torch.testing.assert_close(own, torch.where(won, 0.0, -1 / 42).double())
+    slope = ((margins(logits, target) + kappa) / (2 * kappa)).clamp(0, 1)
+    torch.testing.assert_close(own, -slope / 42)
 
 
 def test_mask_loss_scales_with_the_logits() -> None:
     logits, target, kappa = noise(2, 3, 4, 5), labels(2, 4, 5, classes=3), noise(2, 4, 5, seed=1).abs()
-    torch.testing.assert_close(mask_loss(10 * logits, target, 10 * kappa), 10 * mask_loss(logits, target, kappa))
-    torch.testing.assert_close(mask_loss(logits + 7, target, kappa), mask_loss(logits, target, kappa))
+    torch.testing.assert_close(margin_hinge(10 * logits, target, 10 * kappa), 10 * margin_hinge(logits, target, kappa))
+    torch.testing.assert_close(margin_hinge(logits + 7, target, kappa), margin_hinge(logits, target, kappa))
 
 
 @pytest.mark.parametrize("repeats", [(2, 3), (2, 1, 3)], ids=["2d", "3d"])
 def test_mask_loss_does_not_depend_on_the_size_of_the_scan(repeats: tuple[int, ...]) -> None:
     spatial = (3,) * len(repeats)
     logits, target, kappa = noise(1, 3, *spatial), labels(1, *spatial, classes=3), noise(1, *spatial, seed=1).abs()
-    tiled = mask_loss(logits.repeat(1, 1, *repeats), target.repeat(1, *repeats), kappa.repeat(1, *repeats))
-    torch.testing.assert_close(tiled, mask_loss(logits, target, kappa))
+    tiled = margin_hinge(logits.repeat(1, 1, *repeats), target.repeat(1, *repeats), kappa.repeat(1, *repeats))
+    torch.testing.assert_close(tiled, margin_hinge(logits, target, kappa))
 
 
 def test_samples_do_not_see_each_other() -> None:
@@ -90,7 +113,7 @@ def test_samples_do_not_see_each_other() -> None:
 
     def both(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         z = logits[rows].clone().requires_grad_()
-        values = mask_loss(z, target[rows], kappa[rows]), feature_cosine(z, reference[rows], weight[rows])
+        values = margin_hinge(z, target[rows], kappa[rows]), feature_cosine(z, reference[rows], weight[rows])
         (gradient,) = torch.autograd.grad((values[0] + values[1]).sum(), z)
         return values[0].detach(), values[1].detach(), gradient
 
@@ -155,3 +178,227 @@ def test_features_that_die_against_a_live_reference_stay_finite() -> None:
     (gradient,) = torch.autograd.grad(value.sum(), features)
     assert value.tolist() == [0.0]
     assert torch.isfinite(gradient).all()
+
+
+# --- the losses of other attacks ----------------------------------------------------------------------------------
+
+KINDS: tuple[MaskLoss, ...] = get_args(MaskLoss)
+SUMS = ("logit", "dag")
+
+
+def loss_of(
+    kind: MaskLoss, logits: Tensor, target: Tensor, progress: float = 0.5, clean: Tensor | None = None
+) -> Tensor:
+    kappa = torch.full(target.shape, 0.1, dtype=logits.dtype)
+    clean = torch.zeros_like(target) if clean is None else clean
+    return mask_loss(kind, logits, target, kappa=kappa, weight=torch.ones_like(kappa), clean=clean, progress=progress)
+
+
+# Softmax of log p is p: voxel 0 has (.1, .6, .3), voxel 1 has (.5, .25, .25).
+PROBABILITIES = torch.tensor([[0.1, 0.5], [0.6, 0.25], [0.3, 0.25]], dtype=torch.float64).view(1, 3, 1, 2)
+LN = {p: float(torch.log(torch.tensor(p, dtype=torch.float64))) for p in (0.1, 0.25, 0.3, 0.5, 0.6)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "progress", "expected"),
+    [
+        # Voxel 0 has its target, voxel 1 has not.
+        ("logit", (1, 2), 0.0, -LN[0.25]),
+        ("ce", (1, 2), 0.0, -(LN[0.6] + LN[0.25]) / 2),
+        ("segpgd", (1, 2), 0.0, -LN[0.25] / 2),
+        ("segpgd", (1, 2), 0.5, -(0.25 * LN[0.6] + 0.75 * LN[0.25]) / 2),
+        ("cospgd", (1, 1), 0.0, -(LN[0.6] * (1 - 0.6 / 0.46**0.5) + LN[0.25] * (1 - 0.25 / 0.375**0.5)) / 2),
+        # Class 1 and class 2 are wanted once each: 2 * .6 / (.85 + 1) and 2 * .25 / (.55 + 1).
+        ("dice", (1, 2), 0.0, 1 - (1.2 / 1.85 + 0.5 / 1.55) / 2),
+        # All background: 2 * .6 / (.6 + 2).
+        ("dice", (0, 0), 0.0, 1 - 1.2 / 2.6),
+        # Against the clean class, which here is class 0: not the best other one.
+        ("dag", (2, 2), 0.0, LN[0.1] - LN[0.3] + LN[0.5] - LN[0.25]),
+        # Lost on the way (voxel 0 was and shall be class 0): against the best other.
+        ("dag", (0, 0), 0.0, LN[0.6] - LN[0.1]),
+        ("logit", (1, 0), 0.0, 0.0),
+        ("dag", (1, 0), 0.0, 0.0),
+    ],
+)
+def test_losses_by_hand(kind: MaskLoss, target: tuple[int, int], progress: float, expected: float) -> None:
+    found = loss_of(kind, PROBABILITIES.log(), torch.tensor([[target]]), progress)
+    assert found.tolist() == pytest.approx([expected])
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("spatial", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_have_the_right_gradient(kind: MaskLoss, spatial: tuple[int, ...], classes: int) -> None:
+    logits, target = noise(2, classes, *spatial).requires_grad_(), labels(2, *spatial, classes=classes)
+    clean = labels(2, *spatial, classes=classes, seed=6)
+    if kind == "cospgd":  # finite differences know nothing of detached weights: hold them where they are
+        probability = logits.detach().softmax(dim=1)
+        weight = 1 - probability.gather(1, target[:, None]) / probability.norm(dim=1, keepdim=True)
+        (expected,) = torch.autograd.grad(
+            (weight[:, 0] * torch.nn.functional.cross_entropy(logits, target, reduction="none")).mean(), logits
+        )
+        (found,) = torch.autograd.grad(loss_of(kind, logits, target).mean(), logits)
+        torch.testing.assert_close(found, expected)
+    else:
+        assert torch.autograd.gradcheck(lambda z: loss_of(kind, z, target, clean=clean), logits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_depend_on_neither_company_nor_size_and_sums_grow_with_it(kind: MaskLoss) -> None:
+    logits, target = noise(3, 3, 4, 5), labels(3, 4, 5, classes=3)
+    together = loss_of(kind, logits, target)
+    assert torch.equal(loss_of(kind, logits[1:2], target[1:2]), together[1:2])
+    tiled = loss_of(kind, logits.repeat(1, 1, 2, 3), target.repeat(1, 2, 3))
+    torch.testing.assert_close(tiled, together * (6 if kind in SUMS else 1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+def test_losses_are_finite_for_sure_and_unsure_networks_and_any_target(kind: MaskLoss, scale: float) -> None:
+    logits = (scale * noise(3, 3, 4, 5)).float().requires_grad_()
+    target = labels(3, 4, 5, classes=3)
+    target[0], target[1] = 0, logits[1].argmax(dim=0)
+    value = loss_of(kind, logits, target)
+    (gradient,) = torch.autograd.grad(value.sum(), logits)
+    assert torch.isfinite(value).all()
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in SUMS])
+def test_losses_fall_to_zero_as_the_target_is_drawn(kind: MaskLoss) -> None:
+    target = labels(1, 4, 5, classes=3)
+    one_hot = torch.nn.functional.one_hot(target, 3).movedim(-1, 1).double()
+    values = [float(loss_of(kind, noise(1, 3, 4, 5) + lead * one_hot, target)) for lead in (0.0, 1.0, 10.0)]
+    assert values[0] > values[1] > values[2]
+    assert values[2] == pytest.approx(0, abs=1e-2)
+
+
+def vectors(*angles: float) -> Tensor:
+    """Two features a position, by their angle in degrees: (1, 2, 1, n)."""
+    angle = torch.deg2rad(torch.tensor(angles, dtype=torch.float64))
+    return torch.stack([angle.cos(), angle.sin()]).view(1, 2, 1, -1)
+
+
+def test_feature_guide_by_hand() -> None:
+    # Cosines with the clean scan (0 degrees) and the guide (90): .5 and .866 at 60, 1 and 0 at 0 degrees.
+    far = 3**0.5 / 2
+    everywhere = torch.ones(1, 1, 1, dtype=torch.float64)
+    values = [float(feature_guide(vectors(x), vectors(0), vectors(90), everywhere)) for x in (0.0, 60.0, 120.0)]
+    assert values == pytest.approx([0.8, max(0.3 * 0.5 - (1.2 - far) * far, 0), 0.0])
+    assert float(feature_guide(vectors(0), vectors(0), vectors(180), everywhere)) == pytest.approx(0.8 + 2.2)
+
+
+def test_feature_guide_averages_positions_by_weight() -> None:
+    features, reference, guide = vectors(0, 180), vectors(0, 0), vectors(90, 90)
+    weight = torch.tensor([[[3.0, 1.0]]], dtype=torch.float64)
+    assert float(feature_guide(features, reference, guide, weight)) == pytest.approx(0.75 * 0.8)
+    assert float(feature_guide(features, reference, guide, 0 * weight)) == 0
+
+
+def test_feature_guide_pulls_towards_the_guide_with_detached_weights() -> None:
+    features = vectors(30).requires_grad_()
+    weight = torch.ones(1, 1, 1, dtype=torch.float64)
+    value = feature_guide(features, vectors(0), vectors(90), weight)
+    (gradient,) = torch.autograd.grad(value.sum(), features)
+    push, pull = (3**0.5 / 2) - 0.2, 1.2 - 0.5
+    # The cosines' slopes along the circle at 30 degrees: -sin 30 and +sin 60.
+    tangent = vectors(120).flatten()
+    assert float(gradient.flatten() @ tangent) == pytest.approx(-push * 0.5 - pull * 3**0.5 / 2)
+
+
+def test_feature_guide_has_nothing_to_say_where_the_guide_is_the_clean_scan() -> None:
+    weight = torch.ones(1, 1, 1, dtype=torch.float64)
+    for degrees, alive in ((20.0, True), (44.0, True), (46.0, False), (89.0, False), (120.0, True)):
+        features = vectors(degrees).requires_grad_()
+        (gradient,) = torch.autograd.grad(feature_guide(features, vectors(0), vectors(0), weight).sum(), features)
+        assert bool(gradient.abs().max() > 1e-9) == alive
+        assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("spatial", SIZES.values(), ids=SIZES)
+def test_feature_guide_with_its_weights_held_has_the_right_gradient(spatial: tuple[int, ...]) -> None:
+    reference, guide = noise(2, 3, *spatial, seed=1), noise(2, 3, *spatial, seed=4)
+    weight = noise(2, *(2 * n for n in spatial), seed=2).abs()
+    features = noise(2, 3, *spatial).requires_grad_()
+
+    # A copy: gradcheck moves its input in place.
+    at = features.detach().clone()
+    near, far = (torch.nn.functional.cosine_similarity(at, other, dim=1) for other in (reference, guide))
+
+    def held(f: Tensor) -> Tensor:
+        coarse = torch.nn.functional.interpolate(weight.unsqueeze(1), size=spatial, mode="area")[:, 0]
+        cos_p, cos_n = (torch.nn.functional.cosine_similarity(f, other, dim=1) for other in (reference, guide))
+        value = torch.relu((near - 0.2).clamp_min(0) * cos_p - (1.2 - far).clamp_min(0) * cos_n)
+        return (value * coarse).flatten(1).sum(dim=1) / coarse.flatten(1).sum(dim=1)
+
+    assert torch.autograd.gradcheck(held, features)
+    (found,) = torch.autograd.grad(feature_guide(features, reference, guide, weight).sum(), features)
+    (expected,) = torch.autograd.grad(held(features).sum(), features)
+    torch.testing.assert_close(found, expected)
+
+
+# --- what a voxel counts, and what length costs -------------------------------------------------------------------
+
+EVERYONE = torch.arange(2)
+
+
+def pressed(margin: list[float], short: float, steps: int = 150, times: int = 1, **options: bool) -> Pressure:
+    """Two equal samples of voxels with these margins, kappa 0.5, taken in so many times at the start of a run."""
+    options = {"adaptive": True} | options
+    pressure = Pressure(torch.full((2, 1, len(margin)), 0.5), steps, **options)
+    values = torch.tensor(margin).view(1, 1, 1, -1).expand(2, 1, 1, -1)
+    logits = torch.cat([0 * values, values], dim=1)
+    target = torch.zeros(2, 1, len(margin), dtype=torch.int64)
+    for _ in range(times):
+        pressure.update(EVERYONE, logits, target, torch.full((2,), short), 0.0)
+    return pressure
+
+
+def test_missed_voxels_count_more_and_won_ones_less_while_all_rise_until_the_aim() -> None:
+    margin = [1.0, -0.1, -2.0]
+    far, close, there = (pressed(margin, short).weight[0, 0] for short in (0.5, 0.05, 0.0))
+    torch.testing.assert_close(far, 1.08 * torch.tensor([1.06, 1.0, 0.95]))
+    torch.testing.assert_close(close, 1.08**0.5 * torch.tensor([1.06, 1.0, 0.95]))
+    torch.testing.assert_close(there, 0.93 * torch.tensor([1.06, 1.0, 0.95]))
+
+
+def test_fewer_steps_do_more_each() -> None:
+    torch.testing.assert_close(pressed([1.0], 0.5, steps=50).weight, pressed([1.0], 0.5, times=3).weight)
+
+
+def test_weights_stay_in_bounds_and_kappa_falls_to_a_tenth() -> None:
+    assert float(pressed([1.0], 0.5, times=500).weight.max()) == 1e5
+    assert float(pressed([-2.0], 0.0, times=500).weight.min()) == pytest.approx(1e-3)
+    pressure = pressed([1.0], 0.5)
+    pressure.update(EVERYONE, torch.zeros(2, 2, 1, 1), torch.zeros(2, 1, 1, dtype=torch.int64), torch.zeros(2), 1.0)
+    torch.testing.assert_close(pressure.kappa, torch.full((2, 1, 1), 0.05))
+
+
+def test_a_sample_is_pressed_for_itself_alone() -> None:
+    pressure = pressed([1.0, -2.0], 0.5)
+    before = pressure.weight.clone()
+    logits = torch.zeros(1, 2, 1, 2)
+    pressure.update(torch.tensor([1]), logits, torch.zeros(1, 1, 2, dtype=torch.int64), torch.ones(1), 0.0)
+    assert torch.equal(pressure.weight[0], before[0])
+    assert not torch.equal(pressure.weight[1], before[1])
+
+
+def test_without_adaptive_weights_nothing_moves() -> None:
+    pressure = pressed([1.0, -2.0], 0.5, times=9, adaptive=False)
+    assert (pressure.weight == 1).all()
+    assert (pressure.kappa == 0.5).all()
+
+
+@pytest.mark.parametrize("spatial", SIZES.values(), ids=SIZES)
+def test_the_length_costs_its_peaks_more_in_any_unit(spatial: tuple[int, ...]) -> None:
+    delta = noise(2, 1, *spatial)
+    assert torch.equal(size_gradient(delta, 0.0), delta)
+    found = size_gradient(delta, 0.5)
+    torch.testing.assert_close(size_gradient(1000 * delta, 0.5), 1000 * found)
+    torch.testing.assert_close(size_gradient(delta[:1], 0.5), found[:1])
+    ratio = (found / delta).flatten(1)
+    order = delta.abs().flatten(1).argsort(dim=1)
+    assert (ratio.gather(1, order).diff(dim=1) >= 0).all()
+    # A change of one size has no peaks.
+    torch.testing.assert_close(size_gradient(delta.sign(), 0.5), delta.sign())
+    assert not size_gradient(0 * delta, 0.5).any()

@@ -167,3 +167,13 @@ def test_the_data_box_is_the_range_of_each_channel() -> None:
 def test_scans_without_spread_are_refused(intensity: Intensity, scan: np.ndarray, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         freeze(intensity, scan.astype(np.float32))
+
+
+@pytest.mark.parametrize("short", ["none", "minmax", "zscore", "zscore-nonzero", "window:10,60"])
+def test_another_scan_is_seen_as_by_its_own_preprocessing(short: str) -> None:
+    here, there = (np.random.default_rng(seed).random((1, 6, 5, 4), np.float32) for seed in (0, 1))
+    there = 70 * there + 3
+    here[:, :2], there[:, 1:3] = 0, 0
+    mine, other = (freeze(Intensity.parse(short), scan) for scan in (here, there))
+    x = torch.from_numpy(there).movedim(-1, 0)
+    torch.testing.assert_close(mine(mine.translate(x, other)), other(x), rtol=1e-4, atol=1e-5)
