@@ -191,13 +191,13 @@ def test_one_logit_becomes_two_classes(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.softmax(logits, dim=1)[:, 1:], torch.sigmoid(z))
 
 
-@pytest.mark.parametrize("scale", [1.0, 100.0], ids=["unsure", "saturated"])
 def own_logits(segmenter: Segmenter, x: Tensor, classes: int) -> Tensor:
     """What the network itself gives: of a single logit, the lead of the second of the two classes made of it."""
     logits = segmenter(x).logits
     return logits if classes > 1 else logits[:, 1:] - logits[:, :1]
 
 
+@pytest.mark.parametrize("scale", [1.0, 100.0], ids=["unsure", "saturated"])
 @pytest.mark.parametrize(
     ("classes", "activate", "said"),
     [
