@@ -109,12 +109,12 @@ def _sample(target: str) -> Case:
     clean, labels = (torch.from_numpy(layout.to_batch(part)) for part in (image, wanted))
     card = find_card(DEMO_MODEL)
     segmenter, card = _model(DEMO_MODEL, card, tuple(clean.shape[2:]))
-    preprocessing = Preprocessing.freeze(card.intensity or Intensity(), image, card.divisor or 1, CPU)
-    field = Whole(segmenter, preprocessing)
+    preprocessing = Preprocessing.freeze(card.intensity or Intensity(), image, CPU)
+    field = Whole(segmenter, preprocessing, card.divisor or 1)
     drawn = torch.cat([field.predict(part).logits.argmax(dim=1) for part in clean.split(8)])
     differs = (drawn != labels[:, 0]).flatten(1).sum(dim=1)
     rows = torch.nonzero(differs > 0).flatten()[2::5]
-    return _case(f"sample:{target}", segmenter, preprocessing, clean[rows], labels[rows, 0])
+    return _case(f"sample:{target}", segmenter, field, preprocessing, clean[rows], labels[rows, 0])
 
 
 def _shared(name: str, data: Path) -> Case:
@@ -156,8 +156,9 @@ def _development(name: str, data: Path, clean: NDArray[Any], target: NDArray[Any
     """clean: (B, C, *spatial), as the networks of the development scans expect it; target: (B, *spatial)."""
     segmenter, card = _model(data / "models" / SHARED[name.partition(":")[0]][0], None, clean.shape[2:])
     channels = np.moveaxis(clean, 1, 0).reshape(clean.shape[1], *target.shape[-3:])
-    preprocessing = Preprocessing.freeze(Intensity(), channels, card.divisor or 1, CPU)
-    return _case(name, segmenter, preprocessing, *(torch.from_numpy(part.copy()) for part in (clean, target)))
+    preprocessing = Preprocessing.freeze(Intensity(), channels, CPU)
+    field = Whole(segmenter, preprocessing, card.divisor or 1)
+    return _case(name, segmenter, field, preprocessing, *(torch.from_numpy(part.copy()) for part in (clean, target)))
 
 
 def _around(mask: NDArray[np.bool_], margin: int, step: int) -> tuple[slice, ...]:
@@ -176,11 +177,13 @@ def _model(path: Path, card: ModelCard | None, size: tuple[int, ...]) -> tuple[S
     return segmenter, card
 
 
-def _case(name: str, segmenter: Segmenter, preprocessing: Preprocessing, clean: Tensor, target: Tensor) -> Case:
+def _case(
+    name: str, segmenter: Segmenter, field: Field, preprocessing: Preprocessing, clean: Tensor, target: Tensor
+) -> Case:
     limits = Limits(
         low=preprocessing.low,
         high=preprocessing.high,
         unit=preprocessing.unit,
         frozen=preprocessing.keep(clean),
     )
-    return Case(name, Whole(segmenter, preprocessing), segmenter, preprocessing, clean, target, limits)
+    return Case(name, field, segmenter, preprocessing, clean, target, limits)

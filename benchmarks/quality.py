@@ -166,7 +166,7 @@ def _tasks(names: Sequence[str], passes: Sequence[int], methods: Sequence[str], 
         elif method == "asma":
             for tau in peers.TAUS:
                 yield Task(name, method, most, {"tau": tau, "beta": 10 * tau, "marks": list(budgets)})
-            if published and name in tables.pictured(names):
+            if published and name in tables.pictured(names) and not is_volume(name):
                 count = peers.PUBLISHED_PASSES
                 yield Task(name, "asma-published", count, {**peers.PUBLISHED, "marks": [count]})
         elif method == "pdgd":

@@ -27,7 +27,7 @@ from mafl_cli.errors import UsageError
 from mafl_cli.goals import SLACK, Goal, Verdict
 from mafl_cli.limits import Limits
 from mafl_cli.lowfreq import low_pass
-from mafl_cli.model import Prediction
+from mafl_cli.model import Patch, Prediction
 from mafl_cli.preprocess import per_channel
 from mafl_cli.windows import Field, Losses
 
@@ -83,7 +83,7 @@ def attack(
 
     Args:
         clean: (B, C, *spatial), native units.
-        target: (B, *spatial), class indices in [0, K).
+        target: (B, *spatial), class indices in [0, K); (B, R, *spatial), 0 or 1, for regions that may overlap.
         guide: scans that have what the target shows, like clean; the feature term then pulls towards their features.
         on_step: called after each step, for progress displays.
     Raises: UsageError for a guide without a feature term.
@@ -91,8 +91,9 @@ def attack(
     limits = limits.within(config)
     native = per_channel(limits.unit, clean)
     before = field.predict(clean)
-    terms = _Terms.of(config, field, before, target, guide)
-    goal = Goal.of(target, terms.clean, before.logits.shape[1], config)
+    overlapping = target.ndim == clean.ndim
+    terms = _Terms.of(config, field, before, target, guide, overlapping=overlapping)
+    goal = Goal.of(target, terms.clean, before.logits.shape[1], config, overlapping=overlapping)
 
     delta = _begin(clean, limits, config)
     rule, scaling = _rule(config, limits, clean), steps.Scaling(config, clean)
@@ -175,18 +176,27 @@ class _Terms:
     """The losses that need a gradient, with everything they compare with.
 
     target, clean: (B, *spatial), class indices; pressure: what each voxel counts in the margin loss.
-    features, guide: (B, F, *coarse), of the clean scan and of a scan that has the target.
+    features, guide: of the clean scan and of a scan that has the target.
     """
 
     config: AttackConfig
     target: Tensor
     clean: Tensor
     pressure: losses.Pressure
-    features: Tensor
-    guide: Tensor | None
+    features: tuple[Patch, ...]
+    guide: tuple[Patch, ...] | None
+    overlapping: bool
 
     @staticmethod
-    def of(config: AttackConfig, field: Field, before: Prediction, target: Tensor, guide: Tensor | None) -> _Terms:
+    def of(
+        config: AttackConfig,
+        field: Field,
+        before: Prediction,
+        target: Tensor,
+        guide: Tensor | None,
+        *,
+        overlapping: bool,
+    ) -> _Terms:
         if guide is not None and config.feature_weight == 0:
             raise UsageError("a guide needs a feature term: give feature_weight a value above 0.")
         clean = before.logits.argmax(dim=1)
@@ -196,7 +206,7 @@ class _Terms:
         kappa = torch.where(clean == target, torch.minimum(lead, kappa), kappa)
         features = None if guide is None else field.predict(guide).features
         pressure = losses.Pressure(kappa, config.steps, adaptive=config.adaptive_weights)
-        return _Terms(config, target, clean, pressure, before.features, features)
+        return _Terms(config, target, clean, pressure, before.features, features, overlapping)
 
     def losses(self, rows: Tensor, *, progress: float, gain: Tensor | None, apart: bool) -> Losses:
         """The mask term, with `gain` (b,) times the feature term on the voxels that miss the target; or both apart."""
@@ -211,16 +221,28 @@ class _Terms:
             if gain is None:
                 return [mask]
             unmet = (logits.detach().argmax(dim=1) != target).to(mask.dtype)
-            if self.guide is None:
-                feature = losses.feature_cosine(prediction.features, self.features[rows], unmet)
-            else:
-                feature = losses.feature_guide(prediction.features, self.features[rows], self.guide[rows], unmet)
+            feature = self._feature(prediction.features, rows, unmet)
             if apart:
                 return [mask, feature]
             # Near the goal the mask term alone knows what is missing: the other fades with the voxels still unmet.
             return [mask + gain * self._missing(rows, unmet) * feature]
 
         return terms
+
+    def _feature(self, patches: tuple[Patch, ...], rows: Tensor, unmet: Tensor) -> Tensor:
+        """The feature term, (B,), over all taps and windows: each counts by its weight and the voxels it misses."""
+        if self.overlapping:
+            unmet = unmet.amax(dim=1)
+        total, mass = torch.zeros(len(rows), device=rows.device), torch.zeros(len(rows), device=rows.device)
+        for index, (patch, clean) in enumerate(zip(patches, self.features, strict=True)):
+            seen, reference = patch.see(unmet), clean.features[rows]
+            if self.guide is None:
+                value = losses.feature_cosine(patch.features, reference, seen)
+            else:
+                value = losses.feature_guide(patch.features, reference, self.guide[index].features[rows], seen)
+            share = patch.weight * seen.flatten(1).mean(dim=1)
+            total, mass = total + share * value, mass + share
+        return total / torch.where(mass > 0, mass, torch.ones_like(mass))
 
     def _missing(self, rows: Tensor, unmet: Tensor) -> Tensor:
         """Voxels that miss the target as a share of those that had to change, at most 1: (b,)."""

@@ -29,6 +29,9 @@ Step = Literal["dynamic", "constant", "cosine", "asma"]
 AfterGoal = Literal["shrink", "stop", "continue"]
 EpsUnit = Literal["model", "native", "range"]
 Norm = Literal["linf", "l2"]
+Blend = Literal["gaussian", "constant"]
+Resampling = Literal["corner", "edge"]
+Precision = Literal["float32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)

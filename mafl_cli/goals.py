@@ -8,7 +8,7 @@ lesion in a large organ done before anything happened, and says nothing about a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class Verdict:
 class Goal:
     """Targets of a batch with what the clean prediction says, so that `judge` needs only labels.
 
-    target, clean: (B, *spatial) class indices in [0, classes).
+    target, clean: (B, *spatial) class indices in [0, classes); with overlapping regions (B, R, *spatial), 0 or 1.
     """
 
     target: Tensor
@@ -48,18 +48,19 @@ class Goal:
     classes: int
     iou: float
     hit: float
+    overlapping: bool = False
 
     @staticmethod
-    def of(target: Tensor, clean: Tensor, classes: int, config: AttackConfig) -> Goal:
-        return Goal(target, clean, classes, config.goal_iou, config.goal_hit)
+    def of(target: Tensor, clean: Tensor, classes: int, config: AttackConfig, *, overlapping: bool = False) -> Goal:
+        return Goal(target, clean, classes, config.goal_iou, config.goal_hit, overlapping)
 
     def __getitem__(self, rows: Tensor) -> Goal:
-        return Goal(self.target[rows], self.clean[rows], self.classes, self.iou, self.hit)
+        return replace(self, target=self.target[rows], clean=self.clean[rows])
 
     def judge(self, labels: Tensor) -> Verdict:
-        """labels: (B, *spatial), the prediction to judge."""
-        in_target, in_clean, in_labels = (_counts(x, self.classes)[:, 1:] for x in (self.target, self.clean, labels))
-        right = _counts(torch.where(labels == self.target, labels, 0), self.classes)[:, 1:]
+        """labels: like target, the prediction to judge."""
+        in_target, in_clean, in_labels = (self._voxels(x) for x in (self.target, self.clean, labels))
+        right = self._voxels(torch.where(labels == self.target, labels, 0))
         wanted = in_target > 0
         union = in_target + in_labels - right
         iou = _mean(right / union.clamp_min(1), wanted)
@@ -75,12 +76,13 @@ class Goal:
         reached = (iou >= self.iou - SLACK) & (hit >= self.hit - SLACK) & (removal >= self.hit - SLACK)
         return Verdict(iou, hit, removal, reached)
 
-
-def _counts(labels: Tensor, classes: int) -> Tensor:
-    """Voxels of each class: (B, *spatial) -> (B, classes). Integer sums, so the order of addition cannot matter."""
-    flat = labels.flatten(1)
-    zeros = torch.zeros(len(labels), classes, dtype=torch.int64, device=labels.device)
-    return zeros.scatter_add_(1, flat, torch.ones_like(flat))
+    def _voxels(self, labels: Tensor) -> Tensor:
+        """Of each foreground class or region: (B, n). Integer sums, so the order of addition cannot matter."""
+        if self.overlapping:
+            return labels.flatten(2).sum(dim=2)
+        flat = labels.flatten(1)
+        zeros = torch.zeros(len(labels), self.classes, dtype=torch.int64, device=labels.device)
+        return zeros.scatter_add_(1, flat, torch.ones_like(flat))[:, 1:]
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:

@@ -32,12 +32,39 @@ DIVISORS = (1, 2, 4, 8, 16, 32, 64)
 _REFUSALS = (RuntimeError, ValueError, IndexError, AssertionError, torch.jit.Error)
 
 
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Features at one tap.
+
+    features: (B, F, *coarse). weight: the tap's, among several. see: brings a map on the logits' grid, (B, *spatial),
+    onto the part of it that the features were made from, at any resolution.
+    """
+
+    features: Tensor
+    weight: float = 1.0
+    see: Callable[[Tensor], Tensor] = _as_it_is
+
+
 @dataclass(frozen=True)
 class Prediction:
-    """logits: (B, K, *spatial), K >= 2, before softmax, on the input's grid. features: (B, F, *coarse), at the tap."""
+    """What a network says of a batch, on the input's grid.
+
+    logits: before softmax; (B, K, *spatial) with K >= 2 exclusive classes, or (B, 2, R, *spatial) for R regions that
+    may overlap, each a problem of two classes. features: of each tap, or of each window and tap.
+    """
 
     logits: Tensor
-    features: Tensor
+    features: tuple[Patch, ...]
+
+    def detach(self) -> Prediction:
+        """The same numbers without their history."""
+        return Prediction(
+            self.logits.detach(), tuple(replace(patch, features=patch.features.detach()) for patch in self.features)
+        )
 
 
 @dataclass(frozen=True)
@@ -99,7 +126,7 @@ class Segmenter:
         filled = torch.cat([x, x[-1:].expand(batch - len(x), *x.shape[1:])]) if batch > len(x) else x
         lifted = self.lifted(filled)
         raw, features = lifted.graph(filled)
-        return Prediction(_logits(raw, lifted.gives)[: len(x)], features[: len(x)])
+        return Prediction(_logits(raw, lifted.gives)[: len(x)], (Patch(features[: len(x)]),))
 
     def lifted(self, x: Tensor) -> Lifted:
         """The graph for inputs of the shape of `x`, made now if there is none yet."""

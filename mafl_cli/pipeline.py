@@ -154,12 +154,12 @@ class _Case:
 
     @property
     def field(self) -> Field:
-        return Whole(self.segmenter, self.preprocessing)
+        return Whole(self.segmenter, self.preprocessing, self.info.divisor)
 
     def field_of(self, data: NDArray[np.float32]) -> Field:
         """The attacked function with the statistics of another scan (C, I, J, K) frozen in."""
-        frozen = Preprocessing.freeze(self.preprocessing.intensity, data, self.preprocessing.divisor, self.clean.device)
-        return Whole(self.segmenter, frozen)
+        frozen = Preprocessing.freeze(self.preprocessing.intensity, data, self.clean.device)
+        return Whole(self.segmenter, frozen, self.info.divisor)
 
     def batch(self, data: NDArray[np.float32]) -> Tensor:
         """(I, J, K) native -> batch."""
@@ -230,7 +230,7 @@ def _prepare(request: AttackRequest, scan: volume.Volume, device: torch.device, 
             "most networks expect scaled input: see --intensity."
         )
     try:
-        preprocessing = Preprocessing.freeze(card.intensity, data, info.divisor, device)
+        preprocessing = Preprocessing.freeze(card.intensity, data, device)
     except InputError as exc:
         raise InputError(f"{scan.name}: {exc}") from exc
     clean = torch.from_numpy(layout.to_batch(data)).to(device)
@@ -267,7 +267,7 @@ def _guide(
     data = guide.data[np.newaxis]
     device = preprocessing.unit.device
     try:
-        own = Preprocessing.freeze(preprocessing.intensity, data, preprocessing.divisor, device)
+        own = Preprocessing.freeze(preprocessing.intensity, data, device)
     except InputError as exc:
         raise InputError(f"{guide.name}: {exc}") from exc
     return preprocessing.translate(torch.from_numpy(layout.to_batch(data)).to(device), own)

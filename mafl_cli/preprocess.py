@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mafl_cli.config import Intensity
@@ -20,21 +19,20 @@ from mafl_cli.errors import InputError
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Intensity map with frozen statistics, then zero-padding at the far end to a multiple of `divisor`.
+    """Intensity map with frozen statistics.
 
     offset, unit: (C,), y = (x - offset) / unit + start; `unit` is native units per model unit.
     low, high: (C,), native: the range of the clean scan, the data box of the attack.
     """
 
     intensity: Intensity
-    divisor: int
     offset: Tensor
     unit: Tensor
     low: Tensor
     high: Tensor
 
     @staticmethod
-    def freeze(intensity: Intensity, scan: np.ndarray[Any, Any], divisor: int, device: torch.device) -> Preprocessing:
+    def freeze(intensity: Intensity, scan: np.ndarray[Any, Any], device: torch.device) -> Preprocessing:
         """Take the statistics of `scan`, (C, I, J, K) native units, whole volume per channel.
 
         Raises InputError if a channel has no spread to scale by.
@@ -51,7 +49,6 @@ class Preprocessing:
 
         return Preprocessing(
             intensity,
-            divisor,
             offset=vector(offsets),
             unit=vector(units),
             low=vector(scan.min(axis=axes)),
@@ -59,7 +56,7 @@ class Preprocessing:
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, C, *spatial) native -> (B, C, *padded) model units."""
+        """(B, C, *spatial) native -> the same voxels in model units."""
         y = (x - per_channel(self.offset, x)) / per_channel(self.unit, x)
         if self.intensity.kind == "window":
             y = y + self.intensity.to[0]
@@ -68,8 +65,7 @@ class Preprocessing:
             y = y * (x != 0)
         if self.intensity.clip is not None:
             y = y.clamp(*self.intensity.clip)
-        pad = [amount for size in reversed(x.shape[2:]) for amount in (0, -size % self.divisor)]
-        return F.pad(y, pad) if any(pad) else y
+        return y
 
     def translate(self, x: Tensor, source: Preprocessing) -> Tensor:
         """Another scan in the native units of this one: both preprocessings make the same of what they are given.

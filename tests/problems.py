@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mafl_cli.limits import Limits
-from mafl_cli.model import Prediction
+from mafl_cli.model import Patch, Prediction
 from mafl_cli.windows import Field, Losses, Slopes
 
 
-def pooled(x: Tensor) -> Tensor:
+def pooled(x: Tensor) -> tuple[Patch, ...]:
     """Features for models that have no layer of their own: (B, 1, *spatial) -> (B, 2, *half)."""
     pool = F.avg_pool2d if x.ndim == 4 else F.avg_pool3d
     both = torch.cat([x, 1 - x], dim=1)
-    return pool(both, 2, ceil_mode=True)
+    return (Patch(pool(both, 2, ceil_mode=True)),)
 
 
 class Bright:

@@ -12,7 +12,7 @@ import mafl_cli
 PACKAGE = Path(mafl_cli.__file__).parent
 LAYERS = [
     {"errors", "config"},
-    {"geometry", "card", "losses", "lowfreq", "steps", "goals", "metrics"},
+    {"geometry", "card", "losses", "lowfreq", "resample", "steps", "goals", "metrics"},
     {"volume", "targets", "preprocess", "model", "windows", "limits", "attack"},
     {"report", "results", "figures"},
     {"pipeline", "runs"},
@@ -20,7 +20,7 @@ LAYERS = [
     {"__main__"},
 ]
 FILES_ONLY = {"geometry", "volume", "targets"}
-TENSORS_ONLY = {"losses", "lowfreq", "steps", "goals", "preprocess", "model", "windows", "limits", "attack"}
+TENSORS_ONLY = {"losses", "lowfreq", "resample", "steps", "goals", "preprocess", "model", "windows", "limits", "attack"}
 
 
 def imported(path: Path) -> set[str]:

@@ -491,7 +491,7 @@ def test_a_guide_pulls_features_towards_itself() -> None:
     guided = attack(field(Bright()), clean, target, config, box(clean), guide=source).adversarial
 
     def likeness(x: Tensor) -> float:
-        return float(F.cosine_similarity(pooled(x), pooled(source), dim=1).mean())
+        return float(F.cosine_similarity(pooled(x)[0].features, pooled(source)[0].features, dim=1).mean())
 
     assert likeness(guided) > likeness(clean)
 

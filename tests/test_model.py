@@ -110,9 +110,9 @@ def test_a_sample_does_not_depend_on_the_batch_it_comes_in(tmp_path: Path) -> No
     segmenter, _ = open_model(SmallUNet(norm="instance"), tmp_path)
     x = image(7, 1, 16, 16)
     together, alone = segmenter(x), segmenter(x[4:5])
-    assert len(together.logits) == len(together.features) == 7
+    assert len(together.logits) == len(together.features[0].features) == 7
     torch.testing.assert_close(together.logits[4:5], alone.logits, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(together.features[4:5], alone.features, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(together.features[0].features[4:5], alone.features[0].features, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("save", [scripted, traced, frozen], ids=["scripted", "traced", "frozen"])
@@ -276,7 +276,7 @@ def test_the_values_of_a_weak_network_are_not_mistaken_for_probabilities(tmp_pat
 def test_the_tap_is_the_bottleneck(make: Callable[[], nn.Module], shape: tuple[int, ...], tmp_path: Path) -> None:
     segmenter, info = open_model(make(), tmp_path)
     assert info.tap_shape == shape
-    assert segmenter(image(2, 1, *(16,) * info.dims)).features.shape == (2, *shape)
+    assert segmenter(image(2, 1, *(16,) * info.dims)).features[0].features.shape == (2, *shape)
 
 
 def test_without_downsampling_the_tap_is_before_the_last_convolution(tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_without_downsampling_the_tap_is_before_the_last_convolution(tmp_path: P
     segmenter, info = open_model(net, tmp_path)
     x = image(1, 1, 16, 16)
     assert info.tap_shape == (5, 16, 16)
-    torch.testing.assert_close(segmenter(x).features, net[:4](x))
+    torch.testing.assert_close(segmenter(x).features[0].features, net[:4](x))
 
 
 def test_the_gate_of_a_squeeze_and_excite_block_is_no_bottleneck(tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_a_named_tap(tmp_path: Path) -> None:
     named, named_info = open_model(net, tmp_path, tap="convolution")
     x = image(3, 1, 16, 16)
     assert (named_info.tap, named_info.tap_shape) == ("convolution", (4, 16, 16))
-    torch.testing.assert_close(named(x).features, net.first[0](x))
+    torch.testing.assert_close(named(x).features[0].features, net.first[0](x))
     torch.testing.assert_close(named(x).logits, segmenter(x).logits)
 
 

@@ -25,8 +25,8 @@ def ct(channels: int = 1, shape: tuple[int, ...] = (9, 8, 7)) -> np.ndarray:
     return values
 
 
-def freeze(intensity: Intensity, scan: np.ndarray, divisor: int = 1) -> Preprocessing:
-    return Preprocessing.freeze(intensity, scan, divisor, CPU)
+def freeze(intensity: Intensity, scan: np.ndarray) -> Preprocessing:
+    return Preprocessing.freeze(intensity, scan, CPU)
 
 
 @pytest.mark.parametrize(
@@ -87,30 +87,6 @@ def test_zeros_have_no_gradient_where_they_are_background() -> None:
     x = torch.from_numpy(ct())[None].requires_grad_()
     (gradient,) = torch.autograd.grad(freeze(Intensity(kind="zscore", region="nonzero"), ct())(x).sum(), x)
     assert torch.equal(gradient != 0, x != 0)
-
-
-@pytest.mark.parametrize(
-    ("shape", "divisor", "padded"),
-    [
-        ((7, 9), 1, (7, 9)),
-        ((7, 9), 4, (8, 12)),
-        ((8, 16), 8, (8, 16)),
-        ((1, 5, 9), 2, (2, 6, 10)),
-        ((3, 5, 7), 16, (16, 16, 16)),
-    ],
-    ids=str,
-)
-def test_pads_with_zero_model_units_at_the_far_end(
-    shape: tuple[int, ...], divisor: int, padded: tuple[int, ...]
-) -> None:
-    scan = ct(2, (6, 6, 6))
-    x = torch.from_numpy(ct(2, shape))[None]
-    intensity = Intensity.parse("window:-57,164")
-    y = freeze(intensity, scan, divisor)(x)
-    inside = (slice(None), slice(None), *(slice(n) for n in shape))
-    assert tuple(y.shape) == (1, 2, *padded)
-    assert torch.equal(y[inside], freeze(intensity, scan)(x))
-    assert torch.count_nonzero(y) == torch.count_nonzero(y[inside])
 
 
 def changed(scan: np.ndarray, frozen: Preprocessing, seed: int) -> np.ndarray:

@@ -36,7 +36,7 @@ def predict(scan: np.ndarray, affine: np.ndarray) -> np.ndarray:
     segmenter, info, card = load_model(
         DEMO / "model.ts", device=torch.device("cpu"), size=lambda dims: tuple(batch.shape[2:])
     )
-    field = Whole(segmenter, Preprocessing.freeze(card.intensity, scan[None], info.divisor, torch.device("cpu")))
+    field = Whole(segmenter, Preprocessing.freeze(card.intensity, scan[None], torch.device("cpu")), info.divisor)
     labels = torch.cat([field.predict(part).logits.argmax(dim=1) for part in batch.split(8)])
     return layout.from_batch(labels[:, None].numpy())[0].astype(np.uint8)
 

@@ -195,7 +195,7 @@ def evaluate(image: Path, reference: Path, order: str) -> None:
     segmenter, info, card = load_model(
         DEMO / "model.ts", device=torch.device("cpu"), size=lambda dims: tuple(batch.shape[2:])
     )
-    field = Whole(segmenter, Preprocessing.freeze(card.intensity, data, info.divisor, torch.device("cpu")))
+    field = Whole(segmenter, Preprocessing.freeze(card.intensity, data, torch.device("cpu")), info.divisor)
     predicted = torch.cat([field.predict(part).logits.argmax(dim=1) for part in batch.split(8)])
     found = layout.from_batch(predicted[:, None].numpy())[0]
     truth = np.asarray(labels.dataobj)
