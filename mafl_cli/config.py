@@ -65,7 +65,7 @@ class AttackConfig:
     For the margin loss."""
     adaptive_weights: bool = True
     """Weigh the voxels in the margin loss: more while they miss their class, less once they are won."""
-    feature_weight: float = 0.3
+    feature_weight: float = 0.1
     """Feature cosine term at the tap, until the goal is first reached; 0 is off."""
     low_frequency: LowFrequency = "penalty"
     """penalty pulls the low-pass part of the change towards zero; hard takes it away after every step."""

@@ -8,28 +8,27 @@ shape, batch included; shapes are lifted on demand and kept.
 
 from __future__ import annotations
 
-import hashlib
 import math
-import warnings
-import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from mafl_cli.card import ModelCard, find_card
-from mafl_cli.config import Activation, Intensity
+from mafl_cli.config import Activation, Intensity, Precision
 from mafl_cli.errors import ModelError, UsageError
+from mafl_cli.modelfile import REFUSALS, ModelFile, last_line, quiet_torchscript, read_model
 
 DIVISORS = (1, 2, 4, 8, 16, 32, 64)
-
-# How a network says no to an input; torch.jit.Error is what TorchScript makes of a `raise` inside the network.
-_REFUSALS = (RuntimeError, ValueError, IndexError, AssertionError, torch.jit.Error)
+KEPT_GRAPHS = 12
+"""Lifted graphs kept at a time: each holds the network's constants once more."""
+_DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def _as_it_is(x: Tensor) -> Tensor:
@@ -68,8 +67,20 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Tap:
+    """A layer whose features the attack compares: node name, (F, *coarse) of its features, weight among several."""
+
+    name: str
+    shape: tuple[int, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class ModelInfo:
-    """What a report says about a model. `assumptions` are sentences about what nobody stated."""
+    """What a report says about a model. `assumptions` are sentences about what nobody stated.
+
+    classes: names by index, background first; of the regions alone when they may overlap.
+    """
 
     name: str
     sha256: str
@@ -78,11 +89,11 @@ class ModelInfo:
     channels: tuple[str, ...]
     orientation: str
     classes: tuple[str, ...]
+    overlapping: bool
     activation: Activation
     intensity: Intensity
     divisor: int
-    tap: str
-    tap_shape: tuple[int, ...]
+    taps: tuple[Tap, ...]
     card: str | None
     assumptions: tuple[str, ...]
 
@@ -92,67 +103,30 @@ Gives = Literal["logits", "softmax", "sigmoid", "probabilities"]
 
 @dataclass(frozen=True)
 class Lifted:
-    """A network as a graph for one input shape: (B, C, *spatial) -> (raw segmentation, features).
+    """A network as a graph for one input shape: (B, C, *spatial) -> (raw segmentation, features of each tap).
 
     gives: what the network's own output is. Of a last "softmax" or "sigmoid" the graph returns the argument.
-    tap, tap_shape: the node whose value the features are, and their (F, *coarse).
     """
 
     graph: fx.GraphModule
     gives: Gives
-    tap: str
-    tap_shape: tuple[int, ...]
-
-
-class Segmenter:
-    """A lifted model: (B, C, *spatial) in model units -> Prediction, differentiable with respect to the input.
-
-    Make one with `load`. Every size must be a multiple of `divisor`; a size the network refuses raises ModelError.
-    """
-
-    def __init__(self, module: torch.nn.Module, name: str, output: _Output, device: torch.device, tap: str) -> None:
-        self.device = device
-        self.name = name
-        self._module = module
-        self._output = output
-        self._wanted_tap = tap
-        self._lifted: dict[tuple[int, ...], Lifted] = {}
-
-    def __call__(self, x: Tensor) -> Prediction:
-        """Raises ModelError if the network refuses the size of `x`."""
-        # A graph is bound to its batch size, so batches are filled up to the next power of two: few graphs serve
-        # a batch that shrinks as slices finish.
-        batch = 1 << (len(x) - 1).bit_length()
-        filled = torch.cat([x, x[-1:].expand(batch - len(x), *x.shape[1:])]) if batch > len(x) else x
-        lifted = self.lifted(filled)
-        raw, features = lifted.graph(filled)
-        return Prediction(_logits(raw, lifted.gives)[: len(x)], (Patch(features[: len(x)]),))
-
-    def lifted(self, x: Tensor) -> Lifted:
-        """The graph for inputs of the shape of `x`, made now if there is none yet."""
-        shape = tuple(x.shape)
-        if shape not in self._lifted:
-            try:
-                with _quiet_torchscript():
-                    graph = make_fx(self._module, _error_on_data_dependent_ops=False)(x.detach().clone())
-            except _REFUSALS as exc:
-                raise ModelError(
-                    f"{self.name}: does not accept an input of shape {shape} ({_last_line(exc)})."
-                ) from exc
-            raw, gives = self._output.pick(graph)
-            tap = _find_tap(graph.graph, raw, x, self._wanted_tap, self.name)
-            tap_shape = tuple(_shape(tap) or ())[1:]
-            _set_outputs(graph, raw, tap)
-            self._lifted[shape] = Lifted(graph, gives, tap.name, tap_shape)
-        return self._lifted[shape]
+    taps: tuple[Tap, ...]
 
 
 @dataclass(frozen=True)
-class _Output:
-    """Which leaf of the model's output is the segmentation, and whether its values could be probabilities."""
+class Output:
+    """Which leaf of the network's output is the segmentation, and how it lies on the input's grid.
+
+    bounded: whether its values could be probabilities. overlapping: regions, each with a logit of its own.
+    margin: voxels that valid convolutions lose along each axis, both ends together. coarse: how many input voxels one
+    of the output is wide.
+    """
 
     leaf: int
     bounded: bool
+    overlapping: bool = False
+    margin: tuple[int, ...] = ()
+    coarse: int = 1
 
     def pick(self, graph: fx.GraphModule) -> tuple[fx.Node, Gives]:
         """The node that holds the segmentation, before its softmax or sigmoid if that is the last step.
@@ -172,6 +146,137 @@ class _Output:
         return node, "probabilities" if self.bounded and "convolution" not in str(node.target) else "logits"
 
 
+class Segmenter:
+    """A lifted model: (B, C, *spatial) in model units -> Prediction, differentiable with respect to the input.
+
+    Make one with `load`. Every size must be a multiple of `divisor`; a size the network refuses raises ModelError.
+
+    exact: the same model in float32, to judge what a lower precision found; itself if it is that.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        name: str,
+        output: Output,
+        device: torch.device,
+        taps: Sequence[tuple[str, float]] = (("auto", 1.0),),
+        precision: Precision = "float32",
+    ) -> None:
+        self.device = device
+        self.name = name
+        self.exact = self if precision == "float32" else Segmenter(module, name, output, device, taps)
+        self._module = module
+        self._output = output
+        self._wanted = tuple(taps)
+        self._precision: Precision = precision
+        self._lifted: OrderedDict[tuple[int, ...], Lifted] = OrderedDict()
+        self._larger: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._one_by_one = False
+
+    def __call__(self, x: Tensor) -> Prediction:
+        """Raises ModelError if the network refuses the size of `x`."""
+        if self._one_by_one and len(x) > 1:
+            parts = [self(part) for part in torch.split(x, 1)]
+            together = (
+                replace(patch, features=torch.cat([part.features[index].features for part in parts]))
+                for index, patch in enumerate(parts[0].features)
+            )
+            return Prediction(torch.cat([part.logits for part in parts]), tuple(together))
+        # A graph is bound to its batch size, so batches are filled up to the next power of two: few graphs serve
+        # a batch that shrinks as slices finish.
+        batch = 1 << (len(x) - 1).bit_length()
+        filled = torch.cat([x, x[-1:].expand(batch - len(x), *x.shape[1:])]) if batch > len(x) else x
+        ready = self.enlarged(filled)
+        try:
+            lifted = self.lifted(ready)
+        except ModelError:
+            if len(filled) == 1:
+                raise
+            # Some networks were traced or exported for one sample and hold that number.
+            self._one_by_one = True
+            return self(x)
+        raw, *features = lifted.graph(ready)
+        logits = _logits(raw.float(), lifted.gives, overlapping=self._output.overlapping)
+        pad = self._around(x) if any(self._output.margin) else []
+        patches = tuple(
+            Patch(feature[: len(x)].float(), tap.weight, lambda mask: F.pad(mask, pad))
+            for feature, tap in zip(features, lifted.taps, strict=True)
+        )
+        return Prediction(self._onto_input(logits[: len(x)], x.shape[2:]), patches)
+
+    def lifted(self, x: Tensor) -> Lifted:
+        """The graph for inputs of the shape of `x`, made now if there is none yet."""
+        shape = tuple(x.shape)
+        if shape in self._lifted:
+            self._lifted.move_to_end(shape)
+            return self._lifted[shape]
+        try:
+            with quiet_torchscript(), self._casting():
+                graph = make_fx(self._module, _error_on_data_dependent_ops=False)(x.detach().clone())
+        except REFUSALS as exc:
+            raise ModelError(f"{self.name}: does not accept an input of shape {shape} ({last_line(exc)}).") from exc
+        raw, gives = self._output.pick(graph)
+        nodes = [_find_tap(graph.graph, raw, x, wanted, self.name) for wanted, _ in self._wanted]
+        weights = [weight for _, weight in self._wanted]
+        taps = tuple(
+            Tap(node.name, tuple(_shape(node) or ())[1:], weight) for node, weight in zip(nodes, weights, strict=True)
+        )
+        _set_outputs(graph, [raw, *nodes])
+        self._lifted[shape] = Lifted(graph, gives, taps)
+        if len(self._lifted) > KEPT_GRAPHS:
+            self._lifted.popitem(last=False)
+        return self._lifted[shape]
+
+    def activation_bytes(self, x: Tensor) -> int:
+        """Bytes of all intermediate values for an input like `x`: what a backward pass keeps, at the most."""
+        nodes = self.lifted(self.enlarged(x)).graph.graph.nodes
+        metas = [node.meta.get("tensor_meta") for node in nodes if node.op == "call_function"]
+        return sum(math.prod(meta.shape) * meta.dtype.itemsize for meta in metas if hasattr(meta, "shape"))
+
+    def _casting(self) -> Any:
+        """Under autocast the casts become part of the graph."""
+        dtype = _DTYPES.get(self._precision)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def enlarged(self, x: Tensor) -> Tensor:
+        """`x` as the network gets it: with edge values around it when valid convolutions take away so much."""
+        return F.pad(x, self._around(x), mode="replicate") if any(self._output.margin) else x
+
+    def _around(self, x: Tensor) -> list[int]:
+        """What `enlarged` puts around `x`, as torch's pad wants it: the last axis first."""
+        size = tuple(x.shape[2:])
+        if size not in self._larger:
+            self._larger[size] = self._accepted_above(x[:1])
+        pad: list[int] = []
+        for wanted, given, margin in zip(self._larger[size], size, self._output.margin, strict=True):
+            pad = [margin // 2, wanted - given - margin // 2, *pad]
+        return pad
+
+    def _accepted_above(self, x: Tensor) -> tuple[int, ...]:
+        """The smallest size the network takes that leaves the size of `x` after its margins."""
+        least = [size + margin for size, margin in zip(x.shape[2:], self._output.margin, strict=True)]
+        for extra in range(64):
+            size = tuple(n + extra for n in least)
+            outputs = _run(self._module, torch.zeros(1, x.shape[1], *size, device=x.device))
+            if outputs is None:
+                continue
+            leaf = _leaves(outputs)[self._output.leaf]
+            if tuple(leaf.shape[2:]) == tuple(n - m for n, m in zip(size, self._output.margin, strict=True)):
+                return size
+        raise ModelError(f"{self.name}: accepts no size that covers {' x '.join(map(str, x.shape[2:]))} voxels.")
+
+    def _onto_input(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+        """Logits on the input's grid."""
+        if self._output.coarse > 1:
+            flat = logits.flatten(1, -1 - len(size))
+            mode = "bilinear" if len(size) == 2 else "trilinear"
+            up = F.interpolate(flat, scale_factor=self._output.coarse, mode=mode, align_corners=False)
+            logits = up.view(*logits.shape[: -len(size)], *up.shape[2:])
+        inside: Any = (..., *(slice(n) for n in size))
+        return logits[inside]
+
+
 _ACTIVATIONS: dict[Any, Gives] = {
     torch.ops.aten._softmax.default: "softmax",
     torch.ops.aten.softmax.int: "softmax",
@@ -179,17 +284,18 @@ _ACTIVATIONS: dict[Any, Gives] = {
 }
 
 
-def _logits(raw: Tensor, gives: Gives) -> Tensor:
-    """Logits of at least two classes, (B, K, *spatial), from what the graph returns, (B, 1 or K, *spatial)."""
+def _logits(raw: Tensor, gives: Gives, *, overlapping: bool) -> Tensor:
+    """Logits of at least two classes, (B, K, *spatial) or (B, 2, R, *spatial), from the graph's (B, n, *spatial)."""
+    one = overlapping or raw.shape[1] == 1
     if gives == "probabilities":
         # 1e-7 is about float32's resolution next to 1: the logit of a saturated voxel stays finite.
         p = raw.clamp(1e-7, 1 - 1e-7)
-        raw = torch.log(p) - torch.log1p(-p) if raw.shape[1] == 1 else torch.log(p)
-    if raw.shape[1] == 1:
-        # softmax([-z/2, z/2])[1] = sigmoid(z): one logit becomes two classes and the rest of the program knows only
-        # that. Both halves carry it, so that a loss on the background's logit alone has a slope too.
-        return torch.cat([-raw / 2, raw / 2], dim=1)
-    return raw
+        raw = torch.log(p) - torch.log1p(-p) if one else torch.log(p)
+    if not one:
+        return raw
+    # softmax([-z/2, z/2])[1] = sigmoid(z): one logit becomes two classes and the rest of the program knows only
+    # that. Both halves carry it, so that a loss on the background's logit alone has a slope too.
+    return torch.stack([-raw / 2, raw / 2], dim=1) if overlapping else torch.cat([-raw / 2, raw / 2], dim=1)
 
 
 def load(
@@ -199,71 +305,106 @@ def load(
     card: ModelCard | None = None,
     size: Callable[[int], tuple[int, ...]] = lambda dims: (64,) * dims,
     tap: str = "auto",
+    precision: Precision = "float32",
 ) -> tuple[Segmenter, ModelInfo, ModelCard]:
-    """Load a TorchScript file, find out what it takes and gives, and lift it.
+    """Load a model file, find out what it takes and gives, and lift it.
 
     Args:
-        path: the model file. It is a program: load only files you trust.
-        card: what is known about the model; the TOML beside the file if None.
+        path: TorchScript or .pt2. It is a program: load only files you trust.
+        card: what is known about the model; what lies beside the file or in it if None.
         size: spatial size the model will be used at (before padding), given its number of dimensions.
-        tap: "auto" (last layer at the coarsest resolution) or a node name that `mafl inspect` lists.
+        tap: "auto" (last layer at the coarsest resolution) or a node name that `mafl inspect` lists; NAME:WEIGHT,
+            several of them separated by commas.
+        precision: of the search; `Segmenter.exact` judges in float32.
     Returns: the segmenter, what a report says about it, and the card with every gap filled.
     Raises ModelError with the reason if the file cannot be attacked.
     """
-    data_hash = _sniff(path)
+    wanted = read_taps(tap)
+    file = read_model(path, device)
     card = find_card(path) if card is None else card
     card, assumptions = card.with_assumptions()
     said = list(assumptions)
-    module, first_kernel = _read(path, device)
-    dims, channels = _input_kind(module, first_kernel, card, path.name, device)
+    dims, channels = _input_kind(file, card, path.name, device)
     shape = size(dims)
-    divisor, outputs = _accepted(module, card, channels, shape, path.name, device)
+    divisor, output, raw = _accepted(file, card, channels, shape, path.name, device)
     if card.divisor is None and divisor > 1:
         said.append(f"divisor: not stated, found by trying: sizes are padded to multiples of {divisor}")
-    leaf, raw = _segmentation(outputs, _padded(shape, divisor), path.name)
+    said += _said_of_grid(output)
     count = raw.shape[1]
-    segmenter = Segmenter(module, path.name, _Output(leaf, _looks_like_probabilities(raw)), device, tap)
+    first = Segmenter(file.module, path.name, output, device)
     example = (1, channels, *_padded(shape, divisor))
-    lifted = segmenter.lifted(torch.zeros(example, device=device))
-    if lifted.gives != "logits":
-        what = "probabilities" if lifted.gives == "probabilities" else f"a {lifted.gives}"
+    gives = first.lifted(first.enlarged(torch.zeros(example, device=device))).gives
+    if gives != "logits":
+        what = "probabilities" if gives == "probabilities" else f"a {gives}"
         said.append(f"output: {what}, not logits; the logits behind it are attacked")
-    overlapping = count > 1 and lifted.gives == "sigmoid"
-    activation: Activation = card.activation or ("sigmoid" if count == 1 or overlapping else "softmax")
-    if activation == "sigmoid" and count > 1:
-        raise ModelError(
-            f"{path.name}: gives {count} overlapping regions (sigmoid); "
-            "only exclusive classes (softmax) and a single sigmoid channel can be attacked. "
-            'If its classes are exclusive, state activation = "softmax" in its card.'
-        )
+    activation: Activation = card.activation or ("sigmoid" if count == 1 or gives == "sigmoid" else "softmax")
+    output = replace(output, overlapping=activation == "sigmoid" and count > 1)
     if card.activation is None:
         kinds = "one channel" if count == 1 else f"{count} channels"
-        said.append(f"activation: not stated, {activation} because the output has {kinds}")
-    names = card.classes
-    if names is None:
-        names = ("background", *(f"class {index}" for index in range(1, max(count, 2))))
-        said.append("classes: not stated, 0 is taken for background")
-    elif len(names) != max(count, 2):
-        raise ModelError(f"{path.name}: gives {max(count, 2)} classes, its card names {len(names)}.")
+        said.append(
+            f"activation: not stated, {activation} because the output has {kinds}"
+            + (", each a probability of its own" if output.overlapping else "")
+        )
+    names = _class_names(card, count, output.overlapping, path.name)
+    if card.classes is None:
+        numbered = "regions are numbered" if output.overlapping else "0 is taken for background"
+        said.append(f"classes: not stated, {numbered}")
     card = replace(card, dims=dims, divisor=divisor, activation=activation, classes=names)
-    _check(segmenter, example)
+    segmenter = Segmenter(file.module, path.name, output, device, wanted, precision)
+    _check(segmenter.exact, example)
     info = ModelInfo(
         name=card.name or path.name,
-        sha256=data_hash,
-        format="torchscript",
+        sha256=file.sha256,
+        format=file.format,
         dims=dims,
         channels=card.channels or tuple(f"channel {index}" for index in range(channels)),
         orientation=card.orientation or "native",
         classes=names,
+        overlapping=output.overlapping,
         activation=activation,
         intensity=card.intensity or Intensity(),
         divisor=divisor,
-        tap=lifted.tap,
-        tap_shape=lifted.tap_shape,
+        taps=segmenter.lifted(segmenter.enlarged(torch.zeros(example, device=device))).taps,
         card=card.source,
         assumptions=tuple(said),
     )
     return segmenter, info, card
+
+
+def read_taps(text: str) -> tuple[tuple[str, float], ...]:
+    """NAME or NAME:WEIGHT, several separated by commas. Raises UsageError for a weight that is no number above 0."""
+    found = []
+    for part in text.split(","):
+        name, _, weight = part.strip().partition(":")
+        try:
+            value = float(weight or 1)
+        except ValueError:
+            value = 0.0
+        if not name or not 0 < value < math.inf:
+            raise UsageError(f"--tap {text!r} is not understood: use NAME or NAME:WEIGHT, separated by commas.")
+        found.append((name, value))
+    return tuple(found)
+
+
+def _class_names(card: ModelCard, count: int, overlapping: bool, name: str) -> tuple[str, ...]:
+    """Of the classes, or of the regions that may overlap. Raises ModelError if the card names another number."""
+    needed = count if overlapping else max(count, 2)
+    if card.classes is None:
+        if overlapping:
+            return tuple(f"region {index}" for index in range(count))
+        return ("background", *(f"class {index}" for index in range(1, needed)))
+    if len(card.classes) != needed:
+        kind = "regions" if overlapping else "classes"
+        raise ModelError(f"{name}: gives {needed} {kind}, its card names {len(card.classes)}.")
+    return card.classes
+
+
+def _said_of_grid(output: Output) -> list[str]:
+    if any(output.margin):
+        return [f"output: smaller than the input by {max(output.margin)} voxels; scans are padded with edge values"]
+    if output.coarse > 1:
+        return [f"output: {output.coarse} times coarser than the input; logits are interpolated"]
+    return []
 
 
 def pick_device(choice: str) -> torch.device:
@@ -293,95 +434,19 @@ def pick_device(choice: str) -> torch.device:
 
 def taps(segmenter: Segmenter, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
     """Every node that could be a tap for an input of `shape` (1, C, *spatial), with its shape (F, *coarse)."""
-    x = torch.zeros(shape, device=segmenter.device)
+    x = segmenter.enlarged(torch.zeros(shape, device=segmenter.device))
     nodes = _feature_nodes(segmenter.lifted(x).graph.graph, x)
     return [(node.name, size[1:]) for node, size in nodes]
-
-
-# --- reading the file ---------------------------------------------------------------------------------------------
-
-
-def _sniff(path: Path) -> str:
-    """SHA-256 of a file that looks like TorchScript; ModelError saying what it is if it is something else."""
-    try:
-        data = path.read_bytes()
-    except IsADirectoryError as exc:
-        raise ModelError(f"{path.name}: is a folder, not a model file.") from exc
-    except FileNotFoundError as exc:
-        raise ModelError(f"{path.name}: no such model file.") from exc
-    except OSError as exc:
-        raise ModelError(f"{path.name}: cannot be read ({exc.strerror}).") from exc
-    remedy = "save the network with torch.jit.script(net).save(...) or torch.jit.trace(net, example).save(...)"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError):  # what damage to a zip's directory raises
-        if not data:
-            what = "is empty"
-        elif data[:1] == b"\x80":
-            what = "is a Python pickle, not TorchScript"
-        elif path.suffix == ".onnx":
-            what = "is an ONNX model, which gives no gradient"
-        elif data[:2] == b"PK":
-            what = "is a damaged or cut-off archive"
-        else:
-            what = "is not a model file"
-        raise ModelError(f"{path.name}: {what}; {remedy}.") from None
-    inside = {member.partition("/")[2] for member in members}
-    if "constants.pkl" not in inside:
-        if path.suffix == ".pt2" or "archive_format" in inside or "serialized_exported_program.json" in members:
-            what = "is a torch.export archive (.pt2), not TorchScript"
-        elif "data.pkl" in inside:
-            what = "is a checkpoint (weights without the network), not TorchScript"
-        else:
-            what = "is an archive without a TorchScript program"
-        raise ModelError(f"{path.name}: {what}; {remedy}.")
-    return hashlib.sha256(data).hexdigest()
-
-
-def _read(path: Path, device: torch.device) -> tuple[torch.nn.Module, tuple[int, ...] | None]:
-    """The module, in evaluation mode and frozen, and the shape of its first convolution's kernel if it shows one."""
-    try:
-        with _quiet_torchscript():
-            module: Any = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
-    except (*_REFUSALS, EOFError) as exc:
-        raise ModelError(f"{path.name}: PyTorch cannot load it ({_last_line(exc)}).") from exc
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-    # Looked up before freezing, which turns parameters into constants.
-    kernel = next((tuple(p.shape) for p in module.parameters() if p.ndim in (4, 5)), None)
-    if hasattr(module, "training"):  # a module that is frozen already has lost this attribute
-        module.eval()
-        with _quiet_torchscript(), suppress(RuntimeError):
-            # Folds batch norm into the convolutions: fewer operations, same function. What cannot be frozen
-            # works as it is.
-            module = torch.jit.freeze(module)
-    return module, kernel
-
-
-@contextmanager
-def _quiet_torchscript() -> Iterator[None]:
-    """TorchScript is deprecated in PyTorch and remains the exchange format: its warning is known, others are not."""
-    with warnings.catch_warnings():
-        for category in (DeprecationWarning, FutureWarning):
-            warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=category)
-        yield
-
-
-def _last_line(exc: BaseException) -> str:
-    """The last informative line of a PyTorch error, which often drags a whole TorchScript stack along."""
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    text = lines[-1] if lines else type(exc).__name__
-    return text.removeprefix("RuntimeError: ").rstrip(".")[:200]
 
 
 # --- what it takes and gives --------------------------------------------------------------------------------------
 
 
-def _input_kind(
-    module: torch.nn.Module, kernel: tuple[int, ...] | None, card: ModelCard, name: str, device: torch.device
-) -> tuple[int, int]:
-    """(spatial dimensions, channels): from the card, else from the first convolution, else by trying."""
+def _input_kind(file: ModelFile, card: ModelCard, name: str, device: torch.device) -> tuple[int, int]:
+    """(spatial dimensions, channels): from the export or the card, else the first convolution, else by trying."""
+    module, kernel = file.module, file.kernel
+    if file.example is not None and file.example[1] is not None:
+        return _stated_kind(len(file.example) - 2, file.example[1], card, name)
     stated = len(card.channels) if card.channels else None
     guesses = [(dims, channels) for dims in (2, 3) for channels in (1, 2, 3, 4)]
     shown = None if kernel is None else (len(kernel) - 2, kernel[1])
@@ -406,12 +471,22 @@ def _input_kind(
     )
 
 
+def _stated_kind(dims: int, channels: int, card: ModelCard, name: str) -> tuple[int, int]:
+    """What the file says, if the card agrees."""
+    if card.dims not in (None, dims) or (card.channels and len(card.channels) != channels):
+        raise ModelError(
+            f"{name}: takes {channels} channel(s) in {dims}-D, "
+            f"{card.source or 'its card'} says otherwise; correct the card."
+        )
+    return dims, channels
+
+
 def _run(module: torch.nn.Module, x: Tensor) -> Any:
     """The model's output for x, or None if it refuses x."""
     try:
-        with torch.no_grad(), _quiet_torchscript():
+        with torch.no_grad(), quiet_torchscript():
             return module(x)
-    except _REFUSALS:
+    except REFUSALS:
         return None
 
 
@@ -420,42 +495,89 @@ def _padded(size: tuple[int, ...], divisor: int) -> tuple[int, ...]:
 
 
 def _accepted(
-    module: torch.nn.Module,
-    card: ModelCard,
-    channels: int,
-    size: tuple[int, ...],
-    name: str,
-    device: torch.device,
-) -> tuple[int, Any]:
-    """The smallest divisor whose padded size the model takes and answers on the same grid, with its output."""
+    file: ModelFile, card: ModelCard, channels: int, size: tuple[int, ...], name: str, device: torch.device
+) -> tuple[int, Output, Tensor]:
+    """The smallest divisor whose padded size the network takes, which output is the segmentation, and its value."""
     for divisor in (card.divisor,) if card.divisor else DIVISORS:
         padded = _padded(size, divisor)
-        # Not zeros: an instance norm over a constant image is 0 / 0 in some networks.
-        ramp = torch.linspace(0, 1, channels * math.prod(padded), device=device).view(1, channels, *padded)
-        outputs = _run(module, ramp)
-        if outputs is not None and any(tuple(leaf.shape[2:]) == padded for leaf in _tensors(outputs)):
-            return divisor, outputs
-    tried = f"padded to multiples of {card.divisor}" if card.divisor else "nor padded to multiples of 2 to 64"
-    _explain_refusal(module, channels, size, name, device, tried)
-    raise AssertionError("unreachable")
+        outputs = _run(file.module, _ramp(channels, padded, device))
+        if outputs is None:
+            continue
+        if any(tuple(leaf.shape[2:]) == padded for leaf in _tensors(outputs)):
+            leaf, raw = _segmentation(outputs, padded, name)
+            return divisor, Output(leaf, _looks_like_probabilities(raw, card)), raw
+    smaller = _smaller(file.module, card, channels, size, device)
+    if smaller is None:
+        _explain_refusal(file, channels, size, name, device, card)
+        raise AssertionError("unreachable")
+    return smaller
+
+
+def _smaller(
+    module: torch.nn.Module, card: ModelCard, channels: int, size: tuple[int, ...], device: torch.device
+) -> tuple[int, Output, Tensor] | None:
+    """A segmentation that is smaller than the input by a constant (valid convolutions) or by a whole factor.
+
+    Two sizes tell which: the difference stays the same, or the ratio does.
+    """
+    seen: list[tuple[tuple[int, ...], int, Tensor]] = []
+    for extra in range(96):
+        given = tuple(n + extra for n in size)
+        outputs = _run(module, _ramp(channels, given, device))
+        for index, leaf in enumerate([] if outputs is None else _leaves(outputs)):
+            if (
+                isinstance(leaf, Tensor)
+                and leaf.ndim == len(size) + 2
+                and leaf.is_floating_point()
+                and all(b < a for a, b in zip(given, leaf.shape[2:], strict=True))
+            ):
+                seen.append((given, index, leaf))
+                break
+        if len(seen) < 2:
+            continue
+        (small, index, raw), (large, _, other) = seen[0], seen[-1]
+        lost = tuple(a - b for a, b in zip(small, raw.shape[2:], strict=True))
+        bounded = _looks_like_probabilities(raw, card)
+        if lost == tuple(a - b for a, b in zip(large, other.shape[2:], strict=True)) and min(lost) > 0:
+            return 1, Output(index, bounded, margin=lost), raw
+        factors = {a / b for a, b in zip((*small, *large), (*raw.shape[2:], *other.shape[2:]), strict=True)}
+        if len(factors) == 1 and (factor := factors.pop()) == int(factor):
+            divisor = next(d for d in (*DIVISORS, 1) if all(n % d == 0 for n in (*small, *large)) and d >= factor)
+            return divisor, Output(index, bounded, coarse=int(factor)), raw
+    return None
+
+
+def _ramp(channels: int, size: tuple[int, ...], device: torch.device) -> Tensor:
+    """Not zeros: an instance norm over a constant image is 0 / 0 in some networks."""
+    return torch.linspace(0, 1, channels * math.prod(size), device=device).view(1, channels, *size)
 
 
 def _explain_refusal(
-    module: torch.nn.Module, channels: int, size: tuple[int, ...], name: str, device: torch.device, tried: str
+    file: ModelFile, channels: int, size: tuple[int, ...], name: str, device: torch.device, card: ModelCard
 ) -> None:
     """Raise ModelError with the network's own words about why no size would do."""
+    tried = f"padded to multiples of {card.divisor}" if card.divisor else "nor padded to multiples of 2 to 64"
     shown = " x ".join(map(str, size))
+    if file.example is not None and None not in file.example[2:] and file.example[2:] != size:
+        fixed = file.example[2:]
+        raise ModelError(
+            f"{name}: was exported for {' x '.join(map(str, fixed))} voxels, not {shown}: "
+            f"use --roi {','.join(map(str, fixed))}."
+        )
     try:
-        with torch.no_grad(), _quiet_torchscript():
-            outputs = module(torch.zeros(1, channels, *_padded(size, 32), device=device))
-    except _REFUSALS as exc:
-        reason = _last_line(exc)
+        with torch.no_grad(), quiet_torchscript():
+            outputs = file.module(torch.zeros(1, channels, *_padded(size, 32), device=device))
+    except REFUSALS as exc:
+        reason = last_line(exc)
     else:
         if any(isinstance(leaf, Tensor) and not leaf.is_floating_point() for leaf in _leaves(outputs)):
             raise ModelError(f"{name}: {_LABELS}.")
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in _tensors(outputs)) or "no tensor"
         reason = f"its output ({shapes}) is not on the input's grid"
-    raise ModelError(f"{name}: accepts {channels} channel(s) of size {shown} neither as it is {tried}: {reason}.")
+    raise ModelError(
+        f"{name}: accepts {channels} channel(s) of size {shown} neither as it is {tried}: {reason}; "
+        "if it was made for one size, give that with --roi."
+    )
 
 
 _LABELS = "gives labels (argmax), which have no gradient; export it before the argmax"
@@ -485,9 +607,10 @@ def _segmentation(outputs: Any, padded: tuple[int, ...], name: str) -> tuple[int
     raise ModelError(f"{name}: {_LABELS}.")
 
 
-def _looks_like_probabilities(raw: Tensor) -> bool:
+def _looks_like_probabilities(raw: Tensor, card: ModelCard) -> bool:
+    """In [0, 1] and, unless they are of one class alone or of regions, with the sum 1."""
     inside = bool((raw >= 0).all() and (raw <= 1).all())
-    if raw.shape[1] == 1:
+    if raw.shape[1] == 1 or card.activation == "sigmoid":
         return inside
     total = raw.sum(dim=1)
     return inside and bool(torch.allclose(total, torch.ones_like(total), atol=1e-3))
@@ -572,9 +695,9 @@ def _find_tap(graph: fx.Graph, raw: fx.Node, x: Tensor, wanted: str, name: str) 
     return raw
 
 
-def _set_outputs(graph: fx.GraphModule, raw: fx.Node, tap: fx.Node) -> None:
-    """Make the graph return (raw, tap) and nothing else."""
+def _set_outputs(graph: fx.GraphModule, nodes: Sequence[fx.Node]) -> None:
+    """Make the graph return these values and nothing else."""
     (output,) = (node for node in graph.graph.nodes if node.op == "output")
-    output.args = ((raw, tap),)
+    output.args = (tuple(nodes),)
     graph.graph.eliminate_dead_code()
     graph.recompile()

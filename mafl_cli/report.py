@@ -41,7 +41,6 @@ def attack_report(
     attack = asdict(config)
     seed, method = attack.pop("seed"), attack.pop("method")
     facts = asdict(model) | {"intensity": model.intensity.facts()}
-    facts["tap"] = {"name": facts["tap"], "shape": facts.pop("tap_shape")}
     return {
         "schema_version": SCHEMA_VERSION,
         "tool": {"name": "mafl", "version": __version__},

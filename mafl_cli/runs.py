@@ -147,7 +147,7 @@ def _inspect_model(file: Path) -> dict[str, Any]:
     segmenter, info, _ = load(file, device=torch.device("cpu"))
     size = tuple(64 + -64 % info.divisor for _ in range(info.dims))
     layers = [
-        {"tap": name + (" *" if name == info.tap else ""), "shape": list(shape)}
+        {"tap": name + (" *" if name in {tap.name for tap in info.taps} else ""), "shape": list(shape)}
         for name, shape in taps(segmenter, (1, len(info.channels), *size))
     ]
     facts = asdict(info) | {"intensity": info.intensity.facts()}

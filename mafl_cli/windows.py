@@ -128,7 +128,7 @@ class Whole:
         logits = prediction.logits[_last(_everything(inner))]
         return Prediction(
             logits if self._grids is None else self._grids.back(logits),
-            tuple(replace(patch, see=see) for patch in prediction.features),
+            tuple(replace(patch, see=_then(see, patch.see)) for patch in prediction.features),
         )
 
 
@@ -423,7 +423,7 @@ class _Part:
             return self.onto_box(native)[_last(place)]
 
         for patch in answer.features:
-            yield Patch(patch.features[rows].clone(), patch.weight, see)
+            yield Patch(patch.features[rows].clone(), patch.weight, _then(see, patch.see))
 
     def _second_pass(self, ready: Tensor, slopes: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         """The gradients with respect to `ready` of losses with these slopes in blended logits and features."""
@@ -503,6 +503,10 @@ def slices_per_batch(voxels: int) -> int:
 def _last(place: Sequence[slice]) -> Any:
     """Index of a place on the last axes of a tensor, whatever comes before them."""
     return (..., *place)
+
+
+def _then(first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: second(first(x))
 
 
 def _everything(shape: Sequence[int]) -> Box:
