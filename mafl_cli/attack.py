@@ -117,7 +117,8 @@ def attack(
         # One backward pass is enough for both terms once their gradients have been compared. Not close to the clean
         # image: there the similarity to it is at its top, and its gradient next to nothing.
         compare = config.feature_weight > 0 and step == compare_at
-        gain = feature_gain[rows] * searching if config.feature_weight > 0 and step >= compare_at else None
+        wanted = config.feature_weight > 0 and step >= compare_at and bool(searching.any())
+        gain = feature_gain[rows] * searching if wanted else None
         slopes = field.slopes(x, terms.losses(rows, progress=step / budget, gain=gain, apart=compare))
         forward, backward = forward + len(rows), backward + len(rows) * len(slopes.gradients)
 

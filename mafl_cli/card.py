@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from mafl_cli.config import Activation, Intensity, IntensityKind, SliceAxisChoice
+from mafl_cli.config import Activation, Blend, Intensity, IntensityKind, Resampling, SliceAxisChoice
 from mafl_cli.errors import ModelError, UsageError
 
 if sys.version_info >= (3, 11):
@@ -28,8 +28,11 @@ class ModelCard:
     """What is known about a model. None means: not stated, found out at load or assumed.
 
     orientation: axcodes ("RAS") the network was trained in, or "native" for the file's own axis order.
+    spacing: mm along the axes of the orientation (the last two for slices) that the network was trained at; the scan
+        is resampled to it linearly, as `resample` says: corner as MONAI's Spacing, edge as nnU-Net.
     divisor: sizes are zero-padded (after scaling) to multiples of this.
-    classes: names by index, background first.
+    roi, overlap, blend: the network sees windows of `roi` voxels, as MONAI's sliding_window_inference.
+    classes: names by index, background first; of regions that may overlap (sigmoid, several): all of them.
     """
 
     name: str | None = None
@@ -38,7 +41,12 @@ class ModelCard:
     orientation: str | None = None
     slice_axis: SliceAxisChoice = "auto"
     intensity: Intensity | None = None
+    spacing: tuple[float, ...] | None = None
+    resample: Resampling = "corner"
     divisor: int | None = None
+    roi: tuple[int, ...] | None = None
+    overlap: float = 0.5
+    blend: Blend = "gaussian"
     activation: Activation | None = None
     classes: tuple[str, ...] | None = None
     source: str | None = field(default=None, compare=False)
@@ -82,11 +90,17 @@ def read_card(path: Path) -> ModelCard:
         raise ModelError(f"{path.name}: {exc}") from exc
 
 
+_INPUT = (
+    "dims", "channels", "orientation", "slice_axis", "intensity", "spacing", "resample", "divisor",
+    "roi", "overlap", "blend",
+)  # fmt: skip
+
+
 def _parse(table: Mapping[str, Any]) -> ModelCard:
     takes = _section(table, "input")
     gives = _section(table, "output")
     _only(table, ("name", "input", "output"), "the top level")
-    _only(takes, ("dims", "channels", "orientation", "slice_axis", "intensity", "divisor"), "[input]")
+    _only(takes, _INPUT, "[input]")
     _only(gives, ("activation", "classes"), "[output]")
     return ModelCard(
         name=_typed(table, "name", str),
@@ -95,7 +109,12 @@ def _parse(table: Mapping[str, Any]) -> ModelCard:
         orientation=_orientation(takes),
         slice_axis=_choice(takes, "slice_axis", get_args(SliceAxisChoice)) or "auto",
         intensity=_intensity(takes),
+        spacing=_spacing(takes),
+        resample=_choice(takes, "resample", get_args(Resampling)) or "corner",
         divisor=_positive(takes, "divisor"),
+        roi=_roi(takes),
+        overlap=_overlap(takes),
+        blend=_choice(takes, "blend", get_args(Blend)) or "gaussian",
         activation=_choice(gives, "activation", get_args(Activation)),
         classes=_names(gives, "classes"),
     )
@@ -137,6 +156,56 @@ def _positive(table: Mapping[str, Any], key: str) -> int | None:
     return value
 
 
+def check_spacing(numbers: Sequence[float]) -> tuple[float, ...]:
+    """mm. Raises UsageError unless they are two or three numbers above 0."""
+    if len(numbers) not in (2, 3) or not all(0 < number < math.inf for number in numbers):
+        raise UsageError(f"spacing {_shown(numbers)} is not two or three numbers above 0, mm.")
+    return tuple(float(number) for number in numbers)
+
+
+def check_roi(numbers: Sequence[float]) -> tuple[int, ...]:
+    """Voxels. Raises UsageError unless they are two or three whole numbers above 0."""
+    if len(numbers) not in (2, 3) or not all(number >= 1 and number == int(number) for number in numbers):
+        raise UsageError(f"roi {_shown(numbers)} is not two or three whole numbers of voxels.")
+    return tuple(int(number) for number in numbers)
+
+
+def check_overlap(value: float) -> float:
+    """Share of a window. Raises UsageError unless it is at least 0 and below 1."""
+    if not 0 <= value < 1:
+        raise UsageError(f"overlap {value:g} is not at least 0 and below 1.")
+    return float(value)
+
+
+def _shown(numbers: Sequence[float]) -> str:
+    return ",".join(f"{number:g}" for number in numbers)
+
+
+def _numbers(table: Mapping[str, Any], key: str) -> list[float] | None:
+    value = table.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise UsageError(f"{key} must be a list of numbers.")
+    return [_number(entry, key) for entry in value]
+
+
+def _spacing(table: Mapping[str, Any]) -> tuple[float, ...] | None:
+    if table.get("spacing") == "native":
+        return None
+    numbers = _numbers(table, "spacing")
+    return None if numbers is None else check_spacing(numbers)
+
+
+def _roi(table: Mapping[str, Any]) -> tuple[int, ...] | None:
+    numbers = _numbers(table, "roi")
+    return None if numbers is None else check_roi(numbers)
+
+
+def _overlap(table: Mapping[str, Any]) -> float:
+    return check_overlap(_number(table.get("overlap", 0.5), "overlap"))
+
+
 def _names(table: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
     value = table.get(key)
     if value is None:
@@ -161,7 +230,11 @@ def _orientation(table: Mapping[str, Any]) -> str | None:
     return None if codes is None else check_orientation(codes)
 
 
-_INTENSITY_KEYS = {"none": (), "minmax": (), "zscore": ("region",), "window": ("min", "max", "to")}
+_INTENSITY_KEYS = {
+    "none": (), "minmax": (), "zscore": ("region",), "window": ("min", "max", "to"),
+    "percentile": ("lower", "upper", "to"), "ct": ("lower", "upper", "mean", "std"),
+}  # fmt: skip
+_NEEDED = {"window": ("min", "max"), "percentile": ("lower", "upper"), "ct": ("lower", "upper", "mean", "std")}
 
 
 def _intensity(table: Mapping[str, Any]) -> Intensity | None:
@@ -175,26 +248,27 @@ def _intensity(table: Mapping[str, Any]) -> Intensity | None:
     kind = _choice(value, "kind", get_args(IntensityKind))
     _only(value, ("kind", *_INTENSITY_KEYS[kind], "clip"), f"an intensity of kind {kind!r}")
     settings: dict[str, Any] = {"kind": kind, "region": value.get("region", Intensity.region)}
-    if kind == "window":
-        if not {"min", "max"} <= set(value):
-            raise UsageError("an intensity of kind 'window' needs min and max.")
-        settings |= {key: _number(value[key], key) for key in ("min", "max")}
-        settings["to"] = _pair(value.get("to", list(Intensity.to)), "to")
+    needed = _NEEDED.get(kind, ())
+    if not set(needed) <= set(value):
+        raise UsageError(f"an intensity of kind {kind!r} needs {' and '.join(needed)}.")
+    settings |= {key: _number(value[key], f"intensity {key}") for key in needed}
+    if "to" in _INTENSITY_KEYS[kind]:
+        settings["to"] = _pair(value.get("to", list(Intensity.to)), "intensity to")
     clip = value.get("clip", kind == "window")
-    if clip is True and kind == "window":
+    if clip is True and "to" in _INTENSITY_KEYS[kind]:
         settings["clip"] = settings["to"]
     elif clip is not False:
-        settings["clip"] = _pair(clip, "clip")
+        settings["clip"] = _pair(clip, "intensity clip")
     return Intensity(**settings)
 
 
 def _pair(value: Any, key: str) -> tuple[float, float]:
     if not isinstance(value, list) or len(value) != 2:
-        raise UsageError(f"intensity {key} must be two numbers.")
+        raise UsageError(f"{key} must be two numbers.")
     return _number(value[0], key), _number(value[1], key)
 
 
 def _number(value: Any, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise UsageError(f"intensity {key} = {value!r} must be a number.")
+        raise UsageError(f"{key} = {value!r} must be a number.")
     return float(value)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from mafl_cli.config import (
     MaskLoss,
     Mode,
     Norm,
+    Precision,
     SaveAs,
     SliceAxisChoice,
     Step,
@@ -132,17 +134,49 @@ def _mafl(
 
 @app.command(cls=Grouped, epilog=EXIT_CODES)
 def attack(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Scan to change: .nii or .nii.gz.")],
+    image: Annotated[
+        MaybePath,
+        typer.Argument(
+            metavar="IMAGE",
+            help="Scan to change: .nii or .nii.gz. Of CASE_0000.nii.gz the other channels are found by their numbers.",
+        ),
+    ] = None,
     # --- files
     target: Annotated[
-        Path, _under(FILES, "--target", "-t", metavar="MASK", help="Label map, on the image's grid, to be drawn.")
-    ],
+        str,
+        _under(
+            FILES,
+            "--target",
+            "-t",
+            metavar="MASK",
+            help="Label map, on the image's grid, to be drawn. For regions that may overlap: one mask for each, "
+            "separated by commas, or one bit-coded mask (1, 2, 4, ... added up).",
+        ),
+    ] = ...,  # type: ignore[assignment]
+    channels: Annotated[
+        MaybeStr,
+        _under(
+            FILES,
+            metavar="FILES",
+            help="Scans of all channels in the model's order, separated by commas; IMAGE comes first if it is not "
+            "among them.",
+        ),
+    ] = None,
+    attack_channels: Annotated[
+        MaybeStr,
+        _under(
+            FILES,
+            metavar="NAMES",
+            help="Channels that may change, by name or number (0, 1, ...), separated by commas. [default: all]",
+        ),
+    ] = None,
     guide: Annotated[
-        MaybePath,
+        MaybeStr,
         _under(
             FILES,
             metavar="IMAGE",
-            help="Scan on the image's grid that has what the target shows; the feature term pulls towards it.",
+            help="Scan on the image's grid that has what the target shows, a file for each channel; the feature term "
+            "pulls towards it.",
         ),
     ] = None,
     model: Annotated[
@@ -294,13 +328,42 @@ def attack(
         _under(
             MODEL_INPUT,
             metavar="KIND",
-            help="Scaling the model expects: none, minmax, zscore, zscore-nonzero, window:MIN,MAX. [default: card]",
+            help="Scaling the model expects: none, minmax, zscore, zscore-nonzero, window:MIN,MAX, "
+            "percentile:LOWER,UPPER, ct:LOWER,UPPER,MEAN,STD. [default: card]",
         ),
     ] = None,
+    spacing: Annotated[
+        MaybeStr,
+        _under(
+            MODEL_INPUT,
+            metavar="MM",
+            help="Spacing the model was trained at, along its axes, as 1.5,1.5,2; native: the scan's. [default: card]",
+        ),
+    ] = None,
+    roi: Annotated[
+        MaybeStr,
+        _under(
+            MODEL_INPUT,
+            metavar="VOXELS",
+            help="Sliding windows of this size, as 96,96,96; none: in one piece. [default: card, else none]",
+        ),
+    ] = None,
+    overlap: Annotated[
+        MaybeFloat, _under(MODEL_INPUT, help="Of the windows, as a share of their size. [default: card, else 0.5]")
+    ] = None,
     tap: Annotated[
-        str, _under(MODEL_INPUT, help="Layer whose features are compared; `mafl inspect` lists them.")
+        str,
+        _under(
+            MODEL_INPUT,
+            help="Layers whose features are compared, NAME or NAME:WEIGHT, separated by commas; "
+            "`mafl inspect` lists them.",
+        ),
     ] = "auto",
     device: Annotated[str, _under(MODEL_INPUT, "--device", "-d", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[
+        Precision,
+        _under(MODEL_INPUT, help="Of the search: float32, or bf16 or fp16 autocast. The result is judged in float32."),
+    ] = "float32",
     # --- output
     save_as: Annotated[
         SaveAs,
@@ -313,8 +376,9 @@ def attack(
 ) -> None:
     """Change IMAGE as little as possible so that the model draws the target mask.
 
-    Writes adversarial.nii.gz, perturbation.nii.gz, prediction_clean.nii.gz, prediction_adversarial.nii.gz,
-    target.nii.gz and report.json. Every number is measured on the written file, read again.
+    Writes adversarial.nii.gz and perturbation.nii.gz (numbered when there are several channels),
+    prediction_clean.nii.gz, prediction_adversarial.nii.gz, target.nii.gz and report.json. Every number is measured on
+    the written file, read again.
     """
     voice = _Voice(-1 if quiet else int(verbose), debug)
     with _reported(voice):
@@ -348,34 +412,80 @@ def attack(
             random_start=random_start,
             seed=seed,
         )
-        from mafl_cli.card import check_orientation
+        from mafl_cli.card import check_orientation, check_overlap, check_roi, check_spacing
         from mafl_cli.config import Intensity
 
+        mm = (
+            None
+            if spacing is None
+            else (0.0,)
+            if spacing == "native"
+            else check_spacing(_numbers(spacing, "--spacing"))
+        )
+        window = None if roi is None else (0,) if roi == "none" else check_roi(_numbers(roi, "--roi"))
         scaling = None if intensity is None else Intensity.parse(intensity)
         codes = None if orientation is None else check_orientation(orientation)
         from mafl_cli import pipeline, report
 
         request = pipeline.AttackRequest(
-            image=image,
-            target=target,
+            images=_images(image, channels),
+            targets=tuple(map(Path, _listed(target, "--target"))),
             out=out,
-            guide=guide,
+            guides=() if guide is None else tuple(map(Path, _listed(guide, "--guide"))),
             model=_model(model, voice),
             mode=mode,
             slice_axis=slice_axis,
             save_as=save_as,
             device=device,
+            precision=precision,
             orientation=codes,
             intensity=scaling,
+            spacing=mm,
+            roi=window,
+            overlap=None if overlap is None else check_overlap(overlap),
+            attack_channels=None if attack_channels is None else _listed(attack_channels, "--attack-channels"),
             tap=tap,
             overwrite=overwrite,
             config=config,
         )
         with _progress(voice) as show:
-            done = pipeline.run_attack(request, say=voice.say, on_progress=show)
+            done = pipeline.run_attack(request, say=voice.say, detail=voice.detail, on_progress=show)
         for part, seconds in done["cases"][0]["timing_s"].items():
             voice.detail(f"{part}: {seconds:.2f} s")
         _deliver(done, report.format_summary(done), json_file, voice)
+
+
+def _listed(text: str, option: str) -> tuple[str, ...]:
+    """What stands between commas. Raises UsageError where nothing does."""
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(parts):
+        raise UsageError(f"{option} {text!r}: there is nothing before or after a comma.")
+    return parts
+
+
+def _numbers(text: str, option: str) -> list[float]:
+    try:
+        return [float(part) for part in _listed(text, option)]
+    except ValueError:
+        raise UsageError(f"{option} {text!r} is not a list of numbers, separated by commas.") from None
+
+
+def _images(image: Path | None, channels: str | None) -> tuple[Path, ...]:
+    """The files of all channels: those listed, or the numbered siblings of IMAGE, or IMAGE alone."""
+    listed = () if channels is None else tuple(map(Path, _listed(channels, "--channels")))
+    if image is None:
+        if not listed:
+            raise UsageError("no scan: give IMAGE, or the files of all channels with --channels.")
+        return listed
+    if listed:
+        return listed if image in listed else (image, *listed)
+    first = re.fullmatch(r"(.+)_0000(\.nii(?:\.gz)?)", image.name)
+    if first is None:
+        return (image,)
+    found = [image]
+    while (following := image.with_name(f"{first[1]}_{len(found):04d}{first[2]}")).exists():
+        found.append(following)
+    return tuple(found)
 
 
 @app.command(cls=Grouped, epilog=EXIT_CODES)

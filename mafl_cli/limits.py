@@ -54,7 +54,7 @@ class Limits:
     """Where the adversarial image may lie. All in native units.
 
     low, high: (C,), the data box.
-    step: (C,) spacing of the values a file of integers can hold, or None for floating-point output.
+    step: (C,) spacing of the values a file of integers can hold, 0 for a channel of floats; None for floats alone.
     frozen: bool (B, C, *spatial), voxels that must not change.
     unit: (C,) native units per model unit.
     nonzero: a voxel that is not 0 must not become 0 (there, 0 means background).
@@ -97,9 +97,11 @@ class Limits:
         if self.step is not None:
             # Rounding the change, not the value: an unchanged voxel stays exactly what it was.
             step = per_channel(self.step, delta)
-            exact, moved = moved, torch.round(moved / step) * step
+            finest = torch.where(step > 0, step, 1.0)
+            exact, moved = moved, torch.where(step > 0, torch.round(moved / finest) * finest, moved)
             if self.ball is not None:
-                moved = torch.where(self.ball.excludes(moved), torch.trunc(exact / step) * step, moved)
+                inwards = torch.where(step > 0, torch.trunc(exact / finest) * finest, exact)
+                moved = torch.where(self.ball.excludes(moved), inwards, moved)
         x = torch.clamp(clean + moved, low, high)
         keep = keep | (moved == 0)
         if self.nonzero:

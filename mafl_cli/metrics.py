@@ -117,6 +117,96 @@ def agreement(
     }
 
 
+def agreement_of_regions(
+    prediction: Labels,
+    target: Labels,
+    clean: Labels,
+    *,
+    region_names: Sequence[str],
+    spacing: Sequence[float],
+) -> dict[str, Any]:
+    """`agreement` for regions that may overlap: every region is a class of its own, every voxel counts once for each.
+
+    Args:
+        prediction, target, clean: (R, I, J, K), 0 or 1.
+    """
+    # Side by side in one label map, a plane apart, so that no piece reaches from one region into the next.
+    axis = int(np.argmax([size > 1 for size in target.shape[1:]]))
+
+    def side_by_side(regions: Labels) -> Labels:
+        pad = [(0, int(n == axis)) for n in range(3)]
+        return np.concatenate(
+            [np.pad(region.astype(np.int64) * (index + 1), pad) for index, region in enumerate(regions)], axis=axis
+        )
+
+    found = agreement(
+        *(side_by_side(regions) for regions in (prediction, target, clean)),
+        class_names=("none", *region_names),
+        spacing=spacing,
+    )
+    # The planes between the regions are no voxels of the scan.
+    unchanged = target.size - found["changed_voxels"]
+    lost = found["collateral"]["count"]
+    found["accuracy"] = float(np.mean(prediction == target))
+    found["collateral"] = {**_ratio(lost, unchanged, "everything_changes"), "count": lost}
+    for entry in (*found["per_class"], *found["removed"]):
+        entry["index"] -= 1
+    return found
+
+
+def over_channels(sizes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One `size` for several channels: L2 over all of them, the largest Linf, PSNR and SSIM as means over channels.
+
+    Native values add up different units where the channels have them; model units are the ones to read.
+    """
+    if len(sizes) == 1:
+        return sizes[0]
+
+    def both(of: Any) -> dict[str, float]:
+        return {unit: of(unit) for unit in ("native", "model")}
+
+    def mean(*keys: str) -> dict[str, Any]:
+        found = sizes
+        for key in keys:
+            found = [entry[key] for entry in found]
+        values = [entry["value"] for entry in found if entry["value"] is not None]
+        return _mean(values, "" if values else str(found[0]["reason"]))
+
+    energies = [entry["l2"]["model"] ** 2 for entry in sizes]
+    low = sum(
+        energy * entry["low_frequency_share"]["value"] for energy, entry in zip(energies, sizes, strict=True) if energy
+    )
+    worst = min(
+        (entry["ssim"]["worst"] for entry in sizes),
+        key=lambda entry: inf if entry["value"] is None else entry["value"],
+    )
+    return {
+        **sizes[0],
+        "l0": {
+            "count": sum(entry["l0"]["count"] for entry in sizes),
+            "fraction": sum(entry["l0"]["fraction"] for entry in sizes) / len(sizes),
+        },
+        "l2": both(lambda unit: sqrt(sum(entry["l2"][unit] ** 2 for entry in sizes))),
+        "linf": both(lambda unit: max(entry["linf"][unit] for entry in sizes)),
+        "mean_abs": both(lambda unit: sum(entry["mean_abs"][unit] for entry in sizes) / len(sizes)),
+        "volume_mm3": max(entry["volume_mm3"] for entry in sizes),
+        "changed_slices": max(entry["changed_slices"] for entry in sizes),
+        "data_range": {
+            "value": max(entry["data_range"]["value"] for entry in sizes),
+            "rule": "the largest; each channel is measured with its own",
+        },
+        "psnr_db": {**sizes[0]["psnr_db"], **mean("psnr_db")},
+        "psnr_changed_slices_db": {**sizes[0]["psnr_changed_slices_db"], **mean("psnr_changed_slices_db")},
+        "ssim": {
+            **sizes[0]["ssim"],
+            "mean": mean("ssim", "mean"),
+            "mean_changed_slices": mean("ssim", "mean_changed_slices"),
+            "worst": worst,
+        },
+        "low_frequency_share": _ratio(low, sum(energies), "identical"),
+    }
+
+
 def size(
     clean: NDArray[Any],
     adversarial: NDArray[Any],

@@ -57,8 +57,10 @@ class Preprocessing:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, C, *spatial) native -> the same voxels in model units."""
+        if self.intensity.kind == "ct":
+            x = x.clamp(self.intensity.lower, self.intensity.upper)
         y = (x - per_channel(self.offset, x)) / per_channel(self.unit, x)
-        if self.intensity.kind == "window":
+        if self.intensity.kind in ("window", "percentile"):
             y = y + self.intensity.to[0]
         if self.nonzero_only:
             # `x != 0` on the voxels at hand, not a stored mask: `keep` makes sure that no voxel changes sides.
@@ -104,6 +106,14 @@ def _scaling(intensity: Intensity, channel: np.ndarray[Any, Any]) -> tuple[float
     if intensity.kind == "window":
         to_low, to_high = intensity.to
         return intensity.min, (intensity.max - intensity.min) / (to_high - to_low)
+    if intensity.kind == "ct":
+        return intensity.mean, intensity.std
+    if intensity.kind == "percentile":
+        low, high = (float(value) for value in np.percentile(channel, (intensity.lower, intensity.upper)))
+        if low == high:
+            raise InputError("percentile scaling is impossible: both percentiles have the same value.")
+        to_low, to_high = intensity.to
+        return low, (high - low) / (to_high - to_low)
     if intensity.kind == "minmax":
         low, high = float(channel.min()), float(channel.max())
         if low == high:

@@ -172,7 +172,7 @@ def _format_case(case: Mapping[str, Any]) -> str:
         f" collateral {post['collateral']['count']} voxels",
         f"  goal reached  {'yes' if attack['goal_reached'] else 'no'}" + (f"   ({counts})" if unit == "slices" else ""),
         *_format_size(size),
-        f"  measured on   {case['files'][0]['name']}, read again ({case['quantisation']['dtype']})",
+        f"  measured on   {case['files'][0]['name']}, read again ({case['quantisation'][0]['dtype']})",
     ]
     return "\n".join(lines)
 

@@ -5,28 +5,54 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from mafl_cli.errors import InputError, MaflError, OutputError, UsageError
 
-ADVERSARIAL = "adversarial.nii.gz"
-PERTURBATION = "perturbation.nii.gz"
 PREDICTION_CLEAN = "prediction_clean.nii.gz"
 PREDICTION_ADVERSARIAL = "prediction_adversarial.nii.gz"
 TARGET = "target.nii.gz"
 REPORT = "report.json"
-# The report comes last: where it is, everything it speaks of is.
-FILES = (ADVERSARIAL, PERTURBATION, PREDICTION_CLEAN, PREDICTION_ADVERSARIAL, TARGET, REPORT)
+
+
+def adversarial(channels: int) -> tuple[str, ...]:
+    """File names of the changed scan, one for each channel: numbered as nnU-Net does when there are several."""
+    return _numbered("adversarial", channels)
+
+
+def perturbation(channels: int) -> tuple[str, ...]:
+    """File names of the change, one for each channel."""
+    return _numbered("perturbation", channels)
+
+
+def files(channels: int) -> tuple[str, ...]:
+    """Every file of a run. The report comes last: where it is, everything it speaks of is."""
+    masks = (PREDICTION_CLEAN, PREDICTION_ADVERSARIAL, TARGET)
+    return (*adversarial(channels), *perturbation(channels), *masks, REPORT)
+
+
+def _numbered(stem: str, count: int) -> tuple[str, ...]:
+    if count == 1:
+        return (f"{stem}.nii.gz",)
+    return tuple(f"{stem}_{index:04d}.nii.gz" for index in range(count))
+
+
+def _there(out: Path) -> list[Path]:
+    """Results in a folder, of any run."""
+    names = {*files(1)[2:]}
+    stems = re.compile(r"(adversarial|perturbation)(_\d{4})?\.nii\.gz")
+    return sorted(path for path in out.iterdir() if path.name in names or stems.fullmatch(path.name))
 
 
 @contextmanager
-def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder inside `out`, whose files move to `out` when the block ends well.
+def staged(out: Path, names: Sequence[str], *, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder inside `out`, whose files `names` move to `out` when the block ends well.
 
     After any error, an interrupt included, `out` is as it was before: earlier results untouched, nothing partial,
     and not even there if it was not there.
@@ -41,8 +67,11 @@ def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
         # An old report must not vouch for new volumes, should the machine die between two renames.
         if overwrite:
             (out / REPORT).unlink(missing_ok=True)
-        for name in FILES:
+        earlier = {path.name for path in _there(out)}
+        for name in names:
             (stage / name).replace(out / name)
+        for name in earlier.difference(names):
+            (out / name).unlink()
         shutil.rmtree(stage)
     except BaseException as exc:
         shutil.rmtree(stage, ignore_errors=True)
@@ -59,10 +88,11 @@ def check_writable(out: Path, *, overwrite: bool) -> list[Path]:
 
     Raises UsageError if it cannot be made or written to, or already holds results and `overwrite` is not set.
     """
-    there = [name for name in FILES if (out / name).exists()] if out.is_dir() else []
+    there = _there(out) if out.is_dir() else []
     if there and not overwrite:
         raise UsageError(
-            f"{out.name or out}: already holds results ({there[0]}); choose another folder with -o or add --overwrite."
+            f"{out.name or out}: already holds results ({there[0].name}); choose another folder with -o "
+            "or add --overwrite."
         )
     made: list[Path] = []
     try:

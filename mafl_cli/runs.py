@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mafl_cli import metrics, report, results, volume
+from mafl_cli import metrics, report, results, targets, volume
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.geometry import require_same_space
 
@@ -28,31 +28,38 @@ def evaluate(run: Path) -> dict[str, Any]:
     said = results.read_report(run)
     case = said["cases"][0]
     changed = _changed_files(run, case)
-    clean, adversarial, labels = _volumes(run)
-    names = said["model"]["classes"]
-    agreement = {
-        when: metrics.agreement(
-            labels[name],
-            labels[results.TARGET],
-            labels[results.PREDICTION_CLEAN],
-            class_names=names,
-            spacing=adversarial.spacing,
+    channels = _volumes(run, len(case["inputs"]))
+    labels = _label_maps(run, channels[0][1])
+    names, regions = said["model"]["classes"], said["model"]["overlapping"]
+    spacing = channels[0][1].spacing
+
+    def agreement(name: str) -> dict[str, Any]:
+        masks = (labels[file] for file in (name, results.TARGET, results.PREDICTION_CLEAN))
+        if regions:
+            parts = (targets.decoded(mask, len(names)) for mask in masks)
+            return metrics.agreement_of_regions(*parts, region_names=names, spacing=spacing)
+        return metrics.agreement(*masks, class_names=names, spacing=spacing)
+
+    sizes = []
+    units, before = case["space"]["native_units_per_model_unit"], case["metrics"]["size_per_channel"]
+    for (clean, adversarial), unit, was in zip(channels, units, before, strict=True):
+        sizes.append(
+            metrics.size(
+                clean,
+                adversarial.data,
+                unit=unit,
+                data_range=was["data_range"]["value"],
+                slice_axis=case["space"]["slice_axis"]["index"],
+                spacing=spacing,
+            )
         )
-        for when, name in (
-            ("clean", results.PREDICTION_CLEAN),
-            ("post_write", results.PREDICTION_ADVERSARIAL),
-        )
+        sizes[-1]["data_range"] = was["data_range"]
+    measured = {
+        "clean": agreement(results.PREDICTION_CLEAN),
+        "post_write": agreement(results.PREDICTION_ADVERSARIAL),
+        "size": metrics.over_channels(sizes),
+        "size_per_channel": sizes,
     }
-    size = metrics.size(
-        clean,
-        adversarial.data,
-        unit=case["space"]["native_units_per_model_unit"],
-        data_range=case["metrics"]["size"]["data_range"]["value"],
-        slice_axis=case["space"]["slice_axis"]["index"],
-        spacing=adversarial.spacing,
-    )
-    size["data_range"] = case["metrics"]["size"]["data_range"]
-    measured = {**agreement, "size": size}
     differences = [f"{name} is not the file the report describes" for name in changed]
     for path, was, now in _headline_pairs(case["metrics"], measured):
         # The clean scan is restored by a float32 subtraction, so the last digits may move; labels may not.
@@ -80,7 +87,15 @@ def draw(run: Path, path: Path, *, rows: int, overwrite: bool) -> list[int]:
         raise UsageError(f"{path.name}: is there already; choose another name with -o or add --overwrite.")
     said = results.read_report(run)
     case = said["cases"][0]
-    clean, adversarial, labels = _volumes(run)
+    channels = _volumes(run, len(case["inputs"]))
+    # The channel that changed most, in model units.
+    most = max(range(len(channels)), key=lambda n: case["metrics"]["size_per_channel"][n]["l2"]["model"])
+    clean, adversarial = channels[most]
+    labels = _label_maps(run, adversarial)
+    channel = case["inputs"][most]["channel"]
+    names = said["model"]["classes"]
+    if said["model"]["overlapping"]:
+        names = targets.code_names(names)
     shown: list[int] = []
 
     def paint(temporary: Path) -> None:
@@ -92,9 +107,9 @@ def draw(run: Path, path: Path, *, rows: int, overwrite: bool) -> list[int]:
             target=labels[results.TARGET],
             affine=adversarial.affine,
             slice_axis=case["space"]["slice_axis"]["index"],
-            unit="HU" if said["model"]["channels"] == ["CT"] else "native units",
-            class_names=said["model"]["classes"],
-            title=_title(case),
+            unit="HU" if channel == "CT" else "native units",
+            class_names=names,
+            title=_title(case) + (f" · {channel}" if len(channels) > 1 else ""),
             path=temporary,
             rows=rows,
         )
@@ -165,20 +180,24 @@ def _changed_files(run: Path, case: Mapping[str, Any]) -> list[str]:
     return changed
 
 
-def _volumes(run: Path) -> tuple[np.ndarray[Any, Any], volume.Volume, dict[str, np.ndarray[Any, Any]]]:
-    """(clean (I, J, K) float32 native, adversarial scan, label maps by file name)."""
-    adversarial = volume.read_image(run / results.ADVERSARIAL)
-    perturbation = volume.read_float(run / results.PERTURBATION)
-    labels = {
-        name: volume.read_labels(run / name)
-        for name in (results.PREDICTION_CLEAN, results.PREDICTION_ADVERSARIAL, results.TARGET)
-    }
-    places = [(results.PERTURBATION, perturbation.shape, perturbation.affine)]
-    places += [(name, mask.labels.shape, mask.affine) for name, mask in labels.items()]
-    for name, shape, affine in places:
-        require_same_space(results.ADVERSARIAL, adversarial.shape, adversarial.affine, name, shape, affine)
-    clean = adversarial.data - perturbation.data
-    return clean, adversarial, {name: other.labels for name, other in labels.items()}
+def _volumes(run: Path, channels: int) -> list[tuple[np.ndarray[Any, Any], volume.Volume]]:
+    """For each channel: clean (I, J, K) float32 native, and the adversarial scan."""
+    found = []
+    for name, change in zip(results.adversarial(channels), results.perturbation(channels), strict=True):
+        adversarial, perturbation = volume.read_image(run / name), volume.read_float(run / change)
+        require_same_space(name, adversarial.shape, adversarial.affine, change, perturbation.shape, perturbation.affine)
+        found.append((adversarial.data - perturbation.data, adversarial))
+    return found
+
+
+def _label_maps(run: Path, like: volume.Volume) -> dict[str, np.ndarray[Any, Any]]:
+    """Target and predictions by file name, on the grid of the scan."""
+    found = {}
+    for name in (results.PREDICTION_CLEAN, results.PREDICTION_ADVERSARIAL, results.TARGET):
+        mask = volume.read_labels(run / name)
+        require_same_space(like.name, like.shape, like.affine, name, mask.labels.shape, mask.affine)
+        found[name] = mask.labels
+    return found
 
 
 def _headline_pairs(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

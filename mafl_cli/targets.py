@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mafl_cli.errors import InputError
+from mafl_cli.errors import InputError, UsageError
 from mafl_cli.geometry import require_same_space
 from mafl_cli.volume import Volume, read_labels
 
@@ -23,15 +24,67 @@ class Target:
     """The mask to reach."""
 
     labels: NDArray[np.int64]
-    """(I, J, K), class numbers in [0, num_classes); all 0 asks for an empty prediction."""
-    name: str
-    """File name without its folder."""
-    sha256: str
+    """(I, J, K), class numbers in [0, num_classes); all 0 asks for an empty prediction. (R, I, J, K), 0 or 1, for
+    regions that may overlap."""
+    files: tuple[tuple[str, str], ...]
+    """Name without its folder and SHA-256 of each file."""
     warnings: tuple[str, ...] = ()
 
 
+def read_regions(paths: Sequence[Path], like: Volume, region_names: Sequence[str]) -> Target:
+    """Read the target for a model whose regions may overlap.
+
+    Either one file for each region, in the model's order, everything that is not 0 being inside; or one file of bit
+    codes: region r adds 2 ** r to a voxel, so that 5 is regions 0 and 2.
+
+    Raises: as `read_target`; UsageError for another number of files; InputError for codes of unknown regions.
+    """
+    count = len(region_names)
+    if len(paths) not in (1, count):
+        names = ", ".join(region_names)
+        raise UsageError(f"--target: the model draws {count} regions ({names}): give {count} files, or one bit-coded.")
+    masks = [read_labels(path) for path in paths]
+    for mask in masks:
+        require_same_space(like.name, like.shape, like.affine, mask.name, mask.labels.shape, mask.affine)
+    warnings = [warning for mask in masks for warning in mask.warnings]
+    if len(paths) == 1 and count > 1:
+        codes = masks[0].labels
+        if codes.max() >= 2**count:
+            raise InputError(
+                f"{masks[0].name}: has the code {codes.max()}, {count} regions reach up to {2**count - 1}; "
+                "region r adds 2 to the power of r to a voxel: 1, 2, 4, ..."
+            )
+        labels = decoded(codes, count)
+        found = ", ".join(f"{name} {int(part.sum())}" for name, part in zip(region_names, labels, strict=True))
+        warnings.append(f"{masks[0].name}: read as bit codes; voxels in {found}")
+    else:
+        labels = np.stack([(mask.labels > 0).astype(np.int64) for mask in masks])
+    return Target(labels, tuple((mask.name, mask.sha256) for mask in masks), tuple(warnings))
+
+
+def decoded(codes: NDArray[np.integer[Any]], regions: int) -> NDArray[np.int64]:
+    """Bit codes (I, J, K) as (R, I, J, K), 0 or 1."""
+    return np.stack([(codes.astype(np.int64) >> region) & 1 for region in range(regions)])
+
+
+def coded(regions: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """(R, I, J, K), 0 or 1, as bit codes (I, J, K)."""
+    total = np.zeros(regions.shape[1:], np.int64)
+    for index, region in enumerate(regions):
+        total += region.astype(np.int64) << index
+    return total
+
+
+def code_names(region_names: Sequence[str]) -> tuple[str, ...]:
+    """What each bit code stands for, as a legend wants it: "background", "a", "b", "a + b", ..."""
+    names = ["background"]
+    for code in range(1, 2 ** len(region_names)):
+        names.append(" + ".join(name for index, name in enumerate(region_names) if code >> index & 1))
+    return tuple(names)
+
+
 def read_target(path: Path, like: Volume, num_classes: int, class_names: Sequence[str]) -> Target:
-    """Read a mask file as the target for one image and one model.
+    """Read a mask file as the target for one image and one model with exclusive classes.
 
     Args:
         like: the image; the mask must lie on its grid.
@@ -43,7 +96,7 @@ def read_target(path: Path, like: Volume, num_classes: int, class_names: Sequenc
     mask = read_labels(path)
     require_same_space(like.name, like.shape, like.affine, mask.name, mask.labels.shape, mask.affine)
     _require_known(mask.name, mask.labels, num_classes, class_names)
-    return Target(mask.labels, mask.name, mask.sha256, mask.warnings)
+    return Target(mask.labels, ((mask.name, mask.sha256),), mask.warnings)
 
 
 def _require_known(name: str, labels: NDArray[np.int64], num_classes: int, class_names: Sequence[str]) -> None:

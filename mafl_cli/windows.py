@@ -373,7 +373,9 @@ class _Part:
         wanted = [blended, *(patch.features for patch in patches)]
         slopes = []
         for value in values:
-            pulls = torch.autograd.grad(value.sum(), wanted, retain_graph=True, allow_unused=True)
+            # The last one lets go of what the losses kept, before the windows need the memory.
+            more = value is not values[-1]
+            pulls = torch.autograd.grad(value.sum(), wanted, retain_graph=more, allow_unused=True)
             slopes.append(
                 [torch.zeros_like(leaf) if pull is None else pull for leaf, pull in zip(wanted, pulls, strict=True)]
             )

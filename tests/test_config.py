@@ -266,7 +266,7 @@ def test_intensities_of_a_card(tmp_path: Path, toml: str, intensity: Intensity) 
         ("[input]\nintensity = 3", "intensity must be a table with a kind"),
         ("[input]\nintensity = { min = 3 }", "intensity must be a table with a kind"),
         ("[input]\nintensity = 'zscored'", "'zscored' is not understood"),
-        ("[input.intensity]\nkind = 'percentile'", "kind = 'percentile' is not one of: none, minmax"),
+        ("[input.intensity]\nkind = 'median'", "kind = 'median' is not one of: none, minmax"),
         ("[input.intensity]\nkind = 3", "kind = 3 is not one of"),
         ("[input.intensity]\nkind = 'zscore'\nregion = 'brain'", "region 'brain' is not one of: all, nonzero"),
         ("[input.intensity]\nkind = 'window'\nmin = 3\nmax = 2", "window min and max: 3 is not below 2"),

@@ -61,7 +61,7 @@ def test_raw_scanner_integers_are_scored_with_their_own_statistics(shared: Path,
     )  # fmt: skip
 
     assert case["attack"]["goal_reached"]
-    assert case["quantisation"]["dtype"] == "int16"
+    assert case["quantisation"][0]["dtype"] == "int16"
     before, after = (np.asarray(nib.load(path).dataobj) for path in (image, tmp_path / "out" / "adversarial.nii.gz"))
     assert after.dtype == np.int16
     assert np.array_equal(before == 0, after == 0)

@@ -40,8 +40,9 @@ def test_reads_labels_on_the_images_grid(tmp_path, image, array):
     target = read_target(save(tmp_path / "mask.nii.gz", array), image, 3, NAMES)
     np.testing.assert_array_equal(target.labels, array.reshape(SHAPE))
     assert target.labels.dtype == np.int64
-    assert target.name == "mask.nii.gz"
-    assert len(target.sha256) == 64
+    ((name, digest),) = target.files
+    assert name == "mask.nii.gz"
+    assert len(digest) == 64
     assert target.warnings == ()
 
 
