@@ -373,15 +373,15 @@ class _Part:
         wanted = [blended, *(patch.features for patch in patches)]
         slopes = []
         for value in values:
-            # The last one lets go of what the losses kept, before the windows need the memory.
-            more = value is not values[-1]
-            pulls = torch.autograd.grad(value.sum(), wanted, retain_graph=more, allow_unused=True)
+            pulls = torch.autograd.grad(value.sum(), wanted, retain_graph=value is not values[-1], allow_unused=True)
             slopes.append(
                 [torch.zeros_like(leaf) if pull is None else pull for leaf, pull in zip(wanted, pulls, strict=True)]
             )
+        # What the losses kept must be gone before the windows need the memory.
+        values, prediction = [value.detach() for value in values], prediction.detach()
         of_ready = self._second_pass(ready.detach(), slopes)
         gradients = [torch.autograd.grad(ready, x, pull, retain_graph=True)[0] for pull in of_ready]
-        return Slopes(prediction.detach(), [value.detach() for value in values], gradients)
+        return Slopes(prediction, values, gradients)
 
     def _ready(self, x: Tensor) -> Tensor:
         """What the windows are cut from: (B, C, *box)."""
