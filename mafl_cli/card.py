@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from mafl_cli.bundle import read_bundle
 from mafl_cli.config import Activation, Blend, Intensity, IntensityKind, Resampling, SliceAxisChoice
 from mafl_cli.errors import ModelError, UsageError
 
@@ -51,6 +52,8 @@ class ModelCard:
     classes: tuple[str, ...] | None = None
     source: str | None = field(default=None, compare=False)
     """File name the card was read from."""
+    said: tuple[str, ...] = field(default=(), compare=False)
+    """What could not be read there."""
 
     def merged(self, **flags: Any) -> ModelCard:
         """The card with every flag that was given (is not None) put in its place."""
@@ -58,7 +61,7 @@ class ModelCard:
 
     def with_assumptions(self) -> tuple[ModelCard, tuple[str, ...]]:
         """Fill what is not stated; returns the full card and one sentence per assumption made."""
-        said: list[str] = []
+        said = list(self.said)
         card = self
         if card.orientation is None:
             said.append("orientation: not stated, the file's own axis order is used")
@@ -70,11 +73,23 @@ class ModelCard:
 
 
 def find_card(model: Path) -> ModelCard:
-    """The card beside `model`, or an empty one. Raises ModelError if there is one that cannot be used."""
-    for path in (model.with_suffix(".toml"), model.parent / "model.toml"):
-        if path.is_file():
-            return read_card(path)
-    return ModelCard()
+    """The card beside `model`, its gaps filled from the MONAI bundle in the file, if it is one.
+
+    Raises ModelError if there is a card that cannot be used.
+    """
+    beside = [path for path in (model.with_suffix(".toml"), model.parent / "model.toml") if path.is_file()]
+    card = read_card(beside[0]) if beside else ModelCard()
+    stated, said = read_bundle(model)
+    if not stated:
+        return card
+    try:
+        if "orientation" in stated:
+            stated["orientation"] = check_orientation(stated["orientation"])
+    except UsageError as exc:
+        raise ModelError(f"{model.name}: its bundle says {exc}") from exc
+    gaps = {key: value for key, value in stated.items() if getattr(card, key) == getattr(ModelCard, key, None)}
+    source = f"{card.source}, then its bundle" if card.source else "its bundle"
+    return replace(card, **gaps, source=source, said=said)
 
 
 def read_card(path: Path) -> ModelCard:

@@ -680,13 +680,16 @@ def _find_tap(graph: fx.Graph, raw: fx.Node, x: Tensor, wanted: str, name: str) 
                 return node
         raise ModelError(f"{name}: has no layer called {wanted!r}; `mafl inspect` lists them.")
     full = math.prod(x.shape[2:])
+    convolutions = [node for node, _ in nodes if "convolution" in str(node.target)]
+    # Transformers hold tokens with the channels last: only what a convolution takes or gives is surely a map.
+    ends = [end for node in convolutions for end in (node, node.args[0]) if isinstance(end, fx.Node)]
+    maps = {shape[2:] for shape in map(_shape, ends) if shape}
     # Gates of squeeze-and-excite blocks pool to a single voxel: channel statistics, not a feature map.
-    sizes = {math.prod(shape[2:]) for _, shape in nodes if math.prod(shape[2:]) > 1} or {full}
+    sizes = {math.prod(shape) for shape in maps if math.prod(shape) > 1} or {full}
     if min(sizes) < full:
-        coarsest = [node for node, shape in nodes if math.prod(shape[2:]) == min(sizes)]
+        coarsest = [node for node, shape in nodes if shape[2:] in maps and math.prod(shape[2:]) == min(sizes)]
         # A concatenation there joins a skip connection, which is already part of the way up.
         return ([node for node in coarsest if "cat" not in str(node.target)] or coarsest)[-1]
-    convolutions = [node for node, _ in nodes if "convolution" in str(node.target)]
     known = {node for node, _ in nodes}
     if convolutions and convolutions[-1].args[0] in known:
         tap = convolutions[-1].args[0]

@@ -12,15 +12,27 @@ import mafl_cli
 PACKAGE = Path(mafl_cli.__file__).parent
 LAYERS = [
     {"errors", "config"},
-    {"geometry", "card", "losses", "lowfreq", "resample", "steps", "goals", "metrics"},
-    {"volume", "targets", "preprocess", "model", "windows", "limits", "attack"},
-    {"report", "results", "figures"},
+    {"bundle", "card", "geometry", "losses", "lowfreq", "resample", "steps", "goals", "metrics"},
+    {"volume", "targets", "preprocess", "modelfile", "model", "windows", "limits", "attack"},
+    {"case", "report", "results", "figures"},
     {"pipeline", "runs"},
     {"cli"},
     {"__main__"},
 ]
 FILES_ONLY = {"geometry", "volume", "targets"}
-TENSORS_ONLY = {"losses", "lowfreq", "resample", "steps", "goals", "preprocess", "model", "windows", "limits", "attack"}
+TENSORS_ONLY = {
+    "losses",
+    "lowfreq",
+    "resample",
+    "steps",
+    "goals",
+    "preprocess",
+    "modelfile",
+    "model",
+    "windows",
+    "limits",
+    "attack",
+}
 
 
 def imported(path: Path) -> set[str]:

@@ -1,0 +1,158 @@
+"""MONAI bundles: what they say is used, and nothing in them is run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.data import save_net_with_metadata
+
+from mafl_cli.bundle import read_bundle
+from mafl_cli.card import find_card
+from mafl_cli.config import Intensity
+from mafl_cli.errors import ModelError
+from mafl_cli.model import load
+from tests.problems import SmallUNet
+
+METADATA: dict[str, Any] = {
+    "name": "Spleen CT",
+    "network_data_format": {
+        "inputs": {"image": {"num_channels": 1, "spatial_shape": ["16*n", "16*n", "8*n"], "channel_def": {"0": "CT"}}},
+        "outputs": {"pred": {"num_channels": 2, "channel_def": {"0": "background", "1": "spleen"}}},
+    },
+}
+INFERENCE: dict[str, Any] = {
+    "pixdim": [1.5, 1.5, 2.0],
+    "preprocessing": {
+        "_target_": "Compose",
+        "transforms": [
+            {"_target_": "LoadImaged", "keys": "image"},
+            {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"},
+            {"_target_": "Spacingd", "keys": "image", "pixdim": "@pixdim", "mode": "bilinear"},
+            {
+                "_target_": "ScaleIntensityRanged", "keys": "image",
+                "a_min": -57, "a_max": 164, "b_min": 0, "b_max": 1, "clip": True,
+            },
+        ],
+    },
+    "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [96, 96, 96], "overlap": 0.5, "mode": "gaussian"},
+    "postprocessing": {"_target_": "Compose", "transforms": [{"_target_": "Activationsd", "softmax": True}]},
+}  # fmt: skip
+
+
+def bundle(folder: Path, metadata: Any = METADATA, net: Any = None, **inference: Any) -> Path:
+    path = folder / "model.ts"
+    module = torch.jit.script(net or SmallUNet(3, 1, 2).eval())
+    more = {"inference.json": json.dumps({**INFERENCE, **inference})}
+    save_net_with_metadata(module, str(path), meta_values=metadata, more_extra_files=more)
+    return path
+
+
+def transforms(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"preprocessing": {"transforms": list(steps)}}
+
+
+def test_a_bundle_fills_the_card(tmp_path: Path) -> None:
+    card = find_card(bundle(tmp_path))
+    assert (card.name, card.source, card.dims, card.divisor) == ("Spleen CT", "its bundle", 3, 16)
+    assert (card.channels, card.classes) == (("CT",), ("background", "spleen"))
+    assert (card.orientation, card.spacing) == ("RAS", (1.5, 1.5, 2.0))
+    assert card.intensity == Intensity(kind="window", min=-57, max=164, clip=(0, 1))
+    assert (card.roi, card.overlap, card.blend, card.activation) == ((96, 96, 96), 0.5, "gaussian", "softmax")
+    segmenter, info, _ = load(tmp_path / "model.ts", device=torch.device("cpu"), size=lambda dims: (16,) * dims)
+    assert (info.classes, info.card) == (("background", "spleen"), "its bundle")
+    assert segmenter(torch.rand(1, 1, 16, 16, 16)).logits.shape == (1, 2, 16, 16, 16)
+
+
+def test_a_toml_beside_it_goes_first(tmp_path: Path) -> None:
+    path = bundle(tmp_path)
+    (tmp_path / "model.toml").write_text("[input]\nspacing = [1, 1, 1]\n")
+    card = find_card(path)
+    assert (card.spacing, card.orientation, card.source) == ((1, 1, 1), "RAS", "model.toml, then its bundle")
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        ({"_target_": "NormalizeIntensityd", "nonzero": True}, Intensity(kind="zscore", region="nonzero")),
+        ({"_target_": "NormalizeIntensity"}, Intensity(kind="zscore")),
+        ({"_target_": "monai.transforms.ScaleIntensityd"}, Intensity(kind="minmax")),
+        ({"_target_": "ScaleIntensityd", "minv": -1}, None),
+        (
+            {"_target_": "ScaleIntensityRangePercentilesd", "lower": 1, "upper": 99, "b_min": -1, "b_max": 1},
+            Intensity(kind="percentile", lower=1, upper=99, to=(-1, 1)),
+        ),
+        ({"_target_": "ScaleIntensityRanged", "a_min": "$-50", "a_max": 50}, None),
+        ({"_target_": "ScaleIntensityRanged", "a_min": 50, "a_max": -50}, None),
+        ({"_target_": "NormalizeIntensityd", "subtrahend": 3, "divisor": 2}, None),
+    ],
+)
+def test_intensity_transforms(step: dict[str, Any], expected: Intensity | None, tmp_path: Path) -> None:
+    fields, said = read_bundle(bundle(tmp_path, **transforms(step)))
+    assert fields.get("intensity") == expected
+    assert any("state intensity if it matters" in sentence for sentence in said) == (expected is None)
+
+
+def test_expressions_are_never_evaluated_and_said(tmp_path: Path) -> None:
+    trap = f"$__import__('pathlib').Path({str(tmp_path / 'ran')!r}).touch()"
+    path = bundle(
+        tmp_path,
+        inferer={"_target_": "SlidingWindowInferer", "roi_size": trap},
+        code=trap,
+        **transforms(
+            {"_target_": "Orientationd", "axcodes": trap},
+            {"_target_": "Spacingd", "pixdim": "@code"},
+            {"_target_": "ScaleIntensityd", "_disabled_": trap},
+        ),
+    )
+    fields, said = read_bundle(path)
+    assert not {"orientation", "spacing", "intensity", "roi"} & set(fields)
+    assert len(said) == 3
+    _, info, _ = load(path, device=torch.device("cpu"), size=lambda dims: (16,) * dims)
+    assert set(said) <= set(info.assumptions)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"network_data_format": None},
+        {"network_data_format": {"inputs": None, "outputs": []}},
+        {"network_data_format": {"inputs": {"image": {"num_channels": 2, "channel_def": {"0": "a"}}}}},
+        {"network_data_format": {"inputs": {"image": {"spatial_shape": ["256", 96, "0*n"]}}}},
+        {"network_data_format": {"outputs": {"pred": {"num_channels": 1, "channel_def": None}}}},
+    ],
+)
+def test_a_metadata_that_says_little_is_no_error(damage: dict[str, Any], tmp_path: Path) -> None:
+    fields, _ = read_bundle(bundle(tmp_path, {**METADATA, **damage}))
+    assert "channels" not in fields
+    assert "divisor" not in fields
+
+
+def test_an_orientation_that_is_none_is_refused_with_the_files_name(tmp_path: Path) -> None:
+    path = bundle(tmp_path, **transforms({"_target_": "Orientationd", "axcodes": "ABC"}))
+    with pytest.raises(ModelError, match=r"^model\.ts: its bundle says orientation 'ABC'"):
+        find_card(path)
+
+
+def test_overlapping_regions_of_a_bundle(tmp_path: Path) -> None:
+    outputs = {"pred": {"num_channels": 3, "channel_def": {"0": "TC", "1": "WT", "2": "ET"}}}
+    form = {**METADATA["network_data_format"], "outputs": outputs}
+    path = bundle(
+        tmp_path,
+        {**METADATA, "network_data_format": form},
+        SmallUNet(3, 1, 3).eval(),
+        postprocessing={"transforms": [{"_target_": "Activationsd", "sigmoid": True}]},
+    )
+    _, info, _ = load(path, device=torch.device("cpu"), size=lambda dims: (16,) * dims)
+    assert (info.overlapping, info.classes) == (True, ("TC", "WT", "ET"))
+
+
+def test_other_files_have_no_bundle(tmp_path: Path) -> None:
+    torch.jit.script(SmallUNet(2)).save(tmp_path / "net.ts")
+    (tmp_path / "text").write_text("hello")
+    for name in ("net.ts", "text", "absent"):
+        assert read_bundle(tmp_path / name) == ({}, ())
