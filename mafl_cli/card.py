@@ -7,6 +7,7 @@ spoken out loud and written into the report. No torch here, so that reading a ca
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -109,6 +110,53 @@ _INPUT = (
     "dims", "channels", "orientation", "slice_axis", "intensity", "spacing", "resample", "divisor",
     "roi", "overlap", "blend",
 )  # fmt: skip
+
+
+def to_toml(card: ModelCard) -> str:
+    """The card as a TOML file that `read_card` reads back to the same card; what is not known stands as a comment."""
+
+    def line(key: str, value: object, meaning: str, example: str) -> str:
+        stated = f"{key} = {_toml(value)}" if value is not None else f"# {key} = {example}"
+        return f"{stated:<48}# {meaning}"
+
+    window = card.roi is not None
+    intensity = None if card.intensity is None else card.intensity.facts()
+    if intensity and intensity["kind"] == "window":
+        intensity.setdefault("clip", False)
+    lines = [
+        "# What mafl must know about this model. What stands behind a # is not known: correct it, and take the # away.",
+        line("name", card.name, "for reports", '"my model"'),
+        "",
+        "[input]",
+        line("dims", card.dims, "2: slice by slice; 3: the whole volume", "3"),
+        line("channels", card.channels, 'in this order; "CT" means HU', '["CT"]'),
+        line("orientation", card.orientation, 'axes of the training data, or "native"', '"RAS"'),
+        line("slice_axis", card.slice_axis, "2-D only", '"auto"'),
+        line("intensity", intensity, "see docs/model-card.md", '{ kind = "zscore", region = "nonzero" }'),
+        line("spacing", card.spacing, "mm along these axes; none is the scan's own", "[1.5, 1.5, 2.0]"),
+        line("resample", card.resample, "corner as MONAI, edge as nnU-Net", '"corner"'),
+        line("divisor", card.divisor, "sizes are padded to multiples of this", "16"),
+        line("roi", card.roi, "sliding windows of this size; none is in one piece", "[96, 96, 96]"),
+        line("overlap", card.overlap if window else None, "of the windows", "0.5"),
+        line("blend", card.blend if window else None, "gaussian or constant", '"gaussian"'),
+        "",
+        "[output]",
+        line("activation", card.activation, "softmax, or sigmoid for one channel or overlapping regions", '"softmax"'),
+        line(
+            "classes", card.classes, "by number, background first; regions that may overlap: all of them", '["a", "b"]'
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    """A value of a card as TOML."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_toml(entry)}" for key, entry in value.items()) + " }"
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    # JSON's strings and numbers are TOML's too.
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _parse(table: Mapping[str, Any]) -> ModelCard:

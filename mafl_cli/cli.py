@@ -534,6 +534,10 @@ def visualize(
 def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A model, a scan or a mask.")],
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write what is known about a model into the TOML file beside it.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a TOML file that is there.")] = False,
     debug: Debug = False,
 ) -> None:
     """Show what mafl sees in a model, a scan or a mask, and what it would assume."""
@@ -541,6 +545,9 @@ def inspect(
     with _reported(voice):
         from mafl_cli import runs
 
+        if write:
+            print(f"wrote {runs.write_card(file, overwrite=overwrite).name}")
+            return
         facts = runs.inspect(file)
         if as_json:
             print(json.dumps(facts, indent=1, allow_nan=False))

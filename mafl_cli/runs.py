@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,29 @@ def inspect(file: Path) -> dict[str, Any]:
     return {"kind": "image", **volume.describe_image(file)}
 
 
+def write_card(model: Path, *, overwrite: bool) -> Path:
+    """Write what is known about a model, found out by trying included, as the TOML beside it; returns its path.
+
+    Raises ModelError if the model is unusable, UsageError if the file is there already.
+    """
+    import torch
+
+    from mafl_cli.card import find_card, to_toml
+    from mafl_cli.model import load
+
+    path = model.with_suffix(".toml")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path.name}: is there already; add --overwrite.")
+    stated = find_card(model)
+    _, info, found = load(model, device=torch.device("cpu"), size=lambda dims: stated.roi or (64,) * dims)
+    # Orientation and intensity nobody can find out: an assumption must not become a statement.
+    card = replace(
+        found, orientation=stated.orientation, intensity=stated.intensity, channels=stated.channels or info.channels
+    )
+    results.write_text(path, to_toml(card))
+    return path
+
+
 def format_facts(facts: Mapping[str, Any], indent: str = "") -> str:
     """Facts as aligned `key  value` lines; tables inside are indented."""
     width = max(len(str(key)) for key in facts)
@@ -157,10 +180,12 @@ def _plain(value: Any) -> str:
 def _inspect_model(file: Path) -> dict[str, Any]:
     import torch
 
+    from mafl_cli.card import find_card
     from mafl_cli.model import load, taps
 
-    segmenter, info, _ = load(file, device=torch.device("cpu"))
-    size = tuple(64 + -64 % info.divisor for _ in range(info.dims))
+    roi = find_card(file).roi
+    segmenter, info, _ = load(file, device=torch.device("cpu"), size=lambda dims: roi or (64,) * dims)
+    size = tuple(n + -n % info.divisor for n in roi or (64,) * info.dims)
     layers = [
         {"tap": name + (" *" if name in {tap.name for tap in info.taps} else ""), "shape": list(shape)}
         for name, shape in taps(segmenter, (1, len(info.channels), *size))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from monai.data import save_net_with_metadata
+from typer.testing import CliRunner
 
 from mafl_cli.bundle import read_bundle
-from mafl_cli.card import find_card
+from mafl_cli.card import ModelCard, find_card, read_card, to_toml
+from mafl_cli.cli import app
 from mafl_cli.config import Intensity
 from mafl_cli.errors import ModelError
 from mafl_cli.model import load
@@ -156,3 +160,41 @@ def test_other_files_have_no_bundle(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello")
     for name in ("net.ts", "text", "absent"):
         assert read_bundle(tmp_path / name) == ({}, ())
+
+
+def test_inspect_writes_a_card_that_is_read_back_the_same(tmp_path: Path) -> None:
+    path = bundle(tmp_path, inferer={"_target_": "SlidingWindowInferer", "roi_size": [16, 16, 16], "overlap": 0.25})
+    known = find_card(path)
+    result = CliRunner().invoke(app, ["inspect", str(path), "--write"])
+    assert (result.exit_code, result.stdout) == (0, "wrote model.toml\n"), result.stderr
+    assert read_card(tmp_path / "model.toml") == known
+    again = CliRunner().invoke(app, ["inspect", str(path), "--write"])
+    assert again.exit_code == 2
+    assert "model.toml: is there already; add --overwrite." in again.stderr
+    assert CliRunner().invoke(app, ["inspect", str(path), "--write", "--overwrite"]).exit_code == 0
+
+
+def test_what_is_not_known_is_written_as_a_comment(tmp_path: Path) -> None:
+    torch.jit.script(SmallUNet(2, 2, 3)).save(tmp_path / "net.ts")
+    assert CliRunner().invoke(app, ["inspect", str(tmp_path / "net.ts"), "--write"]).exit_code == 0
+    card = read_card(tmp_path / "net.toml")
+    assert (card.dims, card.divisor, card.activation, card.classes) == (
+        2, 1, "softmax", ("background", "class 1", "class 2")
+    )  # fmt: skip
+    assert (card.orientation, card.intensity, card.roi) == (None, None, None)
+    text = (tmp_path / "net.toml").read_text()
+    assert "# orientation = " in text
+    # Every line that is switched off is right as it stands.
+    (tmp_path / "net.toml").write_text(re.sub(r"(?m)^# (\w+ = )", r"\1", text))
+    assert read_card(tmp_path / "net.toml").orientation == "RAS"
+
+
+@pytest.mark.parametrize(
+    "intensity",
+    ["none", "minmax", "zscore", "zscore-nonzero", "window:-57.5,164", "percentile:0.5,99.5", "ct:-1004,1588,-50,503"],
+)
+def test_every_intensity_is_written_and_read(intensity: str, tmp_path: Path) -> None:
+    card = ModelCard(name='a "b" ü', intensity=Intensity.parse(intensity), spacing=(1.5, 2), roi=(8, 8), overlap=0.25)
+    for each in (card, replace(card, intensity=replace(card.intensity, clip=None))):
+        (tmp_path / "card.toml").write_text(to_toml(each), encoding="utf-8")
+        assert read_card(tmp_path / "card.toml") == each
