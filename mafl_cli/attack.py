@@ -123,7 +123,7 @@ def attack(
         forward, backward = forward + len(rows), backward + len(rows) * len(slopes.gradients)
 
         # 2. Judge it, keep the best, and press harder where the target is missed.
-        labels = slopes.prediction.logits.argmax(dim=1)
+        labels = losses.drawn(slopes.prediction.logits)
         verdict = goal[rows].judge(labels)
         size = steps.length(here)
         best.update(rows, x, verdict, size)
@@ -200,7 +200,7 @@ class _Terms:
     ) -> _Terms:
         if guide is not None and config.feature_weight == 0:
             raise UsageError("a guide needs a feature term: give feature_weight a value above 0.")
-        clean = before.logits.argmax(dim=1)
+        clean = losses.drawn(before.logits)
         lead = -losses.margins(before.logits, clean)
         kappa = (config.kappa * lead.flatten(1).mean(dim=1)).view(-1, *(1,) * (lead.ndim - 1))
         # A voxel that has its class already need not become surer of it than it was.
@@ -221,7 +221,7 @@ class _Terms:
             )  # fmt: skip
             if gain is None:
                 return [mask]
-            unmet = (logits.detach().argmax(dim=1) != target).to(mask.dtype)
+            unmet = (losses.drawn(logits) != target).to(mask.dtype)
             feature = self._feature(prediction.features, rows, unmet)
             if apart:
                 return [mask, feature]
@@ -376,7 +376,7 @@ def _search_scale(field: Field, clean: Tensor, goal: Goal, limits: Limits, passe
     high = torch.ones_like(low)
     for _ in range(passes):
         x = limits.project(origin, found * steps.spread_out(probe, found), rows)
-        verdict = goal[rows].judge(field.predict(x).logits.argmax(dim=1))
+        verdict = goal[rows].judge(losses.drawn(field.predict(x).logits))
         best.update(rows, x, verdict, steps.length((x - origin) / per_channel(limits.unit, clean)))
         holds = verdict.reached & (verdict.score >= enough)
         high = torch.where(holds, probe, high)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mafl_cli.config import Blend
 from mafl_cli.errors import ModelError
+from mafl_cli.losses import drawn
 from mafl_cli.model import Patch, Prediction, Segmenter
 from mafl_cli.preprocess import Preprocessing
 from mafl_cli.resample import Box, Grids, Resample
@@ -100,7 +101,7 @@ class Whole:
 
     def labels(self, x: Tensor) -> Tensor:
         """Predicted classes, (B, *spatial), or (B, R, *spatial) for overlapping regions."""
-        return self.predict(x).logits.argmax(dim=1)
+        return drawn(self.predict(x).logits)
 
     def slopes(self, x: Tensor, losses: Losses) -> Slopes:
         """One forward pass, and one backward pass for each of the losses."""
@@ -286,8 +287,8 @@ class Windows:
         inner = [
             slice(pad[0], pad[0] + size) for pad, size in zip(self.padding, self.grids.there.shape_out, strict=True)
         ]
-        # The sum over the windows so far, of the planes from `first` on; native planes before `drawn` are done.
-        blended, first, drawn = None, 0, 0
+        # The sum over the windows so far, of the planes from `first` on; native planes before `native` are done.
+        blended, first, native = None, 0, 0
         levels = sorted({start[0] for start in self.starts})
         for level, following in zip(levels, [*levels[1:], self.shape[0]], strict=True):
             found: list[tuple[Start, Tensor]] = []
@@ -304,14 +305,15 @@ class Windows:
                 blended[_last(self.place((start[0] - first, *start[1:])))] += logits
             # No window that is still to come touches the planes before `following`.
             final = int((table.high + before < following).sum())
-            if final > drawn:
-                source = table.needs(slice(drawn, final))
+            if final > native:
+                source = table.needs(slice(native, final))
                 at = slice(source.start + before, source.stop + before)
                 done = blended[_last((slice(at.start - first, at.stop - first), *inner[1:]))]
                 done = done / self.total((at, *_everything(self.shape[1:])))[_last(inner[1:])]
-                yield Resample((table.cut(slice(drawn, final), source), *self.grids.back.axes[1:]))(done).argmax(dim=0)
-                drawn = final
-            kept = min(following, int(table.low[drawn]) + before) if drawn < len(table.low) else following
+                back = Resample((table.cut(slice(native, final), source), *self.grids.back.axes[1:]))
+                yield drawn(back(done), dim=0)
+                native = final
+            kept = min(following, int(table.low[native]) + before) if native < len(table.low) else following
             blended, first = blended[_last((slice(kept - first, None), *_everything(self.shape[1:])))], kept
 
 

@@ -402,3 +402,13 @@ def test_the_length_costs_its_peaks_more_in_any_unit(spatial: tuple[int, ...]) -
     # A change of one size has no peaks.
     torch.testing.assert_close(size_gradient(delta.sign(), 0.5), delta.sign())
     assert not size_gradient(0 * delta, 0.5).any()
+
+
+def test_what_is_drawn_is_the_first_of_the_highest() -> None:
+    logits = noise(3, 4, 5, 6)
+    logits[:, :, 0] = 1.0
+    logits[:, 2:, 1] = 7.0
+    assert torch.equal(losses.drawn(logits), logits.argmax(dim=1))
+    assert torch.equal(losses.drawn(logits[0], dim=0), logits[0].argmax(dim=0))
+    assert not (losses.drawn(logits)[:, 0] != 0).any()
+    assert (losses.drawn(logits)[:, 1] == 2).all()

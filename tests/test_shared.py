@@ -67,6 +67,51 @@ def test_raw_scanner_integers_are_scored_with_their_own_statistics(shared: Path,
     assert np.array_equal(before == 0, after == 0)
 
 
+def test_one_of_two_channels_is_attacked_and_the_other_stays(shared: Path, tmp_path: Path) -> None:
+    folder, slab = shared / "cases" / "brats2d_pat0002" / "slab12", (slice(None), slice(None), slice(4, 6))
+    flair, contrast, mask = (
+        cut(folder / f"{name}.nii.gz", tmp_path, slab) for name in ("image_flair", "image_t1c", "target_shifted20")
+    )
+
+    case = attack(
+        flair, mask, shared / "models" / "brats_unet2d.ts", tmp_path / "out",
+        "--steps", "80", "--channels", f"{flair},{contrast}", "--attack-channels", "0",
+    )  # fmt: skip
+
+    assert case["attack"]["goal_reached"]
+    before, after = (nib.load(path) for path in (contrast, tmp_path / "out" / "adversarial_0001.nii.gz"))
+    assert np.asarray(before.dataobj).tobytes() == np.asarray(after.dataobj).tobytes()
+    assert case["metrics"]["size_per_channel"][0]["l0"]["count"] > 0
+
+
+def test_scanner_integers_are_drawn_as_their_normalised_file(shared: Path, tmp_path: Path) -> None:
+    folder, model = shared / "cases" / "flair2d_pat0001", shared / "models" / "flair_unet2d.ts"
+    image, mask = folder / "image_raw_int16.nii.gz", folder / "target_removed.nii.gz"
+    attack(image, mask, model, tmp_path / "out", "--steps", "1", "--intensity", "zscore-nonzero")
+    ours, theirs = (
+        np.asarray(nib.load(path).dataobj)
+        for path in (tmp_path / "out" / "prediction_clean.nii.gz", folder / "clean_pred.nii.gz")
+    )
+    assert (ours == theirs).mean() >= 0.999
+    assert 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum()) > 0.98
+
+
+def test_a_tumour_through_sliding_windows(shared: Path, tmp_path: Path) -> None:
+    folder, box = shared / "cases" / "brats3d_pat0003" / "crop96", (slice(0, 96), slice(0, 64), slice(0, 64))
+    flair, contrast, mask = (
+        cut(folder / f"{name}.nii.gz", tmp_path, box) for name in ("image_flair", "image_t1c", "target_eroded")
+    )
+
+    case = attack(
+        flair, mask, shared / "models" / "brats_unet3d.ts", tmp_path / "out",
+        "--steps", "8", "--channels", f"{flair},{contrast}", "--roi", "48,48,48", "--overlap", "0.25",
+    )  # fmt: skip
+
+    assert case["space"]["mode"] == "3d"
+    post = case["metrics"]["post_write"]
+    assert post["hit_rate"]["value"] > 0.2
+
+
 @pytest.mark.parametrize(
     ("edge", "steps"), [(40, 20), pytest.param(64, 150, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
 )
