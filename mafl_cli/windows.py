@@ -216,9 +216,9 @@ class Windows:
         logits for good; those that overlap the others run once, here. Slices are not cut: each has an edit of its own.
 
         Args:
-            clean: (B, C, *spatial), native units. edit: bool (B, *spatial), not empty.
+            clean: (B, C, *spatial), native units; B = 1 in 3-D. edit: bool (B, *spatial), not empty.
         """
-        if len(clean) > 1:
+        if len(self.shape) == 2:
             return Focus(self, _everything(clean.shape[2:]), None)
         near = self._near(edit)
         seen, edited = (self._all.onto_box(mask.float())[0] > 0 for mask in (near, edit))
@@ -288,21 +288,22 @@ class Windows:
             slice(pad[0], pad[0] + size) for pad, size in zip(self.padding, self.grids.there.shape_out, strict=True)
         ]
         # The sum over the windows so far, of the planes from `first` on; native planes before `native` are done.
-        blended, first, native = None, 0, 0
+        blended, first, native = torch.zeros(0), 0, 0
         levels = sorted({start[0] for start in self.starts})
         for level, following in zip(levels, [*levels[1:], self.shape[0]], strict=True):
-            found: list[tuple[Start, Tensor]] = []
-
-            def keep(group: Sequence[Start], _: Tensor, answer: Prediction, found: Any = found) -> None:
-                found.extend(zip(group, answer.logits * self.weights, strict=True))
-
-            self.run(ready, [start for start in self.starts if start[0] == level], keep)
             planes = level + self.tiling.roi[0] - first
-            if blended is None:
-                blended = found[0][1].new_zeros(*found[0][1].shape[:-dims], planes, *self.shape[1:])
-            blended = F.pad(blended, [0] * (2 * dims - 1) + [planes - blended.shape[-dims]])
-            for start, logits in found:
-                blended[_last(self.place((start[0] - first, *start[1:])))] += logits
+            if level != levels[0]:
+                blended = F.pad(blended, [0] * (2 * dims - 1) + [planes - blended.shape[-dims]])
+
+            def add(group: Sequence[Start], _: Tensor, answer: Prediction, first: int = first) -> None:
+                nonlocal blended
+                logits = answer.logits * self.weights
+                if blended.ndim == 1:
+                    blended = logits.new_zeros(*logits.shape[1:-dims], self.tiling.roi[0], *self.shape[1:])
+                for start, one in zip(group, logits, strict=True):
+                    blended[_last(self.place((start[0] - first, *start[1:])))] += one
+
+            self.run(ready, [start for start in self.starts if start[0] == level], add)
             # No window that is still to come touches the planes before `following`.
             final = int((table.high + before < following).sum())
             if final > native:

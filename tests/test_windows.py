@@ -182,6 +182,15 @@ def test_around_an_edit_it_is_the_function_of_the_whole_scan(
     assert cropped < net.forwards - cropped
 
 
+def test_slices_are_never_cut_so_that_their_number_does_not_matter() -> None:
+    x, edit = noise(2, 1, 40, 30), torch.zeros(2, 40, 30, dtype=torch.bool)
+    edit[:, 3, 4] = True
+    field = windows(Net(2), (40, 30), Tiling((8, 8)))
+    for rows in (slice(0, 1), slice(0, 2)):
+        focus = field.focus(x[rows], edit[rows])
+        assert (focus.field, focus.box, focus.frozen) == (field, (slice(0, 40), slice(0, 30)), None)
+
+
 def test_windows_far_from_the_edit_never_run_again() -> None:
     shape = (64, 16, 16)
     counts = []
