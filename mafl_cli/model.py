@@ -228,6 +228,19 @@ class Segmenter:
             self._lifted.popitem(last=False)
         return self._lifted[shape]
 
+    def is_independent(self, shape: Sequence[int]) -> bool:
+        """Whether what it says of a sample of `shape`, (1, C, *spatial), is the same next to another one."""
+        generator = torch.Generator().manual_seed(1)
+        both = torch.rand((2, *shape[1:]), generator=generator).to(self.device)
+        both[1] = 3 * both[1] - 1
+        with torch.no_grad():
+            alone, together = self(both[:1]).logits, self(both).logits[:1]
+        return bool((alone - together).abs().max() <= 1e-3 * alone.abs().max())
+
+    def take_one_by_one(self) -> None:
+        """From now on every sample goes through the network alone."""
+        self._one_by_one = self.exact._one_by_one = True
+
     def activation_bytes(self, x: Tensor) -> int:
         """Bytes of all intermediate values for an input like `x`: what a backward pass keeps, at the most."""
         nodes = self.lifted(self.enlarged(x)).graph.graph.nodes
@@ -352,6 +365,11 @@ def load(
     card = replace(card, dims=dims, divisor=divisor, activation=activation, classes=names)
     segmenter = Segmenter(file.module, path.name, output, device, wanted, precision)
     _check(segmenter.exact, example)
+    if not segmenter.exact.is_independent(example):
+        segmenter.take_one_by_one()
+        said.append(
+            "batch: the output of a sample depends on the others (batch norm in training mode?); one goes at a time"
+        )
     info = ModelInfo(
         name=card.name or path.name,
         sha256=file.sha256,

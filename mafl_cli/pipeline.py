@@ -62,7 +62,7 @@ def run_attack(
     clock = _Clock()
     device = pick_device(request.device)
     if request.device == "auto":
-        detail(f"device: {device.type}")
+        say(f"device: {device}")
     torch.manual_seed(request.config.seed)
     channels = len(request.images)
     names = results.files(channels)

@@ -389,6 +389,15 @@ def test_a_network_for_one_sample_takes_several(tmp_path: Path) -> None:
     assert segmenter(x).features[0].features.shape[0] == 3
 
 
+def test_batch_norm_left_in_training_mode_takes_one_sample_at_a_time(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4, track_running_stats=False), nn.Conv2d(4, 2, 1))
+    segmenter, info = open_model(traced(net), tmp_path)
+    assert any("one goes at a time" in sentence for sentence in info.assumptions)
+    x = image(3, 1, 16, 16)
+    torch.testing.assert_close(segmenter(x).logits[1:2], net(x[1:2]).detach(), rtol=1e-4, atol=1e-5)
+
+
 def test_only_some_lifted_graphs_are_kept(tmp_path: Path) -> None:
     segmenter, _ = open_model(SmallUNet(), tmp_path)
     first = segmenter.lifted(image(1, 1, 16, 16))
