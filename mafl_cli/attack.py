@@ -14,9 +14,10 @@ for each voxel: the change grows until the target is drawn, and then shrinks as 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ from mafl_cli.lowfreq import low_pass
 from mafl_cli.model import Patch, Prediction
 from mafl_cli.preprocess import per_channel
 from mafl_cli.windows import Field, Losses
+
+LowPass = Callable[[Tensor], Tensor]
 
 
 class Outcome(Enum):
@@ -74,6 +77,7 @@ def attack(
     limits: Limits,
     *,
     guide: Tensor | None = None,
+    spacing: Sequence[float] | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> AttackResult:
     """Find, for each sample, a small change within `limits` after which `field` draws `target`.
@@ -85,6 +89,7 @@ def attack(
         clean: (B, C, *spatial), native units.
         target: (B, *spatial), class indices in [0, K); (B, R, *spatial), 0 or 1, for regions that may overlap.
         guide: scans that have what the target shows, like clean; the feature term then pulls towards their features.
+        spacing: mm along the spatial axes, see `lowfreq.low_pass`.
         on_step: called after each step, for progress displays.
     Raises: UsageError for a guide without a feature term.
     """
@@ -95,7 +100,8 @@ def attack(
     terms = _Terms.of(config, field, before, target, guide, overlapping=overlapping)
     goal = Goal.of(target, terms.clean, before.logits.shape[1], config, overlapping=overlapping)
 
-    delta = _begin(clean, limits, config)
+    low = partial(low_pass, levels=config.low_frequency_levels, spacing=spacing)
+    delta = _begin(clean, limits, config, low)
     rule, scaling = _rule(config, limits, clean), steps.Scaling(config, clean)
     best = _Best.at(clean, goal.judge(terms.clean), config.aimed)
     ever_reached = best.reached.clone()
@@ -141,7 +147,7 @@ def attack(
             other = steps.length(steps.finite(slopes.gradients[1]) * native)
             feature_gain[rows] = config.feature_weight * steps.distance(steps.length(mask_gradient), other)
         direction = scaling.of_gradient(rows, mask_gradient)
-        direction = _pulled_back(direction, here, size, mask_gradient != 0, config, limits)
+        direction = _pulled_back(direction, here, size, mask_gradient != 0, config, limits, low)
         direction = scaling.with_momentum(rows, direction, step)
 
         # 4. The step. Rounding is straight-through: a step may be finer than the stored grid.
@@ -149,7 +155,7 @@ def attack(
         if limits.step is not None:
             exact = (limits.unrounded(clean[rows], delta[rows], rows) - clean[rows]) / native
         now = steps.Now(step, budget, exact, direction, scaling.reach[rows], verdict.iou)
-        delta[rows] = _without_low_frequency(rule(now), config)
+        delta[rows] = _without_low_frequency(rule(now), config, low)
 
         # 5. Samples that cannot move, or are finished, leave the batch.
         stuck[rows] |= (mask_gradient == 0).flatten(1).all(dim=1) & ~verdict.reached & (size == 0)
@@ -251,12 +257,12 @@ class _Terms:
         return (unmet.flatten(1).sum(dim=1) / must).clamp_max(1)
 
 
-def _begin(clean: Tensor, limits: Limits, config: AttackConfig) -> Tensor:
+def _begin(clean: Tensor, limits: Limits, config: AttackConfig, low: LowPass) -> Tensor:
     """The first perturbation, model units: none, or a random one inside the ball."""
     if not config.random_start or limits.ball is None:
         return torch.zeros_like(clean)
     drawn = limits.ball.draw(clean, config.seed) / per_channel(limits.unit, clean)
-    return _without_low_frequency(drawn, config)
+    return _without_low_frequency(drawn, config, low)
 
 
 def _rule(config: AttackConfig, limits: Limits, clean: Tensor) -> steps.Rule:
@@ -277,7 +283,13 @@ def _span(limits: Limits, like: Tensor) -> Tensor:
 
 
 def _pulled_back(
-    direction: Tensor, here: Tensor, size: Tensor, seen: Tensor, config: AttackConfig, limits: Limits
+    direction: Tensor,
+    here: Tensor,
+    size: Tensor,
+    seen: Tensor,
+    config: AttackConfig,
+    limits: Limits,
+    low: LowPass,
 ) -> Tensor:
     """The direction with the terms that depend on the perturbation alone: its low-pass part, and its length.
 
@@ -293,15 +305,14 @@ def _pulled_back(
         norm = steps.spread_out(torch.where(length > 0, length, torch.ones_like(length)), here)
     if config.low_frequency == "penalty" and config.low_frequency_weight > 0:
         # Only where the model looks: no other voxel has a reason to change.
-        low = low_pass(here, config.low_frequency_levels) * (seen | (here != 0))
-        direction = direction + config.low_frequency_weight * low / norm
+        direction = direction + config.low_frequency_weight * low(here) * (seen | (here != 0)) / norm
     if config.l2_weight > 0:
         direction = direction + config.l2_weight * losses.size_gradient(here, config.peak_weight) / norm
     return direction
 
 
-def _without_low_frequency(delta: Tensor, config: AttackConfig) -> Tensor:
-    return delta - low_pass(delta, config.low_frequency_levels) if config.low_frequency == "hard" else delta
+def _without_low_frequency(delta: Tensor, config: AttackConfig, low: LowPass) -> Tensor:
+    return delta - low(delta) if config.low_frequency == "hard" else delta
 
 
 def _finished(best: _Best, rows: Tensor, config: AttackConfig, *, late: bool) -> Tensor:

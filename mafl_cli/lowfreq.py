@@ -7,27 +7,31 @@ inverse spreads LL / 2 over the four, so no wavelet library is needed and any ra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def low_pass(x: Tensor, levels: int = 1) -> Tensor:
-    """Haar low-pass of every channel, over all spatial axes.
+def low_pass(x: Tensor, levels: int = 1, spacing: Sequence[float] | None = None) -> Tensor:
+    """Haar low-pass of every channel, over the spatial axes that are sampled finely enough.
 
     Args:
         x: (B, C, *spatial), two or three spatial axes, any unit. Odd sizes are padded by repeating the edge.
         levels: depth of the transform; blocks are 2 ** levels wide.
+        spacing: mm along the spatial axes. An axis with more than twice the finest spacing is left out: neighbours
+            across thick slices are no neighbours. None: all axes alike.
     Returns: a tensor like x. Equal to PyWavelets' idwtn(LL only) of the padded input; a projection for even sizes.
     """
-    block = 2**levels
-    dims = x.ndim - 2
+    finest = 0.0 if spacing is None else min(spacing)
+    blocks = [2**levels if spacing is None or mm <= 2 * finest else 1 for mm in spacing or (1.0,) * (x.ndim - 2)]
     sizes = x.shape[2:]
-    pad = [amount for size in reversed(sizes) for amount in (0, -size % block)]
+    pad = [amount for size, block in zip(sizes[::-1], blocks[::-1], strict=True) for amount in (0, -size % block)]
     padded = F.pad(x, pad, mode="replicate") if any(pad) else x
-    pool = F.avg_pool2d if dims == 2 else F.avg_pool3d
-    up = pool(padded, block)
-    for axis in range(2, x.ndim):
+    pool = F.avg_pool2d if x.ndim == 4 else F.avg_pool3d
+    up = pool(padded, blocks)
+    for axis, block in enumerate(blocks, start=2):
         up = up.repeat_interleave(block, dim=axis)
     inside: tuple[slice, ...] = (slice(None), slice(None), *(slice(size) for size in sizes))
     return up[inside]

@@ -179,6 +179,7 @@ def _search(
                 config,
                 part.limits,
                 guide=part.guide,
+                spacing=case.layout.batch_spacing(case.scan.affine),
                 on_step=_relay(on_progress, share, len(rows) / len(todo), config.steps),
             )
             adversarial[rows] = part.pasted(result.adversarial)

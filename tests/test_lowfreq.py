@@ -63,3 +63,15 @@ def test_energy_does_not_depend_on_the_size_of_the_scan(repeats: tuple[int, ...]
 @pytest.mark.parametrize("spatial", [(5, 4), (3, 4, 5)], ids=["2d", "3d"])
 def test_energy_has_the_right_gradient(spatial: tuple[int, ...]) -> None:
     assert torch.autograd.gradcheck(low_frequency_energy, noise(2, 2, *spatial).requires_grad_())
+
+
+@pytest.mark.parametrize(
+    ("spacing", "axes"), [((1, 1, 2), (2, 3, 4)), ((1, 1, 2.1), (2, 3)), ((5, 1, 1.5), (3, 4)), ((3, 3, 3), (2, 3, 4))]
+)
+def test_thick_slices_are_no_neighbours(spacing: tuple[float, ...], axes: tuple[int, ...]) -> None:
+    x = noise(1, 2, 6, 8, 4)
+    expected = x
+    for axis in axes:
+        pairs = expected.unfold(axis, 2, 2).mean(dim=-1)
+        expected = pairs.repeat_interleave(2, dim=axis)
+    torch.testing.assert_close(low_pass(x, spacing=spacing), expected)
