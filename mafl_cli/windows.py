@@ -198,7 +198,7 @@ class Windows:
         return self._all.predict(x)
 
     def slopes(self, x: Tensor, losses: Losses) -> Slopes:
-        """One forward pass, and one more with a backward pass for the windows that a loss depends on."""
+        """One forward pass, and for each loss one more with a backward pass, of the windows that it depends on."""
         return self._all.slopes(x, losses)
 
     def labels(self, x: Tensor) -> Tensor:
@@ -382,7 +382,7 @@ class _Part:
             )
         # What the losses kept must be gone before the windows need the memory.
         values, prediction = [value.detach() for value in values], prediction.detach()
-        of_ready = self._second_pass(ready.detach(), slopes)
+        of_ready = [self._second_pass(ready.detach(), *pulls) for pulls in slopes]
         gradients = [torch.autograd.grad(ready, x, pull, retain_graph=True)[0] for pull in of_ready]
         return Slopes(prediction, values, gradients)
 
@@ -430,43 +430,37 @@ class _Part:
         for patch in answer.features:
             yield Patch(patch.features[rows].clone(), patch.weight, _then(see, patch.see))
 
-    def _second_pass(self, ready: Tensor, slopes: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """The gradients with respect to `ready` of losses with these slopes in blended logits and features."""
+    def _second_pass(self, ready: Tensor, logits: Tensor, *features: Tensor) -> Tensor:
+        """The gradient with respect to `ready` of a loss with these slopes in blended logits and features.
+
+        A loss at a time, though several could share the forward pass: they would have to keep it all until the last.
+        """
         rows, place = len(ready), self._whole.place
-        gradients = [torch.zeros_like(ready) for _ in slopes]
-        taps = len(slopes[0][1:]) // max(len(self._tapped), 1)
+        gradient = torch.zeros_like(ready)
+        taps = len(features) // max(len(self._tapped), 1)
 
-        def felt(at: Start) -> Tensor:
-            """Whether a loss has a slope at a window: bool ()."""
-            parts = [pull[0][_last(place(at))] for pull in slopes]
-            if at in self._tapped:
-                first = 1 + self._tapped.index(at) * taps
-                parts += [part for pull in slopes for part in pull[first : first + taps]]
-            return torch.stack([part.any() for part in parts]).any()
+        def of_taps(at: Start) -> Sequence[Tensor]:
+            first = self._tapped.index(at) * taps if at in self._tapped else len(features)
+            return features[first : first + taps]
 
-        some = torch.stack([felt(start) for start in self._moving]).tolist()
-        reached = [start for start, here in zip(self._moving, some, strict=True) if here]
+        felt = [
+            torch.stack([part.any() for part in (logits[_last(place(at))], *of_taps(at))]).any() for at in self._moving
+        ]
+        reached = [at for at, some in zip(self._moving, torch.stack(felt).tolist(), strict=True) if some]
 
         def back(group: Sequence[Start], leaf: Tensor, answer: Prediction) -> None:
-            found: list[Tensor] = []
-            for logits, *features in slopes:
-                share = [logits[_last(place(at))] * self._whole.weights / self._total[place(at)] for at in group]
-                outputs, pulls = [answer.logits], [torch.cat(share)]
-                for tap, patch in enumerate(answer.features):
-                    parts = [
-                        features[self._tapped.index(at) * taps + tap]
-                        if at in self._tapped
-                        else torch.zeros_like(patch.features[:rows])
-                        for at in group
-                    ]
-                    outputs, pulls = [*outputs, patch.features], [*pulls, torch.cat(parts)]
-                found.append(torch.autograd.grad(outputs, leaf, pulls, retain_graph=len(found) + 1 < len(slopes))[0])
-            for gradient, mine in zip(gradients, found, strict=True):
-                for index, at in enumerate(group):
-                    gradient[_last(place(at))] += mine[index * rows : (index + 1) * rows]
+            share = [logits[_last(place(at))] * self._whole.weights / self._total[place(at)] for at in group]
+            outputs, pulls = [answer.logits], [torch.cat(share)]
+            for tap, patch in enumerate(answer.features):
+                none = torch.zeros_like(patch.features[:rows])
+                outputs.append(patch.features)
+                pulls.append(torch.cat([(of_taps(at) or [none] * (tap + 1))[tap] for at in group]))
+            (mine,) = torch.autograd.grad(outputs, leaf, pulls)
+            for index, at in enumerate(group):
+                gradient[_last(place(at))] += mine[index * rows : (index + 1) * rows]
 
         self._whole.run(ready, reached, back, gradient=True)
-        return gradients
+        return gradient
 
     def _others(self, clean: Tensor, box: Box, moving: Sequence[Start]) -> Tensor | float:
         """What windows that never run again add to the box, from the clean scan: (1, K, *box); 0 if there are none."""
