@@ -163,6 +163,8 @@ def attack(
             share = float(best.reached.float().mean())
             on_step(StepRecord(step, share, float(best.verdict().score.mean()), float(best.l2.mean())))
         rows = rows[~stuck[rows] & ~_finished(best, rows, config, late=step >= budget // 2)]
+        # Scans are large: nothing of this step must wait in memory while the next one runs the network.
+        del slopes, labels, mask_gradient, direction, exact, now
 
     forward += _search_scale(field, clean, goal, limits, scale_search, best)
     outcomes = tuple(

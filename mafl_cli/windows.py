@@ -381,7 +381,8 @@ class _Part:
                 [torch.zeros_like(leaf) if pull is None else pull for leaf, pull in zip(wanted, pulls, strict=True)]
             )
         # What the losses kept must be gone before the windows need the memory.
-        values, prediction = [value.detach() for value in values], prediction.detach()
+        values, prediction = [each.detach() for each in values], prediction.detach()
+        del value
         of_ready = [self._second_pass(ready.detach(), *pulls) for pulls in slopes]
         gradients = [torch.autograd.grad(ready, x, pull, retain_graph=True)[0] for pull in of_ready]
         return Slopes(prediction, values, gradients)
