@@ -221,7 +221,7 @@ class Windows:
         if len(self.shape) == 2:
             return Focus(self, _everything(clean.shape[2:]), None)
         near = self._near(edit)
-        seen, edited = (self._all.onto_box(mask.float())[0] > 0 for mask in (near, edit))
+        seen, edited = self._all.onto_box(near.float())[0] > 0, self._sources(edit[0])
         moving = [start for start in self.starts if bool(seen[self.place(start)].any())]
         tapped = [start for start in moving if bool(edited[self.place(start)].any())]
         # One voxel more: between it and the last one that a window draws, native voxels take from both.
@@ -269,12 +269,20 @@ class Windows:
             else:
                 done += len(group)
 
+    def _sources(self, edit: Tensor) -> Tensor:
+        """Where the logits of an edit, bool (*spatial), come from: bool (*shape)."""
+        zeros = torch.zeros(self.grids.back.shape_in, device=edit.device, requires_grad=True)
+        with torch.enable_grad():
+            (found,) = torch.autograd.grad(self.grids.back(zeros), zeros, edit.float())
+        return F.pad(found, [amount for pad in reversed(self.padding) for amount in pad]) > 0
+
     def _near(self, edit: Tensor) -> Tensor:
         """Voxels within a quarter of a window of the edit along each axis: bool, like edit."""
         near = edit
         sizes = zip(self.tiling.roi, edit.shape[1:], self.grids.there.shape_out, strict=True)
         for axis, (edge, native, inner) in enumerate(sizes, start=1):
-            reach = math.ceil(edge / 4 * native / inner)
+            # At least to the next voxel that the network sees.
+            reach = math.ceil(max(edge / 4, 1) * native / inner)
             line = near.movedim(axis, -1)
             grown = F.max_pool1d(line.flatten(0, -2)[:, None].float(), 2 * reach + 1, stride=1, padding=reach)
             near = grown.view(line.shape).movedim(-1, axis) > 0
@@ -339,9 +347,10 @@ class _Part:
             inner.append(slice(low - before, high - before))
             self._inside.append(slice(low - part.start, high - part.start))
             self._pad = [low - part.start, part.stop - high, *self._pad]
-        # On the native grid: what they are made of, and of that the voxels whose logits they suffice for.
-        given = whole.grids.there.needs(tuple(inner))
-        self.box = whole.grids.back.within(tuple(inner), given)
+        # On the native grid: the voxels whose logits they suffice for, and with these what they are made of. A coarser
+        # grid leaves out some voxels between those it is made of, and at the ends; their logits are drawn like others.
+        self.box = whole.grids.back.within(tuple(inner))
+        given = _hull(self.box, whole.grids.there.needs(tuple(inner)))
         self._there = whole.grids.there.cut(tuple(inner), given)
         self._back = whole.grids.back.cut(self.box, tuple(inner))
         self._own = tuple(_shifted(self.box, [part.start for part in given]))
@@ -510,6 +519,11 @@ def _then(first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor])
 
 def _everything(shape: Sequence[int]) -> Box:
     return tuple(slice(0, size) for size in shape)
+
+
+def _hull(one: Box, other: Box) -> Box:
+    """The smallest box that holds both."""
+    return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
 
 
 def _minus(start: Start, corner: Start) -> Start:

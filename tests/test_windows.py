@@ -102,6 +102,24 @@ def test_logits_and_gradient_are_those_of_autograd_through_monai(
     assert torch.equal(field.labels(x), expected.argmax(dim=1))
 
 
+@pytest.mark.parametrize("spacing", [0.6, 1.7, 2.0, 3.75])
+@pytest.mark.parametrize("kind", ["corner", "edge"])
+@pytest.mark.parametrize(("shape", "roi"), [((41, 40), (8, 6)), ((19, 26, 23), (8, 8, 8))], ids=["2-D", "3-D"])
+def test_on_the_networks_grid_it_is_resampling_around_monai(
+    shape: tuple[int, ...], roi: tuple[int, ...], kind: Any, spacing: float
+) -> None:
+    net, tiling, x = Net(len(shape), classes=3), Tiling(roi), noise(2, 1, *shape)
+    grids = Grids.at_spacing(shape, (1,) * len(shape), (spacing,) * len(shape), kind)
+    theirs = x.clone().requires_grad_()
+    expected = grids.back(of_monai(net, grids.there(theirs), tiling))
+    (gradient,) = torch.autograd.grad(expected[:, 1].tanh().sum(), theirs)
+    field = windows(net, shape, tiling, grids=grids, batch=4)
+    found = field.slopes(x, lambda prediction: [prediction.logits[:, 1].tanh().flatten(1).sum(dim=1)])
+    torch.testing.assert_close(found.prediction.logits, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.gradients[0], gradient, rtol=1e-5, atol=1e-5)
+    assert torch.equal(field.labels(x), expected.argmax(dim=1))
+
+
 def test_overlapping_regions_are_blended_alike() -> None:
     net, tiling, x = Net(3, regions=3), Tiling((8, 8, 8)), noise(1, 1, 12, 16, 9)
     flat = sliding_window_inference(x, (8, 8, 8), 1, lambda part: net.both(part)[0].flatten(1, 2), 0.5, mode="gaussian")
@@ -145,7 +163,7 @@ def edit_in(shape: Sequence[int], *corner: int, edge: int = 3) -> Tensor:
 
 
 @pytest.mark.parametrize("overlap", [0.25, 0.5])
-@pytest.mark.parametrize("spacing", [1.0, 0.8, 1.7], ids=["same grid", "finer", "coarser"])
+@pytest.mark.parametrize("spacing", [1.0, 0.8, 1.7, 3.6], ids=["same grid", "finer", "coarser", "much coarser"])
 @pytest.mark.parametrize("kind", ["corner", "edge"])
 @pytest.mark.parametrize(
     ("shape", "corner"), [((40, 12, 30), (12, 4, 9)), ((44, 20, 9), (0, 0, 0)), ((33, 33, 33), (30, 28, 30))]
@@ -189,6 +207,25 @@ def test_slices_are_never_cut_so_that_their_number_does_not_matter() -> None:
     for rows in (slice(0, 1), slice(0, 2)):
         focus = field.focus(x[rows], edit[rows])
         assert (focus.field, focus.box, focus.frozen) == (field, (slice(0, 40), slice(0, 30)), None)
+
+
+@pytest.mark.parametrize("corner", [(9, 11, 14), (10, 10, 10), (39, 0, 23), (2, 2, 2)])
+@pytest.mark.parametrize("kind", ["corner", "edge"])
+def test_an_edit_between_the_voxels_that_the_network_sees_is_attacked(kind: Any, corner: tuple[int, ...]) -> None:
+    shape, net = (40, 24, 24), Net(3)
+    grids = Grids.at_spacing(shape, (1, 1, 1), (3.6, 3.6, 3.6), kind)
+    x, edit = noise(1, 1, *shape), edit_in(shape, *corner, edge=1)
+    focus = windows(net, shape, Tiling((4, 4, 4)), grids=grids).focus(x, edit)
+    assert focus.frozen is not None
+    assert edit[(..., *focus.box)].sum() == 1
+    assert not (edit[(..., *focus.box)] & focus.frozen).any()
+    voxel = edit[(..., *focus.box)].float()
+    found = focus.field.slopes(
+        x[(..., *focus.box)],
+        lambda p: [(p.logits[:, 1] * voxel).flatten(1).sum(1), (p.features[0].features ** 2).flatten(1).sum(1)],
+    )
+    for gradient in found.gradients:
+        assert (gradient * ~focus.frozen[:, None]).any()
 
 
 def test_windows_far_from_the_edit_never_run_again() -> None:
