@@ -292,9 +292,6 @@ class Windows:
         """Labels of one scan (1, C, *spatial), a few planes of the first axis after the other."""
         ready, dims = self.ready(x), len(self.shape)
         table, before = self.grids.back.axes[0], self.padding[0][0]
-        inner = [
-            slice(pad[0], pad[0] + size) for pad, size in zip(self.padding, self.grids.there.shape_out, strict=True)
-        ]
         # The sum over the windows so far, of the planes from `first` on; native planes before `native` are done.
         blended, first, native = torch.zeros(0), 0, 0
         levels = sorted({start[0] for start in self.starts})
@@ -314,16 +311,24 @@ class Windows:
             self.run(ready, [start for start in self.starts if start[0] == level], add)
             # No window that is still to come touches the planes before `following`.
             final = int((table.high + before < following).sum())
-            if final > native:
-                source = table.needs(slice(native, final))
-                at = slice(source.start + before, source.stop + before)
-                done = blended[_last((slice(at.start - first, at.stop - first), *inner[1:]))]
-                done = done / self.total((at, *_everything(self.shape[1:])))[_last(inner[1:])]
-                back = Resample((table.cut(slice(native, final), source), *self.grids.back.axes[1:]))
-                yield drawn(back(done), dim=0)
-                native = final
+            # Native planes may be larger: as many at once as have no more voxels than what is blended.
+            most = max(1, planes * math.prod(self.shape[1:]) // math.prod(self.grids.back.shape_out[1:]))
+            for begin in range(native, final, most):
+                yield self._draw(blended, first, slice(begin, min(begin + most, final)))
+            native = final
             kept = min(following, int(table.low[native]) + before) if native < len(table.low) else following
             blended, first = blended[_last((slice(kept - first, None), *_everything(self.shape[1:])))], kept
+
+    def _draw(self, blended: Tensor, first: int, part: slice) -> Tensor:
+        """Labels of native planes, from the sum (K, planes, *) over the windows, which begins at plane `first`."""
+        table, before = self.grids.back.axes[0], self.padding[0][0]
+        source = table.needs(part)
+        at = slice(source.start + before, source.stop + before)
+        sizes = zip(self.padding[1:], self.grids.there.shape_out[1:], strict=True)
+        inner = _last([slice(pad, pad + size) for (pad, _), size in sizes])
+        total = self.total((at, *_everything(self.shape[1:])))[inner]
+        logits = blended[_last((slice(at.start - first, at.stop - first), *_everything(self.shape[1:])))][inner] / total
+        return drawn(Resample((table.cut(part, source), *self.grids.back.axes[1:]))(logits), dim=0)
 
 
 class _Part:
@@ -416,14 +421,20 @@ class _Part:
 
         def add(group: Sequence[Start], _: Tensor, answer: Prediction) -> None:
             logits = answer.logits * self._whole.weights
+            mine = [slice(index * rows, (index + 1) * rows) for index in range(len(group))]
+            places = [self._whole.place(start) for start in group]
+            found = [
+                patch
+                for start, part, place in zip(group, mine, places, strict=True)
+                if start in self._tapped
+                for patch in self._patches(answer, part, place)
+            ]
             if not sums:
                 size = self._total.shape
                 sums.append(logits.new_zeros(rows, *logits.shape[1 : -len(size)], *size) + self._constant)
-            for index, start in enumerate(group):
-                mine, place = slice(index * rows, (index + 1) * rows), self._whole.place(start)
-                sums[0][_last(place)] += logits[mine]
-                if start in self._tapped:
-                    patches.extend(self._patches(answer, mine, place))
+            for part, place in zip(mine, places, strict=True):
+                sums[0][_last(place)] += logits[part]
+            patches.extend(found)
 
         self._whole.run(ready, self._moving, add)
         return sums[0] / self._total, tuple(patches)

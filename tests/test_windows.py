@@ -10,6 +10,7 @@ import pytest
 import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mafl_cli.attack import attack
 from mafl_cli.config import AttackConfig
@@ -18,7 +19,7 @@ from mafl_cli.goals import Goal
 from mafl_cli.limits import Limits
 from mafl_cli.model import Patch, Prediction
 from mafl_cli.resample import Grids
-from mafl_cli.windows import Tiling, Whole, Windows
+from mafl_cli.windows import Tiling, Whole, Windows, fewer
 from tests.problems import Unit
 
 
@@ -293,6 +294,68 @@ def test_out_of_memory_goes_on_with_fewer_windows_and_the_same_result() -> None:
     found = field.slopes(x, lambda p: [p.logits.flatten(1).sum(dim=1)])
     torch.testing.assert_close(found.gradients[0], expected.gradients[0])
     assert said == [f"not enough memory: going on with {n} at a time" for n in (4, 2, 1)]
+
+
+class Failing(TorchDispatchMode):
+    """Runs out of memory once: at the `at`-th operation that allocates while windows are run."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at, self.count, self.armed = at, 0, False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.armed and all(result.alias_info is None for result in func._schema.returns):
+            self.count += 1
+            if self.count == self.at:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("what", ["slopes", "focus", "labels"])
+def test_wherever_a_batch_runs_out_of_memory_nothing_counts_twice(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape, run = (18, 6, 6), Windows.run
+    x, weight = noise(1, 1, *shape), noise(1, *shape, seed=1)
+
+    def answer(failing: Failing) -> list[Tensor]:
+        def armed(self: Windows, *args: Any, **kwargs: Any) -> None:
+            failing.armed = True
+            run(self, *args, **kwargs)
+            failing.armed = False
+
+        monkeypatch.setattr(Windows, "run", armed)
+        field = windows(Net(3), shape, Tiling((6, 6, 6)), batch=2)
+        with failing:
+            if what == "labels":
+                return [field.labels(x)]
+            focus = field.focus(x, edit_in(shape, 3, 2, 2))
+            part: Any = (field, (...,)) if what == "slopes" else (focus.field, (..., *focus.box))
+            found = part[0].slopes(
+                x[part[1]],
+                lambda p: [
+                    (p.logits[:, 1] * weight[part[1]]).flatten(1).sum(1),
+                    torch.stack([(patch.features**2).flatten(1).sum(1) for patch in p.features]).sum(0),
+                ],
+            )
+        return [
+            found.prediction.logits,
+            *found.values,
+            *found.gradients,
+            *(p.features for p in found.prediction.features),
+        ]
+
+    counting = Failing(0)
+    expected = answer(counting)
+    assert counting.count > 20
+    for at in range(1, counting.count + 1):
+        torch.testing.assert_close(answer(Failing(at)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_lack_of_memory_on_the_processor_is_known_by_its_message() -> None:
+    said = list[str]()
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert fewer(4, caught.value, said.append, "net") == 2
+    assert len(said) == 1
 
 
 def test_one_window_that_does_not_fit_is_one_sentence() -> None:
