@@ -16,6 +16,8 @@ from mafl_cli.config import Resampling
 
 Box = tuple[slice, ...]
 
+_SAME = 1e-3  # mm; MONAI's Spacing leaves an axis alone that is this near to the wanted spacing.
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -74,13 +76,12 @@ class Resample:
         """The part of the input that the outputs in `box` are made of."""
         return tuple(axis.needs(part) for axis, part in zip(self.axes, box, strict=True))
 
-    def within(self, source: Box, among: Box) -> Box:
-        """The outputs in `among` that the inputs in `source` suffice for."""
+    def within(self, source: Box) -> Box:
+        """The outputs that the inputs in `source` suffice for."""
         found = []
-        for axis, given, part in zip(self.axes, source, among, strict=True):
-            fits = (axis.low >= given.start) & (axis.high < given.stop)
-            index = torch.nonzero(fits).flatten()
-            found.append(slice(max(int(index.min()), part.start), min(int(index.max()) + 1, part.stop)))
+        for axis, given in zip(self.axes, source, strict=True):
+            index = torch.nonzero((axis.low >= given.start) & (axis.high < given.stop)).flatten()
+            found.append(slice(int(index.min()), int(index.max()) + 1))
         return tuple(found)
 
     def cut(self, box: Box, source: Box) -> Resample:
@@ -119,10 +120,11 @@ class Grids:
         """
         there, back = [], []
         for size, old, new in zip(shape, spacing, wanted, strict=True):
-            ratio = new / old
-            count = max(1, round((size - 1) / ratio + 1 if kind == "corner" else size / ratio))
-            if kind == "edge":
-                ratio = size / count
+            if kind == "corner" and abs(new - old) <= _SAME:
+                new = old
+            # In the order of operations of MONAI and of nnU-Net, so that half voxels are rounded as there.
+            count = round((size - 1) * (old * (1 / new)) + 1) if kind == "corner" else max(1, round(old / new * size))
+            ratio = new / old if kind == "corner" else size / count
             shift = 0.0 if kind == "corner" else 0.5
             out, source = (torch.arange(n, dtype=torch.float64) for n in (count, size))
             there.append(Axis.at((out + shift) * ratio - shift, size))

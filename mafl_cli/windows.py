@@ -221,7 +221,7 @@ class Windows:
         if len(self.shape) == 2:
             return Focus(self, _everything(clean.shape[2:]), None)
         near = self._near(edit)
-        seen, edited = (self._all.onto_box(mask.float())[0] > 0 for mask in (near, edit))
+        seen, edited = self._all.onto_box(near.float())[0] > 0, self._sources(edit[0])
         moving = [start for start in self.starts if bool(seen[self.place(start)].any())]
         tapped = [start for start in moving if bool(edited[self.place(start)].any())]
         # One voxel more: between it and the last one that a window draws, native voxels take from both.
@@ -269,12 +269,20 @@ class Windows:
             else:
                 done += len(group)
 
+    def _sources(self, edit: Tensor) -> Tensor:
+        """Where the logits of an edit, bool (*spatial), come from: bool (*shape)."""
+        zeros = torch.zeros(self.grids.back.shape_in, device=edit.device, requires_grad=True)
+        with torch.enable_grad():
+            (found,) = torch.autograd.grad(self.grids.back(zeros), zeros, edit.float())
+        return F.pad(found, [amount for pad in reversed(self.padding) for amount in pad]) > 0
+
     def _near(self, edit: Tensor) -> Tensor:
         """Voxels within a quarter of a window of the edit along each axis: bool, like edit."""
         near = edit
         sizes = zip(self.tiling.roi, edit.shape[1:], self.grids.there.shape_out, strict=True)
         for axis, (edge, native, inner) in enumerate(sizes, start=1):
-            reach = math.ceil(edge / 4 * native / inner)
+            # At least to the next voxel that the network sees.
+            reach = math.ceil(max(edge / 4, 1) * native / inner)
             line = near.movedim(axis, -1)
             grown = F.max_pool1d(line.flatten(0, -2)[:, None].float(), 2 * reach + 1, stride=1, padding=reach)
             near = grown.view(line.shape).movedim(-1, axis) > 0
@@ -284,9 +292,6 @@ class Windows:
         """Labels of one scan (1, C, *spatial), a few planes of the first axis after the other."""
         ready, dims = self.ready(x), len(self.shape)
         table, before = self.grids.back.axes[0], self.padding[0][0]
-        inner = [
-            slice(pad[0], pad[0] + size) for pad, size in zip(self.padding, self.grids.there.shape_out, strict=True)
-        ]
         # The sum over the windows so far, of the planes from `first` on; native planes before `native` are done.
         blended, first, native = torch.zeros(0), 0, 0
         levels = sorted({start[0] for start in self.starts})
@@ -306,16 +311,24 @@ class Windows:
             self.run(ready, [start for start in self.starts if start[0] == level], add)
             # No window that is still to come touches the planes before `following`.
             final = int((table.high + before < following).sum())
-            if final > native:
-                source = table.needs(slice(native, final))
-                at = slice(source.start + before, source.stop + before)
-                done = blended[_last((slice(at.start - first, at.stop - first), *inner[1:]))]
-                done = done / self.total((at, *_everything(self.shape[1:])))[_last(inner[1:])]
-                back = Resample((table.cut(slice(native, final), source), *self.grids.back.axes[1:]))
-                yield drawn(back(done), dim=0)
-                native = final
+            # Native planes may be larger: as many at once as have no more voxels than what is blended.
+            most = max(1, planes * math.prod(self.shape[1:]) // math.prod(self.grids.back.shape_out[1:]))
+            for begin in range(native, final, most):
+                yield self._draw(blended, first, slice(begin, min(begin + most, final)))
+            native = final
             kept = min(following, int(table.low[native]) + before) if native < len(table.low) else following
             blended, first = blended[_last((slice(kept - first, None), *_everything(self.shape[1:])))], kept
+
+    def _draw(self, blended: Tensor, first: int, part: slice) -> Tensor:
+        """Labels of native planes, from the sum (K, planes, *) over the windows, which begins at plane `first`."""
+        table, before = self.grids.back.axes[0], self.padding[0][0]
+        source = table.needs(part)
+        at = slice(source.start + before, source.stop + before)
+        sizes = zip(self.padding[1:], self.grids.there.shape_out[1:], strict=True)
+        inner = _last([slice(pad, pad + size) for (pad, _), size in sizes])
+        total = self.total((at, *_everything(self.shape[1:])))[inner]
+        logits = blended[_last((slice(at.start - first, at.stop - first), *_everything(self.shape[1:])))][inner] / total
+        return drawn(Resample((table.cut(part, source), *self.grids.back.axes[1:]))(logits), dim=0)
 
 
 class _Part:
@@ -339,9 +352,10 @@ class _Part:
             inner.append(slice(low - before, high - before))
             self._inside.append(slice(low - part.start, high - part.start))
             self._pad = [low - part.start, part.stop - high, *self._pad]
-        # On the native grid: what they are made of, and of that the voxels whose logits they suffice for.
-        given = whole.grids.there.needs(tuple(inner))
-        self.box = whole.grids.back.within(tuple(inner), given)
+        # On the native grid: the voxels whose logits they suffice for, and with these what they are made of. A coarser
+        # grid leaves out some voxels between those it is made of, and at the ends; their logits are drawn like others.
+        self.box = whole.grids.back.within(tuple(inner))
+        given = _hull(self.box, whole.grids.there.needs(tuple(inner)))
         self._there = whole.grids.there.cut(tuple(inner), given)
         self._back = whole.grids.back.cut(self.box, tuple(inner))
         self._own = tuple(_shifted(self.box, [part.start for part in given]))
@@ -408,14 +422,20 @@ class _Part:
 
         def add(group: Sequence[Start], _: Tensor, answer: Prediction) -> None:
             logits = answer.logits * self._whole.weights
+            mine = [slice(index * rows, (index + 1) * rows) for index in range(len(group))]
+            places = [self._whole.place(start) for start in group]
+            found = [
+                patch
+                for start, part, place in zip(group, mine, places, strict=True)
+                if start in self._tapped
+                for patch in self._patches(answer, part, place)
+            ]
             if not sums:
                 size = self._total.shape
                 sums.append(logits.new_zeros(rows, *logits.shape[1 : -len(size)], *size) + self._constant)
-            for index, start in enumerate(group):
-                mine, place = slice(index * rows, (index + 1) * rows), self._whole.place(start)
-                sums[0][_last(place)] += logits[mine]
-                if start in self._tapped:
-                    patches.extend(self._patches(answer, mine, place))
+            for part, place in zip(mine, places, strict=True):
+                sums[0][_last(place)] += logits[part]
+            patches.extend(found)
 
         self._whole.run(ready, self._moving, add)
         return sums[0] / self._total, tuple(patches)
@@ -511,6 +531,11 @@ def _then(first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor])
 
 def _everything(shape: Sequence[int]) -> Box:
     return tuple(slice(0, size) for size in shape)
+
+
+def _hull(one: Box, other: Box) -> Box:
+    """The smallest box that holds both."""
+    return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
 
 
 def _minus(start: Start, corner: Start) -> Start:

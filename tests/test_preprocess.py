@@ -7,7 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from monai.transforms import NormalizeIntensity, ScaleIntensity, ScaleIntensityRange
+from monai.transforms import (
+    NormalizeIntensity,
+    ScaleIntensity,
+    ScaleIntensityRange,
+    ScaleIntensityRangePercentiles,
+)
 from torch import Tensor
 
 from mafl_cli.config import Intensity
@@ -42,8 +47,28 @@ def freeze(intensity: Intensity, scan: np.ndarray) -> Preprocessing:
             Intensity(kind="window", min=-100, max=300, to=(-1, 1), clip=(-1, 1)),
             ScaleIntensityRange(-100, 300, -1, 1, clip=True),
         ),
+        (
+            Intensity.parse("percentile:0.5,99.5"),
+            ScaleIntensityRangePercentiles(0.5, 99.5, 0, 1, clip=True, channel_wise=True),
+        ),
+        (
+            Intensity(kind="percentile", lower=5, upper=90, to=(-1, 2)),
+            ScaleIntensityRangePercentiles(5, 90, -1, 2, channel_wise=True),
+        ),
+        (Intensity.parse("ct:-100,300,50.4,80.2"), lambda x: (np.clip(x, -100, 300) - 50.4) / 80.2),
     ],
-    ids=["none", "minmax", "zscore", "zscore nonzero", "window clipped", "window open", "window to -1..1"],
+    ids=[
+        "none",
+        "minmax",
+        "zscore",
+        "zscore nonzero",
+        "window clipped",
+        "window open",
+        "window to -1..1",
+        "percentile clipped",
+        "percentile open",
+        "ct of nnU-Net",
+    ],
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_equals_monai(intensity: Intensity, monai: Callable[[np.ndarray], np.ndarray], channels: int) -> None:
@@ -83,6 +108,14 @@ def test_gradient_is_one_over_the_window_inside_and_zero_outside() -> None:
     torch.testing.assert_close(gradient[inside], torch.full_like(gradient[inside], 1 / 221))
 
 
+def test_gradient_is_one_over_the_spread_inside_the_clip_of_a_ct() -> None:
+    x = torch.from_numpy(ct())[None].requires_grad_()
+    (gradient,) = torch.autograd.grad(freeze(Intensity.parse("ct:-100,300,50,80"), ct())(x).sum(), x)
+    inside = (x > -100) & (x < 300)
+    torch.testing.assert_close(gradient[inside], torch.full_like(gradient[inside], 1 / 80))
+    assert not gradient[(x < -100) | (x > 300)].any()
+
+
 def test_zeros_have_no_gradient_where_they_are_background() -> None:
     x = torch.from_numpy(ct())[None].requires_grad_()
     (gradient,) = torch.autograd.grad(freeze(Intensity(kind="zscore", region="nonzero"), ct())(x).sum(), x)
@@ -114,7 +147,7 @@ def test_zeros_of_a_changed_scan_are_those_of_the_clean_one() -> None:
     assert ((changed(scan, frozen, 0) == 0) == (scan == 0)).all()
 
 
-@pytest.mark.parametrize("text", ["none", "zscore", "window:-57,164"])
+@pytest.mark.parametrize("text", ["none", "zscore", "window:-57,164", "percentile:1,99", "ct:-100,300,50,80"])
 def test_other_scalings_freeze_no_voxel(text: str) -> None:
     scan = ct()
     kept: Tensor = freeze(Intensity.parse(text), scan).keep(torch.from_numpy(scan)[None])
@@ -137,15 +170,26 @@ def test_the_data_box_is_the_range_of_each_channel() -> None:
         (Intensity(kind="zscore", region="nonzero"), np.zeros((1, 4, 4, 4)), "no spread"),
         (Intensity(kind="zscore", region="nonzero"), np.eye(4).reshape(1, 4, 4, 1), "no spread"),
         (Intensity(kind="minmax"), np.stack([ct()[0], np.zeros((9, 8, 7))]), "same value"),
+        (Intensity.parse("percentile:5,60"), np.where(np.arange(100) < 80, 0, 9.0).reshape(1, 5, 5, 4), "same value"),
     ],
-    ids=["minmax constant", "zscore constant", "all zero", "one value besides zero", "second channel constant"],
+    ids=[
+        "minmax constant",
+        "zscore constant",
+        "all zero",
+        "one value besides zero",
+        "second channel constant",
+        "both percentiles in the background",
+    ],
 )
 def test_scans_without_spread_are_refused(intensity: Intensity, scan: np.ndarray, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         freeze(intensity, scan.astype(np.float32))
 
 
-@pytest.mark.parametrize("short", ["none", "minmax", "zscore", "zscore-nonzero", "window:10,60"])
+SHORT = ["none", "minmax", "zscore", "zscore-nonzero", "window:10,60", "percentile:1,99", "ct:5,70,20,30"]
+
+
+@pytest.mark.parametrize("short", SHORT)
 def test_another_scan_is_seen_as_by_its_own_preprocessing(short: str) -> None:
     here, there = (np.random.default_rng(seed).random((1, 6, 5, 4), np.float32) for seed in (0, 1))
     there = 70 * there + 3

@@ -32,6 +32,20 @@ def test_corner_is_what_monai_does(old: tuple[float, ...], new: tuple[float, ...
     torch.testing.assert_close(ours, theirs.as_tensor(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("size", "old", "new"),
+    [(12, 2.85, 3.3), (11, 1.0, 2.5), (9, 1.4995, 1.5), (9, 1.498, 1.5), (1, 3.0, 0.7), (2, 1.0, 9.0)],
+)
+def test_corner_rounds_to_the_size_that_monai_rounds_to(size: int, old: float, new: float) -> None:
+    """Sizes half-way between two voxels, spacings that are nearly the wanted one, and single voxels."""
+    x = noise(1, size, 3, 3)
+    affine = torch.diag(torch.tensor([old, 1.0, 1.0, 1.0], dtype=torch.float64))
+    theirs = Spacing((new, 1.0, 1.0), mode="bilinear", padding_mode="border")(MetaTensor(x, affine=affine))
+    ours = Grids.at_spacing(x.shape[1:], (old, 1, 1), (new, 1, 1), "corner").there(x)
+    assert ours.shape == theirs.shape
+    torch.testing.assert_close(ours, theirs.as_tensor(), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize(("old", "new"), SPACINGS)
 def test_edge_is_what_pytorch_does(old: tuple[float, ...], new: tuple[float, ...]) -> None:
     x = noise(1, 2, 10, 13, 8)
@@ -70,8 +84,7 @@ def test_a_part_from_the_inputs_it_needs_is_the_part_of_the_whole(new: float, ki
     for box in ((slice(0, 2), slice(1, 4)), (slice(rows - 3, rows), slice(2, columns))):
         given = there.needs(box)
         torch.testing.assert_close(there.cut(box, given)(x[(..., *given)]), there(x)[(..., *box)])
-        everything = tuple(slice(0, n) for n in there.shape_out)
-        within = there.within(given, everything)
+        within = there.within(given)
         assert all(
             inner.start <= part.start and part.stop <= inner.stop for inner, part in zip(within, box, strict=True)
         )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mafl_cli.attack import attack
 from mafl_cli.config import AttackConfig
@@ -18,7 +19,7 @@ from mafl_cli.goals import Goal
 from mafl_cli.limits import Limits
 from mafl_cli.model import Patch, Prediction
 from mafl_cli.resample import Grids
-from mafl_cli.windows import Tiling, Whole, Windows
+from mafl_cli.windows import Tiling, Whole, Windows, fewer
 from tests.problems import Unit
 
 
@@ -102,6 +103,24 @@ def test_logits_and_gradient_are_those_of_autograd_through_monai(
     assert torch.equal(field.labels(x), expected.argmax(dim=1))
 
 
+@pytest.mark.parametrize("spacing", [0.6, 1.7, 2.0, 3.75])
+@pytest.mark.parametrize("kind", ["corner", "edge"])
+@pytest.mark.parametrize(("shape", "roi"), [((41, 40), (8, 6)), ((19, 26, 23), (8, 8, 8))], ids=["2-D", "3-D"])
+def test_on_the_networks_grid_it_is_resampling_around_monai(
+    shape: tuple[int, ...], roi: tuple[int, ...], kind: Any, spacing: float
+) -> None:
+    net, tiling, x = Net(len(shape), classes=3), Tiling(roi), noise(2, 1, *shape)
+    grids = Grids.at_spacing(shape, (1,) * len(shape), (spacing,) * len(shape), kind)
+    theirs = x.clone().requires_grad_()
+    expected = grids.back(of_monai(net, grids.there(theirs), tiling))
+    (gradient,) = torch.autograd.grad(expected[:, 1].tanh().sum(), theirs)
+    field = windows(net, shape, tiling, grids=grids, batch=4)
+    found = field.slopes(x, lambda prediction: [prediction.logits[:, 1].tanh().flatten(1).sum(dim=1)])
+    torch.testing.assert_close(found.prediction.logits, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.gradients[0], gradient, rtol=1e-5, atol=1e-5)
+    assert torch.equal(field.labels(x), expected.argmax(dim=1))
+
+
 def test_overlapping_regions_are_blended_alike() -> None:
     net, tiling, x = Net(3, regions=3), Tiling((8, 8, 8)), noise(1, 1, 12, 16, 9)
     flat = sliding_window_inference(x, (8, 8, 8), 1, lambda part: net.both(part)[0].flatten(1, 2), 0.5, mode="gaussian")
@@ -145,7 +164,7 @@ def edit_in(shape: Sequence[int], *corner: int, edge: int = 3) -> Tensor:
 
 
 @pytest.mark.parametrize("overlap", [0.25, 0.5])
-@pytest.mark.parametrize("spacing", [1.0, 0.8, 1.7], ids=["same grid", "finer", "coarser"])
+@pytest.mark.parametrize("spacing", [1.0, 0.8, 1.7, 3.6], ids=["same grid", "finer", "coarser", "much coarser"])
 @pytest.mark.parametrize("kind", ["corner", "edge"])
 @pytest.mark.parametrize(
     ("shape", "corner"), [((40, 12, 30), (12, 4, 9)), ((44, 20, 9), (0, 0, 0)), ((33, 33, 33), (30, 28, 30))]
@@ -189,6 +208,25 @@ def test_slices_are_never_cut_so_that_their_number_does_not_matter() -> None:
     for rows in (slice(0, 1), slice(0, 2)):
         focus = field.focus(x[rows], edit[rows])
         assert (focus.field, focus.box, focus.frozen) == (field, (slice(0, 40), slice(0, 30)), None)
+
+
+@pytest.mark.parametrize("corner", [(9, 11, 14), (10, 10, 10), (39, 0, 23), (2, 2, 2)])
+@pytest.mark.parametrize("kind", ["corner", "edge"])
+def test_an_edit_between_the_voxels_that_the_network_sees_is_attacked(kind: Any, corner: tuple[int, ...]) -> None:
+    shape, net = (40, 24, 24), Net(3)
+    grids = Grids.at_spacing(shape, (1, 1, 1), (3.6, 3.6, 3.6), kind)
+    x, edit = noise(1, 1, *shape), edit_in(shape, *corner, edge=1)
+    focus = windows(net, shape, Tiling((4, 4, 4)), grids=grids).focus(x, edit)
+    assert focus.frozen is not None
+    assert edit[(..., *focus.box)].sum() == 1
+    assert not (edit[(..., *focus.box)] & focus.frozen).any()
+    voxel = edit[(..., *focus.box)].float()
+    found = focus.field.slopes(
+        x[(..., *focus.box)],
+        lambda p: [(p.logits[:, 1] * voxel).flatten(1).sum(1), (p.features[0].features ** 2).flatten(1).sum(1)],
+    )
+    for gradient in found.gradients:
+        assert (gradient * ~focus.frozen[:, None]).any()
 
 
 def test_windows_far_from_the_edit_never_run_again() -> None:
@@ -256,6 +294,68 @@ def test_out_of_memory_goes_on_with_fewer_windows_and_the_same_result() -> None:
     found = field.slopes(x, lambda p: [p.logits.flatten(1).sum(dim=1)])
     torch.testing.assert_close(found.gradients[0], expected.gradients[0])
     assert said == [f"not enough memory: going on with {n} at a time" for n in (4, 2, 1)]
+
+
+class Failing(TorchDispatchMode):
+    """Runs out of memory once: at the `at`-th operation that allocates while windows are run."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at, self.count, self.armed = at, 0, False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.armed and all(result.alias_info is None for result in func._schema.returns):
+            self.count += 1
+            if self.count == self.at:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("what", ["slopes", "focus", "labels"])
+def test_wherever_a_batch_runs_out_of_memory_nothing_counts_twice(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape, run = (18, 6, 6), Windows.run
+    x, weight = noise(1, 1, *shape), noise(1, *shape, seed=1)
+
+    def answer(failing: Failing) -> list[Tensor]:
+        def armed(self: Windows, *args: Any, **kwargs: Any) -> None:
+            failing.armed = True
+            run(self, *args, **kwargs)
+            failing.armed = False
+
+        monkeypatch.setattr(Windows, "run", armed)
+        field = windows(Net(3), shape, Tiling((6, 6, 6)), batch=2)
+        with failing:
+            if what == "labels":
+                return [field.labels(x)]
+            focus = field.focus(x, edit_in(shape, 3, 2, 2))
+            part: Any = (field, (...,)) if what == "slopes" else (focus.field, (..., *focus.box))
+            found = part[0].slopes(
+                x[part[1]],
+                lambda p: [
+                    (p.logits[:, 1] * weight[part[1]]).flatten(1).sum(1),
+                    torch.stack([(patch.features**2).flatten(1).sum(1) for patch in p.features]).sum(0),
+                ],
+            )
+        return [
+            found.prediction.logits,
+            *found.values,
+            *found.gradients,
+            *(p.features for p in found.prediction.features),
+        ]
+
+    counting = Failing(0)
+    expected = answer(counting)
+    assert counting.count > 20
+    for at in range(1, counting.count + 1):
+        torch.testing.assert_close(answer(Failing(at)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_lack_of_memory_on_the_processor_is_known_by_its_message() -> None:
+    said = list[str]()
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert fewer(4, caught.value, said.append, "net") == 2
+    assert len(said) == 1
 
 
 def test_one_window_that_does_not_fit_is_one_sentence() -> None:
