@@ -574,7 +574,6 @@ def _explain_refusal(
     file: ModelFile, channels: int, size: tuple[int, ...], name: str, device: torch.device, card: ModelCard
 ) -> None:
     """Raise ModelError with the network's own words about why no size would do."""
-    tried = f"padded to multiples of {card.divisor}" if card.divisor else "nor padded to multiples of 2 to 64"
     shown = " x ".join(map(str, size))
     if file.example is not None and None not in file.example[2:] and file.example[2:] != size:
         fixed = file.example[2:]
@@ -592,10 +591,11 @@ def _explain_refusal(
             raise ModelError(f"{name}: {_LABELS}.")
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in _tensors(outputs)) or "no tensor"
         reason = f"its output ({shapes}) is not on the input's grid"
-    raise ModelError(
-        f"{name}: accepts {channels} channel(s) of size {shown} neither as it is {tried}: {reason}; "
-        "if it was made for one size, give that with --roi."
-    )
+    what = f"{channels} channel(s) of size {shown}"
+    tried = f"accepts {what} neither as it is nor padded to multiples of 2 to 64"
+    if card.divisor:
+        tried = f"does not accept {what} padded to multiples of {card.divisor}"
+    raise ModelError(f"{name}: {tried}: {reason}; if it was made for one size, give that with --roi.")
 
 
 _LABELS = "gives labels (argmax), which have no gradient; export it before the argmax"

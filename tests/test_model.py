@@ -663,7 +663,7 @@ def test_labels_of_a_volume_are_called_labels(tmp_path: Path) -> None:
         (ModelCard(channels=("T1", "T2")), r"takes 1 channel\(s\) in 2-D, its card says otherwise"),
         (ModelCard(dims=3), r"takes 1 channel\(s\) in 2-D, its card says otherwise"),
         (ModelCard(dims=3, channels=("T1",)), "accepts 1 channel.* of size 16 x 16 x 16 neither"),
-        (ModelCard(divisor=1), "accepts 1 channel.* neither as it is padded to multiples of 1"),
+        (ModelCard(divisor=1), "does not accept 1 channel.* padded to multiples of 1: "),
     ],
     ids=["classes", "activation", "channels", "dims", "dims and channels", "divisor"],
 )
