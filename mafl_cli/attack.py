@@ -152,7 +152,7 @@ def attack(
 
         # 4. The step. Rounding is straight-through: a step may be finer than the stored grid.
         exact = here
-        if limits.step is not None:
+        if limits.grid is not None:
             exact = (limits.unrounded(clean[rows], delta[rows], rows) - clean[rows]) / native
         now = steps.Now(step, budget, exact, direction, scaling.reach[rows], verdict.iou)
         delta[rows] = _without_low_frequency(rule(now), config, low)

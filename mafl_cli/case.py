@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mafl_cli import targets, volume
+from mafl_cli import body, recipes, scans, targets, volume
 from mafl_cli.card import ModelCard, find_card
 from mafl_cli.config import AttackConfig, Intensity, Mode, Precision, SaveAs, SliceAxisChoice
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.geometry import Layout, SliceAxis, choose_slice_axis, require_same_space
 from mafl_cli.goals import Goal
-from mafl_cli.limits import Limits
+from mafl_cli.limits import Grid, Limits
 from mafl_cli.model import ModelInfo, Segmenter, load
 from mafl_cli.preprocess import Preprocessing
+from mafl_cli.recipes import Recipe
 from mafl_cli.resample import Grids
+from mafl_cli.targets import Masks, Source, Target
 from mafl_cli.windows import Scan, Tiling, Whole, Windows, fewer, slices_per_batch
 
 DEMO_MODEL = Path(__file__).parent / "demo" / "model.ts"
@@ -32,19 +34,29 @@ Say = Callable[[str], None]
 class AttackRequest:
     """One case: paths and settings. `None` for a property of the model means: what its card says.
 
-    images: one file for each channel of the model, in its order. targets: one mask, or one for each region that may
-    overlap others. attack_channels: names or numbers of the channels that may change; all if None.
-    spacing: mm, along the model's axes, or (0,) for the scan's own. roi: voxels of a window, or (0,) for no windows.
+    images: one file (or DICOM folder) for each channel of the model, in its order. series, allow_gaps: see
+    `dicom.read_dicom`. targets: one mask, or one for each region that may overlap others; none with a
+    recipe. masks: how mask files are read. within: a mask; only its voxels may change, and with body_only only those
+    of the body. redact: keep the names of the files out of everything, and what is optional out of headers.
+    attack_channels: names or numbers of the channels that may change; all if None. save_as: None is float32 for NIfTI,
+    source for DICOM. spacing: mm, along the model's axes, or (0,) for the scan's own. roi: voxels of a window, or (0,)
+    for no windows.
     """
 
     images: tuple[Path, ...]
-    targets: tuple[Path, ...]
     out: Path
+    targets: tuple[Path, ...] = ()
+    recipe: Recipe | None = None
+    series: str | None = None
+    allow_gaps: bool = False
+    masks: Masks = field(default_factory=Masks)
+    within: Path | None = None
+    body_only: bool = False
     guides: tuple[Path, ...] = ()
     model: Path = DEMO_MODEL
     mode: Mode = "auto"
     slice_axis: SliceAxisChoice | None = None
-    save_as: SaveAs = "float32"
+    save_as: SaveAs | None = None
     device: str = "auto"
     precision: Precision = "float32"
     orientation: str | None = None
@@ -54,19 +66,17 @@ class AttackRequest:
     overlap: float | None = None
     attack_channels: tuple[str, ...] | None = None
     tap: str = "auto"
+    redact: bool = False
     overwrite: bool = False
     config: AttackConfig = field(default_factory=AttackConfig)
 
 
-@dataclass(frozen=True)
-class Case:
-    """Scans, target and model on one grid. Batches are (B, C, *spatial), native units.
-
-    wanted: (B, *spatial) class indices, or (B, R, *spatial), 0 or 1, for regions that may overlap.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """Scans and model on one grid, and what the model makes of them. Batches are (B, C, *spatial), native units."""
 
     scans: tuple[volume.Volume, ...]
-    target: targets.Target
+    save_as: SaveAs
     segmenter: Segmenter
     info: ModelInfo
     card: ModelCard
@@ -76,9 +86,6 @@ class Case:
     grids: Grids
     tiling: Tiling | None
     clean: Tensor
-    wanted: Tensor
-    guide: Tensor | None
-    limits: Limits
     say: Say
 
     @property
@@ -123,14 +130,9 @@ class Case:
         """A label map as it is written: class numbers, or bit codes of overlapping regions."""
         return targets.coded(labels) if self.info.overlapping else labels
 
-    def goal(self, clean: Tensor, config: AttackConfig) -> Goal:
-        """What counts as reached, for the prediction of the clean scan, like `wanted`."""
-        classes = 2 if self.info.overlapping else len(self.info.classes)
-        return Goal.of(self.wanted, clean, classes, config, overlapping=self.info.overlapping)
-
     def groups(self, rows: Tensor, work: Callable[[Tensor, float], None]) -> None:
         """Do `work` for a few samples at a time, with the share that is done before; fewer when memory is short."""
-        size = slices_per_batch(self.wanted[0].numel()) if self.layout.sliced else 1
+        size = slices_per_batch(self.clean[0, 0].numel()) if self.layout.sliced else 1
         done = 0
         while done < len(rows):
             try:
@@ -146,6 +148,39 @@ class Case:
         self.groups(torch.arange(len(batch)), lambda rows, _: parts.append(field.labels(batch[rows])))
         return torch.cat(parts)
 
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What may change, beside the voxels' values: where, and how much of the scan that is.
+
+    allowed: bool (I, J, K), None for everywhere. within: the file it came from. body_voxels: None without body_only.
+    """
+
+    allowed: NDArray[np.bool_] | None = None
+    within: Source | None = None
+    body_voxels: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case(Subject):
+    """A subject with a target, and the limits that the attack has.
+
+    wanted: (B, *spatial) class indices, or (B, R, *spatial), 0 or 1, for regions that may overlap.
+    clean_labels: the prediction of the clean scan, likewise.
+    """
+
+    target: Target
+    wanted: Tensor
+    clean_labels: Tensor
+    guide: Tensor | None
+    bounds: Bounds
+    limits: Limits
+
+    def goal(self, config: AttackConfig) -> Goal:
+        """What counts as reached."""
+        classes = 2 if self.info.overlapping else len(self.info.classes)
+        return Goal.of(self.wanted, self.clean_labels, classes, config, overlapping=self.info.overlapping)
+
     def differs(self, labels: Tensor) -> Tensor:
         """Where a prediction is not the target: bool (B, *spatial)."""
         differs = labels != self.wanted
@@ -153,12 +188,55 @@ class Case:
 
 
 def prepare(request: AttackRequest, device: torch.device, say: Say) -> Case:
-    """Read everything and bring it together.
+    """Read everything, bring it together, and let the model draw the clean scan.
 
     Raises: the errors of `mafl_cli.errors`, each naming the file and what to do.
     """
-    scans = _read_channels(request.images, say)
+    subject = _subject(request, device, say)
+    scans, info, layout = subject.scans, subject.info, subject.layout
     scan = scans[0]
+    recipe = request.recipe
+    # Files first: what is wrong with them should not take a prediction to find out.
+    files = ((recipe.mask,) if recipe.mask else ()) if recipe else request.targets
+    target = _read_target(files, scan, info, request.masks) if files else None
+    bounds = _bounds(request, scan, say)
+    guide = _guide(request.guides, scans, layout, subject.preprocessing, say) if request.guides else None
+    for warning in target.warnings if target else ():
+        say(warning)
+    clean_labels = subject.labels(subject.field(), subject.clean)
+    if recipe is not None:
+        frame = recipes.Frame(scan.affine, subject.slices.index if layout.sliced else None)
+        labels, note = recipes.follow(
+            recipe, subject.to_labels(clean_labels), info.classes, frame, target.labels if target else None
+        )
+        say(note)
+        target = Target(labels, target.files if target else (), (note,), recipe.text)
+    assert target is not None
+    masks = target.labels if info.overlapping else target.labels[np.newaxis]
+    wanted = torch.from_numpy(layout.to_batch(masks)).to(device)
+    limits = _limits(subject)
+    frozen = limits.frozen | _unattacked(request.attack_channels, info, subject.clean)
+    if bounds.allowed is not None:
+        frozen = frozen | ~torch.from_numpy(layout.to_batch(bounds.allowed[np.newaxis])).to(device)
+    return Case(
+        **{each.name: getattr(subject, each.name) for each in fields(subject)},
+        target=target,
+        wanted=wanted if info.overlapping else wanted[:, 0],
+        clean_labels=clean_labels,
+        guide=guide,
+        bounds=bounds,
+        limits=replace(limits, frozen=frozen),
+    )
+
+
+def _subject(request: AttackRequest, device: torch.device, say: Say) -> Subject:
+    scans = _read_channels(request.images, say, series=request.series, allow_gaps=request.allow_gaps)
+    if request.redact:
+        scans = tuple(volume.without_notes(each) for each in scans)
+    scan = scans[0]
+    save_as = request.save_as or ("source" if any(each.format == "dicom" for each in scans) else "float32")
+    if save_as == "float32" and any(each.format == "dicom" for each in scans):
+        raise UsageError("--save-as float32: DICOM holds the integers of its source; leave the option out.")
     card = find_card(request.model).merged(
         orientation=request.orientation,
         intensity=request.intensity,
@@ -195,9 +273,6 @@ def prepare(request: AttackRequest, device: torch.device, say: Say) -> Case:
             f"{scan.name}: {_count(len(scans), 'channel')} given, the model takes {len(info.channels)} "
             f"({', '.join(info.channels)}): give their files in this order with --channels."
         )
-    target = _target(request.targets, scan, info)
-    for warning in target.warnings:
-        say(warning)
     layout, grids, tiling = laid_out(info.dims)
     assert card.intensity is not None
     data = np.stack([each.data for each in scans])
@@ -210,13 +285,9 @@ def prepare(request: AttackRequest, device: torch.device, say: Say) -> Case:
         preprocessing = Preprocessing.freeze(card.intensity, data, device)
     except InputError as exc:
         raise InputError(f"{scan.name}: {exc}") from exc
-    clean = torch.from_numpy(layout.to_batch(data)).to(device)
-    masks = target.labels if info.overlapping else target.labels[np.newaxis]
-    wanted = torch.from_numpy(layout.to_batch(masks)).to(device)
-    limits = _limits(scans, preprocessing, clean, request.save_as)
-    return Case(
+    return Subject(
         scans=scans,
-        target=target,
+        save_as=save_as,
         segmenter=segmenter,
         info=info,
         card=card,
@@ -225,32 +296,48 @@ def prepare(request: AttackRequest, device: torch.device, say: Say) -> Case:
         preprocessing=preprocessing,
         grids=grids,
         tiling=tiling,
-        clean=clean,
-        wanted=wanted if info.overlapping else wanted[:, 0],
-        guide=_guide(request.guides, scans, layout, preprocessing, say) if request.guides else None,
-        limits=replace(limits, frozen=limits.frozen | _unattacked(request.attack_channels, info, clean)),
+        clean=torch.from_numpy(layout.to_batch(data)).to(device),
         say=say,
     )
 
 
-def _read_channels(paths: Sequence[Path], say: Say) -> tuple[volume.Volume, ...]:
+def _read_channels(
+    paths: Sequence[Path], say: Say, *, series: str | None = None, allow_gaps: bool = False
+) -> tuple[volume.Volume, ...]:
     """One scan for each channel, all on the grid of the first."""
-    scans = []
+    found: list[volume.Volume] = []
     for path in paths:
-        scans.append(volume.read_image(path))
-        for warning in scans[-1].warnings:
+        found.append(scans.read_scan(path, series=series, allow_gaps=allow_gaps))
+        for warning in found[-1].warnings:
             say(warning)
-        first, last = scans[0], scans[-1]
+        first, last = found[0], found[-1]
         require_same_space(first.name, first.shape, first.affine, last.name, last.shape, last.affine)
-    return tuple(scans)
+    return tuple(found)
 
 
-def _target(paths: Sequence[Path], scan: volume.Volume, info: ModelInfo) -> targets.Target:
-    if info.overlapping:
-        return targets.read_regions(paths, scan, info.classes)
-    if len(paths) > 1:
-        raise UsageError(f"--target: the model's classes exclude each other: give one mask, not {len(paths)}.")
-    return targets.read_target(paths[0], scan, len(info.classes), info.classes)
+def _read_target(paths: Sequence[Path], scan: volume.Volume, info: ModelInfo, masks: Masks) -> Target:
+    read = targets.read_regions if info.overlapping else targets.read_target
+    return read(paths, scan, info.classes, masks)
+
+
+def _bounds(request: AttackRequest, scan: volume.Volume, say: Say) -> Bounds:
+    """The voxels that may change, as the user limits them."""
+    allowed, source, voxels = None, None, None
+    if request.within is not None:
+        # The target's label map is not about this file.
+        labels, source, warnings = replace(request.masks, label_map={}).read(request.within, scan)
+        for warning in warnings:
+            say(warning)
+        allowed = labels > 0
+        if not allowed.any():
+            raise InputError(f"{source.name}: is empty, so --within it no voxel may change.")
+    if request.body_only:
+        inside = body.body_mask(scan.name, scan.data, scan.padding)
+        voxels = int(inside.sum())
+        allowed = inside if allowed is None else allowed & inside
+        if not allowed.any():
+            raise InputError(f"{scan.name}: no voxel of --within lies in the body, so none may change.")
+    return Bounds(allowed=allowed, within=source, body_voxels=voxels)
 
 
 def _grids(card: ModelCard, layout: Layout, scan: volume.Volume, shape: tuple[int, ...]) -> Grids:
@@ -311,21 +398,44 @@ def _guide(
     return preprocessing.translate(torch.from_numpy(layout.to_batch(data)).to(device), own)
 
 
-def _limits(scans: Sequence[volume.Volume], preprocessing: Preprocessing, clean: Tensor, save_as: SaveAs) -> Limits:
-    low, high, steps = preprocessing.low.clone(), preprocessing.high.clone(), torch.zeros_like(preprocessing.low)
-    for channel, scan in enumerate(scans):
-        grid, values = volume.stored_grid(scan, save_as), clean[:, channel]
+def _limits(subject: Subject) -> Limits:
+    scans, preprocessing, clean = subject.scans, subject.preprocessing, subject.clean
+    low, high = preprocessing.low.clone(), preprocessing.high.clone()
+    frozen = preprocessing.keep(clean)
+    grids = [volume.stored_grid(scan, subject.save_as) for scan in scans]
+    for channel, (scan, grid) in enumerate(zip(scans, grids, strict=True)):
+        values = clean[:, channel]
         if grid is not None:
-            steps[channel] = grid.step
-            low[channel], high[channel] = max(float(low[channel]), grid.low), min(float(high[channel]), grid.high)
+            low[channel] = max(float(low[channel]), float(grid.low.min()))
+            high[channel] = min(float(high[channel]), float(grid.high.max()))
         if preprocessing.nonzero_only and not bool((values < 0).any()):
             # Zero is background by definition there; the darkest tissue is the floor.
             low[channel] = values[values > 0].min()
+        if scan.padding is not None:
+            outside = torch.from_numpy(subject.layout.to_batch(scan.padding[np.newaxis])).to(clean.device)
+            frozen[:, channel] |= outside[:, 0]
+            # A measured voxel must not become padding either.
+            low[channel] = max(float(low[channel]), float(scan.data[~scan.padding].min()))
     return Limits(
         low=low,
         high=high,
         unit=preprocessing.unit,
-        frozen=preprocessing.keep(clean),
-        step=steps if bool(steps.any()) else None,
+        frozen=frozen,
+        grid=_stored_values(subject.layout, grids, clean),
         nonzero=preprocessing.nonzero_only,
     )
+
+
+def _stored_values(layout: Layout, grids: Sequence[volume.StoredGrid | None], like: Tensor) -> Grid | None:
+    """The stored grids of all channels, along the batch's axes."""
+    if not any(grids):
+        return None
+    whole = volume.StoredGrid(*(np.full((1, 1, 1), value) for value in (0.0, -np.inf, np.inf)))
+    parts = [[each.step, each.low, each.high] for each in (grid or whole for grid in grids)]
+
+    def spread(values: Sequence[NDArray[np.float64]]) -> Tensor:
+        turned = layout.to_batch(np.stack(np.broadcast_arrays(*values)))
+        return torch.from_numpy(turned).to(like)
+
+    step, low, high = (spread(values) for values in zip(*parts, strict=True))
+    return Grid(step, low, high)

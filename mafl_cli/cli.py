@@ -138,7 +138,8 @@ def attack(
         MaybePath,
         typer.Argument(
             metavar="IMAGE",
-            help="Scan to change: .nii or .nii.gz. Of CASE_0000.nii.gz the other channels are found by their numbers.",
+            help="Scan to change: .nii or .nii.gz, or DICOM (a folder, a .zip, a file). Of CASE_0000.nii.gz the other "
+            "channels are found by their numbers.",
         ),
     ] = None,
     # --- files
@@ -148,11 +149,27 @@ def attack(
             FILES,
             "--target",
             "-t",
-            metavar="MASK",
-            help="Label map, on the image's grid, to be drawn. For regions that may overlap: one mask for each, "
-            "separated by commas, or one bit-coded mask (1, 2, 4, ... added up).",
+            metavar="MASK|RECIPE",
+            help="What is to be drawn. A label map (NIfTI or DICOM SEG); for regions that may overlap one mask each, "
+            "separated by commas, or one bit-coded mask (1, 2, 4, ... added up). Or a recipe that changes the clean "
+            "prediction: erase:CLASS, shift:CLASS:X,Y,Zmm, dilate:CLASS:Rmm, erode:CLASS:Rmm, swap:CLASS,CLASS, "
+            "copy:MASK, each with :sphere@X,Y,Z,R to limit it.",
         ),
     ] = ...,  # type: ignore[assignment]
+    resample_target: Annotated[
+        bool, _under(FILES, "--resample-target", help="Move masks to the image's grid, to the nearest voxel.")
+    ] = False,
+    label_map: Annotated[
+        MaybeStr,
+        _under(FILES, metavar="OLD:NEW,...", help="Change labels of the target's files, as 255:1 or 1:2,2:0."),
+    ] = None,
+    series: Annotated[
+        MaybeStr,
+        _under(FILES, metavar="N|UID", help="Which DICOM series, by its number in the list that is shown, or its UID."),
+    ] = None,
+    allow_gaps: Annotated[
+        bool, _under(FILES, "--allow-gaps", help="Take DICOM slices at uneven distances as if they were even.")
+    ] = False,
     channels: Annotated[
         MaybeStr,
         _under(
@@ -194,6 +211,10 @@ def attack(
         "mafl-out"
     ),
     overwrite: Overwrite = False,
+    dry_run: Annotated[
+        bool,
+        _under(FILES, "--dry-run", help="Write the clean prediction and the target, say what would change, and stop."),
+    ] = False,
     # --- goal
     goal_iou: Annotated[
         MaybeFloat,
@@ -303,6 +324,12 @@ def attack(
         Optional[Norm],  # noqa: UP045
         _under(BUDGET, help=f"Of the ball: largest voxel, or L2 per slice or volume. {_OF_METHOD}"),
     ] = None,
+    within: Annotated[
+        MaybePath, _under(BUDGET, metavar="MASK", help="Only voxels that this mask labels may change.")
+    ] = None,
+    body_only: Annotated[
+        bool, _under(BUDGET, "--body-only", help="Only voxels of the body may change, not the air around it.")
+    ] = False,
     random_start: Annotated[
         MaybeBool, _under(BUDGET, help=f"Begin at a random point of the ball. {_OF_METHOD}")
     ] = None,
@@ -366,9 +393,17 @@ def attack(
     ] = "float32",
     # --- output
     save_as: Annotated[
-        SaveAs,
-        _under(OUTPUT, help="float32 keeps every digit; source keeps the scan's own type and searches on its grid."),
-    ] = "float32",
+        Optional[SaveAs],  # noqa: UP045
+        _under(
+            OUTPUT,
+            help="float32 keeps every digit; source keeps the scan's own type and searches on its grid. "
+            "[default: float32; for DICOM, source]",
+        ),
+    ] = None,
+    redact: Annotated[
+        bool,
+        _under(OUTPUT, "--redact", help="Hashes instead of the names of scans and masks, and no free text in headers."),
+    ] = False,
     json_file: Json = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -376,9 +411,9 @@ def attack(
 ) -> None:
     """Change IMAGE as little as possible so that the model draws the target mask.
 
-    Writes adversarial.nii.gz and perturbation.nii.gz (numbered when there are several channels),
-    prediction_clean.nii.gz, prediction_adversarial.nii.gz, target.nii.gz and report.json. Every number is measured on
-    the written file, read again.
+    Writes adversarial.nii.gz (or the folder adversarial/, a derived DICOM series) and perturbation.nii.gz, numbered
+    when there are several channels; prediction_clean.nii.gz, prediction_adversarial.nii.gz and target.nii.gz (for DICOM
+    also as SEG); and report.json. Every number is measured on the written file, read again.
     """
     voice = _Voice(-1 if quiet else int(verbose), debug)
     with _reported(voice):
@@ -425,12 +460,21 @@ def attack(
         window = None if roi is None else (0,) if roi == "none" else check_roi(_numbers(roi, "--roi"))
         scaling = None if intensity is None else Intensity.parse(intensity)
         codes = None if orientation is None else check_orientation(orientation)
-        from mafl_cli import pipeline, report
+        from mafl_cli import pipeline, recipes, report
+        from mafl_cli.targets import Masks
 
+        recipe = recipes.parse(target)
         request = pipeline.AttackRequest(
             images=_images(image, channels),
-            targets=tuple(map(Path, _listed(target, "--target"))),
+            targets=() if recipe else tuple(map(Path, _listed(target, "--target"))),
+            recipe=recipe,
             out=out,
+            series=series,
+            allow_gaps=allow_gaps,
+            masks=Masks(resample_target, _label_map(label_map)),
+            within=within,
+            body_only=body_only,
+            redact=redact,
             guides=() if guide is None else tuple(map(Path, _listed(guide, "--guide"))),
             model=_model(model, voice),
             mode=mode,
@@ -448,6 +492,10 @@ def attack(
             overwrite=overwrite,
             config=config,
         )
+        if dry_run:
+            shown = pipeline.show_target(request, say=voice.say, detail=voice.detail)
+            _deliver(shown, report.format_dry_run(shown), json_file, voice)
+            return
         with _progress(voice) as show:
             done = pipeline.run_attack(request, say=voice.say, detail=voice.detail, on_progress=show)
         for part, seconds in done["cases"][0]["timing_s"].items():
@@ -468,6 +516,17 @@ def _numbers(text: str, option: str) -> list[float]:
         return [float(part) for part in _listed(text, option)]
     except ValueError:
         raise UsageError(f"{option} {text!r} is not a list of numbers, separated by commas.") from None
+
+
+def _label_map(text: str | None) -> dict[int, int]:
+    """ "255:1,2:0" -> {255: 1, 2: 0}."""
+    found: dict[int, int] = {}
+    for part in _listed(text, "--label-map") if text is not None else ():
+        old, _, new = part.partition(":")
+        if not (old.isdecimal() and new.isdecimal()) or int(old) in found:
+            raise UsageError(f"--label-map {text!r} is not a list of OLD:NEW, whole numbers, each OLD once.")
+        found[int(old)] = int(new)
+    return found
 
 
 def _images(image: Path | None, channels: str | None) -> tuple[Path, ...]:
@@ -585,13 +644,17 @@ def _reported(voice: _Voice) -> Iterator[None]:
     except Exception as exc:
         if voice.debug:
             raise
-        kind = type(exc).__name__
-        print(f"mafl: internal error ({kind}: {_first_line(exc)}); run again with --debug.", file=sys.stderr)
+        # Not its message: that may quote a header or a path, and logs are passed on.
+        print(f"mafl: internal error ({type(exc).__name__}{_place(exc)}); run again with --debug.", file=sys.stderr)
         raise typer.Exit(1) from None
 
 
-def _first_line(exc: Exception) -> str:
-    return next(iter(str(exc).splitlines()), "")[:200]
+def _place(exc: Exception) -> str:
+    """Where an exception came from: " in FILE, line N" of the innermost frame, without folders."""
+    trace = exc.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else f" in {Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno}"
 
 
 def _settings(method: str, ball: dict[str, Any], **options: Any) -> AttackConfig:

@@ -6,8 +6,8 @@ centres along each array axis. *axcodes*: where each array axis points, as in "R
 the array axis along which a scan is cut into images for a 2D network.
 
 Array indices mean nothing anatomical: the same scan may be stored in 48 ways. Every choice made here goes
-through the affine, so that all 48 give the same answer. Nothing here resamples: axes are permuted and
-flipped, which is exact.
+through the affine, so that all 48 give the same answer. Scans are permuted and flipped, which is exact; only
+label maps are ever resampled, to the nearest voxel.
 """
 
 from __future__ import annotations
@@ -85,8 +85,9 @@ def require_same_space(
     name_b: str,
     shape_b: Sequence[int],
     affine_b: Affine,
+    advice: str | None = None,
 ) -> None:
-    """Raise GeometryError, showing both grids, unless `same_space` holds."""
+    """Raise GeometryError, showing both grids, unless `same_space` holds. advice: what to do, as a sentence."""
     if same_space(shape_a, affine_a, shape_b, affine_b):
         return
     apart = ""
@@ -95,7 +96,38 @@ def require_same_space(
     raise GeometryError(
         f"{name_a} and {name_b} are not on the same grid{apart}: "
         f"{name_a} has {describe(shape_a, affine_a)}; {name_b} has {describe(shape_b, affine_b)}. "
-        f"Resample {name_b} to the grid of {name_a} first (a label map with nearest neighbour)."
+        + (advice or f"Resample {name_b} to the grid of {name_a} first (a label map with nearest neighbour).")
+    )
+
+
+def nearest_labels(labels: NDArray[Any], affine: Affine, shape: Sequence[int], onto: Affine) -> NDArray[Any]:
+    """A label map (I, J, K) on another grid: each voxel takes the label of the nearest one; 0 outside of it.
+
+    affine: of `labels`. shape, onto: of the new grid.
+    """
+    step = np.linalg.inv(affine) @ onto
+    i, j = np.meshgrid(np.arange(shape[0]), np.arange(shape[1]), indexing="ij")
+    moved = np.zeros(tuple(shape), labels.dtype)
+    for k in range(shape[2]):
+        # Halves round up, not to even: on a finer grid every other label would get one voxel more.
+        at = [np.floor(row[0] * i + row[1] * j + row[2] * k + row[3] + 0.5 + 1e-6).astype(int) for row in step[:3]]
+        inside = np.logical_and.reduce([(n >= 0) & (n < size) for n, size in zip(at, labels.shape, strict=True)])
+        moved[..., k][inside] = labels[at[0][inside], at[1][inside], at[2][inside]]
+    return moved
+
+
+def is_part_of(shape: Sequence[int], affine: Affine, whole_shape: Sequence[int], whole: Affine) -> bool:
+    """Whether a grid is a block of another one, its axes in any order and direction, up to 5 % of a voxel."""
+    step = np.linalg.inv(whole) @ affine
+    corners = np.array([(*index, 1) for index in product(*((0, n - 1) for n in shape))], dtype=np.float64)
+    places = (corners @ step.T)[:, :3]
+    unit = np.abs(step[:3, :3])
+    return bool(
+        np.abs(unit - np.rint(unit)).max() <= 0.05
+        and (np.rint(unit).sum(axis=0) == 1).all()
+        and np.abs(places - np.rint(places)).max() <= 0.05
+        and (places > -0.5).all()
+        and (places < np.array(whole_shape) - 0.5).all()
     )
 
 

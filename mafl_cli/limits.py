@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,11 +51,35 @@ class Ball:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """The values that files of integers can hold. Tensors that broadcast with (B, C, *spatial), native units.
+
+    step: between neighbouring values, 0 for a channel of floats. low, high: the outermost values.
+    """
+
+    step: Tensor
+    low: Tensor
+    high: Tensor
+
+    def part(self, rows: Tensor, box: tuple[slice, ...] = ()) -> Grid:
+        """Of some samples, cut to a box of the spatial axes."""
+
+        def cut(values: Tensor) -> Tensor:
+            values = values[rows] if len(values) > 1 else values
+            for axis, bounds in enumerate(box, start=2):
+                if values.shape[axis] > 1:
+                    values = values[(slice(None),) * axis + (bounds,)]
+            return values
+
+        return Grid(cut(self.step), cut(self.low), cut(self.high))
+
+
+@dataclass(frozen=True)
 class Limits:
     """Where the adversarial image may lie. All in native units.
 
     low, high: (C,), the data box.
-    step: (C,) spacing of the values a file of integers can hold, 0 for a channel of floats; None for floats alone.
+    grid: the values the files can hold, None when all hold floats.
     frozen: bool (B, C, *spatial), voxels that must not change.
     unit: (C,) native units per model unit.
     nonzero: a voxel that is not 0 must not become 0 (there, 0 means background).
@@ -65,7 +90,7 @@ class Limits:
     high: Tensor
     unit: Tensor
     frozen: Tensor
-    step: Tensor | None = None
+    grid: Grid | None = None
     nonzero: bool = False
     ball: Ball | None = None
 
@@ -78,12 +103,21 @@ class Limits:
             return self
         rulers = {"model": self.unit, "native": torch.ones_like(self.unit), "range": self.high - self.low}
         ball = Ball(config.eps * rulers[config.eps_unit], config.norm)
-        if self.step is not None and bool((ball.radius * (1 + 1e-6) < self.step).any()):
+        if self.grid is not None and bool(
+            (per_channel(ball.radius, self.grid.step) * (1 + 1e-6) < self.grid.step).any()
+        ):
             raise UsageError(
                 f"eps = {config.eps:g} is {float(ball.radius.min()):.3g} native units, less than the step of "
-                f"{float(self.step.max()):.3g} between the values the file can hold: save as float32 or allow more."
+                f"{float(self.grid.step.max()):.3g} between the values the file can hold: allow more, or, for NIfTI, "
+                "save as float32."
             )
         return replace(self, ball=ball)
+
+    def part(self, rows: Tensor, box: tuple[slice, ...]) -> Limits:
+        """Those of some samples, cut to a box of the spatial axes."""
+        grid = None if self.grid is None else self.grid.part(rows, box)
+        inside: Any = (..., *box)
+        return replace(self, frozen=self.frozen[rows][inside], grid=grid)
 
     def project(self, clean: Tensor, delta: Tensor, rows: Tensor) -> Tensor:
         """The allowed image next to clean + delta. clean: (B, C, *spatial) native; delta: likewise, model units."""
@@ -94,14 +128,16 @@ class Limits:
             moved = self.ball.clip(moved)
             # A clean voxel outside the box would be taken to its border, however far that is.
             keep = keep | (clean < low) | (clean > high)
-        if self.step is not None:
+        grid = None if self.grid is None else self.grid.part(rows)
+        if grid is not None:
             # Rounding the change, not the value: an unchanged voxel stays exactly what it was.
-            step = per_channel(self.step, delta)
+            step = grid.step
             finest = torch.where(step > 0, step, 1.0)
             exact, moved = moved, torch.where(step > 0, torch.round(moved / finest) * finest, moved)
             if self.ball is not None:
                 inwards = torch.where(step > 0, torch.trunc(exact / finest) * finest, exact)
                 moved = torch.where(self.ball.excludes(moved), inwards, moved)
+            low, high = torch.maximum(low, grid.low), torch.minimum(high, grid.high)
         x = torch.clamp(clean + moved, low, high)
         keep = keep | (moved == 0)
         if self.nonzero:
@@ -110,4 +146,4 @@ class Limits:
 
     def unrounded(self, clean: Tensor, delta: Tensor, rows: Tensor) -> Tensor:
         """As `project`, between the values that the file can hold."""
-        return replace(self, step=None).project(clean, delta, rows)
+        return replace(self, grid=None).project(clean, delta, rows)

@@ -7,9 +7,11 @@ come last, from the files as they lie on the disk, read again and put through th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,14 +19,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mafl_cli import metrics, report, results, volume
+from mafl_cli import __version__, metrics, report, results, scans, volume
 from mafl_cli.attack import Outcome, StepRecord, attack
 from mafl_cli.case import DEMO_MODEL, AttackRequest, Case, Say, prepare
-from mafl_cli.config import AttackConfig, SaveAs
+from mafl_cli.config import AttackConfig
+from mafl_cli.errors import MaflError, UsageError
 from mafl_cli.model import pick_device
+from mafl_cli.redact import Redaction
+from mafl_cli.targets import Source
 from mafl_cli.windows import Scan
 
-__all__ = ["DEMO_MODEL", "AttackRequest", "Progress", "run_attack"]
+__all__ = ["DEMO_MODEL", "AttackRequest", "Progress", "run_attack", "show_target"]
 
 NOTE = "MAFL ADVERSARIAL - NOT FOR CLINICAL USE"
 
@@ -59,36 +64,38 @@ def run_attack(
         on_progress: called after each step.
     Raises: the errors of `mafl_cli.errors`; then nothing is left behind.
     """
+    with _hidden(request, say, detail) as hide:
+        return _run_attack(request, hide.say, hide.detail, on_progress, hide.names)
+
+
+def _run_attack(
+    request: AttackRequest,
+    say: Say,
+    detail: Say,
+    on_progress: Callable[[Progress], None] | None,
+    names: Callable[[str], str],
+) -> dict[str, Any]:
     clock = _Clock()
+    _require_elsewhere(request)
     device = pick_device(request.device)
     if request.device == "auto":
         say(f"device: {device}")
     torch.manual_seed(request.config.seed)
-    channels = len(request.images)
-    names = results.files(channels)
-    with results.staged(request.out, names, overwrite=request.overwrite) as stage:
+    with results.staged(request.out, overwrite=request.overwrite) as stage:
         case = prepare(request, device, say)
-        detail(_memory_plan(case))
         clock.lap("load")
-        clean_labels = case.labels(case.field(), case.clean)
-        clock.lap("clean_prediction")
-        found = _search(case, clean_labels, request.config, on_progress)
+        detail(_memory_plan(case))
+        found = _search(case, request.config, on_progress)
         clock.lap("attack")
-        adversarial = case.to_volume(found.adversarial)
-        for name, scan, data in zip(results.adversarial(channels), case.scans, adversarial, strict=True):
-            volume.write_image(stage / name, scan, data, save_as=request.save_as, note=NOTE)
-        volume.write_labels(stage / results.PREDICTION_CLEAN, case.scan, case.to_file(case.to_labels(clean_labels)))
-        volume.write_labels(stage / results.TARGET, case.scan, case.to_file(case.target.labels))
+        written = _Written(case, stage, request.config)
+        written.masks(results.PREDICTION_CLEAN, case.to_labels(case.clean_labels))
+        written.masks(results.TARGET, case.target.labels)
+        again = written.scans(case.to_volume(found.adversarial))
         clock.lap("write")
-        again = [volume.read_image(stage / name) for name in results.adversarial(channels)]
         data = np.stack([each.data for each in again])
         post_labels = case.labels(case.field(data), case.batch(data))
-        volume.write_labels(
-            stage / results.PREDICTION_ADVERSARIAL, case.scan, case.to_file(case.to_labels(post_labels))
-        )
-        for name, scan, after in zip(results.perturbation(channels), case.scans, again, strict=True):
-            volume.write_float(stage / name, scan, after.data - scan.data, NOTE)
-        body = _measure(case, request, found, clean_labels, again, post_labels)
+        written.masks(results.PREDICTION_ADVERSARIAL, case.to_labels(post_labels), again[0])
+        body = _measure(case, request.config, found, again, post_labels)
         clock.lap("measure")
         whole = report.attack_report(
             config=request.config,
@@ -100,12 +107,12 @@ def run_attack(
                 "error": None,
                 **body,
                 "timing_s": clock.laps,
-                "files": [{"name": name, "sha256": results.sha256(stage / name)} for name in names[:-1]],
+                "files": results.listed(stage),
             },
             settings={
                 "mode": case.mode,
                 "slice_axis": request.slice_axis or case.card.slice_axis,
-                "save_as": request.save_as,
+                "save_as": case.save_as,
                 "device": request.device,
                 "precision": request.precision,
                 "spacing": list(case.card.spacing) if case.card.spacing else None,
@@ -115,11 +122,132 @@ def run_attack(
                 "attack_channels": list(request.attack_channels) if request.attack_channels else None,
                 "tap": request.tap,
                 "guide": [path.name for path in request.guides] or None,
+                "allow_gaps": request.allow_gaps,
+                "body_only": request.body_only,
+                "resample_target": request.masks.resample,
+                "label_map": {str(old): new for old, new in request.masks.label_map.items()} or None,
             },
             started=clock.started,
         )
+        whole = report.renamed(whole, names)
         results.write_text(stage / results.REPORT, report.to_json(whole))
     return whole
+
+
+def show_target(
+    request: AttackRequest, *, say: Say = lambda line: None, detail: Say = lambda line: None
+) -> dict[str, Any]:
+    """Make the target without attacking: write it and the clean prediction, and return what would be asked for.
+
+    Returns: see `report.dry_run`.
+    Raises: as `run_attack`.
+    """
+    with _hidden(request, say, detail) as hide:
+        return _show_target(request, hide.say, hide.detail, hide.names)
+
+
+def _show_target(request: AttackRequest, say: Say, detail: Say, names: Callable[[str], str]) -> dict[str, Any]:
+    _require_elsewhere(request)
+    device = pick_device(request.device)
+    with results.staged(request.out, overwrite=request.overwrite) as stage:
+        case = prepare(request, device, say)
+        detail(_memory_plan(case))
+        clean = case.to_labels(case.clean_labels)
+        written = _Written(case, stage, request.config)
+        written.masks(results.PREDICTION_CLEAN, clean, seg=False)
+        written.masks(results.TARGET, case.target.labels, seg=False)
+        edit = case.differs(case.clean_labels)
+        return report.dry_run(
+            case_id=names(report.case_id(case.scan.name)),
+            target=report.renamed_target(_target(case), names),
+            clean=_voxels(case, clean),
+            changed_voxels=int(edit.sum()),
+            samples=("slices" if case.layout.sliced else "volume", len(edit), int(edit.flatten(1).any(dim=1).sum())),
+            bounds=_bounds(case, request.config),
+        )
+
+
+@dataclass(frozen=True)
+class _Hide:
+    """What replaces names, and the voices that do."""
+
+    names: Callable[[str], str]
+    say: Say
+    detail: Say
+
+
+@contextmanager
+def _hidden(request: AttackRequest, say: Say, detail: Say) -> Iterator[_Hide]:
+    """With `redact`, keep the names of the case's files out of every line, and of errors."""
+    if not request.redact:
+        yield _Hide(lambda text: text, say, detail)
+        return
+    mask = (request.recipe.mask,) if request.recipe is not None else ()
+    paths = (*request.images, *request.targets, *request.guides, request.within, *mask)
+    names = Redaction([path for path in paths if path is not None], request.out)
+    try:
+        yield _Hide(names, lambda line: say(names(line)), lambda line: detail(names(line)))
+    except MaflError as exc:
+        raise type(exc)(names(str(exc))) from None
+
+
+def _require_elsewhere(request: AttackRequest) -> None:
+    """Raise UsageError if results would land among the DICOM files of the source, as if they were part of it."""
+    out = request.out.resolve()
+    for image in request.images:
+        folder = image.resolve()
+        if folder.is_dir() and (out == folder or folder in out.parents):
+            raise UsageError(f"-o {request.out.name or '.'}: lies in the scan's own folder; choose another place.")
+        beside = folder.parent if folder.is_file() and scans.is_dicom(image) else None
+        if out == beside:
+            raise UsageError(f"-o {request.out.name or '.'}: is the scan's own folder; choose another place.")
+
+
+@dataclass(frozen=True)
+class _Written:
+    """The files of a case, in the format the scan came in."""
+
+    case: Case
+    stage: Path
+    config: AttackConfig
+
+    def scans(self, adversarial: NDArray[np.float32]) -> list[volume.Volume]:
+        """Write the changed channels (C, I, J, K) and what changed; returns the channels read again."""
+        case, again = self.case, []
+        names = results.adversarial([scan.format for scan in case.scans])
+        for name, scan, data in zip(names, case.scans, adversarial, strict=True):
+            scans.write_scan(self.stage / name, scan, data, save_as=case.save_as, note=NOTE, derivation=self._how())
+            again.append(scans.read_back(self.stage / name, scan))
+        for name, scan, after in zip(results.perturbation(len(names)), case.scans, again, strict=True):
+            volume.write_float(self.stage / name, scan, after.data - scan.data, NOTE)
+        return again
+
+    def masks(
+        self, name: str, labels: NDArray[np.int64], drawn_on: volume.Volume | None = None, *, seg: bool = True
+    ) -> None:
+        """Write a mask as NIfTI and, for a scan from DICOM, as SEG referring to `drawn_on` (the clean scan if None)."""
+        case = self.case
+        volume.write_labels(self.stage / name, case.scan, case.to_file(labels))
+        if not seg or case.scan.format != "dicom":
+            return
+        classes = list(case.info.classes if case.info.overlapping else case.info.classes[1:])
+        each = labels > 0 if case.info.overlapping else np.stack([labels == n for n in range(1, len(classes) + 1)])
+        problem = scans.write_masks(
+            self.stage / results.SEGMENTATIONS[name],
+            drawn_on or case.scan,
+            each,
+            classes,
+            description=f"MAFL {name.removesuffix('.nii.gz').replace('_', ' ').upper()} - NOT FOR CLINICAL USE",
+        )
+        if problem:
+            case.say(f"{results.SEGMENTATIONS[name]}: not written: {problem}; {name} has the mask.")
+
+    def _how(self) -> str:
+        """For a derived image's Derivation Description."""
+        bound = (
+            "" if self.config.eps is None else f", eps {self.config.eps:g} ({self.config.eps_unit}, {self.config.norm})"
+        )
+        return f"{NOTE}. Adversarial perturbation by mafl {__version__}, method {self.config.method}{bound}."
 
 
 def _memory_plan(case: Case) -> str:
@@ -149,7 +277,6 @@ class _Found:
 
 def _search(
     case: Case,
-    clean_labels: Tensor,
     config: AttackConfig,
     on_progress: Callable[[Progress], None] | None,
 ) -> _Found:
@@ -161,17 +288,17 @@ def _search(
     """
     flat = case.clean.flatten(1)
     constant = (flat == flat[:, :1]).all(dim=1)
-    differs = case.differs(clean_labels).flatten(1).any(dim=1)
+    differs = case.differs(case.clean_labels).flatten(1).any(dim=1)
     todo = torch.nonzero(differs & ~constant).flatten()
     adversarial = case.clean.clone()
     outcomes: list[Outcome | None] = [None] * len(case.clean)
     passes = [0, 0]
     field = case.field(exact=False)
-    labels = clean_labels
+    labels = case.clean_labels
     for _ in range(_REFREEZES):
 
         def work(rows: Tensor, share: float, field: Scan = field, todo: Tensor = todo) -> None:
-            part = _Part.of(case, field, rows, clean_labels)
+            part = _Part.of(case, field, rows)
             result = attack(
                 part.field,
                 part.clean,
@@ -190,7 +317,7 @@ def _search(
         case.groups(todo, work)
         field = case.field(case.to_volume(adversarial))
         labels = case.labels(field, adversarial)
-        held = case.goal(clean_labels, config).judge(labels).reached
+        held = case.goal(config).judge(labels).reached
         lost = [row for row, outcome in enumerate(outcomes) if outcome is Outcome.REACHED and not held[row]]
         if not lost:
             break
@@ -211,20 +338,20 @@ class _Part:
     box: Any
 
     @staticmethod
-    def of(case: Case, field: Scan, rows: Tensor, clean_labels: Tensor) -> _Part:
+    def of(case: Case, field: Scan, rows: Tensor) -> _Part:
         whole = case.clean[rows]
-        edit = case.differs(clean_labels)[rows]
+        edit = case.differs(case.clean_labels)[rows]
         focus = field.focus(whole, edit)
         box: Any = (..., *focus.box)
-        frozen = case.limits.frozen[rows][box]
+        limits = case.limits.part(rows, focus.box)
         if focus.frozen is not None:
-            frozen = frozen | focus.frozen.unsqueeze(1)
+            limits = replace(limits, frozen=limits.frozen | focus.frozen.unsqueeze(1))
         return _Part(
             field=focus.field,
             clean=whole[box],
             wanted=case.wanted[rows][box],
             guide=None if case.guide is None else case.guide[rows][box],
-            limits=replace(case.limits, frozen=frozen),
+            limits=limits,
             whole=whole,
             box=box,
         )
@@ -251,19 +378,18 @@ def _relay(
 
 def _measure(
     case: Case,
-    request: AttackRequest,
+    config: AttackConfig,
     found: _Found,
-    clean_labels: Tensor,
     again: list[volume.Volume],
     post_labels: Tensor,
 ) -> dict[str, Any]:
     """Everything the report says about the case, from the file that was written (`again`) and its prediction."""
     scan, target, names = case.scan, case.target, case.info.classes
-    clean, post = case.to_labels(clean_labels), case.to_labels(post_labels)
-    per_sample = case.goal(clean_labels, request.config).judge(post_labels)
+    clean, post = case.to_labels(case.clean_labels), case.to_labels(post_labels)
+    per_sample = case.goal(config).judge(post_labels)
     attacked = torch.tensor([outcome is not None for outcome in found.outcomes])
     reached = int((per_sample.reached.cpu() & attacked).sum())
-    outcome = _overall(case, request.config, clean, post, found)
+    outcome = _overall(case, config, clean, post, found)
     units = [float(unit) for unit in case.preprocessing.unit]
 
     def agreement(labels: NDArray[np.int64]) -> dict[str, Any]:
@@ -283,12 +409,12 @@ def _measure(
         for before, after, unit, channel in zip(case.scans, again, units, case.info.channels, strict=True)
     ]
     in_memory = agreement(case.to_labels(found.labels))
-    regions = target.labels if case.info.overlapping else [target.labels == index for index in range(len(names))]
     return {
         "inputs": [
             {
                 "channel": channel,
                 "name": each.name,
+                "format": each.format,
                 "sha256": each.sha256,
                 "shape": list(each.shape),
                 "spacing_mm": list(each.spacing),
@@ -298,10 +424,7 @@ def _measure(
             }
             for channel, each in zip(case.info.channels, case.scans, strict=True)
         ],
-        "target": {
-            "files": [{"name": name, "sha256": digest} for name, digest in target.files],
-            "voxels": {name: int(mask.sum()) for name, mask in zip(names, regions, strict=True)},
-        },
+        "target": _target(case),
         "space": {
             "mode": case.mode,
             "slice_axis": {
@@ -315,6 +438,7 @@ def _measure(
                 [float(low), float(high)] for low, high in zip(case.limits.low, case.limits.high, strict=True)
             ],
         },
+        "bounds": _bounds(case, config),
         "attack": {
             "outcome": outcome.value,
             "goal_reached": outcome in (Outcome.REACHED, Outcome.ALREADY),
@@ -335,7 +459,45 @@ def _measure(
             "size": metrics.over_channels(sizes),
             "size_per_channel": sizes,
         },
-        "quantisation": _quantisation(case, request.save_as, found, again),
+        "quantisation": _quantisation(case, found, again),
+    }
+
+
+def _voxels(case: Case, labels: NDArray[np.int64]) -> dict[str, int]:
+    """Voxels of each class, or region."""
+    names = case.info.classes
+    masks = labels if case.info.overlapping else [labels == index for index in range(len(names))]
+    return {name: int(mask.sum()) for name, mask in zip(names, masks, strict=True)}
+
+
+def _target(case: Case) -> dict[str, Any]:
+    target = case.target
+    return {
+        "recipe": target.recipe,
+        "files": [_source(file) for file in target.files],
+        "voxels": _voxels(case, target.labels),
+    }
+
+
+def _source(file: Source) -> dict[str, Any]:
+    counts = None
+    if file.resampled is not None:
+        counts = {str(label): {"before": old, "after": new} for label, (old, new) in file.resampled.items()}
+    return {"name": file.name, "sha256": file.sha256, "resampled": counts}
+
+
+def _bounds(case: Case, config: AttackConfig) -> dict[str, Any]:
+    """How far the change may go and where, per channel in both units; null where nothing limits it."""
+    ball, bounds = case.limits.within(config).ball, case.bounds
+    radius = None if ball is None else [float(each) for each in ball.radius]
+    return {
+        "eps_native": radius,
+        "eps_model": None if ball is None else [float(each) for each in ball.radius / case.limits.unit],
+        "norm": None if ball is None else ball.norm,
+        "within": None if bounds.within is None else _source(bounds.within),
+        "body_voxels": bounds.body_voxels,
+        "allowed_voxels": None if bounds.allowed is None else int(bounds.allowed.sum()),
+        "padding_voxels": [0 if scan.padding is None else int(scan.padding.sum()) for scan in case.scans],
     }
 
 
@@ -344,7 +506,7 @@ def _overall(
 ) -> Outcome:
     """The verdict on the whole scan, judged as one sample on the prediction of the written file."""
     target, before, after = (torch.from_numpy(x)[None] for x in (case.target.labels, clean, post))
-    goal = replace(case.goal(before, config), target=target, clean=before)
+    goal = replace(case.goal(config), target=target, clean=before)
     if bool(goal.judge(after).reached[0]):
         return Outcome.REACHED if found.forward else Outcome.ALREADY
     tried = [outcome for outcome in found.outcomes if outcome is not None]
@@ -353,20 +515,20 @@ def _overall(
     return Outcome.STEP_LIMIT
 
 
-def _quantisation(case: Case, save_as: SaveAs, found: _Found, again: list[volume.Volume]) -> list[dict[str, Any]]:
+def _quantisation(case: Case, found: _Found, again: list[volume.Volume]) -> list[dict[str, Any]]:
     """What storing did to the change of each channel: type and step, and how far the file is from the memory."""
     entries = []
     memory = case.to_volume(found.adversarial)
     for index, (scan, after) in enumerate(zip(case.scans, again, strict=True)):
-        grid = volume.stored_grid(scan, save_as)
+        grid = volume.stored_grid(scan, case.save_as)
         moved = after.data != scan.data
         low, high = float(case.limits.low[index]), float(case.limits.high[index])
         edge = moved & ((after.data <= low) | (after.data >= high))
         entries.append(
             {
-                "save_as": save_as,
+                "save_as": case.save_as,
                 "dtype": after.dtype.name,
-                "step_native": None if grid is None else grid.step,
+                "step_native": None if grid is None else float(grid.step.max()),
                 "fraction_changed": float(moved.mean()),
                 "fraction_clipped": float(edge.sum() / max(int(moved.sum()), 1)),
                 "max_difference_from_memory_native": float(np.abs(after.data - memory[index]).max()),

@@ -6,10 +6,11 @@ runs with the same seed on a CPU give equal reports but for `run.started` and ea
 
 from __future__ import annotations
 
+import copy
 import json
 import platform
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -61,6 +62,47 @@ def attack_report(
     }
 
 
+def dry_run(
+    *,
+    case_id: str,
+    target: Mapping[str, Any],
+    clean: Mapping[str, int],
+    changed_voxels: int,
+    samples: tuple[str, int, int],
+    bounds: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What an attack would ask for. samples: slices or volume, how many there are, how many would be attacked."""
+    kind, total, attacked = samples
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "tool": {"name": "mafl", "version": __version__},
+        "command": "dry-run",
+        "case_id": case_id,
+        "target": dict(target),
+        "clean_voxels": dict(clean),
+        "changed_voxels": changed_voxels,
+        "samples": {"kind": kind, "total": total, "attacked": attacked},
+        "bounds": dict(bounds),
+    }
+
+
+def format_dry_run(shown: Mapping[str, Any]) -> str:
+    """A table of the voxels of each class before and after, and what would be attacked."""
+    samples, voxels = shown["samples"], shown["target"]["voxels"]
+    lines = [
+        f"{shown['case_id']}: nothing was attacked.",
+        f"  {'class':<20} {'clean prediction':>18} {'target':>12} {'change':>12}",
+    ]
+    for name, before in shown["clean_voxels"].items():
+        lines.append(f"  {name[:20]:<20} {before:>18} {voxels[name]:>12} {voxels[name] - before:>+12}")
+    what = f"{samples['attacked']} of {samples['total']} slices" if samples["kind"] == "slices" else "the volume"
+    lines.append(f"  {shown['changed_voxels']} voxels must change, in {what}.")
+    allowed = shown["bounds"]["allowed_voxels"]
+    if allowed is not None:
+        lines.append(f"  {allowed} voxels may be altered.")
+    return "\n".join(lines)
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions and device; nothing that names the machine or its user."""
     import torch
@@ -109,8 +151,34 @@ _HEADLINES: tuple[tuple[str, Any, Any], ...] = (
 
 
 def case_id(name: str) -> str:
-    """The image's file name without its suffixes."""
-    return name.removesuffix(".gz").removesuffix(".nii")
+    """The image's name without its suffixes."""
+    for suffix in (".gz", ".nii", ".zip", ".dcm"):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def renamed(report: Mapping[str, Any], names: Callable[[str], str]) -> dict[str, Any]:
+    """A copy in which `names` has changed every name of a file that was given, and what speaks of it."""
+    whole = copy.deepcopy(dict(report))
+    settings = whole["run"]["settings"]
+    settings["guide"] = [names(name) for name in settings["guide"] or ()] or None
+    for case in whole["cases"]:
+        case["case_id"] = names(case["case_id"])
+        for each in case["inputs"]:
+            each["name"], each["warnings"] = names(each["name"]), [names(line) for line in each["warnings"]]
+        case["target"] = renamed_target(case["target"], names)
+        if case["bounds"]["within"] is not None:
+            case["bounds"]["within"]["name"] = names(case["bounds"]["within"]["name"])
+    return whole
+
+
+def renamed_target(target: Mapping[str, Any], names: Callable[[str], str]) -> dict[str, Any]:
+    """As `renamed`, of a case's target."""
+    files = [{**file, "name": names(file["name"])} for file in target["files"]]
+    recipe = target["recipe"]
+    if recipe is not None and recipe.startswith("copy:"):
+        recipe = names(recipe)
+    return {**target, "files": files, "recipe": recipe}
 
 
 def to_json(report: Mapping[str, Any]) -> str:
@@ -172,9 +240,25 @@ def _format_case(case: Mapping[str, Any]) -> str:
         f" collateral {post['collateral']['count']} voxels",
         f"  goal reached  {'yes' if attack['goal_reached'] else 'no'}" + (f"   ({counts})" if unit == "slices" else ""),
         *_format_size(size),
-        f"  measured on   {case['files'][0]['name']}, read again ({case['quantisation'][0]['dtype']})",
+        *_format_stored_grid(case),
+        f"  measured on   {case['files'][0]['name'].split('/')[0]}, read again ({case['quantisation'][0]['dtype']})",
     ]
     return "\n".join(lines)
+
+
+def _format_stored_grid(case: Mapping[str, Any]) -> list[str]:
+    """What the integers of the file did to the attack; nothing where it holds floats."""
+    channels = [each for each in case["quantisation"] if each["step_native"] is not None]
+    if not channels:
+        return []
+    steps = ", ".join(f"{each['step_native']:.4g}" for each in channels)
+    changed = max(each["fraction_changed"] for each in channels)
+    clipped = max(each["fraction_clipped"] for each in channels)
+    memory, file = (case["metrics"][key]["target_iou"] for key in ("in_memory", "post_write"))
+    return [
+        f"  stored grid   step {steps} native; {changed:.2%} of the voxels changed, {clipped:.2%} of these clipped;"
+        f" IoU in memory {_number(memory)}, in the file {_number(file)}"
+    ]
 
 
 def _number(entry: Mapping[str, Any], form: str = ".4f", unit: str = "") -> str:

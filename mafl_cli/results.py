@@ -21,38 +21,47 @@ TARGET = "target.nii.gz"
 REPORT = "report.json"
 
 
-def adversarial(channels: int) -> tuple[str, ...]:
-    """File names of the changed scan, one for each channel: numbered as nnU-Net does when there are several."""
-    return _numbered("adversarial", channels)
+# Masks as DICOM SEG, beside the same masks as NIfTI, when the scan is DICOM.
+SEGMENTATIONS = {
+    name: name.removesuffix(".nii.gz") + ".dcm" for name in (PREDICTION_CLEAN, PREDICTION_ADVERSARIAL, TARGET)
+}
+
+_SCANS = re.compile(r"(adversarial|perturbation)(_\d{4})?(\.nii\.gz)?")
+
+
+def adversarial(formats: Sequence[str]) -> tuple[str, ...]:
+    """Names of the changed scan, one for each channel, numbered as nnU-Net does when there are several.
+
+    formats: "nifti" makes a file, "dicom" a folder.
+    """
+    stems = _numbered("adversarial", len(formats))
+    return tuple(stem + (".nii.gz" if kind == "nifti" else "") for stem, kind in zip(stems, formats, strict=True))
 
 
 def perturbation(channels: int) -> tuple[str, ...]:
     """File names of the change, one for each channel."""
-    return _numbered("perturbation", channels)
-
-
-def files(channels: int) -> tuple[str, ...]:
-    """Every file of a run. The report comes last: where it is, everything it speaks of is."""
-    masks = (PREDICTION_CLEAN, PREDICTION_ADVERSARIAL, TARGET)
-    return (*adversarial(channels), *perturbation(channels), *masks, REPORT)
+    return tuple(f"{stem}.nii.gz" for stem in _numbered("perturbation", channels))
 
 
 def _numbered(stem: str, count: int) -> tuple[str, ...]:
-    if count == 1:
-        return (f"{stem}.nii.gz",)
-    return tuple(f"{stem}_{index:04d}.nii.gz" for index in range(count))
+    return (stem,) if count == 1 else tuple(f"{stem}_{index:04d}" for index in range(count))
 
 
 def _there(out: Path) -> list[Path]:
     """Results in a folder, of any run."""
-    names = {*files(1)[2:]}
-    stems = re.compile(r"(adversarial|perturbation)(_\d{4})?\.nii\.gz")
-    return sorted(path for path in out.iterdir() if path.name in names or stems.fullmatch(path.name))
+    names = {*SEGMENTATIONS, *SEGMENTATIONS.values(), REPORT}
+    return sorted(path for path in out.iterdir() if path.name in names or _SCANS.fullmatch(path.name))
+
+
+def listed(stage: Path) -> list[dict[str, str]]:
+    """Name and SHA-256 of every file below a folder; the files of a series by their path in it."""
+    files = sorted(path for path in stage.rglob("*") if path.is_file())
+    return [{"name": path.relative_to(stage).as_posix(), "sha256": sha256(path)} for path in files]
 
 
 @contextmanager
-def staged(out: Path, names: Sequence[str], *, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder inside `out`, whose files `names` move to `out` when the block ends well.
+def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder inside `out`, whose contents move to `out` when the block ends well, the report last.
 
     After any error, an interrupt included, `out` is as it was before: earlier results untouched, nothing partial,
     and not even there if it was not there.
@@ -64,14 +73,20 @@ def staged(out: Path, names: Sequence[str], *, overwrite: bool) -> Iterator[Path
     stage = Path(tempfile.mkdtemp(prefix=".mafl-", dir=out))
     try:
         yield stage
+        earlier = _there(out)
         # An old report must not vouch for new volumes, should the machine die between two renames.
-        if overwrite:
-            (out / REPORT).unlink(missing_ok=True)
-        earlier = {path.name for path in _there(out)}
-        for name in names:
-            (stage / name).replace(out / name)
-        for name in earlier.difference(names):
-            (out / name).unlink()
+        (out / REPORT).unlink(missing_ok=True)
+        # Where the report is, everything it speaks of is.
+        fresh = sorted(stage.iterdir(), key=lambda path: path.name == REPORT)
+        old = stage / ".earlier"
+        old.mkdir()
+        for path in fresh:
+            if (out / path.name).is_dir():  # A folder cannot take the place of another in one step, as a file can.
+                (out / path.name).replace(old / path.name)
+            path.replace(out / path.name)
+        for path in earlier:
+            if path.exists() and path.name not in {each.name for each in fresh}:
+                path.replace(old / path.name)
         shutil.rmtree(stage)
     except BaseException as exc:
         shutil.rmtree(stage, ignore_errors=True)
@@ -89,9 +104,11 @@ def check_writable(out: Path, *, overwrite: bool) -> list[Path]:
     Raises UsageError if it cannot be made or written to, or already holds results and `overwrite` is not set.
     """
     there = _there(out) if out.is_dir() else []
-    if there and not overwrite:
+    # Masks alone are what `--dry-run` leaves: nothing that took an attack to make.
+    kept = [path for path in there if path.name not in (PREDICTION_CLEAN, TARGET)]
+    if kept and not overwrite:
         raise UsageError(
-            f"{out.name or out}: already holds results ({there[0].name}); choose another folder with -o "
+            f"{out.name or out}: already holds results ({kept[0].name}); choose another folder with -o "
             "or add --overwrite."
         )
     made: list[Path] = []

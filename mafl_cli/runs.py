@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mafl_cli import metrics, report, results, targets, volume
+from mafl_cli import metrics, report, results, scans, targets, volume
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.geometry import require_same_space
 
@@ -28,7 +28,7 @@ def evaluate(run: Path) -> dict[str, Any]:
     said = results.read_report(run)
     case = said["cases"][0]
     changed = _changed_files(run, case)
-    channels = _volumes(run, len(case["inputs"]))
+    channels = _volumes(run, case["inputs"])
     labels = _label_maps(run, channels[0][1])
     names, regions = said["model"]["classes"], said["model"]["overlapping"]
     spacing = channels[0][1].spacing
@@ -87,7 +87,7 @@ def draw(run: Path, path: Path, *, rows: int, overwrite: bool) -> list[int]:
         raise UsageError(f"{path.name}: is there already; choose another name with -o or add --overwrite.")
     said = results.read_report(run)
     case = said["cases"][0]
-    channels = _volumes(run, len(case["inputs"]))
+    channels = _volumes(run, case["inputs"])
     # The channel that changed most, in model units.
     most = max(range(len(channels)), key=lambda n: case["metrics"]["size_per_channel"][n]["l2"]["model"])
     clean, adversarial = channels[most]
@@ -122,8 +122,11 @@ def inspect(file: Path) -> dict[str, Any]:
     """Facts about a model, a scan or a mask, JSON-ready. Raises InputError or ModelError if it is none of them."""
     if not file.exists():
         raise InputError(f"{file.name}: no such file.")
-    if file.suffix.lower() in _MODEL_SUFFIXES or (file.is_file() and zipfile.is_zipfile(file)):
+    zipped = file.is_file() and file.suffix.lower() != ".zip" and zipfile.is_zipfile(file)
+    if file.suffix.lower() in _MODEL_SUFFIXES or zipped:
         return {"kind": "model", **_inspect_model(file)}
+    if scans.is_dicom(file):
+        return {"kind": "image", **scans.describe_dicom(file)}
     return {"kind": "image", **volume.describe_image(file)}
 
 
@@ -205,11 +208,13 @@ def _changed_files(run: Path, case: Mapping[str, Any]) -> list[str]:
     return changed
 
 
-def _volumes(run: Path, channels: int) -> list[tuple[np.ndarray[Any, Any], volume.Volume]]:
+def _volumes(run: Path, inputs: Sequence[Mapping[str, Any]]) -> list[tuple[np.ndarray[Any, Any], volume.Volume]]:
     """For each channel: clean (I, J, K) float32 native, and the adversarial scan."""
     found = []
-    for name, change in zip(results.adversarial(channels), results.perturbation(channels), strict=True):
-        adversarial, perturbation = volume.read_image(run / name), volume.read_float(run / change)
+    names = results.adversarial([each["format"] for each in inputs])
+    for name, change in zip(names, results.perturbation(len(names)), strict=True):
+        adversarial = scans.read_scan(run / name, allow_gaps=True)
+        perturbation = volume.read_float(run / change)
         require_same_space(name, adversarial.shape, adversarial.affine, change, perturbation.shape, perturbation.affine)
         found.append((adversarial.data - perturbation.data, adversarial))
     return found

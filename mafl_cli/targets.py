@@ -1,22 +1,23 @@
 """The target: the mask that the attacker wants the model to draw, on the grid of the image.
 
-A target is a label map with the model's own class numbers. It must already lie on the image's grid: moving
-it there would change which voxels are asked for, and that choice belongs to the user.
+A target is a label map with the model's own class numbers: from mask files, NIfTI or DICOM SEG, or made by a recipe
+(`mafl_cli.recipes`) from the model's own clean prediction. A file on another grid is only moved when the user says so:
+it changes which voxels are asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mafl_cli.errors import InputError, UsageError
-from mafl_cli.geometry import require_same_space
-from mafl_cli.volume import Volume, read_labels
+from mafl_cli import geometry
+from mafl_cli.errors import GeometryError, InputError, UsageError
+from mafl_cli.volume import LabelMap, Volume, read_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,40 +27,147 @@ class Target:
     labels: NDArray[np.int64]
     """(I, J, K), class numbers in [0, num_classes); all 0 asks for an empty prediction. (R, I, J, K), 0 or 1, for
     regions that may overlap."""
-    files: tuple[tuple[str, str], ...]
-    """Name without its folder and SHA-256 of each file."""
+    files: tuple[Source, ...]
     warnings: tuple[str, ...] = ()
+    recipe: str | None = None
 
 
-def read_regions(paths: Sequence[Path], like: Volume, region_names: Sequence[str]) -> Target:
+@dataclass(frozen=True)
+class Source:
+    """A file that a target, or the voxels that may change, came from.
+
+    resampled: voxels of each label on the file's own grid and on the image's, if these differ.
+    """
+
+    name: str
+    sha256: str
+    resampled: Mapping[int, tuple[int, int]] | None = None
+
+
+@dataclass(frozen=True)
+class Masks:
+    """How mask files are read. resample: move them to the image's grid. label_map: old label -> new label."""
+
+    resample: bool = False
+    label_map: Mapping[int, int] = field(default_factory=dict)
+
+    def read(self, path: Path, like: Volume) -> tuple[NDArray[np.int64], Source, tuple[str, ...]]:
+        """Labels (I, J, K) on the grid of `like`, where they came from, and what the user should know.
+
+        Raises: GeometryError when the grids differ and may not; InputError when the file is no label map, or no
+            label lies inside the image; UsageError for a --label-map of labels that are not there.
+        """
+        mask = _read(path)
+        mask, notes = self._renamed(mask)
+        if geometry.same_space(like.shape, like.affine, mask.labels.shape, mask.affine):
+            return mask.labels, Source(mask.name, mask.sha256), (*mask.warnings, *notes)
+        if _is_seg(path) and geometry.is_part_of(mask.labels.shape, mask.affine, like.shape, like.affine):
+            # A SEG leaves out the frames in which nothing is drawn.
+            labels = geometry.nearest_labels(mask.labels, mask.affine, like.shape, like.affine)
+            return labels, Source(mask.name, mask.sha256), (*mask.warnings, *notes)
+        if not self.resample:
+            geometry.require_same_space(
+                like.name, like.shape, like.affine, mask.name, mask.labels.shape, mask.affine,
+                f"Add --resample-target to move {mask.name} to the grid of {like.name} (nearest neighbour).",
+            )  # fmt: skip
+        return self._resampled(mask, like, notes)
+
+    def _renamed(self, mask: LabelMap) -> tuple[LabelMap, tuple[str, ...]]:
+        if not self.label_map:
+            return mask, ()
+        there = {int(label) for label in np.unique(mask.labels)}
+        missing = sorted(set(self.label_map) - there)
+        if missing:
+            raise UsageError(
+                f"--label-map: {mask.name} has no label {', '.join(map(str, missing))}; "
+                f"it has {', '.join(map(str, sorted(there)))}."
+            )
+        labels = mask.labels.copy()
+        for old, new in self.label_map.items():
+            labels[mask.labels == old] = new
+        changes = ", ".join(f"{old} to {new}" for old, new in self.label_map.items())
+        return replace(mask, labels=labels), (f"{mask.name}: labels changed: {changes}",)
+
+    def _resampled(
+        self, mask: LabelMap, like: Volume, notes: tuple[str, ...]
+    ) -> tuple[NDArray[np.int64], Source, tuple[str, ...]]:
+        labels = geometry.nearest_labels(mask.labels, mask.affine, like.shape, like.affine)
+        before, after = _counts(mask.labels), _counts(labels)
+        if before and not after:
+            raise GeometryError(f"{mask.name}: no labelled voxel lies inside {like.name}; is it of another scan?")
+        counts = {label: (before[label], after.get(label, 0)) for label in before}
+        shown = ", ".join(f"label {label} {old} -> {new}" for label, (old, new) in counts.items())
+        lost = [str(label) for label, (_, new) in counts.items() if new == 0]
+        gone = f"; label {', '.join(lost)} is lost" if lost else ""
+        note = f"{mask.name}: moved to the grid of {like.name}; voxels: {shown or 'none labelled'}{gone}"
+        return labels, Source(mask.name, mask.sha256, counts), (*mask.warnings, *notes, note)
+
+
+def _read(path: Path) -> LabelMap:
+    if not _is_seg(path):
+        return read_labels(path)
+    from mafl_cli import seg
+
+    return seg.read_seg(path)
+
+
+def _is_seg(path: Path) -> bool:
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        return False
+    from mafl_cli import seg
+
+    return seg.is_seg(path)
+
+
+def _counts(labels: NDArray[np.int64]) -> dict[int, int]:
+    """Voxels of each label above 0."""
+    found, counts = np.unique(labels[labels > 0], return_counts=True)
+    return {int(label): int(count) for label, count in zip(found, counts, strict=True)}
+
+
+def read_target(paths: Sequence[Path], like: Volume, class_names: Sequence[str], masks: Masks) -> Target:
+    """Read a mask file as the target for one image and one model with exclusive classes.
+
+    Args:
+        paths: one file.
+        like: the image.
+        class_names: one for each class of the model, background included.
+    Raises: as `Masks.read`; UsageError for several files; InputError for labels the model cannot draw.
+    """
+    if len(paths) > 1:
+        raise UsageError(f"--target: the model's classes exclude each other: give one mask, not {len(paths)}.")
+    labels, source, notes = masks.read(paths[0], like)
+    _require_known(source.name, labels, class_names)
+    return Target(labels, (source,), notes)
+
+
+def read_regions(paths: Sequence[Path], like: Volume, region_names: Sequence[str], masks: Masks) -> Target:
     """Read the target for a model whose regions may overlap.
 
     Either one file for each region, in the model's order, everything that is not 0 being inside; or one file of bit
     codes: region r adds 2 ** r to a voxel, so that 5 is regions 0 and 2.
 
-    Raises: as `read_target`; UsageError for another number of files; InputError for codes of unknown regions.
+    Raises: as `Masks.read`; UsageError for another number of files; InputError for codes of unknown regions.
     """
     count = len(region_names)
     if len(paths) not in (1, count):
         names = ", ".join(region_names)
         raise UsageError(f"--target: the model draws {count} regions ({names}): give {count} files, or one bit-coded.")
-    masks = [read_labels(path) for path in paths]
-    for mask in masks:
-        require_same_space(like.name, like.shape, like.affine, mask.name, mask.labels.shape, mask.affine)
-    warnings = [warning for mask in masks for warning in mask.warnings]
+    found = [masks.read(path, like) for path in paths]
+    files, warnings = tuple(source for _, source, _ in found), [note for _, _, notes in found for note in notes]
     if len(paths) == 1 and count > 1:
-        codes = masks[0].labels
+        codes, name = found[0][0], files[0].name
         if codes.max() >= 2**count:
             raise InputError(
-                f"{masks[0].name}: has the code {codes.max()}, {count} regions reach up to {2**count - 1}; "
+                f"{name}: has the code {codes.max()}, {count} regions reach up to {2**count - 1}; "
                 "region r adds 2 to the power of r to a voxel: 1, 2, 4, ..."
             )
         labels = decoded(codes, count)
-        found = ", ".join(f"{name} {int(part.sum())}" for name, part in zip(region_names, labels, strict=True))
-        warnings.append(f"{masks[0].name}: read as bit codes; voxels in {found}")
+        voxels = ", ".join(f"{name} {int(part.sum())}" for name, part in zip(region_names, labels, strict=True))
+        warnings.append(f"{name}: read as bit codes; voxels in {voxels}")
     else:
-        labels = np.stack([(mask.labels > 0).astype(np.int64) for mask in masks])
-    return Target(labels, tuple((mask.name, mask.sha256) for mask in masks), tuple(warnings))
+        labels = np.stack([(each > 0).astype(np.int64) for each, _, _ in found])
+    return Target(labels, files, tuple(warnings))
 
 
 def decoded(codes: NDArray[np.integer[Any]], regions: int) -> NDArray[np.int64]:
@@ -83,34 +191,15 @@ def code_names(region_names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def read_target(path: Path, like: Volume, num_classes: int, class_names: Sequence[str]) -> Target:
-    """Read a mask file as the target for one image and one model with exclusive classes.
-
-    Args:
-        like: the image; the mask must lie on its grid.
-        num_classes: classes of the model, background included.
-        class_names: one for each class; empty when the model gives none.
-    Raises: GeometryError when the grids differ; InputError when the file is no label map (see `read_labels`)
-        or has labels the model cannot draw.
-    """
-    mask = read_labels(path)
-    require_same_space(like.name, like.shape, like.affine, mask.name, mask.labels.shape, mask.affine)
-    _require_known(mask.name, mask.labels, num_classes, class_names)
-    return Target(mask.labels, ((mask.name, mask.sha256),), mask.warnings)
-
-
-def _require_known(name: str, labels: NDArray[np.int64], num_classes: int, class_names: Sequence[str]) -> None:
+def _require_known(name: str, labels: NDArray[np.int64], class_names: Sequence[str]) -> None:
     found, counts = np.unique(labels, return_counts=True)
-    unknown = [(int(label), int(n)) for label, n in zip(found, counts, strict=True) if label >= num_classes]
+    unknown = [(int(label), int(n)) for label, n in zip(found, counts, strict=True) if label >= len(class_names)]
     if not unknown:
         return
     shown = ", ".join(f"{label} ({n} voxels)" for label, n in unknown[:8])
     more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
     classes = ", ".join(f"{n} {class_name}" for n, class_name in enumerate(class_names))
-    advice = "give a mask with the model's class numbers"
+    advice = "give a mask with the model's class numbers, or --label-map OLD:NEW"
     if [label for label, _ in unknown] == [255] and len(found) <= 2:
-        advice = "a 0/255 mask must be stored as 0 and the class number, so replace 255 by 1 or another class"
-    raise InputError(
-        f"{name}: the model cannot draw label {shown}{more}; "
-        f"its classes are {classes or f'0 to {num_classes - 1}'}: {advice}."
-    )
+        advice = "a 0/255 mask needs --label-map 255:1, or another class number than 1"
+    raise InputError(f"{name}: the model cannot draw label {shown}{more}; its classes are {classes}: {advice}.")

@@ -17,9 +17,9 @@ import hashlib
 import math
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
@@ -58,8 +58,8 @@ _SIGNATURES = (
 class Volume:
     """One channel of a scan, and what it takes to write it back. Frozen; treat the arrays as read-only too.
 
-    The reader of another format fills the same fields: `stored` and `slope` from its pixels, `header` a NIfTI
-    header with the affine as its sform.
+    The readers of other formats (`mafl_cli.dicom`) fill the same fields: `stored` and `slope` from their pixels,
+    `header` with `plain_header`.
     """
 
     name: str
@@ -70,8 +70,11 @@ class Volume:
     """(4, 4), voxel -> mm RAS+, whatever length unit the file uses."""
     stored: NDArray[Any]
     """(I, J, K), as on disk: dtype with its byte order, unscaled."""
-    slope: float
-    inter: float
+    slope: NDArray[np.float64]
+    inter: NDArray[np.float64]
+    """Both (1, 1, 1), or (1, 1, K) where each slice has its own: native = stored * slope + inter."""
+    stored_range: tuple[float, float]
+    """Lowest and highest number that the file can store."""
     header: Nifti1Header
     """As on disk, scl_slope and scl_inter included; copied, never changed."""
     extensions: bytes
@@ -80,6 +83,8 @@ class Volume:
     """Of the file as it lies on disk (compressed), hexadecimal."""
     warnings: tuple[str, ...]
     """Sentences for the user; the scan is usable all the same."""
+    padding: NDArray[np.bool_] | None = None
+    """(I, J, K), voxels outside the scanned field, which hold no measurement; None for none."""
 
     @property
     def shape(self) -> Shape:
@@ -96,10 +101,17 @@ class Volume:
         return geometry.axcodes(self.affine)
 
     @property
+    def format(self) -> Literal["nifti", "dicom"]:
+        return "nifti"
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """Of the stored numbers, in the machine's byte order."""
         dtype: np.dtype[Any] = self.stored.dtype.newbyteorder("=")
         return dtype
+
+
+_AnyVolume = TypeVar("_AnyVolume", bound=Volume)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,13 +128,15 @@ class LabelMap:
 
 @dataclass(frozen=True)
 class StoredGrid:
-    """The native values an integer file can hold: offset + step * n, between low and high."""
+    """The native values an integer file can hold: multiples of `step` away from those it holds, between low and high.
 
-    step: float
+    All (1, 1, 1), or (1, 1, K) where slices differ.
+    """
+
+    step: NDArray[np.float64]
     """Native units, above 0."""
-    offset: float
-    low: float
-    high: float
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
 
 
 def read_image(path: Path) -> Volume:
@@ -173,8 +187,18 @@ def stored_grid(volume: Volume, save_as: SaveAs) -> StoredGrid | None:
     """The native values that `write_image` can write; None when the file will hold floats."""
     if save_as == "float32" or volume.dtype.kind == "f":
         return None
-    ends = [volume.inter + volume.slope * limit for limit in _stored_range(volume.dtype)]
-    return StoredGrid(step=abs(volume.slope), offset=volume.inter, low=min(ends), high=max(ends))
+    first, last = (volume.inter + volume.slope * limit for limit in volume.stored_range)
+    return StoredGrid(np.abs(volume.slope), np.minimum(first, last), np.maximum(first, last))
+
+
+def without_notes(volume: _AnyVolume) -> _AnyVolume:
+    """A scan whose NIfTI header says nothing but geometry and type: no extensions, no names, no free text."""
+    header = volume.header.copy()
+    for field in ("descrip", "db_name", "aux_file", "intent_name"):
+        if field in header:  # NIfTI-2 has no db_name.
+            header[field] = b""
+    header["vox_offset"] = header.sizeof_hdr + len(_NO_EXTENSIONS)
+    return replace(volume, header=header, extensions=_NO_EXTENSIONS)
 
 
 def write_image(path: Path, like: Volume, data: NDArray[np.float32], *, save_as: SaveAs, note: str) -> None:
@@ -195,7 +219,7 @@ def write_image(path: Path, like: Volume, data: NDArray[np.float32], *, save_as:
     header = like.header.copy()
     header["descrip"] = _ascii(note)
     if save_as == "source":
-        voxels = _to_stored(like, data)
+        voxels = to_stored(like, data)
     else:
         header.set_data_dtype(np.float32)
         header["scl_slope"], header["scl_inter"] = 1, 0
@@ -492,25 +516,30 @@ def _volume(file: _File, *, constant_is_wrong: bool) -> Volume:
     with np.errstate(over="ignore", invalid="ignore"):
         for k, values in enumerate(_native_slices(file, shape)):
             data[..., k] = values
-    bad = data.size - int(np.count_nonzero(np.isfinite(data)))
-    if bad:
-        raise InputError(
-            f"{file.name}: {bad} of {data.size} voxels are NaN, Inf or beyond float32; replace them first."
-        )
-    if constant_is_wrong and data.min() == data.max():
-        raise InputError(f"{file.name}: is constant, every voxel is {data.min():g}; give another scan.")
+    require_usable(file.name, data, constant_is_wrong=constant_is_wrong)
+    dtype = file.voxels.dtype.newbyteorder("=")
     return Volume(
         name=file.name,
         data=data,
         affine=affine,
         stored=file.voxels.reshape(shape, order="F"),
-        slope=file.slope,
-        inter=file.inter,
+        slope=np.full((1, 1, 1), file.slope),
+        inter=np.full((1, 1, 1), file.inter),
+        stored_range=_stored_range(dtype),
         header=file.header,
         extensions=file.extensions,
         sha256=file.sha256,
         warnings=warnings,
     )
+
+
+def require_usable(name: str, data: NDArray[np.float32], *, constant_is_wrong: bool) -> None:
+    """Raise InputError when a scan has NaN or Inf, or the same value everywhere."""
+    bad = data.size - int(np.count_nonzero(np.isfinite(data)))
+    if bad:
+        raise InputError(f"{name}: {bad} of {data.size} voxels are NaN, Inf or beyond float32; replace them first.")
+    if constant_is_wrong and data.min() == data.max():
+        raise InputError(f"{name}: is constant, every voxel is {data.min():g}; give another scan.")
 
 
 def _native_slices(file: _File, shape: Shape) -> Iterator[NDArray[np.float64]]:
@@ -531,14 +560,27 @@ def _stored_range(dtype: np.dtype[Any]) -> tuple[float, float]:
     return float(limits.min), high if int(high) <= limits.max else float(np.nextafter(high, 0))
 
 
-def _to_stored(like: Volume, data: NDArray[np.float32]) -> NDArray[Any]:
+def to_stored(like: Volume, data: NDArray[np.float32]) -> NDArray[Any]:
+    """Native values (I, J, K) as `like` stores them; voxels equal to `like.data` keep their bits."""
     changed = data != like.data
-    values = (data[changed].astype(np.float64) - like.inter) / like.slope
+    slope, inter = (np.broadcast_to(values, like.shape)[changed] for values in (like.slope, like.inter))
+    values = (data[changed].astype(np.float64) - inter) / slope
     if like.dtype.kind != "f":
         values = np.rint(values)
     voxels: NDArray[Any] = like.stored.copy(order="K")
-    voxels[changed] = np.clip(values, *_stored_range(like.dtype))
+    voxels[changed] = np.clip(values, *like.stored_range)
     return voxels
+
+
+def plain_header(shape: Shape, affine: NDArray[np.float64]) -> Nifti1Header:
+    """A NIfTI header for a scan that has none of its own. affine: voxel -> mm RAS+."""
+    header = Nifti1Header()
+    header.set_data_shape(shape)
+    header.set_sform(affine, code="scanner")
+    header.set_qform(affine, code="scanner", strip_shears=True)
+    header.set_xyzt_units("mm")
+    header["vox_offset"] = header.sizeof_hdr + len(_NO_EXTENSIONS)
+    return header
 
 
 def _write_derived(path: Path, like: Volume, voxels: NDArray[Any], dtype: DTypeLike, note: str) -> None:
@@ -549,6 +591,8 @@ def _write_derived(path: Path, like: Volume, voxels: NDArray[Any], dtype: DTypeL
     header["cal_min"] = header["cal_max"] = 0
     header["intent_code"] = header["intent_p1"] = header["intent_p2"] = header["intent_p3"] = 0
     header["intent_name"] = header["aux_file"] = b""
+    if "db_name" in header:  # NIfTI-2 has none.
+        header["db_name"] = b""
     header["descrip"] = _ascii(note)
     header["vox_offset"] = header.sizeof_hdr + len(_NO_EXTENSIONS)
     _write(path, header, _NO_EXTENSIONS, voxels.astype(header.get_data_dtype()))

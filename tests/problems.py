@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mafl_cli.limits import Limits
+from mafl_cli.limits import Grid, Limits
 from mafl_cli.model import Patch, Prediction
 from mafl_cli.windows import Field, Losses, Slopes
 
@@ -90,6 +90,12 @@ class Counted:
         self.forward += len(x)
         self.backward += len(x) * len(slopes.gradients)
         return slopes
+
+
+def rungs(step: float) -> Grid:
+    """The grid of one channel of integers."""
+    step_, far = torch.full((1, 1, 1, 1), step), torch.full((1, 1, 1, 1), float("inf"))
+    return Grid(step_, -far, far)
 
 
 def box(clean: Tensor, low: float = 0.0, high: float = 1.0, **others: Any) -> Limits:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from problems import Bare, Bright, Counted, Indifferent, Nearest, Rooted, SmallUNet, Unit, box
+from problems import Bare, Bright, Counted, Indifferent, Nearest, Rooted, SmallUNet, Unit, box, rungs
 from torch import Tensor
 
 from mafl_cli.attack import AttackResult, Outcome, StepRecord, attack
@@ -232,7 +232,7 @@ def test_the_stored_grid_is_kept(step: float) -> None:
     clean = torch.round(unit * scan(3, 10, 10) / step) * step
     target = (clean[:, 0] > 50.5).long()
     target[:, 2:8, 3:7] = 1 - target[:, 2:8, 3:7]
-    limits = box(clean, 0, unit, unit=torch.tensor([unit]), step=torch.tensor([step]))
+    limits = box(clean, 0, unit, unit=torch.tensor([unit]), grid=rungs(step))
     found = attack(field(network, unit), clean, target, EVERY_VOXEL, limits)
     steps = (found.adversarial - clean) / step
     assert torch.equal(steps, steps.round())
@@ -248,7 +248,7 @@ def test_the_stored_grid_is_kept(step: float) -> None:
 def test_background_zeros_stay_zero_and_nothing_else_becomes_zero() -> None:
     clean = scan(2, 10, 10) - 0.5
     clean[:, :, :3] = 0
-    limits = box(clean, -1, 1, frozen=clean == 0, nonzero=True, step=torch.tensor([0.125]))
+    limits = box(clean, -1, 1, frozen=clean == 0, nonzero=True, grid=rungs(0.125))
     target = (clean[:, 0] > 0).long()
     target[:, 3:] = 1 - target[:, 3:]
     found = attack(field(Bright(border=0.0)), clean, target, QUICK, limits)
@@ -265,7 +265,7 @@ def test_projection_by_hand() -> None:
     rows = torch.tensor([0])
     exact = limits.project(clean, delta, rows).flatten()
     torch.testing.assert_close(exact, torch.tensor([13.0, 10.4, 10.0, 100.0, 150.0, 10.0, 0.0]))
-    stored = replace(limits, step=torch.tensor([2.0]), nonzero=True).project(clean, delta, rows).flatten()
+    stored = replace(limits, grid=rungs(2.0), nonzero=True).project(clean, delta, rows).flatten()
     assert stored.tolist() == [14.0, 10.0, 10.0, 100.0, 150.0, 10.0, 4.0]
 
 

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
+from commands import Threshold, mafl, scan_array
 from scipy import ndimage
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from mafl_cli import __version__, report
-from mafl_cli.cli import app
 from mafl_cli.config import PRESETS
 
 RESULTS = {
@@ -32,32 +32,6 @@ RESULTS = {
     "report.json",
 }
 AFFINE = np.array([[-2.0, 0, 0, 30], [0, 2, 0, -20], [0, 0, 3, 7], [0, 0, 0, 1]])
-
-
-class Threshold(torch.nn.Module):
-    """Bright (above 0.5, after a light blur) is class 1."""
-
-    def __init__(self, dims: int, channels: int = 1) -> None:
-        super().__init__()
-        conv = torch.nn.Conv2d if dims == 2 else torch.nn.Conv3d
-        self.blur = conv(channels, 1, 3, padding=1, bias=False)
-        self.head = conv(1, 2, 1)
-        with torch.no_grad():
-            self.blur.weight.fill_(0.4 / 3**dims)
-            centre = (slice(None), slice(None)) + (1,) * dims
-            self.blur.weight[centre] += 0.6
-            self.head.weight[:] = torch.tensor([-4.0, 4.0]).view(2, 1, *(1,) * dims)
-            self.head.bias[:] = torch.tensor([2.0, -2.0])
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.blur(x))
-
-
-def scan_array(shape: tuple[int, int, int] = (24, 20, 6)) -> np.ndarray:
-    """A bright ball on a dark, textured ground, in [0, 1]."""
-    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
-    ball = np.exp(-3 * (grid**2).sum(axis=0))
-    return (0.9 * ball + 0.1 * np.random.default_rng(0).random(shape)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +64,6 @@ def case(tmp_path: Path) -> Path:
     mask = np.roll(scan > 0.5, 2, axis=0).astype(np.uint8)
     nib.save(nib.Nifti1Image(mask, AFFINE), tmp_path / "mask.nii.gz")
     return tmp_path
-
-
-def mafl(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def attack(case: Path, models: Path, *more: object, model: str = "flat.ts") -> Result:
@@ -439,7 +409,7 @@ BAD_FILES = {
     "unknown labels": (lambda c: _save(c / "mask.nii.gz", np.full((24, 20, 6), 7, np.uint8)), "cannot draw label 7"),
     "0/255 mask": (
         lambda c: _save(c / "mask.nii.gz", 255 * (scan_array() > 0.5).astype(np.uint8)),
-        "replace 255 by 1",
+        "--label-map 255:1",
     ),
     "probability mask": (lambda c: _save(c / "mask.nii.gz", scan_array()), "not whole numbers"),
 }
@@ -565,8 +535,7 @@ def test_interrupt_is_exit_130_and_leaves_nothing(case: Path, models: Path) -> N
             time.sleep(0.05)
         run.send_signal(signal.SIGINT)
         _, said = run.communicate(timeout=60)
-    assert run.returncode == 130
-    assert said.splitlines()[-1] == "mafl: interrupted; nothing was kept."
+    assert (run.returncode, said.splitlines()[-1:]) == (130, ["mafl: interrupted; nothing was kept."])
     assert not (case / "out").exists()
 
 

@@ -12,14 +12,29 @@ import mafl_cli
 PACKAGE = Path(mafl_cli.__file__).parent
 LAYERS = [
     {"errors", "config"},
-    {"bundle", "card", "geometry", "losses", "lowfreq", "resample", "steps", "goals", "metrics"},
-    {"volume", "targets", "preprocess", "modelfile", "model", "windows", "limits", "attack"},
+    {"bundle", "card", "geometry", "losses", "lowfreq", "resample", "steps", "goals", "metrics", "redact", "body"},
+    {"volume", "stacks", "recipes", "preprocess", "modelfile", "model", "windows", "limits", "attack"},
+    {"dicom"},
+    {"derived", "seg"},
+    {"scans", "targets"},
     {"case", "report", "results", "figures"},
     {"pipeline", "runs"},
     {"cli"},
     {"__main__"},
 ]
-FILES_ONLY = {"geometry", "volume", "targets"}
+FILES_ONLY = {
+    "geometry",
+    "volume",
+    "stacks",
+    "dicom",
+    "derived",
+    "seg",
+    "scans",
+    "targets",
+    "recipes",
+    "body",
+    "redact",
+}
 TENSORS_ONLY = {
     "losses",
     "lowfreq",
@@ -71,5 +86,5 @@ def test_what_reads_files_knows_no_torch(module: str) -> None:
 
 @pytest.mark.parametrize("module", sorted(TENSORS_ONLY))
 def test_what_knows_torch_reads_no_scans(module: str) -> None:
-    forbidden = {"nibabel", "SimpleITK", "pydicom"}
+    forbidden = {"nibabel", "SimpleITK", "pydicom", "highdicom"}
     assert not {name for name in imported(PACKAGE / f"{module}.py") if name.split(".")[0] in forbidden}

@@ -30,7 +30,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import Bare, Bright, Counted, box, pooled
+from problems import Bare, Bright, Counted, box, pooled, rungs
 from test_attack import field, flipped, labels, pasted, rng, scan
 from torch import Tensor
 
@@ -377,9 +377,9 @@ def test_the_radius_means_the_same_in_every_unit(name: str) -> None:
 @pytest.mark.parametrize("spacing", [None, 1.0, 0.7], ids=["float", "integers", "slope 0.7"])
 def test_no_projection_leaves_the_ball(norm: Any, spacing: float | None) -> None:
     clean = torch.round(100 * scan(3, 8, 8))
-    grid = None if spacing is None else torch.tensor([spacing])
+    grid = None if spacing is None else rungs(spacing)
     config = AttackConfig(eps=2.5, eps_unit="native", norm=norm)
-    limits = box(clean, -7, 107, unit=torch.tensor([10.0]), step=grid).within(config)
+    limits = box(clean, -7, 107, unit=torch.tensor([10.0]), grid=grid).within(config)
     delta = 0.3 * torch.randn(clean.shape, generator=rng(3))
     moved = limits.project(clean, delta, torch.arange(3)) - clean
     size = moved.abs().amax() if norm == "linf" else moved.flatten(1).norm(dim=1).amax()
@@ -399,7 +399,7 @@ def test_a_clean_voxel_outside_the_box_stays_rather_than_jump_out_of_the_ball(no
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_ball_that_holds_no_stored_value_is_refused(norm: Any) -> None:
     clean = torch.full((1, 1, 2, 2), 50.0)
-    limits = box(clean, 0, 100, step=torch.tensor([1.0]))
+    limits = box(clean, 0, 100, grid=rungs(1.0))
     assert limits.within(AttackConfig(eps=1.0, norm=norm)).ball is not None
     with pytest.raises(UsageError, match="less than the step of 1 between the values"):
         limits.within(AttackConfig(eps=0.9, norm=norm))
@@ -407,7 +407,7 @@ def test_a_ball_that_holds_no_stored_value_is_refused(norm: Any) -> None:
 
 def test_whole_steps_fill_the_ball() -> None:
     clean = torch.full((1, 1, 2, 2), 50.0)
-    limits = box(clean, 0, 100, step=torch.tensor([0.1])).within(AttackConfig(eps=0.3, eps_unit="native"))
+    limits = box(clean, 0, 100, grid=rungs(0.1)).within(AttackConfig(eps=0.3, eps_unit="native"))
     moved = limits.project(clean, torch.full_like(clean, 9.0), torch.tensor([0])) - clean
     torch.testing.assert_close(moved, torch.full_like(clean, 0.3), atol=1e-5, rtol=0)
 
@@ -429,7 +429,7 @@ def test_a_random_start_is_inside_the_ball_and_the_same_for_all(norm: Any) -> No
 def test_steps_finer_than_the_stored_grid_add_up() -> None:
     clean = torch.round(100 * scan(2, 8, 8))
     target = flipped(clean / 100)
-    limits = box(clean, 0, 100, unit=torch.tensor([100.0]), step=torch.tensor([1.0]))
+    limits = box(clean, 0, 100, unit=torch.tensor([100.0]), grid=rungs(1.0))
     config = preset("pgd", steps=40, eps=4.0, eps_unit="native", random_start=False)
     recorded = Recorded(field(Bright(scale=50.0), 100.0))
     attack(recorded, clean, target, config, limits)

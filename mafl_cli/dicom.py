@@ -1,0 +1,268 @@
+"""Read a scan from DICOM: a folder, a zip archive, a DICOMDIR, or one file with one or many frames.
+
+Words. *stored*, *native*: as in `mafl_cli.volume`; native = stored * Rescale Slope + Rescale Intercept, slice by
+slice. Nothing that names a patient, a hospital or a UID leaves this module but inside the datasets, which
+`mafl_cli.derived` needs to write a series of the same study.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+
+from mafl_cli import stacks
+from mafl_cli.errors import InputError
+from mafl_cli.stacks import Frame, Stack
+from mafl_cli.volume import Volume, plain_header, require_usable
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DicomVolume(Volume):
+    """A stack of DICOM frames. (I, J, K) are columns, rows, and slices along the stack's normal, row x column."""
+
+    datasets: tuple[Dataset, ...]
+    """The instances, without their pixels."""
+    frames: tuple[tuple[int, int], ...]
+    """For each slice its place in `datasets`, and its frame in there."""
+    modality: str
+
+    @property
+    def format(self) -> Literal["nifti", "dicom"]:
+        return "dicom"
+
+
+def read_dicom(path: Path, *, series: str | None = None, allow_gaps: bool = False) -> DicomVolume:
+    """Read one stack of slices, native units.
+
+    Args:
+        path: a folder (with all below it), a .zip, a DICOMDIR, or a single file.
+        series: its number in the list that the error for several series shows, or its Series Instance UID.
+        allow_gaps: take slices at uneven distances as if they were even.
+    Raises:
+        InputError for what holds no scan, several series, colours, or pixels that cannot be decoded.
+        GeometryError for slices that make no regular volume; names the slices.
+    """
+    with stacks.silence():
+        name = stacks.public_name(path)
+        stack = stacks.choose(name, stacks.find(name, path), series)
+        ordered, affine, notes = stacks.ordered(name, stack, allow_gaps)
+        return _volume(name, ordered, affine, (*notes, *stacks.siblings(name, path, ordered)))
+
+
+def describe_dicom(path: Path) -> dict[str, Any]:
+    """What `mafl inspect` says about DICOM: a table of the stacks; of a single one also its grid and its values.
+
+    Raises: InputError when there is no scan.
+    """
+    with stacks.silence():
+        name = stacks.public_name(path)
+        found = stacks.find(name, path)
+        facts: dict[str, Any] = {
+            "name": name,
+            "format": "DICOM",
+            "stacks": [stacks.describe(number, stack) for number, stack in enumerate(found, start=1)],
+        }
+        if len(found) > 1:
+            return facts
+        try:
+            ordered, affine, notes = stacks.ordered(name, found[0], allow_gaps=False)
+            scan = _volume(name, ordered, affine, notes)
+        except InputError as refusal:
+            return facts | {"refused_as_image": str(refusal)}
+    values = scan.data if scan.padding is None else scan.data[~scan.padding]
+    ranks = (0.1, 50.0, 99.9)
+    return facts | {
+        "sha256": scan.sha256,
+        "shape": list(scan.shape),
+        "spacing_mm": list(scan.spacing),
+        "axcodes": scan.axcodes,
+        "dtype": scan.dtype.name,
+        "rescale_slope": sorted({float(slope) for slope in scan.slope.flat}),
+        "stored_range": list(scan.stored_range),
+        "padding_voxels": 0 if scan.padding is None else int(scan.padding.sum()),
+        "range": [float(values.min()), float(values.max())],
+        "percentiles": {f"{r:g}": float(v) for r, v in zip(ranks, np.percentile(values, ranks), strict=True)},
+        "refused_as_image": None,
+        "warnings": list(scan.warnings),
+    }
+
+
+# --- pixels -------------------------------------------------------------------------------------------------------
+
+
+def _volume(name: str, stack: Stack, affine: NDArray[np.float64], notes: Sequence[str]) -> DicomVolume:
+    """Read and decode the pixels of an ordered stack."""
+    rows, columns, allocated, bits, signed, photometric = stack[0].pixels
+    if allocated == 1:
+        raise InputError(f"{name}: has one bit per pixel, so it is a mask, not a scan.")
+    if allocated not in (8, 16, 32) or not 1 <= bits <= allocated or signed not in (0, 1):
+        raise InputError(f"{name}: its header gives pixels of {bits} in {allocated} bits, which nothing writes.")
+    stored: NDArray[Any] = np.empty(0)
+    padding: NDArray[np.bool_] = np.empty(0, bool)
+    slopes, inters = np.ones(len(stack)), np.zeros(len(stack))
+    datasets: list[Dataset] = []
+    digests: list[str] = []
+    places: dict[int, int] = {}
+    pixels: NDArray[Any] = stored
+    at: list[tuple[int, int]] = []
+    decoded: dict[int, NDArray[Any]] = {}
+    for k, frame in enumerate(stack):
+        key = id(frame.source)
+        if key not in places:
+            raw = frame.source.read()
+            file = stacks.parsed(frame.source.name, raw, pixels=True)
+            places[key] = len(datasets)
+            digests.append(hashlib.sha256(raw).hexdigest())
+            pixels = _decoded(frame.source.name, file, (rows, columns))
+            if not stored.size:  # Not before the first slice is there: a damaged header can ask for any size.
+                stored = np.empty((len(stack), rows, columns), f"{'i' if signed else 'u'}{allocated // 8}")
+                padding = np.zeros(stored.shape, bool)
+            if len(pixels) > 1:
+                decoded[key] = pixels
+            for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
+                if keyword in file:
+                    del file[keyword]
+            datasets.append(file)
+        dataset, pixels = datasets[places[key]], decoded.get(key, pixels)
+        at.append((places[key], frame.index))
+        try:
+            stored[k] = pixels[frame.index]
+            slopes[k], inters[k] = _rescale(name, frame, dataset)
+            padding[k] = _padded(dataset, stored[k])
+        except (TypeError, ValueError, IndexError) as exc:  # No number, several where one belongs, too few frames.
+            raise InputError(f"{name}: the header of {frame.instance} is damaged; export it again.") from exc
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    modality, notes = stack[0].modality, list(notes)
+    if photometric == "MONOCHROME1" and modality not in stacks.PHYSICAL:
+        # Small numbers are bright: what a network expects is what is seen.
+        slopes, inters = -slopes, inters + (low + high) * slopes
+        notes.append(f"{name}: is stored inverted (MONOCHROME1); turned round, so that larger is brighter.")
+    if np.ptp(slopes) == np.ptp(inters) == 0:
+        slopes, inters = slopes[:1], inters[:1]
+    slope, inter = slopes.reshape(1, 1, -1), inters.reshape(1, 1, -1)
+    stored, padding = stored.transpose(2, 1, 0), padding.transpose(2, 1, 0)
+    data = np.empty(stored.shape, np.float32)
+    for k in range(len(stack)):
+        data[..., k] = stored[..., k].astype(np.float64) * slope.flat[k % slope.size] + inter.flat[k % inter.size]
+    if padding.all():
+        raise InputError(f"{name}: every pixel is padding; give another scan.")
+    require_usable(name, data if not padding.any() else data[~padding], constant_is_wrong=True)
+    one = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return DicomVolume(
+        name=name,
+        data=data,
+        affine=affine,
+        stored=stored,
+        slope=slope,
+        inter=inter,
+        stored_range=(low, high),
+        header=plain_header((columns, rows, len(stack)), affine),
+        extensions=bytes(4),
+        sha256=one,
+        warnings=tuple(notes),
+        padding=padding if padding.any() else None,
+        datasets=tuple(datasets),
+        frames=tuple(at),
+        modality=modality,
+    )
+
+
+def _decoded(name: str, dataset: FileDataset, shape: tuple[int, int]) -> NDArray[Any]:
+    """(frames, rows, columns), as stored. pydicom decodes what it has codecs for, GDCM (in SimpleITK) the rest."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not isinstance(syntax, pydicom.uid.UID) or not syntax.is_transfer_syntax:
+        raise InputError(f"{name}: its header names no known transfer syntax; export it again.")
+    if "PixelData" not in dataset:
+        raise InputError(f"{name}: its DICOM file has no pixels; export it again.")
+    try:
+        return np.asarray(dataset.pixel_array).reshape(-1, *shape)
+    except Exception as exc:  # Missing codecs and damaged data come as nearly any class.
+        if syntax.is_compressed and syntax.is_encapsulated:
+            found = _decoded_by_gdcm(dataset, shape)
+            if found is not None:
+                return found
+            raise InputError(
+                f"{name}: pixels compressed as {syntax.name} cannot be decoded here, or are damaged: try "
+                "`pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg`, or decompress the series first "
+                "(dcmdjpeg, gdcmconv --raw)."
+            ) from exc
+        raise InputError(f"{name}: its pixels are damaged or cut off; copy or export it again.") from exc
+
+
+def _decoded_by_gdcm(dataset: FileDataset, shape: tuple[int, int]) -> NDArray[Any] | None:
+    """As `_decoded`; None where GDCM cannot either. Only what describes the pixels goes to the temporary file."""
+    import SimpleITK
+
+    bare = Dataset()
+    keywords = ("SOPClassUID", "SOPInstanceUID", "SamplesPerPixel", "NumberOfFrames")
+    numbers = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData")
+    for keyword in (*keywords, *numbers):
+        if keyword in dataset:
+            bare[keyword] = dataset[keyword]
+    # GDCM would turn an inverted image round, and these are to be the stored numbers.
+    bare.PhotometricInterpretation = "MONOCHROME2"
+    bare.file_meta = FileMetaDataset()
+    bare.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
+    if "SOPInstanceUID" not in bare:
+        bare.SOPInstanceUID = pydicom.uid.generate_uid()
+    if "SOPClassUID" not in bare:
+        bare.SOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
+    with tempfile.TemporaryDirectory(prefix="mafl-") as folder, _mute():
+        file = Path(folder) / "pixels.dcm"
+        try:
+            bare.save_as(file, enforce_file_format=True)
+            pixels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file), imageIO="GDCMImageIO"))
+            return np.asarray(pixels).reshape(-1, *shape)
+        except Exception:  # The caller says what could not be decoded.
+            return None
+
+
+@contextmanager
+def _mute() -> Iterator[None]:
+    """GDCM's codecs print what they try and dislike, straight to the process's standard error."""
+    kept = os.dup(2)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
+def _rescale(name: str, frame: Frame, dataset: Dataset) -> tuple[float, float]:
+    if dataset.get("ModalityLUTSequence"):
+        raise InputError(f"{name}: its values are given by a Modality LUT, which cannot be written back: use NIfTI.")
+    values = stacks.group(dataset, frame.index, "PixelValueTransformationSequence")
+    slope, inter = values.get("RescaleSlope"), values.get("RescaleIntercept")
+    slope, inter = 1.0 if slope is None else float(slope), 0.0 if inter is None else float(inter)
+    if not math.isfinite(slope * inter) or slope == 0:
+        raise InputError(f"{name}: {frame.instance} has an unusable rescale slope or intercept; export it again.")
+    return slope, inter
+
+
+def _padded(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_]:
+    """Pixel Padding Value, or the range up to its limit (DICOM PS3.3 C.7.5.1.1.2)."""
+    value = dataset.get("PixelPaddingValue")
+    if value is None:
+        return np.zeros(stored.shape, bool)
+    limit = dataset.get("PixelPaddingRangeLimit", value)
+    # Some programs write the bits of a negative number as an unsigned one.
+    size = 2 ** (8 * stored.dtype.itemsize)
+    ends = [
+        int(end) - size if stored.dtype.kind == "i" and int(end) >= size // 2 else int(end) for end in (value, limit)
+    ]
+    return (stored >= min(ends)) & (stored <= max(ends))

@@ -1,0 +1,59 @@
+"""Names of patients' files replaced by hashes of their contents (`--redact`): equal files keep equal names."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+
+class Redaction:
+    """Replaces the names of some files, of what is in them if they are folders or archives, and of a result folder."""
+
+    def __init__(self, paths: Iterable[Path], out: Path) -> None:
+        self._tokens: dict[str, str] = {}
+        for path in paths:
+            token = f"case-{_digest(path)[:12]}"
+            for name in {path.name, path.resolve().name}:
+                self._tokens |= {name: token, _stem(name): token}
+            for inner in _inner_names(path):
+                self._tokens.setdefault(inner, f"file-{hashlib.sha256(inner.encode()).hexdigest()[:12]}")
+        self._tokens.setdefault(out.name, "out")
+        self._tokens.pop("", None)
+        # Longest first, so that no name is taken for a longer one it begins.
+        names = sorted(self._tokens, key=len, reverse=True)
+        self._pattern = re.compile(r"(?<!\w)(" + "|".join(map(re.escape, names)) + r")(?!\w)")
+
+    def __call__(self, text: str) -> str:
+        """The text with every name in it replaced."""
+        return self._pattern.sub(lambda found: self._tokens[found[0]], text)
+
+
+def _stem(name: str) -> str:
+    for suffix in (".gz", ".nii", ".zip", ".dcm"):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def _inner_names(path: Path) -> Iterator[str]:
+    if path.is_dir():
+        yield from (file.name for file in path.rglob("*"))
+    elif path.is_file() and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            yield from (Path(name).name for name in archive.namelist())
+
+
+def _digest(path: Path) -> str:
+    """Of a file's bytes, or of the bytes of all files below a folder; of the name where there is nothing to read."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    try:
+        for file in files:
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+    except OSError:
+        return hashlib.sha256(path.name.encode()).hexdigest()
+    return digest.hexdigest()

@@ -1,0 +1,71 @@
+"""Scans of any format, by what the file is: NIfTI (`mafl_cli.volume`) or DICOM (`mafl_cli.dicom`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mafl_cli import volume
+from mafl_cli.config import SaveAs
+from mafl_cli.volume import Volume
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether `path` will be read as DICOM: a folder, a zip archive, a DICOM file."""
+    # A NIfTI file needs no look into it, and no import of pydicom.
+    if path.name.lower().endswith((".nii", ".nii.gz")) and not path.is_dir():
+        return False
+    from mafl_cli import stacks
+
+    return stacks.is_dicom(path)
+
+
+def read_scan(path: Path, *, series: str | None = None, allow_gaps: bool = False) -> Volume:
+    """Read one channel of a scan. Raises: as `volume.read_image` and `dicom.read_dicom`."""
+    if not is_dicom(path):
+        return volume.read_image(path)
+    from mafl_cli import dicom
+
+    return dicom.read_dicom(path, series=series, allow_gaps=allow_gaps)
+
+
+def write_scan(
+    path: Path, like: Volume, data: NDArray[np.float32], *, save_as: SaveAs, note: str, derivation: str
+) -> None:
+    """Write a changed scan in the format of `like`: a file, or for DICOM a folder.
+
+    note: for a NIfTI header. derivation: for DICOM. Raises: as `volume.write_image` and `derived.write_series`.
+    """
+    if like.format == "nifti":
+        volume.write_image(path, like, data, save_as=save_as, note=note)
+        return
+    from mafl_cli import derived, dicom
+
+    assert isinstance(like, dicom.DicomVolume)
+    derived.write_series(path, like, data, derivation)
+
+
+def read_back(path: Path, like: Volume) -> Volume:
+    """What `write_scan` wrote. Its slices may be as uneven as those of its source."""
+    return read_scan(path, allow_gaps=like.format == "dicom")
+
+
+def write_masks(
+    path: Path, drawn_on: Volume, masks: NDArray[np.bool_], names: Sequence[str], *, description: str
+) -> str | None:
+    """Write masks (R, I, J, K) as a DICOM SEG that refers to a DICOM scan; returns why that failed, or None."""
+    from mafl_cli import dicom, seg
+
+    assert isinstance(drawn_on, dicom.DicomVolume)
+    return seg.write_seg(path, drawn_on, masks, names, description=description)
+
+
+def describe_dicom(path: Path) -> dict[str, Any]:
+    """What `mafl inspect` says about a scan, or a mask, in DICOM. Raises: as `dicom.describe_dicom`, `seg.read_seg`."""
+    from mafl_cli import dicom, seg
+
+    return seg.describe_seg(path) if seg.is_seg(path) else dicom.describe_dicom(path)

@@ -1,0 +1,149 @@
+"""DICOM Segmentation (SEG) objects: read one as a mask, write masks as one, with highdicom (extra `dicom`)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import SegmentationStorage, generate_uid
+
+from mafl_cli import __version__, geometry, stacks
+from mafl_cli.dicom import DicomVolume
+from mafl_cli.errors import InputError
+from mafl_cli.volume import LabelMap
+
+INSTALL = "pip install 'mafl[dicom]'"
+
+# What a SEG copies from its source; type 2 of the standard: there, empty where nothing is known.
+_TYPE_2 = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber"),
+    *("StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
+)
+
+
+def is_seg(path: Path) -> bool:
+    """Whether a file is a DICOM SEG."""
+    return stacks.sop_class(path) == SegmentationStorage
+
+
+def available() -> bool:
+    """Whether highdicom is installed."""
+    from importlib.util import find_spec
+
+    return find_spec("highdicom") is not None
+
+
+def read_seg(path: Path) -> LabelMap:
+    """Read a SEG: label n is segment number n. Only the slices between its first and last frame are there.
+
+    Raises: InputError when it is damaged, its segments overlap, or highdicom is not installed.
+    """
+    name = stacks.public_name(path)
+    if not available():
+        raise InputError(f"{name}: reading DICOM SEG needs highdicom: {INSTALL}.")
+    import highdicom
+
+    raw = path.read_bytes()
+    with stacks.silence():
+        try:
+            found = highdicom.seg.segread(path).get_volume(combine_segments=True, relabel=False)
+        except Exception as exc:  # Overlaps, irregular frames and damage come as several classes.
+            overlap = "overlap" in str(exc).lower()
+            why = "its segments overlap, so it is no label map" if overlap else "it cannot be read as one volume"
+            raise InputError(f"{name}: {why} ({type(exc).__name__}); export the segments as NIfTI masks.") from exc
+        labels = np.asarray(found.array).astype(np.int64)
+        affine = stacks.LPS_TO_RAS @ np.asarray(found.affine, dtype=np.float64)
+    return LabelMap(name, labels, affine, hashlib.sha256(raw).hexdigest(), ())
+
+
+def describe_seg(path: Path) -> dict[str, Any]:
+    """What `mafl inspect` says about a SEG. Raises: as `read_seg`."""
+    mask = read_seg(path)
+    labels, counts = np.unique(mask.labels, return_counts=True)
+    return {
+        "name": mask.name,
+        "format": "DICOM SEG",
+        "sha256": mask.sha256,
+        "shape": list(mask.labels.shape),
+        "spacing_mm": list(geometry.spacing(mask.affine)),
+        "axcodes": geometry.axcodes(mask.affine),
+        "labels": {int(label): int(count) for label, count in zip(labels, counts, strict=True)},
+    }
+
+
+def write_seg(
+    path: Path,
+    source: DicomVolume,
+    masks: NDArray[Any],
+    names: Sequence[str],
+    *,
+    description: str,
+) -> str | None:
+    """Write masks on the grid of `source` as one SEG that refers to its instances; returns why it could not, or None.
+
+    Args:
+        masks: bool (R, I, J, K), one segment each; at least one voxel set in all.
+        names: of the segments; "" for an empty one.
+    """
+    if not available():
+        return f"highdicom is not installed: {INSTALL}"
+    if not masks.any():
+        return "there is no voxel to draw"
+    import highdicom as hd
+
+    order = np.array([k for _, _, k in sorted((place, frame, k) for k, (place, frame) in enumerate(source.frames))])
+    pixels = np.moveaxis(masks[..., order], (0, 1, 2, 3), (3, 2, 1, 0)).astype(np.uint8)
+    algorithm = hd.AlgorithmIdentificationSequence(
+        name="mafl", family=codes.cid7162.ArtificialIntelligence, version=__version__
+    )
+    segments = [
+        hd.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=label[:64],
+            segmented_property_category=codes.SCT.Tissue,
+            segmented_property_type=codes.SCT.Tissue,
+            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+        )
+        for number, label in enumerate(names, start=1)
+    ]
+    with stacks.silence():
+        try:
+            made = hd.seg.Segmentation(
+                source_images=[_with_type_2(dataset) for dataset in source.datasets],
+                pixel_array=pixels,
+                segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+                segment_descriptions=segments,
+                series_instance_uid=generate_uid(prefix=None),
+                series_number=9100,
+                sop_instance_uid=generate_uid(prefix=None),
+                instance_number=1,
+                manufacturer="mafl",
+                manufacturer_model_name="mafl",
+                software_versions=__version__,
+                device_serial_number="none",
+                series_description=description,
+                content_description="Not for clinical use",
+            )
+            made.save_as(path)
+        except OSError:
+            raise
+        except Exception as exc:  # highdicom asks more of the source than many scanners write.
+            return f"the source lacks what a SEG must refer to ({type(exc).__name__})"
+    return None
+
+
+def _with_type_2(dataset: Dataset) -> Dataset:
+    """A source with every attribute that a SEG copies, empty where the scanner wrote none."""
+    whole = copy(dataset)
+    for keyword in _TYPE_2:
+        if keyword not in whole:
+            setattr(whole, keyword, "")
+    return whole
