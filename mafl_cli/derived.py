@@ -100,6 +100,16 @@ def write_series(folder: Path, like: DicomVolume, data: NDArray[np.float32], der
         ) from exc
 
 
+def impersonal(source: Dataset) -> Dataset:
+    """A copy without private elements, and without what says more of people and places than a derived object must."""
+    new = Dataset()
+    new.update(copy.deepcopy(dict(source.items())))
+    new.remove_private_tags()
+    _drop(new, {*_PERSONAL})
+    new.file_meta = source.file_meta
+    return new
+
+
 def _derived(
     source: Dataset,
     pixels: NDArray[Any],
@@ -109,10 +119,8 @@ def _derived(
     now: datetime,
 ) -> Dataset:
     """One new instance. pixels: (frames, rows, columns), in the order of the source's frames."""
-    new = Dataset()
-    new.update(copy.deepcopy(dict(source.items())))
-    new.remove_private_tags()
-    _drop(new, {*_STALE, *_PERSONAL})
+    new = impersonal(source)
+    _drop(new, {*_STALE})
     for element in list(new.group_dataset(0x6000)):
         del new[element.tag]  # Overlays may live in the unused bits of the old pixels.
     date, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S.%f")

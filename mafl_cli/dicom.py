@@ -24,6 +24,7 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 
 from mafl_cli import stacks
 from mafl_cli.errors import InputError
+from mafl_cli.names import public_name
 from mafl_cli.stacks import Frame, Stack
 from mafl_cli.volume import Volume, plain_header, require_usable
 
@@ -55,7 +56,7 @@ def read_dicom(path: Path, *, series: str | None = None, allow_gaps: bool = Fals
         GeometryError for slices that make no regular volume; names the slices.
     """
     with stacks.silence():
-        name = stacks.public_name(path)
+        name = public_name(path)
         stack = stacks.choose(name, stacks.find(name, path), series)
         ordered, affine, notes = stacks.ordered(name, stack, allow_gaps)
         return _volume(name, ordered, affine, (*notes, *stacks.siblings(name, path, ordered)))
@@ -67,7 +68,7 @@ def describe_dicom(path: Path) -> dict[str, Any]:
     Raises: InputError when there is no scan.
     """
     with stacks.silence():
-        name = stacks.public_name(path)
+        name = public_name(path)
         found = stacks.find(name, path)
         facts: dict[str, Any] = {
             "name": name,

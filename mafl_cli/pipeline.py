@@ -25,7 +25,7 @@ from mafl_cli.case import DEMO_MODEL, AttackRequest, Case, Say, prepare
 from mafl_cli.config import AttackConfig
 from mafl_cli.errors import MaflError, UsageError
 from mafl_cli.model import pick_device
-from mafl_cli.redact import Redaction
+from mafl_cli.names import Redaction, public_name
 from mafl_cli.targets import Source
 from mafl_cli.windows import Scan
 
@@ -121,7 +121,7 @@ def _run_attack(
                 "blend": case.tiling.blend if case.tiling else None,
                 "attack_channels": list(request.attack_channels) if request.attack_channels else None,
                 "tap": request.tap,
-                "guide": [path.name for path in request.guides] or None,
+                "guide": [public_name(path) for path in request.guides] or None,
                 "allow_gaps": request.allow_gaps,
                 "body_only": request.body_only,
                 "resample_target": request.masks.resample,

@@ -28,6 +28,7 @@ from scipy import ndimage
 
 from mafl_cli import geometry
 from mafl_cli.errors import InputError, UsageError
+from mafl_cli.names import public_name
 
 Kind = Literal["erase", "shift", "dilate", "erode", "swap", "copy"]
 Labels = NDArray[np.int64]
@@ -99,7 +100,7 @@ def parse(text: str) -> Recipe | None:
         if not rest:
             raise UsageError(f"--target {text!r}: name a mask, as {_FORMS[kind]}.")
         mask = Path(rest)
-        shown = f"copy:{mask.name}{sphere[0] if sphere else ''}"
+        shown = f"copy:{public_name(mask)}{sphere[0] if sphere else ''}"
         return Recipe(shown, "copy", mask=mask, sphere=at)
     first, _, last = rest.partition(":")
     classes = tuple(part.strip() for part in first.split(","))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,10 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import SegmentationStorage, generate_uid
 
 from mafl_cli import __version__, geometry, stacks
+from mafl_cli.derived import impersonal
 from mafl_cli.dicom import DicomVolume
 from mafl_cli.errors import InputError
+from mafl_cli.names import public_name
 from mafl_cli.volume import LabelMap
 
 INSTALL = "pip install 'mafl[dicom]'"
@@ -45,7 +46,7 @@ def read_seg(path: Path) -> LabelMap:
 
     Raises: InputError when it is damaged, its segments overlap, or highdicom is not installed.
     """
-    name = stacks.public_name(path)
+    name = public_name(path)
     if not available():
         raise InputError(f"{name}: reading DICOM SEG needs highdicom: {INSTALL}.")
     import highdicom
@@ -117,7 +118,7 @@ def write_seg(
     with stacks.silence():
         try:
             made = hd.seg.Segmentation(
-                source_images=[_with_type_2(dataset) for dataset in source.datasets],
+                source_images=[_source(dataset) for dataset in source.datasets],
                 pixel_array=pixels,
                 segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
                 segment_descriptions=segments,
@@ -140,9 +141,9 @@ def write_seg(
     return None
 
 
-def _with_type_2(dataset: Dataset) -> Dataset:
-    """A source with every attribute that a SEG copies, empty where the scanner wrote none."""
-    whole = copy(dataset)
+def _source(dataset: Dataset) -> Dataset:
+    """An instance as a SEG may refer to it: nothing personal that the SEG would copy, and all that it must."""
+    whole = impersonal(dataset)
     for keyword in _TYPE_2:
         if keyword not in whole:
             setattr(whole, keyword, "")

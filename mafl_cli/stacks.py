@@ -12,7 +12,6 @@ from __future__ import annotations
 import io
 import logging
 import math
-import re
 import warnings
 import zipfile
 import zlib
@@ -37,6 +36,7 @@ from pydicom.uid import (
 )
 
 from mafl_cli.errors import GeometryError, InputError
+from mafl_cli.names import public_name
 
 # A CT of 2000 slices of 512 x 512 takes 1 GiB.
 _LARGEST_ZIP = 16 * 2**30
@@ -60,8 +60,6 @@ _NO_SCANS: dict[str, str] = {
 }
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
-_UID = re.compile(r"\d+(\.\d+){4,}")
 
 
 @dataclass(frozen=True)
@@ -129,12 +127,6 @@ def sop_class(path: Path) -> str:
             return _kind(parsed(public_name(path), path.read_bytes(), pixels=False))
     except InputError:
         return ""
-
-
-def public_name(path: Path) -> str:
-    """A file's or folder's name as it may be shown: one that is a UID is replaced."""
-    name = path.name or path.resolve().name
-    return _UID.sub("dicom", name, count=1) if _UID.match(name) else name
 
 
 # --- which slices belong together ---------------------------------------------------------------------------------

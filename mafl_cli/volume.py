@@ -29,6 +29,7 @@ from numpy.typing import DTypeLike, NDArray
 from mafl_cli import geometry
 from mafl_cli.config import SaveAs
 from mafl_cli.errors import InputError, OutputError
+from mafl_cli.names import public_name
 
 Shape = tuple[int, int, int]
 
@@ -333,13 +334,13 @@ class _File:
 
 
 def _load(path: Path) -> _File:
-    name = path.name
+    name = public_name(path)
     raw = _read_bytes(path)
     content = _decompressed(name, raw)
     header_class = _header_class(content)
     suffix_known = name.lower().endswith((".nii", ".nii.gz"))
     if header_class is None or not suffix_known:
-        advice = "rename it to .nii or .nii.gz" if header_class else "give a .nii or .nii.gz file"
+        advice = "rename it to .nii or .nii.gz" if header_class else "give NIfTI (.nii, .nii.gz) or DICOM"
         raise InputError(f"{name} is not a NIfTI file but {_sniff(content)}: {advice}.")
     log = _HeaderLog()
     try:
@@ -386,15 +387,15 @@ class _HeaderLog:
 
 def _read_bytes(path: Path) -> bytes:
     if path.is_dir():
-        raise InputError(f"{path.name or path} is a folder: give a .nii or .nii.gz file.")
+        raise InputError(f"{public_name(path)} is a folder: give a file.")
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise InputError(f"{path.name} does not exist: check the path.") from None
+        raise InputError(f"{public_name(path)} does not exist: check the path.") from None
     except OSError as exc:
-        raise InputError(f"{path.name} cannot be read: {_reason(exc)}.") from exc
+        raise InputError(f"{public_name(path)} cannot be read: {_reason(exc)}.") from exc
     if not raw:
-        raise InputError(f"{path.name} is empty (0 bytes): copy or export the file again.")
+        raise InputError(f"{public_name(path)} is empty (0 bytes): copy or export the file again.")
     return raw
 
 

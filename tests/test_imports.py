@@ -12,7 +12,7 @@ import mafl_cli
 PACKAGE = Path(mafl_cli.__file__).parent
 LAYERS = [
     {"errors", "config"},
-    {"bundle", "card", "geometry", "losses", "lowfreq", "resample", "steps", "goals", "metrics", "redact", "body"},
+    {"bundle", "card", "geometry", "losses", "lowfreq", "resample", "steps", "goals", "metrics", "names", "body"},
     {"volume", "stacks", "recipes", "preprocess", "modelfile", "model", "windows", "limits", "attack"},
     {"dicom"},
     {"derived", "seg"},

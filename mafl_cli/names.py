@@ -1,4 +1,7 @@
-"""Names of patients' files replaced by hashes of their contents (`--redact`): equal files keep equal names."""
+"""What files are called where others can read it: names that are UIDs are never shown, and with `--redact` none is.
+
+Hashes of a file's contents stand for its name then: equal files keep equal names.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,13 @@ import re
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+_UID = re.compile(r"\d+(\.\d+){4,}")
+
+
+def public_name(path: Path) -> str:
+    """A file's or folder's name without its folder; of one that is a UID, as PACS exports have, only the suffix."""
+    return _UID.sub("dicom", path.name or path.resolve().name)
 
 
 class Redaction:
