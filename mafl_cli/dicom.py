@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,6 +103,19 @@ def describe_dicom(path: Path) -> dict[str, Any]:
 # --- pixels -------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, eq=False)
+class _Pixels:
+    """What the files of a stack hold, slice by slice: (K, rows, columns), and one slope and intercept each."""
+
+    stored: NDArray[Any]
+    padding: NDArray[np.bool_]
+    slopes: NDArray[np.float64]
+    inters: NDArray[np.float64]
+    datasets: list[Dataset]
+    frames: list[tuple[int, int]]
+    digests: list[str]
+
+
 def _volume(name: str, stack: Stack, affine: NDArray[np.float64], notes: Sequence[str]) -> DicomVolume:
     """Read and decode the pixels of an ordered stack."""
     rows, columns, allocated, bits, signed, photometric = stack[0].pixels
@@ -110,42 +123,9 @@ def _volume(name: str, stack: Stack, affine: NDArray[np.float64], notes: Sequenc
         raise InputError(f"{name}: has one bit per pixel, so it is a mask, not a scan.")
     if allocated not in (8, 16, 32) or not 1 <= bits <= allocated or signed not in (0, 1):
         raise InputError(f"{name}: its header gives pixels of {bits} in {allocated} bits, which nothing writes.")
-    stored: NDArray[Any] = np.empty(0)
-    padding: NDArray[np.bool_] = np.empty(0, bool)
-    slopes, inters = np.ones(len(stack)), np.zeros(len(stack))
-    datasets: list[Dataset] = []
-    digests: list[str] = []
-    places: dict[int, int] = {}
-    pixels: NDArray[Any] = stored
-    at: list[tuple[int, int]] = []
-    decoded: dict[int, NDArray[Any]] = {}
-    for k, frame in enumerate(stack):
-        key = id(frame.source)
-        if key not in places:
-            raw = frame.source.read()
-            file = stacks.parsed(frame.source.name, raw, pixels=True)
-            places[key] = len(datasets)
-            digests.append(hashlib.sha256(raw).hexdigest())
-            pixels = _decoded(frame.source.name, file, (rows, columns))
-            if not stored.size:  # Not before the first slice is there: a damaged header can ask for any size.
-                stored = np.empty((len(stack), rows, columns), f"{'i' if signed else 'u'}{allocated // 8}")
-                padding = np.zeros(stored.shape, bool)
-            if len(pixels) > 1:
-                decoded[key] = pixels
-            for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
-                if keyword in file:
-                    del file[keyword]
-            datasets.append(file)
-        dataset, pixels = datasets[places[key]], decoded.get(key, pixels)
-        at.append((places[key], frame.index))
-        try:
-            stored[k] = pixels[frame.index]
-            slopes[k], inters[k] = _rescale(name, frame, dataset)
-            padding[k] = _padded(dataset, stored[k])
-        except (TypeError, ValueError, IndexError) as exc:  # No number, several where one belongs, too few frames.
-            raise InputError(f"{name}: the header of {frame.instance} is damaged; export it again.") from exc
+    read = _pixels(name, stack, np.dtype(f"{'i' if signed else 'u'}{allocated // 8}"))
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    modality, notes = stack[0].modality, list(notes)
+    modality, slopes, inters, notes = stack[0].modality, read.slopes, read.inters, list(notes)
     if photometric == "MONOCHROME1" and modality not in stacks.PHYSICAL:
         # Small numbers are bright: what a network expects is what is seen.
         slopes, inters = -slopes, inters + (low + high) * slopes
@@ -153,14 +133,14 @@ def _volume(name: str, stack: Stack, affine: NDArray[np.float64], notes: Sequenc
     if np.ptp(slopes) == np.ptp(inters) == 0:
         slopes, inters = slopes[:1], inters[:1]
     slope, inter = slopes.reshape(1, 1, -1), inters.reshape(1, 1, -1)
-    stored, padding = stored.transpose(2, 1, 0), padding.transpose(2, 1, 0)
+    stored, padding = read.stored.transpose(2, 1, 0), read.padding.transpose(2, 1, 0)
     data = np.empty(stored.shape, np.float32)
     for k in range(len(stack)):
         data[..., k] = stored[..., k].astype(np.float64) * slope.flat[k % slope.size] + inter.flat[k % inter.size]
     if padding.all():
         raise InputError(f"{name}: every pixel is padding; give another scan.")
     require_usable(name, data if not padding.any() else data[~padding], constant_is_wrong=True)
-    one = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    one = len(read.digests) == 1
     return DicomVolume(
         name=name,
         data=data,
@@ -171,13 +151,48 @@ def _volume(name: str, stack: Stack, affine: NDArray[np.float64], notes: Sequenc
         stored_range=(low, high),
         header=plain_header((columns, rows, len(stack)), affine),
         extensions=bytes(4),
-        sha256=one,
+        sha256=read.digests[0] if one else hashlib.sha256("".join(read.digests).encode()).hexdigest(),
         warnings=tuple(notes),
         padding=padding if padding.any() else None,
-        datasets=tuple(datasets),
-        frames=tuple(at),
+        datasets=tuple(read.datasets),
+        frames=tuple(read.frames),
         modality=modality,
     )
+
+
+def _pixels(name: str, stack: Stack, dtype: np.dtype[Any]) -> _Pixels:
+    """Decode each file once, however many of its frames are in the stack."""
+    rows, columns = stack[0].pixels[:2]
+    found = _Pixels(np.empty(0), np.empty(0, bool), np.ones(len(stack)), np.zeros(len(stack)), [], [], [])
+    places: dict[int, int] = {}
+    decoded: dict[int, NDArray[Any]] = {}
+    for k, frame in enumerate(stack):
+        key = id(frame.source)
+        if key not in places:
+            raw = frame.source.read()
+            file = stacks.parsed(frame.source.name, raw, pixels=True)
+            # The frames of one file may lie anywhere in the stack; of all others only the last is kept.
+            decoded = {key: _decoded(frame.source.name, file, (rows, columns))} | {
+                other: pixels for other, pixels in decoded.items() if len(pixels) > 1
+            }
+            if not found.stored.size:  # Not before the first slice is there: a damaged header can ask for any size.
+                stored = np.empty((len(stack), rows, columns), dtype)
+                found = replace(found, stored=stored, padding=np.zeros(stored.shape, bool))
+            for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
+                if keyword in file:
+                    del file[keyword]
+            places[key] = len(found.datasets)
+            found.datasets.append(file)
+            found.digests.append(hashlib.sha256(raw).hexdigest())
+        dataset = found.datasets[places[key]]
+        found.frames.append((places[key], frame.index))
+        try:
+            found.stored[k] = decoded[key][frame.index]
+            found.slopes[k], found.inters[k] = _rescale(name, frame, dataset)
+            found.padding[k] = _padded(dataset, found.stored[k])
+        except (TypeError, ValueError, IndexError) as exc:  # No number, several where one belongs, too few frames.
+            raise InputError(f"{name}: the header of {frame.instance} is damaged; export it again.") from exc
+    return found
 
 
 def _decoded(name: str, dataset: FileDataset, shape: tuple[int, int]) -> NDArray[Any]:

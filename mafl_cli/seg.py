@@ -41,10 +41,12 @@ def available() -> bool:
     return find_spec("highdicom") is not None
 
 
-def read_seg(path: Path) -> LabelMap:
+def read_seg(path: Path, *, coded: bool = False) -> LabelMap:
     """Read a SEG: label n is segment number n. Only the slices between its first and last frame are there.
 
-    Raises: InputError when it is damaged, its segments overlap, or highdicom is not installed.
+    coded: segments may overlap; segment n adds 2 ** (n - 1) to a voxel.
+    Raises: InputError when it is damaged, its segments overlap (or are more than 16) and may not, or highdicom is not
+        installed.
     """
     name = public_name(path)
     if not available():
@@ -54,12 +56,18 @@ def read_seg(path: Path) -> LabelMap:
     raw = path.read_bytes()
     with stacks.silence():
         try:
-            found = highdicom.seg.segread(path).get_volume(combine_segments=True, relabel=False)
+            whole = highdicom.seg.segread(path)
+            numbers = [int(number) for number in whole.segment_numbers]
+            found = whole.get_volume(combine_segments=not coded, relabel=False)
         except Exception as exc:  # Overlaps, irregular frames and damage come as several classes.
             overlap = "overlap" in str(exc).lower()
             why = "its segments overlap, so it is no label map" if overlap else "it cannot be read as one volume"
             raise InputError(f"{name}: {why} ({type(exc).__name__}); export the segments as NIfTI masks.") from exc
+        if coded and max(numbers) > 16:
+            raise InputError(f"{name}: has segment number {max(numbers)}; at most 16 regions may overlap.")
         labels = np.asarray(found.array).astype(np.int64)
+        if coded:
+            labels = (labels > 0) @ (1 << (np.array(numbers) - 1))
         affine = stacks.LPS_TO_RAS @ np.asarray(found.affine, dtype=np.float64)
     return LabelMap(name, labels, affine, hashlib.sha256(raw).hexdigest(), ())
 

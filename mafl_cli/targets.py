@@ -51,13 +51,16 @@ class Masks:
     resample: bool = False
     label_map: Mapping[int, int] = field(default_factory=dict)
 
-    def read(self, path: Path, like: Volume) -> tuple[NDArray[np.int64], Source, tuple[str, ...]]:
+    def read(
+        self, path: Path, like: Volume, *, coded: bool = False
+    ) -> tuple[NDArray[np.int64], Source, tuple[str, ...]]:
         """Labels (I, J, K) on the grid of `like`, where they came from, and what the user should know.
 
+        coded: bit codes are wanted, so the segments of a SEG may overlap.
         Raises: GeometryError when the grids differ and may not; InputError when the file is no label map, or no
             label lies inside the image; UsageError for a --label-map of labels that are not there.
         """
-        mask = _read(path)
+        mask = _read(path, coded)
         mask, notes = self._renamed(mask)
         if geometry.same_space(like.shape, like.affine, mask.labels.shape, mask.affine):
             return mask.labels, Source(mask.name, mask.sha256), (*mask.warnings, *notes)
@@ -103,12 +106,12 @@ class Masks:
         return labels, Source(mask.name, mask.sha256, counts), (*mask.warnings, *notes, note)
 
 
-def _read(path: Path) -> LabelMap:
+def _read(path: Path, coded: bool) -> LabelMap:
     if not _is_seg(path):
         return read_labels(path)
     from mafl_cli import seg
 
-    return seg.read_seg(path)
+    return seg.read_seg(path, coded=coded)
 
 
 def _is_seg(path: Path) -> bool:
@@ -145,7 +148,7 @@ def read_regions(paths: Sequence[Path], like: Volume, region_names: Sequence[str
     """Read the target for a model whose regions may overlap.
 
     Either one file for each region, in the model's order, everything that is not 0 being inside; or one file of bit
-    codes: region r adds 2 ** r to a voxel, so that 5 is regions 0 and 2.
+    codes: region r adds 2 ** r to a voxel, so that 5 is regions 0 and 2. Of a SEG, segment r + 1 is region r.
 
     Raises: as `Masks.read`; UsageError for another number of files; InputError for codes of unknown regions.
     """
@@ -153,7 +156,7 @@ def read_regions(paths: Sequence[Path], like: Volume, region_names: Sequence[str
     if len(paths) not in (1, count):
         names = ", ".join(region_names)
         raise UsageError(f"--target: the model draws {count} regions ({names}): give {count} files, or one bit-coded.")
-    found = [masks.read(path, like) for path in paths]
+    found = [masks.read(path, like, coded=True) for path in paths]
     files, warnings = tuple(source for _, source, _ in found), [note for _, _, notes in found for note in notes]
     if len(paths) == 1 and count > 1:
         codes, name = found[0][0], files[0].name

@@ -15,7 +15,7 @@ from mafl_cli import derived, seg
 from mafl_cli.dicom import read_dicom
 from mafl_cli.errors import InputError
 from mafl_cli.geometry import same_space
-from mafl_cli.targets import Masks
+from mafl_cli.targets import Masks, read_regions
 
 AFFINE = np.array([[-0.8, 0, 0, 50], [0, -0.7, 0, 30], [0, 0, 2.5, -20], [0, 0, 0, 1]])
 PIXELS = np.random.default_rng(0).integers(-500, 2000, (9, 11, 7)).astype(np.int16)
@@ -243,3 +243,6 @@ def test_overlapping_segments_are_no_label_map(source, tmp_path):
     assert seg.write_seg(tmp_path / "mask.dcm", scan, both, ["a", "b"], description="X") is None
     with pytest.raises(InputError, match=r"mask.dcm: its segments overlap"):
         seg.read_seg(tmp_path / "mask.dcm")
+    # For a model whose regions may overlap they are what is wanted.
+    target = read_regions([tmp_path / "mask.dcm"], scan, ("a", "b"), Masks())
+    np.testing.assert_array_equal(target.labels, both)

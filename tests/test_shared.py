@@ -22,7 +22,7 @@ def cut(source: Path, into: Path, box: tuple[slice, slice, slice]) -> Path:
     return into / source.name
 
 
-def attack(image: Path, target: Path, model: Path, out: Path, *options: str) -> dict:
+def attack(image: Path, target: Path | str, model: Path, out: Path, *options: str) -> dict:
     arguments = ["attack", image, "--target", target, "--model", model, "-o", out, "--device", "cpu", *options]
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.stderr
@@ -130,3 +130,39 @@ def test_tissue_in_a_3d_volume(shared: Path, tmp_path: Path, edge: int, steps: i
     assert post["target_iou"]["value"] > 2 * clean["target_iou"]["value"]
     assert case["attack"]["goal_reached"] == (case["attack"]["samples"]["reached"] == 1)
     assert nib.aff2axcodes(nib.load(tmp_path / "out" / "adversarial.nii.gz").affine) == ("L", "I", "A")
+
+
+def test_an_integer_dicom_series_holds_the_attack(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parent.parent / "benchmarks")
+    import stored_grid
+    from dicoms import write_ct
+
+    whole = nib.as_closest_canonical(nib.load(shared / "ct" / "ct.nii.gz"))
+    labels = nib.as_closest_canonical(nib.load(shared / "ct" / "labels.nii.gz"))
+    box = (slice(None), slice(None), slice(100, 108))
+    for image, name in ((whole, "ct.nii.gz"), (labels, "labels.nii.gz")):
+        nib.save(image.slicer[box], tmp_path / name)
+    model = stored_grid.throwaway_model(tmp_path / "ct.nii.gz", tmp_path / "labels.nii.gz", tmp_path, steps=80)
+    part = whole.slicer[box]
+    # DICOM's rows run to the back and its columns to the left: two axes turn round.
+    turned = np.flip(np.rint(np.asarray(part.dataobj)), (0, 1)).astype(np.int16)
+    affine = part.affine @ np.array(
+        [[-1, 0, 0, part.shape[0] - 1], [0, -1, 0, part.shape[1] - 1], [0, 0, 1, 0], [0, 0, 0, 1]]
+    )
+    stored = np.clip(turned + 1024, 0, 4095).astype(np.int16)
+    write_ct(tmp_path / "series", stored, affine, BitsStored=12, HighBit=11, PixelRepresentation=0)
+
+    case = attack(tmp_path / "series", "erase:liver", model, tmp_path / "out", "--save-as", "source")
+
+    post, memory = case["metrics"]["post_write"], case["metrics"]["in_memory"]
+    assert post["target_iou"]["value"] == pytest.approx(memory["target_iou"]["value"], abs=0.01)
+    assert post["hit_rate"]["value"] > 0.95
+    assert case["quantisation"][0]["max_difference_from_memory_native"] == 0
+    assert case["quantisation"][0]["step_native"] == 1
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "out" / "adversarial")))
+    values = SimpleITK.GetArrayFromImage(reader.Execute()).transpose(2, 1, 0)
+    change = np.asarray(nib.load(tmp_path / "out" / "perturbation.nii.gz").dataobj)
+    np.testing.assert_array_equal(values - (stored - 1024), change)
