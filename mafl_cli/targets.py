@@ -64,8 +64,9 @@ class Masks:
         mask, notes = self._renamed(mask)
         if geometry.same_space(like.shape, like.affine, mask.labels.shape, mask.affine):
             return mask.labels, Source(mask.name, mask.sha256), (*mask.warnings, *notes)
-        if _is_seg(path) and geometry.is_part_of(mask.labels.shape, mask.affine, like.shape, like.affine):
-            # A SEG leaves out the frames in which nothing is drawn.
+        whole = mask.labels.size == like.data.size
+        if (whole or _is_seg(path)) and geometry.is_part_of(mask.labels.shape, mask.affine, like.shape, like.affine):
+            # The same voxels in another order, as converters leave them; a SEG leaves out empty frames besides.
             labels = geometry.nearest_labels(mask.labels, mask.affine, like.shape, like.affine)
             return labels, Source(mask.name, mask.sha256), (*mask.warnings, *notes)
         if not self.resample:

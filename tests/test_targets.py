@@ -8,6 +8,7 @@ import pytest
 import SimpleITK
 from hypothesis import given
 from hypothesis import strategies as st
+from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from mafl_cli.errors import GeometryError, InputError, UsageError
 from mafl_cli.geometry import nearest_labels
@@ -195,3 +196,13 @@ def test_regions_are_read_the_same_way(tmp_path, image):
     path = save(tmp_path / "mask.nii", np.flip(MASK, 0).astype(np.uint8), moved)
     target = read_regions([path], image, ("a", "b"), Masks(resample=True))
     np.testing.assert_array_equal(target.labels, np.stack([MASK & 1, MASK >> 1]))
+
+
+def test_the_same_voxels_in_another_order_are_no_other_grid(tmp_path, image):
+    turn = np.array([[2, -1], [0, 1], [1, -1]], dtype=float)
+    path = save(
+        tmp_path / "mask.nii", apply_orientation(MASK, turn).astype(np.uint8), AFFINE @ inv_ornt_aff(turn, SHAPE)
+    )
+    target = read(path, image)
+    np.testing.assert_array_equal(target.labels, MASK)
+    assert target.files[0].resampled is None
