@@ -215,6 +215,7 @@ def size(
     data_range: float | None,
     slice_axis: int,
     spacing: Sequence[float],
+    padding: Mask | None = None,
 ) -> dict[str, Any]:
     """Measure a perturbation, adversarial - clean.
 
@@ -224,6 +225,7 @@ def size(
         data_range: native; what PSNR and SSIM are relative to. None: `default_data_range(clean)`.
         slice_axis: 0, 1 or 2.
         spacing: three numbers, mm.
+        padding: (I, J, K), voxels outside the scanned field, which never change: no part of any mean or range.
     Returns: a dict of
         `l0`: voxels that differ, `count` and `fraction`.
         `l2`, `linf`, `mean_abs`: root of the sum of squares, largest magnitude, mean magnitude over all
@@ -238,10 +240,12 @@ def size(
             `identical`.
     Raises: UsageError when the data range is not a number above 0.
     """
-    chosen = default_data_range(clean) if data_range is None else _given(data_range)
+    measured = np.ones(clean.shape, bool) if padding is None else ~padding
+    chosen = default_data_range(clean[measured]) if data_range is None else _given(data_range)
     span = chosen["value"]
 
-    before, after = np.moveaxis(clean, slice_axis, 0), np.moveaxis(adversarial, slice_axis, 0)
+    before, after, inside = (np.moveaxis(array, slice_axis, 0) for array in (clean, adversarial, measured))
+    voxels = int(np.count_nonzero(measured))
     no_ssim = _why_no_ssim(before.shape[1:], span)
     count, squares, magnitudes, largest, low = 0, 0.0, 0.0, 0.0, 0.0
     changed: list[int] = []
@@ -260,22 +264,22 @@ def size(
         largest = max(largest, float(np.abs(delta).max()))
         low += _low_pass_energy(delta)
         if not no_ssim:
-            similarity.append(_ssim(x, y, span))
+            similarity.append(_ssim(x, y, span, inside[index]))
 
     def both_units(native: float) -> dict[str, float]:
         return {"native": native, "model": native / unit}
 
     return {
-        "l0": {"count": count, "fraction": count / clean.size},
+        "l0": {"count": count, "fraction": count / voxels},
         "l2": both_units(sqrt(squares)),
         "linf": both_units(largest),
-        "mean_abs": both_units(magnitudes / clean.size),
+        "mean_abs": both_units(magnitudes / voxels),
         "volume_mm3": count * prod(float(mm) for mm in spacing),
         "slices": len(before),
         "changed_slices": len(changed),
         "data_range": chosen,
-        "psnr_db": _psnr(squares, clean.size, span, "volume"),
-        "psnr_changed_slices_db": _psnr(squares, len(changed) * before[0].size, span, "changed_slices"),
+        "psnr_db": _psnr(squares, voxels, span, "volume"),
+        "psnr_changed_slices_db": _psnr(squares, int(np.count_nonzero(inside[changed])), span, "changed_slices"),
         "ssim": _ssim_summary(similarity, changed, len(before), span, no_ssim),
         "low_frequency_share": _ratio(low, squares, "identical"),
     }
@@ -466,18 +470,21 @@ def _why_no_ssim(slice_shape: Sequence[int], data_range: float) -> str | None:
     return None if data_range else "constant_image"
 
 
-def _ssim(x: NDArray[np.float64], y: NDArray[np.float64], data_range: float) -> float:
+def _ssim(x: NDArray[np.float64], y: NDArray[np.float64], data_range: float, measured: Mask) -> float:
     """Structural similarity of two slices (H, W), in [-1, 1].
 
-    The mean of the map leaves out a border of 5 pixels, where the window would leave the slice.
+    The mean of the map leaves out a border of 5 pixels, where the window would leave the slice, and what is padding.
     """
     from skimage.metrics import structural_similarity
 
-    return float(
-        structural_similarity(
-            x, y, data_range=data_range, gaussian_weights=True, sigma=SSIM_SIGMA, use_sample_covariance=False
-        )
+    mean, similarity = structural_similarity(
+        x, y, data_range=data_range, gaussian_weights=True, sigma=SSIM_SIGMA, use_sample_covariance=False, full=True
     )
+    border = (SSIM_WINDOW - 1) // 2
+    kept = measured[border:-border, border:-border]
+    if kept.all() or not kept.any():
+        return float(mean)
+    return float(similarity[border:-border, border:-border][kept].mean())
 
 
 def _ssim_summary(

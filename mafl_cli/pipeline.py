@@ -405,6 +405,7 @@ def _measure(
             data_range=_CT_RANGE if channel == "CT" else None,
             slice_axis=case.slices.index,
             spacing=scan.spacing,
+            padding=before.padding,
         )
         for before, after, unit, channel in zip(case.scans, again, units, case.info.channels, strict=True)
     ]

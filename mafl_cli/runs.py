@@ -51,6 +51,7 @@ def evaluate(run: Path) -> dict[str, Any]:
                 data_range=was["data_range"]["value"],
                 slice_axis=case["space"]["slice_axis"]["index"],
                 spacing=spacing,
+                padding=adversarial.padding,
             )
         )
         sizes[-1]["data_range"] = was["data_range"]

@@ -485,3 +485,20 @@ def test_integer_scans_are_not_subtracted_as_integers():
     """In uint8, 0 - 1 is 255."""
     clean = np.full((12, 12, 2), 1, np.uint8)
     assert measure(clean, clean - 1)["linf"]["native"] == 1.0
+
+
+def test_padding_is_no_part_of_any_mean_or_range():
+    rng = np.random.default_rng(0)
+    clean = rng.normal(size=(24, 20, 5)).astype(np.float32)
+    after = clean.copy()
+    after[4:9, 3:12, 1:3] += 0.1
+    how = {"unit": 2.0, "data_range": None, "slice_axis": 2, "spacing": (1, 1, 2)}
+    alone = metrics.size(clean, after, **how)
+    wide, changed = (np.concatenate([np.full((9, 20, 5), -2000, np.float32), array]) for array in (clean, after))
+    padding = wide == -2000
+    found = metrics.size(wide, changed, padding=padding, **how)
+    for name in ("l0", "l2", "linf", "mean_abs", "data_range", "psnr_db", "psnr_changed_slices_db", "volume_mm3"):
+        assert found[name] == pytest.approx(alone[name]), name
+    ignored = metrics.size(wide, changed, **how)
+    assert ignored["psnr_db"]["value"] > found["psnr_db"]["value"] + 20
+    assert found["ssim"]["worst"]["value"] < ignored["ssim"]["worst"]["value"]
