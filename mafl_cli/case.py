@@ -196,7 +196,9 @@ def prepare(request: AttackRequest, device: torch.device, say: Say) -> Case:
     scans, info, layout = subject.scans, subject.info, subject.layout
     scan = scans[0]
     recipe = request.recipe
-    # Files first: what is wrong with them should not take a prediction to find out.
+    # Names and files first: what is wrong with them should not take a prediction to find out.
+    if recipe is not None:
+        recipes.classes(recipe, info.classes, info.overlapping)
     files = ((recipe.mask,) if recipe.mask else ()) if recipe else request.targets
     target = _read_target(files, scan, info, request.masks) if files else None
     bounds = _bounds(request, scan, say)

@@ -115,6 +115,11 @@ def parse(text: str) -> Recipe | None:
     return Recipe(text, kind, classes, mm, None, at)  # type: ignore[arg-type]
 
 
+def classes(recipe: Recipe, class_names: Sequence[str], regions: bool) -> list[int]:
+    """The numbers of the classes that a recipe names. Raises UsageError for one that the model has not."""
+    return [_number(recipe, text, class_names, regions) for text in recipe.classes]
+
+
 def follow(
     recipe: Recipe, prediction: Labels, class_names: Sequence[str], frame: Frame, painted: Labels | None
 ) -> tuple[Labels, str]:
@@ -127,7 +132,7 @@ def follow(
     Raises: UsageError for a class the model has not; InputError for one it does not draw, and when nothing changes.
     """
     regions = prediction.ndim == 4
-    chosen = [_number(recipe, text, class_names, regions) for text in recipe.classes]
+    chosen = classes(recipe, class_names, regions)
     for index in chosen:
         there = prediction[index] if regions else prediction == index
         if not there.any():

@@ -33,7 +33,7 @@ FILES_ONLY = {
     "targets",
     "recipes",
     "body",
-    "redact",
+    "names",
 }
 TENSORS_ONLY = {
     "losses",
