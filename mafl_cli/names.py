@@ -27,7 +27,7 @@ class Redaction:
         for path in paths:
             token = f"case-{_digest(path)[:12]}"
             for name in {path.name, path.resolve().name}:
-                self._tokens |= {name: token, _stem(name): token}
+                self._tokens |= {name: token, stem(name): token}
             for inner in _inner_names(path):
                 self._tokens.setdefault(inner, f"file-{hashlib.sha256(inner.encode()).hexdigest()[:12]}")
         self._tokens.setdefault(out.name, "out")
@@ -41,7 +41,8 @@ class Redaction:
         return self._pattern.sub(lambda found: self._tokens[found[0]], text)
 
 
-def _stem(name: str) -> str:
+def stem(name: str) -> str:
+    """A file's name without the suffixes that scans have."""
     for suffix in (".gz", ".nii", ".zip", ".dcm"):
         name = name.removesuffix(suffix)
     return name

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mafl_cli import __version__
 from mafl_cli.config import AttackConfig, config_hash
+from mafl_cli.names import stem
 
 if TYPE_CHECKING:
     import torch
@@ -152,9 +153,7 @@ _HEADLINES: tuple[tuple[str, Any, Any], ...] = (
 
 def case_id(name: str) -> str:
     """The image's name without its suffixes."""
-    for suffix in (".gz", ".nii", ".zip", ".dcm"):
-        name = name.removesuffix(suffix)
-    return name
+    return stem(name) or name
 
 
 def renamed(report: Mapping[str, Any], names: Callable[[str], str]) -> dict[str, Any]:

@@ -174,6 +174,8 @@ def _plain(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, Mapping) and len(value) > 2:
+        return ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items())
     if isinstance(value, Mapping):
         return "  ".join(_plain(entry) for entry in value.values())
     if isinstance(value, (list, tuple)):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mafl_cli import geometry
 from mafl_cli.errors import GeometryError, InputError, UsageError
+from mafl_cli.names import public_name
 from mafl_cli.volume import LabelMap, Volume, read_labels
 
 
@@ -108,19 +109,30 @@ class Masks:
 
 
 def _read(path: Path, coded: bool) -> LabelMap:
-    if not _is_seg(path):
+    if path.name.lower().endswith((".nii", ".nii.gz")) and not path.is_dir():
         return read_labels(path)
-    from mafl_cli import seg
+    from mafl_cli import seg, stacks
 
-    return seg.read_seg(path, coded=coded)
+    name = public_name(path)
+    if path.is_dir():
+        found = [file for file in sorted(path.rglob("*")) if seg.is_seg(file)]
+        if len(found) != 1:
+            raise InputError(f"{name}: a folder with {len(found)} DICOM SEG files; give one mask, NIfTI or SEG.")
+        return seg.read_seg(found[0], coded=coded)
+    if seg.is_seg(path):
+        return seg.read_seg(path, coded=coded)
+    if stacks.is_dicom(path):
+        raise InputError(f"{name}: is DICOM, but no segmentation (SEG); give a mask, NIfTI or SEG.")
+    return read_labels(path)
 
 
 def _is_seg(path: Path) -> bool:
+    """Whether `_read` took it for a SEG."""
     if path.name.lower().endswith((".nii", ".nii.gz")):
         return False
     from mafl_cli import seg
 
-    return seg.is_seg(path)
+    return path.is_dir() or seg.is_seg(path)
 
 
 def _counts(labels: NDArray[np.int64]) -> dict[int, int]:

@@ -208,6 +208,24 @@ def test_a_dicom_seg_is_a_target(ct: Path, model: Path, tmp_path: Path) -> None:
     )
 
 
+def test_what_dicom_is_no_mask(ct: Path, model: Path, tmp_path: Path) -> None:
+    attack(ct, "shift:1:4,0,0mm", model, tmp_path / "first")
+    (tmp_path / "segs").mkdir()
+    result = attack(ct, str(tmp_path / "segs"), model, tmp_path / "out")
+    assert result.exit_code == 3
+    assert "segs: a folder with 0 DICOM SEG files; give one mask" in result.output
+    result = attack(ct, str(ct / "IM0000"), model, tmp_path / "out")
+    assert result.exit_code == 3
+    assert "IM0000: is DICOM, but no segmentation (SEG)" in result.output
+    shutil.copy(tmp_path / "first" / "target.dcm", tmp_path / "segs")
+    finished(attack(ct, str(tmp_path / "segs"), model, tmp_path / "out"), tmp_path / "out")
+
+
+def test_inspect_tells_series_apart(ct: Path) -> None:
+    write_ct(ct / "more", stored_array()[:, :, :3], AFFINE, SeriesNumber=9, Modality="MR")
+    assert "series 2, modality MR, frames 3, columns 12, rows 10" in mafl("inspect", ct).stdout
+
+
 def test_the_adversarial_series_is_attacked_again(ct: Path, model: Path, tmp_path: Path) -> None:
     attack(ct, "shift:1:4,0,0mm", model, tmp_path / "first")
     again = attack(
