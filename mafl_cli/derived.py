@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.sr.codedict import codes
@@ -29,6 +30,16 @@ DESCRIPTION = "MAFL ADVERSARIAL - NOT FOR CLINICAL USE"
 
 # Added to the source's Series Number, so that the new series stands apart from the scanner's in a list.
 _SERIES_OFFSET = 9000
+
+_LOSSLESS = (
+    uid.RLELossless,
+    uid.JPEGLossless,
+    uid.JPEGLosslessSV1,
+    uid.JPEGLSLossless,
+    uid.JPEG2000Lossless,
+    uid.HTJ2KLossless,
+    uid.HTJ2KLosslessRPCL,
+)
 
 # No longer true of changed pixels.
 _STALE = """
@@ -145,9 +156,9 @@ def _derived(
     new.SourceImageSequence = Sequence([purposed])
     new.ReferencedSeriesSequence = Sequence([whole_series])
     new.ContributingEquipmentSequence = Sequence([_equipment(date + time, derivation)])
-    if source.file_meta.TransferSyntaxUID.is_compressed and "LossyImageCompression" not in new:
-        lossless = "Lossless" in source.file_meta.TransferSyntaxUID.name
-        new.LossyImageCompression = "00" if lossless or source.file_meta.TransferSyntaxUID.is_deflated else "01"
+    syntax = source.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated and "LossyImageCompression" not in new:
+        new.LossyImageCompression = "00" if syntax in _LOSSLESS else "01"
     for keyword in ("StudyInstanceUID", "PatientName", "PatientID", "StudyID", "StudyDate", "StudyTime"):
         if keyword not in new:  # Type 1 and 2 attributes that test images leave out.
             setattr(new, keyword, generate_uid(prefix=None) if keyword == "StudyInstanceUID" else "")

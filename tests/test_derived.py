@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import highdicom
 import numpy as np
 import pydicom
@@ -181,6 +183,16 @@ def test_a_lossy_past_is_not_forgotten(tmp_path, lossy):
     derived.write_series(tmp_path / "out", scan, scan.data + 5, HOW)
     said = pydicom.dcmread(tmp_path / "out" / "0001.dcm").get("LossyImageCompression")
     assert said == ("01" if lossy else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("JPEGLSNearLossless_16.dcm", "01"), ("MR_small_jpeg_ls_lossless.dcm", "00"), ("MR_small_RLE.dcm", "00")],
+)
+def test_how_the_source_was_compressed_is_said(tmp_path, name, said):
+    scan = read_dicom(Path(pydicom.__file__).parent / "data" / "test_files" / name)
+    derived.write_series(tmp_path / "out", scan, scan.data + 5, HOW)
+    assert pydicom.dcmread(tmp_path / "out" / "0001.dcm").LossyImageCompression == said
 
 
 # --- masks --------------------------------------------------------------------------------------------------------
