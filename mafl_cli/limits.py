@@ -13,6 +13,9 @@ from mafl_cli.config import AttackConfig, Norm
 from mafl_cli.errors import UsageError
 from mafl_cli.preprocess import per_channel
 
+# Share of a step that float32 may be off when whole steps are counted.
+_SLACK = 1e-3
+
 
 @dataclass(frozen=True)
 class Ball:
@@ -138,6 +141,11 @@ class Limits:
                 inwards = torch.where(step > 0, torch.trunc(exact / finest) * finest, exact)
                 moved = torch.where(self.ball.excludes(moved), inwards, moved)
             low, high = torch.maximum(low, grid.low), torch.minimum(high, grid.high)
+            # The box may end between two values that can be stored: then the last one inside is the end.
+            last = [torch.ceil((low - clean) / finest - _SLACK), torch.floor((high - clean) / finest + _SLACK)]
+            low, high = (
+                torch.where(step > 0, clean + n * finest, end) for n, end in zip(last, (low, high), strict=True)
+            )
         x = torch.clamp(clean + moved, low, high)
         keep = keep | (moved == 0)
         if self.nonzero:

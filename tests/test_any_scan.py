@@ -287,12 +287,19 @@ def test_padding_never_changes(model: Path, tmp_path: Path) -> None:
     assert (np.stack(again) == -3000).sum() == (stored == -3000).sum()
 
 
-def test_slopes_that_differ_from_slice_to_slice_are_kept(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["axial", "sagittal", "3d"])
+def test_slopes_that_differ_from_slice_to_slice_are_kept(model: Path, tmp_path: Path, how: str) -> None:
     slopes = [0.5, 4.0, 0.5, 4.0, 0.5]
     stored = np.rint(stored_array() * 0.5 / np.array(slopes)).astype(np.int16)
     write_ct(tmp_path / "pet", stored, AFFINE, slope=slopes, inter=0.0, Modality="PT")
     out = tmp_path / "out"
-    finished(attack(tmp_path / "pet", "shift:1:4,0,0mm", model, out), out)
+    options: tuple[object, ...] = ("--slice-axis", how)
+    if how == "3d":
+        model = tmp_path / "deep.ts"
+        torch.jit.script(Threshold(3)).save(model)
+        options = ("--intensity", "minmax")
+    case = finished(attack(tmp_path / "pet", "shift:1:4,0,0mm", model, out, *options), out)["cases"][0]
+    assert case["quantisation"][0]["max_difference_from_memory_native"] < 1e-3
     change = voxels(out / "perturbation.nii.gz") / np.array(slopes)
     np.testing.assert_allclose(change, np.rint(change), atol=1e-4)
     assert np.abs(change).max() > 0

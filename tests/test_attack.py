@@ -266,7 +266,8 @@ def test_projection_by_hand() -> None:
     exact = limits.project(clean, delta, rows).flatten()
     torch.testing.assert_close(exact, torch.tensor([13.0, 10.4, 10.0, 100.0, 150.0, 10.0, 0.0]))
     stored = replace(limits, grid=rungs(2.0), nonzero=True).project(clean, delta, rows).flatten()
-    assert stored.tolist() == [14.0, 10.0, 10.0, 100.0, 150.0, 10.0, 4.0]
+    # Whole steps from the clean value: above 99 the next one, 101, is outside the box.
+    assert stored.tolist() == [14.0, 10.0, 10.0, 99.0, 150.0, 10.0, 4.0]
 
 
 # --- what it must survive -----------------------------------------------------------------------------------------
@@ -411,3 +412,11 @@ def test_more_steps_are_used_and_never_cost() -> None:
     )
     assert many.mean() < few.mean()
     assert (torch.cat([many, most]) <= 1.1).all()
+
+
+@pytest.mark.parametrize(("change", "expected"), [(5.0, 10.7), (-5.0, 8.6), (0.2, 10.0)])
+def test_the_box_ends_at_a_value_that_can_be_stored(change: float, expected: float) -> None:
+    clean = torch.full((1, 1, 2, 2), 10.0)
+    limits = box(clean, 8.0, 11.0, grid=rungs(0.7))
+    found = limits.project(clean, torch.full_like(clean, change), torch.tensor([0]))
+    torch.testing.assert_close(found, torch.full_like(clean, expected))
