@@ -31,10 +31,10 @@ def body_mask(name: str, data: NDArray[np.float32], padding: NDArray[np.bool_] |
     inside = np.ones(data.shape, bool) if padding is None else ~padding
     values = data[inside]
     lowest = float(values.min())
-    if np.count_nonzero(values == lowest) >= _SHARED * values.size:
-        body = inside & (data > lowest)
-    elif lowest < -500:
+    if lowest < -500:
         body = inside & (data > _CT_SKIN)
+    elif np.count_nonzero(values == lowest) >= _SHARED * values.size:
+        body = inside & (data > lowest)
     else:
         from skimage.filters import threshold_otsu
 

@@ -202,7 +202,7 @@ def prepare(request: AttackRequest, device: torch.device, say: Say) -> Case:
     files = ((recipe.mask,) if recipe.mask else ()) if recipe else request.targets
     target = _read_target(files, scan, info, request.masks) if files else None
     bounds = _bounds(request, scan, say)
-    guide = _guide(request.guides, scans, layout, subject.preprocessing, say) if request.guides else None
+    guide = _guide(request, scans, layout, subject.preprocessing, say) if request.guides else None
     for warning in target.warnings if target else ():
         say(warning)
     clean_labels = subject.labels(subject.field(), subject.clean)
@@ -380,15 +380,15 @@ def _count(count: int, what: str) -> str:
 
 
 def _guide(
-    paths: Sequence[Path], scans: Sequence[volume.Volume], layout: Layout, preprocessing: Preprocessing, say: Say
+    request: AttackRequest, scans: Sequence[volume.Volume], layout: Layout, preprocessing: Preprocessing, say: Say
 ) -> Tensor:
     """A scan that has what the target shows, as a batch in the native units of the attacked one.
 
     Raises: GeometryError when it lies on another grid; InputError when it cannot be read or scaled.
     """
-    if len(paths) != len(scans):
-        raise UsageError(f"--guide: {_count(len(paths), 'file')} given for {_count(len(scans), 'channel')}.")
-    guides = _read_channels(paths, say)
+    if len(request.guides) != len(scans):
+        raise UsageError(f"--guide: {_count(len(request.guides), 'file')} given for {_count(len(scans), 'channel')}.")
+    guides = _read_channels(request.guides, say, allow_gaps=request.allow_gaps)
     scan, guide = scans[0], guides[0]
     require_same_space(scan.name, scan.shape, scan.affine, guide.name, guide.shape, guide.affine)
     data = np.stack([each.data for each in guides])

@@ -460,6 +460,8 @@ def attack(
         window = None if roi is None else (0,) if roi == "none" else check_roi(_numbers(roi, "--roi"))
         scaling = None if intensity is None else Intensity.parse(intensity)
         codes = None if orientation is None else check_orientation(orientation)
+        if json_file not in (None, "-") and not Path(str(json_file)).parent.is_dir():
+            raise UsageError("--json: the folder of this file does not exist.")
         from mafl_cli import pipeline, recipes, report
         from mafl_cli.targets import Masks
 
@@ -507,7 +509,7 @@ def _listed(text: str, option: str) -> tuple[str, ...]:
     """What stands between commas. Raises UsageError where nothing does."""
     parts = tuple(part.strip() for part in text.split(","))
     if not all(parts):
-        raise UsageError(f"{option} {text!r}: there is nothing before or after a comma.")
+        raise UsageError(f"{option}: there is nothing before or after a comma.")
     return parts
 
 
@@ -636,6 +638,9 @@ def _reported(voice: _Voice) -> Iterator[None]:
         raise typer.Exit(exc.exit_code) from None
     except KeyboardInterrupt:
         print("mafl: interrupted; nothing was kept.", file=sys.stderr)
+        # CPython notes an interrupt that leaves an exec() of a string, as libraries use while they are imported, and
+        # then exits as if nobody had caught it. The next exec() forgets that.
+        exec("")
         raise typer.Exit(130) from None
     except BrokenPipeError:
         # The reader of a pipe (head, jq) has left; Python would complain again while closing stdout.

@@ -23,7 +23,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from mafl_cli import __version__
 from mafl_cli.dicom import DicomVolume
 from mafl_cli.errors import OutputError
-from mafl_cli.stacks import silence
+from mafl_cli.stacks import kind, silence
 from mafl_cli.volume import to_stored
 
 DESCRIPTION = "MAFL ADVERSARIAL - NOT FOR CLINICAL USE"
@@ -41,12 +41,20 @@ _LOSSLESS = (
     uid.HTJ2KLosslessRPCL,
 )
 
+# There in every image, empty where nothing is known.
+_TYPE_2 = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "ReferringPhysicianName"),
+    *("StudyID", "StudyDate", "StudyTime", "InstanceNumber", "Manufacturer"),
+)
+
 # No longer true of changed pixels.
 _STALE = """
 SmallestImagePixelValue LargestImagePixelValue SmallestPixelValueInSeries LargestPixelValueInSeries
 DigitalSignaturesSequence MACParametersSequence IconImageSequence EncryptedAttributesSequence
 OriginalAttributesSequence ReferencedPerformedProcedureStepSequence StorageMediaFileSetUID
-DataSetTrailingPadding PixelDataProviderURL
+DataSetTrailingPadding PixelDataProviderURL ExtendedOffsetTable ExtendedOffsetTableLengths
+ConcatenationUID InConcatenationNumber InConcatenationTotalNumber SOPInstanceUIDOfConcatenationSource
+ConcatenationFrameOffsetNumber
 """.split()  # noqa: SIM905
 
 # Optional in every image object, and about people, places or the visit: PS3.15 annex E says what to look for.
@@ -73,6 +81,12 @@ ClinicalTrialProtocolID ClinicalTrialSiteID ClinicalTrialSiteName ClinicalTrialS
 CustodialOrganizationSequence ContributingEquipmentSequence SourceApplicationEntityTitle InstanceCreatorUID
 TextComments AcquisitionComments DetectorID GantryID CassetteID PlateID
 FillerOrderNumberImagingServiceRequest PlacerOrderNumberImagingServiceRequest OrderEnteredBy PersonName
+ContentCreatorName ContentCreatorIdentificationCodeSequence ReviewerName VerifyingObserverName
+VerifyingObserverSequence NamesOfIntendedRecipientsOfResults OrderCallbackPhoneNumber ReasonForVisit PatientState
+SpecialNeeds AdmittingDate AdmittingTime PerformedLocation PerformedStationName PerformedStationAETitle
+ScheduledStationName ScheduledStationAETitle StationAETitle LastMenstrualDate SmokingStatus PatientBirthTime
+PregnancyStatus DischargeDiagnosisDescription InterpretationText ResultsComments ReasonForTheRequestedProcedure
+ImagePresentationComments
 """.split()  # noqa: SIM905
 
 
@@ -91,14 +105,14 @@ def write_series(folder: Path, like: DicomVolume, data: NDArray[np.float32], der
     if data.shape != like.shape or not np.isfinite(data).all():
         raise ValueError(f"expected finite values of shape {like.shape}, got shape {data.shape}")
     stored = to_stored(like, data).transpose(2, 1, 0)
-    series, now = generate_uid(prefix=None), datetime.now()
+    series, study, now = generate_uid(prefix=None), generate_uid(prefix=None), datetime.now()
     try:
         folder.mkdir()
         with silence():
             for index, source in enumerate(like.datasets):
                 slices = sorted((frame, k) for k, (place, frame) in enumerate(like.frames) if place == index)
                 pixels = stored[[k for _, k in slices]]
-                dataset = _derived(source, pixels, like.stored_range, derivation, series, now)
+                dataset = _derived(source, pixels, like.stored_range, derivation, series, study, now)
                 if "NumberOfFrames" in dataset:
                     dataset.NumberOfFrames = len(slices)
                 if "PerFrameFunctionalGroupsSequence" in dataset:
@@ -127,23 +141,26 @@ def _derived(
     stored_range: tuple[float, float],
     derivation: str,
     series: str,
+    study: str,
     now: datetime,
 ) -> Dataset:
-    """One new instance. pixels: (frames, rows, columns), in the order of the source's frames."""
+    """One new instance. pixels: (frames, rows, columns), in the order of the source's frames.
+
+    study: UID of one that is made up, for sources without.
+    """
     new = impersonal(source)
     _drop(new, {*_STALE})
-    for element in list(new.group_dataset(0x6000)):
-        del new[element.tag]  # Overlays may live in the unused bits of the old pixels.
     date, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S.%f")
     reference = Dataset()
-    reference.ReferencedSOPClassUID = source.get("SOPClassUID", "")
-    reference.ReferencedSOPInstanceUID = source.get("SOPInstanceUID", "")
+    reference.ReferencedSOPClassUID = uid.UID(kind(source))
+    reference.ReferencedSOPInstanceUID = source.get("SOPInstanceUID") or generate_uid(prefix=None)
     whole_series = Dataset()
     whole_series.SeriesInstanceUID = source.get("SeriesInstanceUID", "")
     whole_series.ReferencedInstanceSequence = Sequence([copy.deepcopy(reference)])
     purposed = copy.deepcopy(reference)
     purposed.PurposeOfReferenceCodeSequence = Sequence([_code(codes.DCM.SourceImageForImageProcessingOperation)])
 
+    new.SOPClassUID = uid.UID(kind(source))
     new.SOPInstanceUID = generate_uid(prefix=None)
     new.SeriesInstanceUID = series
     new.SeriesNumber = int(source.get("SeriesNumber") or 0) + _SERIES_OFFSET
@@ -159,9 +176,15 @@ def _derived(
     syntax = source.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated and "LossyImageCompression" not in new:
         new.LossyImageCompression = "00" if syntax in _LOSSLESS else "01"
-    for keyword in ("StudyInstanceUID", "PatientName", "PatientID", "StudyID", "StudyDate", "StudyTime"):
-        if keyword not in new:  # Type 1 and 2 attributes that test images leave out.
-            setattr(new, keyword, generate_uid(prefix=None) if keyword == "StudyInstanceUID" else "")
+    if not new.get("StudyInstanceUID"):
+        new.StudyInstanceUID = study
+    for keyword in _TYPE_2:
+        if keyword not in new:
+            setattr(new, keyword, "")
+    if not new.get("Modality"):
+        new.Modality = "OT"
+    if "SharedFunctionalGroupsSequence" in new:
+        _say_derived_frames(new, purposed, derivation)
 
     allocated = int(source.BitsAllocated)
     new.HighBit = int(source.BitsStored) - 1
@@ -169,11 +192,26 @@ def _derived(
     body = np.clip(pixels, low, high).astype(f"<{pixels.dtype.kind}{allocated // 8}").tobytes()
     new.add_new("PixelData", "OB" if allocated == 8 else "OW", body + b"\0" * (len(body) % 2))
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = source.get("SOPClassUID", "")
+    meta.MediaStorageSOPClassUID = uid.UID(kind(source))
     meta.MediaStorageSOPInstanceUID = new.SOPInstanceUID
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     new.file_meta = meta
     return new
+
+
+def _say_derived_frames(new: Dataset, reference: Dataset, derivation: str) -> None:
+    """What else an enhanced object needs: a Derivation Image group for its frames, and type 1 equipment attributes."""
+    image = Dataset()
+    image.DerivationDescription = derivation[:1024]
+    image.DerivationCodeSequence = Sequence([_code(codes.DCM.PixelByPixelAddition)])
+    image.SourceImageSequence = Sequence([copy.deepcopy(reference)])
+    for item in new.get("PerFrameFunctionalGroupsSequence", ()):
+        if "DerivationImageSequence" in item:
+            del item.DerivationImageSequence
+    new.SharedFunctionalGroupsSequence[0].DerivationImageSequence = Sequence([image])
+    for keyword in ("Manufacturer", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions"):
+        if not new.get(keyword):
+            setattr(new, keyword, "unknown")
 
 
 def _say_derived(new: Dataset) -> None:
@@ -192,7 +230,9 @@ def _say_derived(new: Dataset) -> None:
 def _drop(dataset: Dataset, keywords: set[str]) -> None:
     """Remove elements by keyword, inside sequences too."""
     for element in list(dataset):
-        if element.keyword in keywords:
+        # All of the trial module goes, or what is left of it would be illegal; overlays and curves may show names.
+        whole_group = element.tag.group & 0xFF00 in (0x5000, 0x6000)
+        if element.keyword in keywords or element.keyword.startswith("ClinicalTrial") or whole_group:
             del dataset[element.tag]
         elif element.VR == "SQ":
             for item in element.value:

@@ -277,8 +277,10 @@ def _padded(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_]:
         return np.zeros(stored.shape, bool)
     limit = dataset.get("PixelPaddingRangeLimit", value)
     # Some programs write the bits of a negative number as an unsigned one.
-    size = 2 ** (8 * stored.dtype.itemsize)
-    ends = [
-        int(end) - size if stored.dtype.kind == "i" and int(end) >= size // 2 else int(end) for end in (value, limit)
-    ]
-    return (stored >= min(ends)) & (stored <= max(ends))
+    # and neither side's unused bits mean anything.
+    size = 2 ** int(dataset.get("BitsStored", 8 * stored.dtype.itemsize))
+    ends = [int(end) % size for end in (value, limit)]
+    if stored.dtype.kind == "i":
+        ends = [end - size if end >= size // 2 else end for end in ends]
+    padded: NDArray[np.bool_] = (stored >= min(ends)) & (stored <= max(ends))
+    return padded

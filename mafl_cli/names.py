@@ -9,9 +9,11 @@ import hashlib
 import re
 import zipfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
-_UID = re.compile(r"\d+(\.\d+){4,}")
+# Five components and more, or the form made of a UUID.
+_UID = re.compile(r"\d+(?:\.\d+){4,}|2\.25\.\d{10,}")
 
 
 def public_name(path: Path) -> str:
@@ -26,7 +28,7 @@ class Redaction:
         self._tokens: dict[str, str] = {}
         for path in paths:
             token = f"case-{_digest(path)[:12]}"
-            for name in {path.name, path.resolve().name}:
+            for name in {path.name, path.resolve().name, public_name(path)}:
                 self._tokens |= {name: token, stem(name): token}
             for inner in _inner_names(path):
                 self._tokens.setdefault(inner, f"file-{hashlib.sha256(inner.encode()).hexdigest()[:12]}")
@@ -52,8 +54,9 @@ def _inner_names(path: Path) -> Iterator[str]:
     if path.is_dir():
         yield from (file.name for file in path.rglob("*"))
     elif path.is_file() and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            yield from (Path(name).name for name in archive.namelist())
+        # A damaged archive has no names to hide; its reader will say what is wrong.
+        with suppress(Exception), zipfile.ZipFile(path) as archive:
+            yield from [Path(name).name for name in archive.namelist()]
 
 
 def _digest(path: Path) -> str:

@@ -149,7 +149,7 @@ def show_target(
 def _show_target(request: AttackRequest, say: Say, detail: Say, names: Callable[[str], str]) -> dict[str, Any]:
     _require_elsewhere(request)
     device = pick_device(request.device)
-    with results.staged(request.out, overwrite=request.overwrite) as stage:
+    with results.staged(request.out, overwrite=False) as stage:
         case = prepare(request, device, say)
         detail(_memory_plan(case))
         clean = case.to_labels(case.clean_labels)
@@ -182,9 +182,7 @@ def _hidden(request: AttackRequest, say: Say, detail: Say) -> Iterator[_Hide]:
     if not request.redact:
         yield _Hide(lambda text: text, say, detail)
         return
-    mask = (request.recipe.mask,) if request.recipe is not None else ()
-    paths = (*request.images, *request.targets, *request.guides, request.within, *mask)
-    names = Redaction([path for path in paths if path is not None], request.out)
+    names = Redaction(_inputs(request), request.out)
     try:
         yield _Hide(names, lambda line: say(names(line)), lambda line: detail(names(line)))
     except MaflError as exc:
@@ -192,15 +190,26 @@ def _hidden(request: AttackRequest, say: Say, detail: Say) -> Iterator[_Hide]:
 
 
 def _require_elsewhere(request: AttackRequest) -> None:
-    """Raise UsageError if results would land among the DICOM files of the source, as if they were part of it."""
-    out = request.out.resolve()
+    """Raise UsageError if results would land among the DICOM files of the source, or take an input's place."""
+    out, shown = request.out.resolve(), public_name(request.out)
     for image in request.images:
-        folder = image.resolve()
-        if folder.is_dir() and (out == folder or folder in out.parents):
-            raise UsageError(f"-o {request.out.name or '.'}: lies in the scan's own folder; choose another place.")
-        beside = folder.parent if folder.is_file() and scans.is_dicom(image) else None
-        if out == beside:
-            raise UsageError(f"-o {request.out.name or '.'}: is the scan's own folder; choose another place.")
+        folder = scans.folder_of(image)
+        if folder is None:
+            continue
+        if out == folder or (folder in out.parents and scans.is_whole_folder(image)):
+            raise UsageError(f"-o {shown}: lies in the scan's own folder; choose another place.")
+    earlier = {path.resolve() for path in results.there(out)} if out.is_dir() else set()
+    for path in _inputs(request):
+        place = path.resolve()
+        if earlier & {place, *place.parents}:
+            raise UsageError(f"-o {shown}: holds {public_name(path)}, which is an input; choose another place.")
+
+
+def _inputs(request: AttackRequest) -> list[Path]:
+    """Every file or folder of the case that is read."""
+    mask = request.recipe.mask if request.recipe is not None else None
+    paths = (*request.images, *request.targets, *request.guides, request.within, mask)
+    return [path for path in paths if path is not None]
 
 
 @dataclass(frozen=True)
@@ -491,13 +500,14 @@ def _bounds(case: Case, config: AttackConfig) -> dict[str, Any]:
     """How far the change may go and where, per channel in both units; null where nothing limits it."""
     ball, bounds = case.limits.within(config).ball, case.bounds
     radius = None if ball is None else [float(each) for each in ball.radius]
+    measured = True if case.scan.padding is None else ~case.scan.padding
     return {
         "eps_native": radius,
         "eps_model": None if ball is None else [float(each) for each in ball.radius / case.limits.unit],
         "norm": None if ball is None else ball.norm,
         "within": None if bounds.within is None else _source(bounds.within),
         "body_voxels": bounds.body_voxels,
-        "allowed_voxels": None if bounds.allowed is None else int(bounds.allowed.sum()),
+        "allowed_voxels": None if bounds.allowed is None else int(np.count_nonzero(bounds.allowed & measured)),
         "padding_voxels": [0 if scan.padding is None else int(scan.padding.sum()) for scan in case.scans],
     }
 

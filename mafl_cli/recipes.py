@@ -85,6 +85,8 @@ def parse(text: str) -> Recipe | None:
     kind = text.split(":", 1)[0]
     if ":" not in text or kind not in get_args(Kind):
         return None
+    if kind == "copy":  # Its folders are nobody's business.
+        return _copy(text)
     sphere = _SPHERE.search(text)
     at = None
     body = text
@@ -96,12 +98,6 @@ def parse(text: str) -> Recipe | None:
     elif ":sphere" in text:
         raise UsageError(f"--target {text!r}: a sphere is written :sphere@x,y,z,r with four numbers in mm.")
     rest = body.split(":", 1)[1]
-    if kind == "copy":
-        if not rest:
-            raise UsageError(f"--target {text!r}: name a mask, as {_FORMS[kind]}.")
-        mask = Path(rest)
-        shown = f"copy:{public_name(mask)}{sphere[0] if sphere else ''}"
-        return Recipe(shown, "copy", mask=mask, sphere=at)
     first, _, last = rest.partition(":")
     classes = tuple(part.strip() for part in first.split(","))
     mm = _lengths(last)
@@ -113,6 +109,16 @@ def parse(text: str) -> Recipe | None:
     if kind == "swap" and classes[0] == classes[1]:
         raise UsageError(f"--target {text!r}: these are the same class.")
     return Recipe(text, kind, classes, mm, None, at)  # type: ignore[arg-type]
+
+
+def _copy(text: str) -> Recipe:
+    found = _SPHERE.search(text)
+    x, y, z, r = (float(part) for part in found.groups()) if found else (0.0, 0.0, 0.0, 1.0)
+    mask = Path(text[len("copy:") : found.start() if found else None])
+    if not mask.name or r <= 0:
+        raise UsageError(f"--target copy: name a mask, as {_FORMS['copy']}, and a radius above 0 mm if it is a sphere.")
+    shown = f"copy:{public_name(mask)}{found[0] if found else ''}"
+    return Recipe(shown, "copy", mask=mask, sphere=(x, y, z, r) if found else None)
 
 
 def classes(recipe: Recipe, class_names: Sequence[str], regions: bool) -> list[int]:
@@ -142,7 +148,7 @@ def follow(
             )
     if recipe.kind == "copy":
         assert painted is not None
-        wanted = np.where(painted.any(axis=0) if regions else painted > 0, painted, prediction)
+        wanted = np.maximum(prediction, painted) if regions else np.where(painted > 0, painted, prediction)
         note = f"{int((painted > 0).sum())} labelled voxels painted over the prediction"
     elif recipe.kind == "swap":
         wanted, note = _swapped(prediction, chosen, regions), "swapped"
@@ -278,6 +284,8 @@ def _lengths(text: str) -> tuple[float, ...] | None:
     if not text:
         return ()
     try:
-        return tuple(float(part) for part in text.strip().removesuffix("mm").split(","))
+        lengths = tuple(float(part) for part in text.strip().removesuffix("mm").split(","))
     except ValueError:
         return None
+    # A shift of more than a kilometre is a slip of the pen, and not a number that voxels can be counted in.
+    return lengths if all(abs(length) <= 1e6 for length in lengths) else None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mafl_cli.errors import InputError, MaflError, OutputError, UsageError
+from mafl_cli.names import public_name
 
 PREDICTION_CLEAN = "prediction_clean.nii.gz"
 PREDICTION_ADVERSARIAL = "prediction_adversarial.nii.gz"
@@ -47,7 +48,7 @@ def _numbered(stem: str, count: int) -> tuple[str, ...]:
     return (stem,) if count == 1 else tuple(f"{stem}_{index:04d}" for index in range(count))
 
 
-def _there(out: Path) -> list[Path]:
+def there(out: Path) -> list[Path]:
     """Results in a folder, of any run."""
     names = {*SEGMENTATIONS, *SEGMENTATIONS.values(), REPORT}
     return sorted(path for path in out.iterdir() if path.name in names or _SCANS.fullmatch(path.name))
@@ -73,7 +74,7 @@ def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
     stage = Path(tempfile.mkdtemp(prefix=".mafl-", dir=out))
     try:
         yield stage
-        earlier = _there(out)
+        earlier = there(out)
         # An old report must not vouch for new volumes, should the machine die between two renames.
         (out / REPORT).unlink(missing_ok=True)
         # Where the report is, everything it speaks of is.
@@ -103,12 +104,12 @@ def check_writable(out: Path, *, overwrite: bool) -> list[Path]:
 
     Raises UsageError if it cannot be made or written to, or already holds results and `overwrite` is not set.
     """
-    there = _there(out) if out.is_dir() else []
+    found = there(out) if out.is_dir() else []
     # Masks alone are what `--dry-run` leaves: nothing that took an attack to make.
-    kept = [path for path in there if path.name not in (PREDICTION_CLEAN, TARGET)]
+    kept = [path for path in found if path.name not in (PREDICTION_CLEAN, TARGET)]
     if kept and not overwrite:
         raise UsageError(
-            f"{out.name or out}: already holds results ({kept[0].name}); choose another folder with -o "
+            f"{public_name(out)}: already holds results ({kept[0].name}); choose another folder with -o "
             "or add --overwrite."
         )
     made: list[Path] = []
@@ -160,20 +161,22 @@ def read_report(run: Path) -> dict[str, Any]:
     """The report of a finished run folder. Raises InputError if there is none or it cannot be read."""
     path = run / REPORT
     if not run.is_dir():
-        raise InputError(f"{run.name or run}: no such run folder; give the -o folder of `mafl attack`.")
+        raise InputError(f"{public_name(run)}: no such run folder; give the -o folder of `mafl attack`.")
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
-        raise InputError(f"{run.name}: holds no {REPORT}; the run did not finish or is another folder.") from exc
+        raise InputError(
+            f"{public_name(run)}: holds no {REPORT}; the run did not finish or is another folder."
+        ) from exc
     except (OSError, ValueError) as exc:
-        raise InputError(f"{run.name}/{REPORT}: cannot be read as JSON.") from exc
+        raise InputError(f"{public_name(run)}/{REPORT}: cannot be read as JSON.") from exc
     if not isinstance(report, dict) or not report.get("cases") or "schema_version" not in report:
-        raise InputError(f"{run.name}/{REPORT}: is not a report of mafl.")
+        raise InputError(f"{public_name(run)}/{REPORT}: is not a report of mafl.")
     return report
 
 
 def _cannot_write(path: Path, exc: OSError) -> MaflError:
-    name = path.name or str(path)
+    name = public_name(path)
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(f"{name}: no space left on the disk; nothing was kept.")
     return UsageError(f"{name}: cannot be written to ({exc.strerror}); choose another folder with -o.")

@@ -13,6 +13,7 @@ import numpy as np
 from mafl_cli import metrics, report, results, scans, targets, volume
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.geometry import require_same_space
+from mafl_cli.names import public_name
 
 _MODEL_SUFFIXES = (".ts", ".pt", ".pth", ".torchscript", ".pt2", ".onnx", ".ckpt", ".jit")
 
@@ -83,9 +84,9 @@ def draw(run: Path, path: Path, *, rows: int, overwrite: bool) -> list[int]:
     from mafl_cli import figures
 
     if path.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise UsageError(f"{path.name}: figures are .png, .pdf or .svg.")
+        raise UsageError(f"{public_name(path)}: figures are .png, .pdf or .svg.")
     if path.exists() and not overwrite:
-        raise UsageError(f"{path.name}: is there already; choose another name with -o or add --overwrite.")
+        raise UsageError(f"{public_name(path)}: is there already; choose another name with -o or add --overwrite.")
     said = results.read_report(run)
     case = said["cases"][0]
     channels = _volumes(run, case["inputs"])
@@ -122,7 +123,7 @@ def draw(run: Path, path: Path, *, rows: int, overwrite: bool) -> list[int]:
 def inspect(file: Path) -> dict[str, Any]:
     """Facts about a model, a scan or a mask, JSON-ready. Raises InputError or ModelError if it is none of them."""
     if not file.exists():
-        raise InputError(f"{file.name}: no such file.")
+        raise InputError(f"{public_name(file)}: no such file.")
     zipped = file.is_file() and file.suffix.lower() != ".zip" and zipfile.is_zipfile(file)
     if file.suffix.lower() in _MODEL_SUFFIXES or zipped:
         return {"kind": "model", **_inspect_model(file)}
@@ -143,7 +144,7 @@ def write_card(model: Path, *, overwrite: bool) -> Path:
 
     path = model.with_suffix(".toml")
     if path.exists() and not overwrite:
-        raise UsageError(f"{path.name}: is there already; add --overwrite.")
+        raise UsageError(f"{public_name(path)}: is there already; add --overwrite.")
     stated = find_card(model)
     _, info, found = load(model, device=torch.device("cpu"), size=lambda dims: stated.roi or (64,) * dims)
     # Orientation and intensity nobody can find out: an assumption must not become a statement.
@@ -205,7 +206,7 @@ def _changed_files(run: Path, case: Mapping[str, Any]) -> list[str]:
     for entry in case["files"]:
         path = run / entry["name"]
         if not path.is_file():
-            raise InputError(f"{run.name}: {entry['name']} is missing; the run is not complete.")
+            raise InputError(f"{public_name(run)}: {entry['name']} is missing; the run is not complete.")
         if results.sha256(path) != entry["sha256"]:
             changed.append(entry["name"])
     return changed

@@ -24,6 +24,20 @@ def is_dicom(path: Path) -> bool:
     return stacks.is_dicom(path)
 
 
+def is_whole_folder(path: Path) -> bool:
+    """Whether a folder is read with all below it: one that was named, or a DICOMDIR's."""
+    from mafl_cli import stacks
+
+    return path.is_dir() or stacks.is_directory_file(path)
+
+
+def folder_of(path: Path) -> Path | None:
+    """The folder that DICOM files come from; None for NIfTI."""
+    if not is_dicom(path):
+        return None
+    return path.resolve() if path.is_dir() else path.resolve().parent
+
+
 def read_scan(path: Path, *, series: str | None = None, allow_gaps: bool = False) -> Volume:
     """Read one channel of a scan. Raises: as `volume.read_image` and `dicom.read_dicom`."""
     if not is_dicom(path):

@@ -18,7 +18,7 @@ from mafl_cli.derived import impersonal
 from mafl_cli.dicom import DicomVolume
 from mafl_cli.errors import InputError
 from mafl_cli.names import public_name
-from mafl_cli.volume import LabelMap
+from mafl_cli.volume import LabelMap, Volume
 
 INSTALL = "pip install 'mafl[dicom]'"
 
@@ -31,7 +31,7 @@ _TYPE_2 = (
 
 def is_seg(path: Path) -> bool:
     """Whether a file is a DICOM SEG."""
-    return stacks.sop_class(path) == SegmentationStorage
+    return stacks.sop_class(path) in (SegmentationStorage, stacks.LABEL_MAP_SEGMENTATION)
 
 
 def available() -> bool:
@@ -70,6 +70,67 @@ def read_seg(path: Path, *, coded: bool = False) -> LabelMap:
             labels = (labels > 0) @ (1 << (np.array(numbers) - 1))
         affine = stacks.LPS_TO_RAS @ np.asarray(found.affine, dtype=np.float64)
     return LabelMap(name, labels, affine, hashlib.sha256(raw).hexdigest(), ())
+
+
+def place_frames(path: Path, like: Volume, *, coded: bool = False) -> LabelMap | None:
+    """A SEG whose every frame lies on a slice of `like`, voxel on voxel; None when one does not.
+
+    Frames are placed one by one, by their own coordinates: a SEG leaves out empty frames, and need not say how far
+    apart the others are. coded: as `read_seg`. Raises: InputError when it is damaged, or segments overlap and may not.
+    """
+    name, raw = public_name(path), path.read_bytes()
+    with stacks.silence():
+        dataset = stacks.parsed(name, raw, pixels=True)
+        try:
+            pixels = np.asarray(dataset.pixel_array).reshape(-1, int(dataset.Rows), int(dataset.Columns))
+            fractions = dataset.get("SegmentationType") == "FRACTIONAL"
+            if fractions:
+                pixels = pixels >= 0.5 * int(dataset.MaximumFractionalValue)
+            labels = np.zeros(like.shape, np.int64)
+            for index, frame in enumerate(pixels):
+                at = _places(dataset, index, frame.shape, like)
+                if at is None:
+                    return None
+                drawn = frame.astype(np.int64)
+                number = stacks.group(dataset, index, "SegmentIdentificationSequence").get("ReferencedSegmentNumber")
+                if dataset.get("SegmentationType") != "LABELMAP":
+                    drawn = (drawn > 0) * int(number)
+                there = drawn > 0
+                spot = tuple(axis[there] for axis in at)
+                before, new = labels[spot], drawn[there]
+                if coded:
+                    new = before | (1 << (new - 1))
+                elif ((before > 0) & (before != new)).any():
+                    raise InputError(
+                        f"{name}: its segments overlap, so it is no label map; export them as NIfTI masks."
+                    )
+                labels[spot] = new
+        except InputError:
+            raise
+        except Exception as exc:  # Damage comes as nearly any class.
+            raise InputError(f"{name}: is a damaged DICOM SEG ({type(exc).__name__}); export it again.") from exc
+    if coded and labels.max() >= 2**16:
+        raise InputError(f"{name}: has a segment number above 16; at most 16 regions may overlap.")
+    return LabelMap(name, labels, like.affine, hashlib.sha256(raw).hexdigest(), ())
+
+
+def _places(dataset: Dataset, index: int, shape: tuple[int, ...], like: Volume) -> tuple[NDArray[np.int64], ...] | None:
+    """(rows, columns) voxel indices i, j, k of a frame's pixels in `like`; None if they are not its voxels."""
+    position = stacks.group(dataset, index, "PlanePositionSequence").ImagePositionPatient
+    turn = stacks.group(dataset, index, "PlaneOrientationSequence").ImageOrientationPatient
+    spacing = stacks.group(dataset, index, "PixelMeasuresSequence").PixelSpacing
+    plane = np.zeros((4, 3))
+    plane[:3, 0] = np.array(turn[3:], dtype=np.float64) * float(spacing[0])
+    plane[:3, 1] = np.array(turn[:3], dtype=np.float64) * float(spacing[1])
+    plane[:, 2] = *(float(part) for part in position), 1
+    grid = np.linalg.inv(like.affine) @ stacks.LPS_TO_RAS @ plane
+    rows, columns = np.meshgrid(*(np.arange(size) for size in shape), indexing="ij")
+    exact = [axis[0] * rows + axis[1] * columns + axis[2] for axis in grid[:3]]
+    whole = [np.rint(axis).astype(np.int64) for axis in exact]
+    for axis, near, size in zip(exact, whole, like.shape, strict=True):
+        if np.abs(axis - near).max() > 0.05 or near.min() < 0 or near.max() >= size:
+            return None
+    return tuple(whole)
 
 
 def describe_seg(path: Path) -> dict[str, Any]:
@@ -115,7 +176,7 @@ def write_seg(
     segments = [
         hd.seg.SegmentDescription(
             segment_number=number,
-            segment_label=label[:64],
+            segment_label=label.replace("\\", "/")[:64] or f"segment {number}",
             segmented_property_category=codes.SCT.Tissue,
             segmented_property_type=codes.SCT.Tissue,
             algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
@@ -155,4 +216,6 @@ def _source(dataset: Dataset) -> Dataset:
     for keyword in _TYPE_2:
         if keyword not in whole:
             setattr(whole, keyword, "")
+    # All text was decoded on reading, and highdicom knows only some of the other character sets.
+    whole.SpecificCharacterSet = "ISO_IR 192"
     return whole

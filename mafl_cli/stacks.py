@@ -14,7 +14,6 @@ import logging
 import math
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,8 +50,12 @@ _LISTED = 20
 # Modalities whose numbers mean something by themselves, and whose images are slices of something.
 PHYSICAL = ("CT", "MR", "NM", "PT")
 
+# Label Map Segmentation Storage, the newer kind of SEG.
+LABEL_MAP_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.7"
+
 # Objects with pixels that are no scans, and what to do with them.
 _NO_SCANS: dict[str, str] = {
+    LABEL_MAP_SEGMENTATION: "a segmentation (DICOM SEG), which can be a --target, not a scan",
     SegmentationStorage: "a segmentation (DICOM SEG), which can be a --target, not a scan",
     RTDoseStorage: "an RT Dose, not a scan",
     ParametricMapStorage: "a Parametric Map, whose numbers are no scan's: convert it to NIfTI if it is one",
@@ -118,13 +121,18 @@ def is_dicom(path: Path) -> bool:
     return head[128:132] == b"DICM" or head.startswith(b"PK\x03\x04") or _looks_raw(head)
 
 
+def is_directory_file(path: Path) -> bool:
+    """Whether a file is a DICOMDIR."""
+    return sop_class(path) == MediaStorageDirectoryStorage
+
+
 def sop_class(path: Path) -> str:
     """SOP Class UID of a single DICOM file; "" when it has none or is no such file."""
     if not path.is_file() or not is_dicom(path):
         return ""
     try:
         with silence():
-            return _kind(parsed(public_name(path), path.read_bytes(), pixels=False))
+            return kind(parsed(public_name(path), path.read_bytes(), pixels=False))
     except InputError:
         return ""
 
@@ -136,7 +144,7 @@ def find(name: str, path: Path) -> list[Stack]:
     """All stacks in `path`, by series number. Raises InputError when there is none."""
     frames: list[Frame] = []
     others: dict[str, int] = {}
-    if sop_class(path) == MediaStorageDirectoryStorage:
+    if is_directory_file(path):
         path = path.parent
     folder = path.is_dir() or _is_zip(path)
     for source in _sources(name, path):
@@ -183,11 +191,11 @@ def _zipped(name: str, path: Path) -> Iterator[Source]:
     try:
         archive = zipfile.ZipFile(path)
         entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-    except (zipfile.BadZipFile, OSError) as exc:
+    except Exception as exc:  # Damage comes as nearly any class.
         raise InputError(f"{name}: is a damaged zip archive; copy or export it again.") from exc
     for entry in entries:
         parts = PurePosixPath(entry.filename.replace("\\", "/"))
-        if parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
+        if parts.is_absolute() or ".." in parts.parts or ":" in entry.filename[:2]:
             raise InputError(f"{name}: the archive has entries that point outside of it; do not trust it.")
         if entry.flag_bits & 1:
             raise InputError(f"{name}: the archive is encrypted; unpack it first.")
@@ -201,7 +209,7 @@ def _zipped(name: str, path: Path) -> Iterator[Source]:
     def read(entry: zipfile.ZipInfo) -> bytes:
         try:
             return archive.read(entry)
-        except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError, zlib.error) as exc:
+        except Exception as exc:
             raise InputError(f"{name}: an entry of the archive is damaged; copy or export it again.") from exc
 
     for entry in sorted(entries, key=lambda entry: entry.filename):
@@ -386,19 +394,20 @@ def parsed(name: str, raw: bytes, *, pixels: bool) -> FileDataset:
     return dataset
 
 
-def _kind(header: FileDataset) -> str:
+def kind(header: Dataset) -> str:
     """SOP Class UID, "" if the file says none."""
-    return str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", ""))
+    return str(header.get("SOPClassUID") or getattr(header, "file_meta", Dataset()).get("MediaStorageSOPClassUID", ""))
 
 
 def _why_no_scan(header: FileDataset) -> str | None:
     """What an object is, as a noun phrase, if it is no scan."""
-    kind = _kind(header)
-    if kind in _NO_SCANS:
-        return _NO_SCANS[kind]
+    what = kind(header)
+    if what in _NO_SCANS:
+        return _NO_SCANS[what]
+    if not what:
+        return "a DICOM object of unknown kind, not a scan"
     if not header.get("Rows") or not header.get("Columns"):
-        what = pydicom.uid.UID(kind).name if kind else "a DICOM object of unknown kind"
-        return f"{what} without pixels, not a scan" if kind else f"{what}, not a scan"
+        return f"{pydicom.uid.UID(what).name} without pixels, not a scan"
     samples, colours = header.get("SamplesPerPixel", 1), str(header.get("PhotometricInterpretation", "MONOCHROME2"))
     if samples != 1 or not colours.startswith("MONOCHROME"):
         return f"a colour image ({colours}): convert it to one plain number per pixel"
@@ -409,6 +418,12 @@ def _frames(source: Source, header: Dataset) -> list[Frame]:
     try:
         number = header.get("InstanceNumber")
         count = int(header.get("NumberOfFrames") or 1)
+        # Any number can stand in a header: each frame must have a place of its own.
+        if count != 1 and count != len(header.get("PerFrameFunctionalGroupsSequence") or ()):
+            raise InputError(
+                f"{source.name}: says it has {count} frames, but not where each lies (a film, or damaged); export "
+                "single slices, or use NIfTI."
+            )
         instance = f"instance {int(number)}" if number is not None else f"the file {source.name}"
         return [
             _frame(source, header, index, f"frame {index + 1}" if count > 1 else instance) for index in range(count)

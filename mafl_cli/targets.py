@@ -61,13 +61,13 @@ class Masks:
         Raises: GeometryError when the grids differ and may not; InputError when the file is no label map, or no
             label lies inside the image; UsageError for a --label-map of labels that are not there.
         """
-        mask = _read(path, coded)
+        mask = _read(path, like, coded)
         mask, notes = self._renamed(mask)
         if geometry.same_space(like.shape, like.affine, mask.labels.shape, mask.affine):
             return mask.labels, Source(mask.name, mask.sha256), (*mask.warnings, *notes)
         whole = mask.labels.size == like.data.size
-        if (whole or _is_seg(path)) and geometry.is_part_of(mask.labels.shape, mask.affine, like.shape, like.affine):
-            # The same voxels in another order, as converters leave them; a SEG leaves out empty frames besides.
+        if whole and geometry.is_part_of(mask.labels.shape, mask.affine, like.shape, like.affine):
+            # The same voxels in another order, as converters leave them.
             labels = geometry.nearest_labels(mask.labels, mask.affine, like.shape, like.affine)
             return labels, Source(mask.name, mask.sha256), (*mask.warnings, *notes)
         if not self.resample:
@@ -108,7 +108,8 @@ class Masks:
         return labels, Source(mask.name, mask.sha256, counts), (*mask.warnings, *notes, note)
 
 
-def _read(path: Path, coded: bool) -> LabelMap:
+def _read(path: Path, like: Volume, coded: bool) -> LabelMap:
+    """A mask file; of a SEG on the voxels of `like`, all of its grid."""
     if path.name.lower().endswith((".nii", ".nii.gz")) and not path.is_dir():
         return read_labels(path)
     from mafl_cli import seg, stacks
@@ -118,21 +119,12 @@ def _read(path: Path, coded: bool) -> LabelMap:
         found = [file for file in sorted(path.rglob("*")) if seg.is_seg(file)]
         if len(found) != 1:
             raise InputError(f"{name}: a folder with {len(found)} DICOM SEG files; give one mask, NIfTI or SEG.")
-        return seg.read_seg(found[0], coded=coded)
+        path = found[0]
     if seg.is_seg(path):
-        return seg.read_seg(path, coded=coded)
+        return seg.place_frames(path, like, coded=coded) or seg.read_seg(path, coded=coded)
     if stacks.is_dicom(path):
         raise InputError(f"{name}: is DICOM, but no segmentation (SEG); give a mask, NIfTI or SEG.")
     return read_labels(path)
-
-
-def _is_seg(path: Path) -> bool:
-    """Whether `_read` took it for a SEG."""
-    if path.name.lower().endswith((".nii", ".nii.gz")):
-        return False
-    from mafl_cli import seg
-
-    return path.is_dir() or seg.is_seg(path)
 
 
 def _counts(labels: NDArray[np.int64]) -> dict[int, int]:

@@ -554,3 +554,51 @@ def test_an_internal_error_quotes_nothing(
     assert re.fullmatch(
         r"mafl: internal error \(RuntimeError in test_any_scan.py, line \d+\); run again with --debug.\n", result.output
     )
+
+
+# --- nothing of the user's is lost --------------------------------------------------------------------------------
+
+
+def test_overwrite_never_takes_an_inputs_place(ct: Path, model: Path, tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    shutil.copytree(ct, study / "adversarial")
+    shutil.copytree(ct, study / "plain")
+    before = {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
+    result = attack(study / "adversarial", "erase:1", model, study, "--overwrite")
+    assert result.exit_code == 2
+    assert "-o study: holds adversarial, which is an input" in result.output
+    attack(ct, "shift:1:4,0,0mm", model, tmp_path / "run")
+    result = attack(ct, str(tmp_path / "run" / "target.nii.gz"), model, tmp_path / "run", "--overwrite")
+    assert result.exit_code == 2
+    assert "holds target.nii.gz, which is an input" in result.output
+    assert {path: path.read_bytes() for path in study.rglob("*") if path.is_file()} == before
+
+
+def test_a_report_that_has_no_place_is_refused_before_the_attack(ct: Path, model: Path, tmp_path: Path) -> None:
+    result = attack(ct, "erase:1", model, tmp_path / "out", "--json", tmp_path / "JANE DOE" / "x.json")
+    assert result.exit_code == 2
+    assert result.output == "mafl: --json: the folder of this file does not exist.\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_never_deletes_an_attack(ct: Path, model: Path, tmp_path: Path) -> None:
+    attack(ct, "shift:1:4,0,0mm", model, tmp_path / "run")
+    result = attack(ct, "erase:1", model, tmp_path / "run", "--dry-run", "--overwrite")
+    assert result.exit_code == 2
+    assert (tmp_path / "run" / "adversarial").is_dir()
+
+
+@pytest.mark.parametrize("name", ["2.25.298462782836314925775022199948168402023", "JANE_1.2.840.1.2.3.4"])
+def test_no_uid_is_shown_and_redact_hides_what_stands_beside_it(
+    ct: Path, model: Path, tmp_path: Path, name: str
+) -> None:
+    ct.rename(tmp_path / name)
+    uid = name.rpartition("_")[2]
+    for options in ((), ("--redact",)):
+        out = tmp_path / f"out{len(options)}"
+        result = mafl("attack", tmp_path / name, "-t", "erase:1", "-m", model, "-o", out, "--steps", 3, *options)
+        assert result.exit_code == 0
+        for text in (result.output, (out / "report.json").read_text()):
+            assert uid not in text
+            assert not options or "JANE" not in text
+    assert uid not in mafl("inspect", tmp_path / "gone" / name).output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -537,6 +538,21 @@ def test_interrupt_is_exit_130_and_leaves_nothing(case: Path, models: Path) -> N
         _, said = run.communicate(timeout=60)
     assert (run.returncode, said.splitlines()[-1:]) == (130, ["mafl: interrupted; nothing was kept."])
     assert not (case / "out").exists()
+
+
+def test_interrupt_inside_generated_code_is_exit_130_too(tmp_path: Path) -> None:
+    (tmp_path / "entry.py").write_text(
+        "from mafl_cli import cli, runs\nruns.inspect = lambda file: exec('raise KeyboardInterrupt')\ncli.main()\n"
+    )
+    root = Path(__file__).resolve().parent.parent
+    run = subprocess.run(
+        [sys.executable, "-m", "entry", "inspect", "scan.nii"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(root)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (130, "mafl: interrupted; nothing was kept.\n")
 
 
 @pytest.mark.parametrize(

@@ -258,3 +258,76 @@ def test_overlapping_segments_are_no_label_map(source, tmp_path):
     # For a model whose regions may overlap they are what is wanted.
     target = read_regions([tmp_path / "mask.dcm"], scan, ("a", "b"), Masks())
     np.testing.assert_array_equal(target.labels, both)
+
+
+@pytest.mark.parametrize("kind", ["one slice", "sheared", "sparse", "label map", "another character set"])
+def test_frames_are_placed_by_their_coordinates(tmp_path, kind):
+    affine = AFFINE.copy()
+    if kind == "sheared":
+        affine[1, 2] = 0.9
+    pixels = PIXELS[:, :, 2:3] if kind == "one slice" else PIXELS
+    drawn = labels()[:, :, 2:3] if kind == "one slice" else labels()
+    changes = {"SpecificCharacterSet": ["", "ISO 2022 IR 87"]} if kind == "another character set" else {}
+    write_ct(tmp_path / "ct", pixels, affine, **changes)
+    scan = read_dicom(tmp_path / "ct")
+    masks = np.stack([drawn == 1, drawn == 2])[: 1 if kind == "one slice" else 2]
+    assert seg.write_seg(tmp_path / "mask.dcm", scan, masks, ["a\\b", ""][: len(masks)], description="X") is None
+    file = pydicom.dcmread(tmp_path / "mask.dcm")
+    if kind == "sparse":
+        del file.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices
+        file.save_as(tmp_path / "mask.dcm")
+    if kind == "label map":
+        made = highdicom.seg.Segmentation(
+            [seg._source(dataset) for dataset in scan.datasets], drawn.transpose(2, 1, 0).astype(np.uint8), "LABELMAP",
+            list(highdicom.seg.segread(tmp_path / "mask.dcm").SegmentSequence), pydicom.uid.generate_uid(), 1,
+            pydicom.uid.generate_uid(), 1, "m", "m", "1", "1",
+        )  # fmt: skip
+        made.save_as(tmp_path / "mask.dcm")
+        assert seg.is_seg(tmp_path / "mask.dcm")
+    found, source_file, _ = Masks().read(tmp_path / "mask.dcm", scan)
+    np.testing.assert_array_equal(found, np.where(drawn == 2, 2, drawn) if kind != "one slice" else drawn == 1)
+    assert source_file.resampled is None
+
+
+def test_what_a_source_lacks_is_made_up_once(tmp_path):
+    write_ct(tmp_path / "ct", PIXELS, AFFINE)
+    for path in (tmp_path / "ct").iterdir():
+        dataset = pydicom.dcmread(path)
+        for keyword in ("StudyInstanceUID", "InstanceNumber", "PatientSex", "Manufacturer", "SOPClassUID"):
+            del dataset[keyword]
+        dataset.save_as(path)
+    scan = read_dicom(tmp_path / "ct")
+    derived.write_series(tmp_path / "out", scan, scan.data + 5, HOW)
+    new = [pydicom.dcmread(path) for path in sorted((tmp_path / "out").iterdir())]
+    assert len({dataset.StudyInstanceUID for dataset in new}) == 1
+    assert new[0].StudyInstanceUID
+    for keyword in ("InstanceNumber", "PatientSex", "Manufacturer"):
+        assert keyword in new[0]
+    assert new[0].SOPClassUID == pydicom.uid.CTImageStorage
+
+
+def test_an_enhanced_object_says_how_its_frames_were_derived(tmp_path):
+    source = write_enhanced(tmp_path / "ct.dcm", PIXELS, AFFINE, slopes=SLOPES)
+    source.ConcatenationUID, source.InConcatenationNumber = pydicom.uid.generate_uid(), 1
+    source.DeviceSerialNumber = "SECRET"
+    source.save_as(tmp_path / "ct.dcm")
+    scan = read_dicom(tmp_path / "ct.dcm")
+    derived.write_series(tmp_path / "out", scan, scan.data + 5, HOW)
+    new = pydicom.dcmread(tmp_path / "out" / "0001.dcm")
+    (image,) = new.SharedFunctionalGroupsSequence[0].DerivationImageSequence
+    assert image.SourceImageSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
+    assert "ConcatenationUID" not in new
+    assert new.DeviceSerialNumber == "unknown"
+
+
+def test_overlays_and_curves_of_any_group_are_gone(tmp_path):
+    datasets = write_ct(tmp_path / "ct", PIXELS, AFFINE, ClinicalTrialSponsorName="S", ReviewerName="Jane")
+    for dataset, path in zip(datasets, sorted((tmp_path / "ct").iterdir()), strict=True):
+        dataset.add_new((0x6002, 0x1500), "LO", "Jane burned in")
+        dataset.add_new((0x5000, 0x2500), "LO", "Jane's curve")
+        dataset.save_as(path, enforce_file_format=True)
+    scan = read_dicom(tmp_path / "ct")
+    derived.write_series(tmp_path / "out", scan, scan.data + 5, HOW)
+    raw = (tmp_path / "out" / "0001.dcm").read_bytes()
+    assert raw.count(b"Jane") == raw.count(b"Doe^Jane") == 1
+    assert "ClinicalTrialSponsorName" not in pydicom.dcmread(tmp_path / "out" / "0001.dcm")

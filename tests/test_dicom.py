@@ -422,3 +422,31 @@ def test_raw_dicom_without_preamble(ct, tmp_path):
     whole, scan = read_dicom(path), read_dicom(bare)
     np.testing.assert_array_equal(scan.data, whole.data)
     assert whole.datasets[0].SOPClassUID == CTImageStorage
+
+
+def test_a_header_that_claims_any_number_of_frames_is_not_believed(ct):
+    rewrite(ct, lambda dataset: setattr(dataset, "NumberOfFrames", 2_000_000_000))
+    with pytest.raises(InputError, match=r"says it has 2000000000 frames, but not where each lies"):
+        read_dicom(ct)
+
+
+def test_padding_values_beyond_bits_stored_are_matched(tmp_path):
+    pixels = PIXELS.clip(0).astype(np.uint16)
+    pixels[:2] = 63536
+    write_ct(tmp_path / "ct", pixels, AFFINE, BitsStored=12, HighBit=11, PixelPaddingValue=63536)
+    padding = read_dicom(tmp_path / "ct").padding
+    assert padding is not None
+    assert padding[:2].all()
+
+
+def test_odd_archives_end_in_one_sentence(ct, tmp_path):
+    with zipfile.ZipFile(tmp_path / "dot.zip", "w") as archive:
+        archive.writestr(".", b"x")
+        archive.writestr("IM", next(ct.iterdir()).read_bytes())
+    assert read_or_explain(tmp_path / "dot.zip")
+    with zipfile.ZipFile(tmp_path / "lzma.zip", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("IM", next(ct.iterdir()).read_bytes())
+    raw = bytearray((tmp_path / "lzma.zip").read_bytes())
+    raw[60:120] = bytes(60)
+    (tmp_path / "lzma.zip").write_bytes(bytes(raw))
+    assert "an entry of the archive is damaged" in read_or_explain(tmp_path / "lzma.zip")

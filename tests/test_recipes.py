@@ -66,6 +66,10 @@ def test_a_file_is_no_recipe(text):
         ("swap:1", r"write swap:CLASS,CLASS"),
         ("swap:1,1", r"the same class"),
         ("copy:", r"name a mask"),
+        ("dilate:1:nan", r"write dilate:CLASS:Rmm"),
+        ("erode:1:inf", r"write erode:CLASS:Rmm"),
+        ("shift:1:nan,0,0mm", r"write shift:CLASS:X,Y,Zmm"),
+        ("shift:1:1e30,0,0mm", r"write shift:CLASS:X,Y,Zmm"),
         ("erase:1:sphere@1,2,3", r"a sphere is written :sphere@x,y,z,r"),
         ("erase:1:sphere@1,2,3,0", r"radius must be above 0"),
     ],
@@ -73,6 +77,12 @@ def test_a_file_is_no_recipe(text):
 def test_incomplete_recipes(text, message):
     with pytest.raises(UsageError, match=message):
         parse(text)
+
+
+def test_folders_of_a_mask_are_never_quoted():
+    with pytest.raises(UsageError) as caught:
+        parse("copy:/home/jane/:sphere@1,2,3,0")
+    assert "jane" not in str(caught.value)
 
 
 def test_erase_fills_with_what_surrounds_each_part():
@@ -154,6 +164,9 @@ def test_regions_are_changed_one_by_one():
     names = ("whole", "core")
     np.testing.assert_array_equal(made("erase:core", prediction, names=names), np.stack([whole, 0 * core]))
     np.testing.assert_array_equal(made("swap:0,1", prediction, names=names), np.stack([core, whole]))
+    mark = np.zeros_like(prediction)
+    mark[0, :2] = 1
+    np.testing.assert_array_equal(made("copy:m.nii", prediction, names=names, painted=mark)[1], core)
     grown = made("dilate:1:2mm", prediction, names=names)
     np.testing.assert_array_equal(grown[0], whole)
     assert grown[1].sum() > core.sum()
