@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mafl_cli import body, recipes, scans, targets, volume
+from mafl_cli import body, recipes, targets, volume
 from mafl_cli.card import ModelCard, find_card
 from mafl_cli.config import AttackConfig, Intensity, Mode, Precision, SaveAs, SliceAxisChoice
 from mafl_cli.errors import InputError, UsageError
@@ -22,6 +22,7 @@ from mafl_cli.model import ModelInfo, Segmenter, load
 from mafl_cli.preprocess import Preprocessing
 from mafl_cli.recipes import Recipe
 from mafl_cli.resample import Grids
+from mafl_cli.scans import read_scan
 from mafl_cli.targets import Masks, Source, Target
 from mafl_cli.windows import Scan, Tiling, Whole, Windows, fewer, slices_per_batch
 
@@ -309,7 +310,7 @@ def _read_channels(
     """One scan for each channel, all on the grid of the first."""
     found: list[volume.Volume] = []
     for path in paths:
-        found.append(scans.read_scan(path, series=series, allow_gaps=allow_gaps))
+        found.append(read_scan(path, series=series, allow_gaps=allow_gaps))
         for warning in found[-1].warnings:
             say(warning)
         first, last = found[0], found[-1]

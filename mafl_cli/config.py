@@ -15,6 +15,9 @@ from typing import Any, Literal, get_args
 
 from mafl_cli.errors import UsageError
 
+# What every changed scan says of itself, in NIfTI and in DICOM.
+NOTE = "MAFL ADVERSARIAL - NOT FOR CLINICAL USE"
+
 Mode = Literal["auto", "2d", "3d"]
 SliceAxisChoice = Literal["auto", "i", "j", "k", "axial", "coronal", "sagittal"]
 SaveAs = Literal["float32", "source"]

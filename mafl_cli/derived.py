@@ -8,6 +8,7 @@ more about people or places than a derived image needs is dropped.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,11 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from mafl_cli import __version__
+from mafl_cli.config import NOTE
 from mafl_cli.dicom import DicomVolume
 from mafl_cli.errors import OutputError
 from mafl_cli.stacks import kind, silence
 from mafl_cli.volume import to_stored
-
-DESCRIPTION = "MAFL ADVERSARIAL - NOT FOR CLINICAL USE"
 
 # Added to the source's Series Number, so that the new series stands apart from the scanner's in a list.
 _SERIES_OFFSET = 9000
@@ -41,10 +41,10 @@ _LOSSLESS = (
     uid.HTJ2KLosslessRPCL,
 )
 
-# There in every image, empty where nothing is known.
-_TYPE_2 = (
+# Type 2 of the standard: there in every object, empty where nothing is known.
+PATIENT_AND_STUDY = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "ReferringPhysicianName"),
-    *("StudyID", "StudyDate", "StudyTime", "InstanceNumber", "Manufacturer"),
+    *("StudyID", "StudyDate", "StudyTime"),
 )
 
 # No longer true of changed pixels.
@@ -125,6 +125,13 @@ def write_series(folder: Path, like: DicomVolume, data: NDArray[np.float32], der
         ) from exc
 
 
+def fill_empty(dataset: Dataset, keywords: Iterable[str]) -> None:
+    """Add attributes that are missing, without a value."""
+    for keyword in keywords:
+        if keyword not in dataset:
+            setattr(dataset, keyword, "")
+
+
 def impersonal(source: Dataset) -> Dataset:
     """A copy without private elements, and without what says more of people and places than a derived object must."""
     new = Dataset()
@@ -164,7 +171,7 @@ def _derived(
     new.SOPInstanceUID = generate_uid(prefix=None)
     new.SeriesInstanceUID = series
     new.SeriesNumber = int(source.get("SeriesNumber") or 0) + _SERIES_OFFSET
-    new.SeriesDescription = new.ImageComments = DESCRIPTION
+    new.SeriesDescription = new.ImageComments = NOTE
     new.SeriesDate = new.ContentDate = new.InstanceCreationDate = date
     new.SeriesTime = new.ContentTime = new.InstanceCreationTime = time
     _say_derived(new)
@@ -178,9 +185,7 @@ def _derived(
         new.LossyImageCompression = "00" if syntax in _LOSSLESS else "01"
     if not new.get("StudyInstanceUID"):
         new.StudyInstanceUID = study
-    for keyword in _TYPE_2:
-        if keyword not in new:
-            setattr(new, keyword, "")
+    fill_empty(new, (*PATIENT_AND_STUDY, "InstanceNumber", "Manufacturer"))
     if not new.get("Modality"):
         new.Modality = "OT"
     if "SharedFunctionalGroupsSequence" in new:

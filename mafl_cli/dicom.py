@@ -8,6 +8,7 @@ slice. Nothing that names a patient, a hospital or a UID leaves this module but 
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
 import tempfile
@@ -37,7 +38,6 @@ class DicomVolume(Volume):
     """The instances, without their pixels."""
     frames: tuple[tuple[int, int], ...]
     """For each slice its place in `datasets`, and its frame in there."""
-    modality: str
 
     @property
     def format(self) -> Literal["nifti", "dicom"]:
@@ -125,8 +125,8 @@ def _volume(name: str, stack: Stack, affine: NDArray[np.float64], notes: Sequenc
         raise InputError(f"{name}: its header gives pixels of {bits} in {allocated} bits, which nothing writes.")
     read = _pixels(name, stack, np.dtype(f"{'i' if signed else 'u'}{allocated // 8}"))
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    modality, slopes, inters, notes = stack[0].modality, read.slopes, read.inters, list(notes)
-    if photometric == "MONOCHROME1" and modality not in stacks.PHYSICAL:
+    slopes, inters, notes = read.slopes, read.inters, list(notes)
+    if photometric == "MONOCHROME1" and stack[0].modality not in stacks.PHYSICAL:
         # Small numbers are bright: what a network expects is what is seen.
         slopes, inters = -slopes, inters + (low + high) * slopes
         notes.append(f"{name}: is stored inverted (MONOCHROME1); turned round, so that larger is brighter.")
@@ -156,7 +156,6 @@ def _volume(name: str, stack: Stack, affine: NDArray[np.float64], notes: Sequenc
         padding=padding if padding.any() else None,
         datasets=tuple(read.datasets),
         frames=tuple(read.frames),
-        modality=modality,
     )
 
 
@@ -169,8 +168,9 @@ def _pixels(name: str, stack: Stack, dtype: np.dtype[Any]) -> _Pixels:
     for k, frame in enumerate(stack):
         key = id(frame.source)
         if key not in places:
-            raw = frame.source.read()
-            file = stacks.parsed(frame.source.name, raw, pixels=True)
+            with frame.source.open() as stream:
+                raw = stream.read()
+            file = stacks.parsed(frame.source.name, io.BytesIO(raw), pixels=True)
             # The frames of one file may lie anywhere in the stack; of all others only the last is kept.
             decoded = {key: _decoded(frame.source.name, file, (rows, columns))} | {
                 other: pixels for other, pixels in decoded.items() if len(pixels) > 1
@@ -276,8 +276,7 @@ def _padded(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_]:
     if value is None:
         return np.zeros(stored.shape, bool)
     limit = dataset.get("PixelPaddingRangeLimit", value)
-    # Some programs write the bits of a negative number as an unsigned one.
-    # and neither side's unused bits mean anything.
+    # Some programs write the bits of a negative number as an unsigned one, and no unused bit means anything.
     size = 2 ** int(dataset.get("BitsStored", 8 * stored.dtype.itemsize))
     ends = [int(end) % size for end in (value, limit)]
     if stored.dtype.kind == "i":

@@ -22,7 +22,7 @@ from torch import Tensor
 from mafl_cli import __version__, metrics, report, results, scans, volume
 from mafl_cli.attack import Outcome, StepRecord, attack
 from mafl_cli.case import DEMO_MODEL, AttackRequest, Case, Say, prepare
-from mafl_cli.config import AttackConfig
+from mafl_cli.config import NOTE, AttackConfig
 from mafl_cli.errors import MaflError, UsageError
 from mafl_cli.model import pick_device
 from mafl_cli.names import Redaction, public_name
@@ -30,8 +30,6 @@ from mafl_cli.targets import Source
 from mafl_cli.windows import Scan
 
 __all__ = ["DEMO_MODEL", "AttackRequest", "Progress", "run_attack", "show_target"]
-
-NOTE = "MAFL ADVERSARIAL - NOT FOR CLINICAL USE"
 
 # Radiology's habit for CT: 12 bits less some air, the range SynthRAD and others measure PSNR with. HU.
 _CT_RANGE = 4000.0
@@ -226,7 +224,8 @@ class _Written:
         names = results.adversarial([scan.format for scan in case.scans])
         for name, scan, data in zip(names, case.scans, adversarial, strict=True):
             scans.write_scan(self.stage / name, scan, data, save_as=case.save_as, note=NOTE, derivation=self._how())
-            again.append(scans.read_back(self.stage / name, scan))
+            # The slices of a derived series may be as uneven as those of its source.
+            again.append(scans.read_scan(self.stage / name, allow_gaps=True))
         for name, scan, after in zip(results.perturbation(len(names)), case.scans, again, strict=True):
             volume.write_float(self.stage / name, scan, after.data - scan.data, NOTE)
         return again

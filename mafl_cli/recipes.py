@@ -85,19 +85,16 @@ def parse(text: str) -> Recipe | None:
     kind = text.split(":", 1)[0]
     if ":" not in text or kind not in get_args(Kind):
         return None
-    if kind == "copy":  # Its folders are nobody's business.
-        return _copy(text)
-    sphere = _SPHERE.search(text)
-    at = None
-    body = text
-    if sphere is not None:
-        x, y, z, r = (float(part) for part in sphere.groups())
-        at, body = (x, y, z, r), text[: sphere.start()]
-        if r <= 0:
-            raise UsageError(f"--target {text!r}: the sphere's radius must be above 0 mm.")
-    elif ":sphere" in text:
-        raise UsageError(f"--target {text!r}: a sphere is written :sphere@x,y,z,r with four numbers in mm.")
+    body, sphere = _without_sphere(text, kind)
     rest = body.split(":", 1)[1]
+    if kind == "copy":
+        mask = Path(rest)
+        if not mask.name:
+            raise UsageError(f"--target copy: name a mask, as {_FORMS[kind]}.")
+        # Its folders are nobody's business.
+        return Recipe(f"copy:{public_name(mask)}{text[len(body) :]}", "copy", mask=mask, sphere=sphere)
+    if ":sphere" in body:
+        raise UsageError(f"--target {text!r}: a sphere is written :sphere@x,y,z,r with four numbers in mm.")
     first, _, last = rest.partition(":")
     classes = tuple(part.strip() for part in first.split(","))
     mm = _lengths(last)
@@ -108,17 +105,18 @@ def parse(text: str) -> Recipe | None:
         raise UsageError(f"--target {text!r}: the distance must be above 0 mm.")
     if kind == "swap" and classes[0] == classes[1]:
         raise UsageError(f"--target {text!r}: these are the same class.")
-    return Recipe(text, kind, classes, mm, None, at)  # type: ignore[arg-type]
+    return Recipe(text, kind, classes, mm, None, sphere)  # type: ignore[arg-type]
 
 
-def _copy(text: str) -> Recipe:
+def _without_sphere(text: str, kind: str) -> tuple[str, tuple[float, float, float, float] | None]:
+    """A recipe without the sphere at its end, and the sphere."""
     found = _SPHERE.search(text)
-    x, y, z, r = (float(part) for part in found.groups()) if found else (0.0, 0.0, 0.0, 1.0)
-    mask = Path(text[len("copy:") : found.start() if found else None])
-    if not mask.name or r <= 0:
-        raise UsageError(f"--target copy: name a mask, as {_FORMS['copy']}, and a radius above 0 mm if it is a sphere.")
-    shown = f"copy:{public_name(mask)}{found[0] if found else ''}"
-    return Recipe(shown, "copy", mask=mask, sphere=(x, y, z, r) if found else None)
+    if found is None:
+        return text, None
+    x, y, z, r = (float(part) for part in found.groups())
+    if r <= 0:
+        raise UsageError(f"--target {kind}: the sphere's radius must be above 0 mm.")
+    return text[: found.start()], (x, y, z, r)
 
 
 def classes(recipe: Recipe, class_names: Sequence[str], regions: bool) -> list[int]:

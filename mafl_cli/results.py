@@ -85,8 +85,9 @@ def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
             if (out / path.name).is_dir():  # A folder cannot take the place of another in one step, as a file can.
                 (out / path.name).replace(old / path.name)
             path.replace(out / path.name)
+        replaced = {path.name for path in fresh}
         for path in earlier:
-            if path.exists() and path.name not in {each.name for each in fresh}:
+            if path.exists() and path.name not in replaced:
                 path.replace(old / path.name)
         shutil.rmtree(stage)
     except BaseException as exc:

@@ -63,11 +63,6 @@ def write_scan(
     derived.write_series(path, like, data, derivation)
 
 
-def read_back(path: Path, like: Volume) -> Volume:
-    """What `write_scan` wrote. Its slices may be as uneven as those of its source."""
-    return read_scan(path, allow_gaps=like.format == "dicom")
-
-
 def write_masks(
     path: Path, drawn_on: Volume, masks: NDArray[np.bool_], names: Sequence[str], *, description: str
 ) -> str | None:

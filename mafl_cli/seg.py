@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,13 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import SegmentationStorage, generate_uid
 
 from mafl_cli import __version__, geometry, stacks
-from mafl_cli.derived import impersonal
+from mafl_cli.derived import PATIENT_AND_STUDY, fill_empty, impersonal
 from mafl_cli.dicom import DicomVolume
 from mafl_cli.errors import InputError
 from mafl_cli.names import public_name
 from mafl_cli.volume import LabelMap, Volume
 
 INSTALL = "pip install 'mafl[dicom]'"
-
-# What a SEG copies from its source; type 2 of the standard: there, empty where nothing is known.
-_TYPE_2 = (
-    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber"),
-    *("StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
-)
 
 
 def is_seg(path: Path) -> bool:
@@ -80,7 +75,7 @@ def place_frames(path: Path, like: Volume, *, coded: bool = False) -> LabelMap |
     """
     name, raw = public_name(path), path.read_bytes()
     with stacks.silence():
-        dataset = stacks.parsed(name, raw, pixels=True)
+        dataset = stacks.parsed(name, io.BytesIO(raw), pixels=True)
         try:
             pixels = np.asarray(dataset.pixel_array).reshape(-1, int(dataset.Rows), int(dataset.Columns))
             fractions = dataset.get("SegmentationType") == "FRACTIONAL"
@@ -213,9 +208,7 @@ def write_seg(
 def _source(dataset: Dataset) -> Dataset:
     """An instance as a SEG may refer to it: nothing personal that the SEG would copy, and all that it must."""
     whole = impersonal(dataset)
-    for keyword in _TYPE_2:
-        if keyword not in whole:
-            setattr(whole, keyword, "")
+    fill_empty(whole, PATIENT_AND_STUDY)
     # All text was decoded on reading, and highdicom knows only some of the other character sets.
     whole.SpecificCharacterSet = "ISO_IR 192"
     return whole

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
@@ -70,7 +70,7 @@ class Source:
     """One file in a folder or archive."""
 
     name: str
-    read: Callable[[], bytes]
+    open: Callable[[], BinaryIO]
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,10 +115,10 @@ def is_dicom(path: Path) -> bool:
         return True
     try:
         with path.open("rb") as file:
-            head = file.read(132)
+            head = _head(file)
     except OSError:
         return False
-    return head[128:132] == b"DICM" or head.startswith(b"PK\x03\x04") or _looks_raw(head)
+    return head.startswith(b"PK\x03\x04") or _is_dicom_head(head)
 
 
 def is_directory_file(path: Path) -> bool:
@@ -131,8 +131,8 @@ def sop_class(path: Path) -> str:
     if not path.is_file() or not is_dicom(path):
         return ""
     try:
-        with silence():
-            return kind(parsed(public_name(path), path.read_bytes(), pixels=False))
+        with silence(), path.open("rb") as stream:
+            return kind(parsed(public_name(path), stream, pixels=False))
     except InputError:
         return ""
 
@@ -148,11 +148,12 @@ def find(name: str, path: Path) -> list[Stack]:
         path = path.parent
     folder = path.is_dir() or _is_zip(path)
     for source in _sources(name, path):
-        raw = source.read()
-        if folder and not (raw[128:132] == b"DICM" or _looks_raw(raw)):
-            others["no DICOM"] = others.get("no DICOM", 0) + 1
-            continue
-        header = parsed(source.name, raw, pixels=False)
+        with source.open() as stream:
+            if folder and not _is_dicom_head(_head(stream)):
+                others["no DICOM"] = others.get("no DICOM", 0) + 1
+                continue
+            # Only as far as the pixels: a series is gone through to find its slices before any is decoded.
+            header = parsed(source.name, stream, pixels=False)
         what = _why_no_scan(header)
         if what is None:
             frames += _frames(source, header)
@@ -179,11 +180,11 @@ def _sources(name: str, path: Path) -> Iterator[Source]:
         for file in sorted(path.rglob("*")):
             hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
             if file.is_file() and not hidden and file.name != "DICOMDIR":
-                yield Source(public_name(file), lambda file=file: _bytes(file))  # type: ignore[misc]
+                yield Source(public_name(file), lambda file=file: _opened(file))  # type: ignore[misc]
     elif _is_zip(path):
         yield from _zipped(name, path)
     else:
-        yield Source(name, lambda: _bytes(path))
+        yield Source(name, lambda: _opened(path))
 
 
 def _zipped(name: str, path: Path) -> Iterator[Source]:
@@ -206,16 +207,16 @@ def _zipped(name: str, path: Path) -> Iterator[Source]:
             "give the folder of one series."
         )
 
-    def read(entry: zipfile.ZipInfo) -> bytes:
+    def unpacked(entry: zipfile.ZipInfo) -> BinaryIO:
         try:
-            return archive.read(entry)
+            return io.BytesIO(archive.read(entry))
         except Exception as exc:
             raise InputError(f"{name}: an entry of the archive is damaged; copy or export it again.") from exc
 
     for entry in sorted(entries, key=lambda entry: entry.filename):
         file = PurePosixPath(entry.filename)
         if not file.name.startswith(".") and "__MACOSX" not in file.parts and file.name != "DICOMDIR":
-            yield Source(public_name(Path(file.name)), lambda entry=entry: read(entry))  # type: ignore[misc]
+            yield Source(public_name(Path(file.name)), lambda entry=entry: unpacked(entry))  # type: ignore[misc]
 
 
 def choose(name: str, stacks: list[Stack], series: str | None) -> Stack:
@@ -374,12 +375,14 @@ def siblings(name: str, path: Path, stack: Stack) -> tuple[str, ...]:
 # --- one file -----------------------------------------------------------------------------------------------------
 
 
-def parsed(name: str, raw: bytes, *, pixels: bool) -> FileDataset:
-    if not raw:
+def parsed(name: str, stream: BinaryIO, *, pixels: bool) -> FileDataset:
+    """One file, from a stream at its beginning. Raises InputError when it is no DICOM or damaged."""
+    head = _head(stream)
+    if not head:
         raise InputError(f"{name} is empty (0 bytes): copy or export the file again.")
     try:
         # A header without the preamble is against the standard, and common.
-        dataset = pydicom.dcmread(io.BytesIO(raw), stop_before_pixels=not pixels, force=_looks_raw(raw))
+        dataset = pydicom.dcmread(stream, stop_before_pixels=not pixels, force=_looks_raw(head))
         if "TransferSyntaxUID" not in dataset.file_meta:
             implicit, little = dataset.original_encoding
             dataset.file_meta.TransferSyntaxUID = (
@@ -497,6 +500,17 @@ def silence() -> Iterator[None]:
         logger.setLevel(before)
 
 
+def _head(stream: BinaryIO) -> bytes:
+    """The preamble and what follows it; the stream is at its beginning before and after."""
+    head = stream.read(132)
+    stream.seek(0)
+    return head
+
+
+def _is_dicom_head(head: bytes) -> bool:
+    return head[128:132] == b"DICM" or _looks_raw(head)
+
+
 def _looks_raw(raw: bytes) -> bool:
     """Whether bytes begin with an element of group 0002 or 0008, as DICOM without a preamble does."""
     return len(raw) >= 8 and ((raw[:2] in (b"\x02\0", b"\x08\0") and raw[3:4] == b"\0") or raw[:2] == b"\0\x08")
@@ -507,9 +521,9 @@ def _is_zip(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def _bytes(path: Path) -> bytes:
+def _opened(path: Path) -> BinaryIO:
     try:
-        return path.read_bytes()
+        return path.open("rb")
     except OSError as exc:
         raise InputError(f"{public_name(path)} cannot be read: {(exc.strerror or 'no reason given').lower()}.") from exc
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mafl_cli import geometry
 from mafl_cli.errors import GeometryError, InputError, UsageError
 from mafl_cli.names import public_name
+from mafl_cli.scans import is_dicom
 from mafl_cli.volume import LabelMap, Volume, read_labels
 
 
@@ -110,9 +111,9 @@ class Masks:
 
 def _read(path: Path, like: Volume, coded: bool) -> LabelMap:
     """A mask file; of a SEG on the voxels of `like`, all of its grid."""
-    if path.name.lower().endswith((".nii", ".nii.gz")) and not path.is_dir():
+    if not is_dicom(path):
         return read_labels(path)
-    from mafl_cli import seg, stacks
+    from mafl_cli import seg
 
     name = public_name(path)
     if path.is_dir():
@@ -122,9 +123,7 @@ def _read(path: Path, like: Volume, coded: bool) -> LabelMap:
         path = found[0]
     if seg.is_seg(path):
         return seg.place_frames(path, like, coded=coded) or seg.read_seg(path, coded=coded)
-    if stacks.is_dicom(path):
-        raise InputError(f"{name}: is DICOM, but no segmentation (SEG); give a mask, NIfTI or SEG.")
-    return read_labels(path)
+    raise InputError(f"{name}: is DICOM, but no segmentation (SEG); give a mask, NIfTI or SEG.")
 
 
 def _counts(labels: NDArray[np.int64]) -> dict[int, int]:
