@@ -18,18 +18,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf, log10, prod, sqrt
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mafl_cli.errors import UsageError
 
+if TYPE_CHECKING:
+    from mafl_cli.volume import Volume
+
 Labels = NDArray[np.integer[Any]]
 Mask = NDArray[np.bool_]
 
 NSD_TOLERANCE_MM = 1.0
 LARGEST_COMPONENTS = 20
+
+# Radiology's habit for CT: 12 bits less some air, the range SynthRAD and others measure PSNR with. HU.
+CT_RANGE = 4000.0
 
 # Wang et al., IEEE TIP 13(4), 2004: Gaussian window, 11 wide, sigma 1.5.
 SSIM_SIGMA = 1.5
@@ -117,6 +123,21 @@ def agreement(
     }
 
 
+def agreement_of_masks(
+    prediction: Labels,
+    target: Labels,
+    clean: Labels,
+    *,
+    names: Sequence[str],
+    overlapping: bool,
+    spacing: Sequence[float],
+) -> dict[str, Any]:
+    """`agreement` for classes, or `agreement_of_regions` for regions that may overlap."""
+    if overlapping:
+        return agreement_of_regions(prediction, target, clean, region_names=names, spacing=spacing)
+    return agreement(prediction, target, clean, class_names=names, spacing=spacing)
+
+
 def agreement_of_regions(
     prediction: Labels,
     target: Labels,
@@ -152,6 +173,30 @@ def agreement_of_regions(
     for entry in (*found["per_class"], *found["removed"]):
         entry["index"] -= 1
     return found
+
+
+def size_of_channels(
+    clean: Sequence[Volume],
+    adversarial: Sequence[Volume],
+    *,
+    units: Sequence[float],
+    channels: Sequence[str],
+    slice_axis: int,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """`size` over all channels and of each. channels: their names; "CT" has a fixed data range."""
+    sizes = [
+        size(
+            before.data,
+            after.data,
+            unit=unit,
+            data_range=CT_RANGE if channel == "CT" else None,
+            slice_axis=slice_axis,
+            spacing=before.spacing,
+            padding=before.padding,
+        )
+        for before, after, unit, channel in zip(clean, adversarial, units, channels, strict=True)
+    ]
+    return over_channels(sizes), sizes
 
 
 def over_channels(sizes: Sequence[dict[str, Any]]) -> dict[str, Any]:

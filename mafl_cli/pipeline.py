@@ -21,18 +21,16 @@ from torch import Tensor
 
 from mafl_cli import __version__, metrics, report, results, scans, volume
 from mafl_cli.attack import Outcome, StepRecord, attack
-from mafl_cli.case import DEMO_MODEL, AttackRequest, Case, Say, prepare
+from mafl_cli.case import AttackRequest, Case, prepare
 from mafl_cli.config import NOTE, AttackConfig
 from mafl_cli.errors import MaflError, UsageError
 from mafl_cli.model import pick_device
 from mafl_cli.names import Redaction, public_name
+from mafl_cli.subject import DEMO_MODEL, Say
 from mafl_cli.targets import Source
 from mafl_cli.windows import Scan
 
 __all__ = ["DEMO_MODEL", "AttackRequest", "Progress", "run_attack", "show_target"]
-
-# Radiology's habit for CT: 12 bits less some air, the range SynthRAD and others measure PSNR with. HU.
-_CT_RANGE = 4000.0
 
 # How often statistics may be frozen anew at the changed scan before what is left is reported as it is.
 _REFREEZES = 3
@@ -401,22 +399,13 @@ def _measure(
     units = [float(unit) for unit in case.preprocessing.unit]
 
     def agreement(labels: NDArray[np.int64]) -> dict[str, Any]:
-        if case.info.overlapping:
-            return metrics.agreement_of_regions(labels, target.labels, clean, region_names=names, spacing=scan.spacing)
-        return metrics.agreement(labels, target.labels, clean, class_names=names, spacing=scan.spacing)
-
-    sizes = [
-        metrics.size(
-            before.data,
-            after.data,
-            unit=unit,
-            data_range=_CT_RANGE if channel == "CT" else None,
-            slice_axis=case.slices.index,
-            spacing=scan.spacing,
-            padding=before.padding,
+        return metrics.agreement_of_masks(
+            labels, target.labels, clean, names=names, overlapping=case.info.overlapping, spacing=scan.spacing
         )
-        for before, after, unit, channel in zip(case.scans, again, units, case.info.channels, strict=True)
-    ]
+
+    size, sizes = metrics.size_of_channels(
+        case.scans, again, units=units, channels=case.info.channels, slice_axis=case.slices.index
+    )
     in_memory = agreement(case.to_labels(found.labels))
     return {
         "inputs": [
@@ -465,7 +454,7 @@ def _measure(
             "clean": agreement(clean),
             "in_memory": {key: in_memory[key] for key in ("target_iou", "hit_rate", "accuracy")},
             "post_write": agreement(post),
-            "size": metrics.over_channels(sizes),
+            "size": size,
             "size_per_channel": sizes,
         },
         "quantisation": _quantisation(case, found, again),

@@ -132,6 +132,11 @@ def _counts(labels: NDArray[np.int64]) -> dict[int, int]:
     return {int(label): int(count) for label, count in zip(found, counts, strict=True)}
 
 
+def read_masks(paths: Sequence[Path], like: Volume, names: Sequence[str], masks: Masks, *, overlapping: bool) -> Target:
+    """Masks for a model whose classes, or regions (`overlapping`), have these names; see the two functions below."""
+    return (read_regions if overlapping else read_target)(paths, like, names, masks)
+
+
 def read_target(paths: Sequence[Path], like: Volume, class_names: Sequence[str], masks: Masks) -> Target:
     """Read a mask file as the target for one image and one model with exclusive classes.
 

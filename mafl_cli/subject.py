@@ -1,0 +1,228 @@
+"""Scans and model brought together on one grid, and what the model makes of them: for the attack and for its judges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mafl_cli import targets
+from mafl_cli.card import ModelCard, find_card
+from mafl_cli.config import Intensity, Mode, Precision, SliceAxisChoice
+from mafl_cli.errors import InputError, UsageError
+from mafl_cli.geometry import Layout, SliceAxis, choose_slice_axis, require_same_space
+from mafl_cli.model import ModelInfo, Segmenter, load
+from mafl_cli.preprocess import Preprocessing
+from mafl_cli.resample import Grids
+from mafl_cli.scans import read_scan
+from mafl_cli.volume import Volume
+from mafl_cli.windows import Scan, Tiling, Whole, Windows, fewer, slices_per_batch
+
+DEMO_MODEL = Path(__file__).parent / "demo" / "model.ts"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRequest:
+    """A model and how it is to see scans. `None` for a property of the model means: what its card says.
+
+    spacing: mm, along the model's axes, or (0,) for the scan's own. roi: voxels of a window, or (0,) for no windows.
+    """
+
+    model: Path = DEMO_MODEL
+    mode: Mode = "auto"
+    slice_axis: SliceAxisChoice | None = None
+    precision: Precision = "float32"
+    orientation: str | None = None
+    intensity: Intensity | None = None
+    spacing: tuple[float, ...] | None = None
+    roi: tuple[int, ...] | None = None
+    overlap: float | None = None
+    tap: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """Scans and model on one grid, and what the model makes of them. Batches are (B, C, *spatial), native units."""
+
+    scans: tuple[Volume, ...]
+    segmenter: Segmenter
+    info: ModelInfo
+    card: ModelCard
+    slices: SliceAxis
+    layout: Layout
+    preprocessing: Preprocessing
+    grids: Grids
+    tiling: Tiling | None
+    clean: Tensor
+    say: Say
+
+    @property
+    def scan(self) -> Volume:
+        """The first channel: it stands for the grid of all."""
+        return self.scans[0]
+
+    @property
+    def mode(self) -> Mode:
+        return "2d" if self.layout.sliced else "3d"
+
+    def field(self, data: NDArray[np.float32] | None = None, *, exact: bool = True) -> Scan:
+        """The attacked function, with the statistics of the clean scan, or of `data` (C, I, J, K), frozen in.
+
+        exact: in float32, whatever the precision of the search.
+        """
+        preprocessing = self.preprocessing
+        if data is not None:
+            preprocessing = Preprocessing.freeze(preprocessing.intensity, data, self.clean.device)
+        segmenter = self.segmenter.exact if exact else self.segmenter
+        if self.tiling is None:
+            return Whole(segmenter, preprocessing, self.info.divisor, self.grids)
+        batch = max(1, 2**20 // int(np.prod(self.tiling.roi))) if self.clean.device.type == "cpu" else 4
+        return Windows(segmenter, preprocessing, self.tiling, self.grids, batch=batch, say=self.say)
+
+    def batch(self, data: NDArray[np.float32]) -> Tensor:
+        """(C, I, J, K) native -> batch."""
+        return torch.from_numpy(self.layout.to_batch(data)).to(self.clean.device)
+
+    def to_volume(self, batch: Tensor) -> NDArray[np.float32]:
+        """Batch -> (C, I, J, K) native."""
+        array: NDArray[np.float32] = self.layout.from_batch(batch.cpu().numpy())
+        return array
+
+    def to_labels(self, labels: Tensor) -> NDArray[np.int64]:
+        """Predicted classes -> (I, J, K), or (R, I, J, K) for overlapping regions."""
+        whole = labels if self.info.overlapping else labels.unsqueeze(1)
+        array: NDArray[np.int64] = self.layout.from_batch(whole.cpu().numpy())
+        return array if self.info.overlapping else array[0]
+
+    def to_file(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """A label map as it is written: class numbers, or bit codes of overlapping regions."""
+        return targets.coded(labels) if self.info.overlapping else labels
+
+    def groups(self, rows: Tensor, work: Callable[[Tensor, float], None]) -> None:
+        """Do `work` for a few samples at a time, with the share that is done before; fewer when memory is short."""
+        size = slices_per_batch(self.clean[0, 0].numel()) if self.layout.sliced else 1
+        done = 0
+        while done < len(rows):
+            try:
+                work(rows[done : done + size], done / len(rows))
+            except RuntimeError as exc:
+                size = fewer(size, exc, self.say, f"{self.info.name}: one {'slice' if self.layout.sliced else 'scan'}")
+            else:
+                done += size
+
+    def labels(self, field: Scan, batch: Tensor) -> Tensor:
+        """Predicted classes: (B, *spatial), or (B, R, *spatial) for overlapping regions."""
+        parts: list[Tensor] = []
+        self.groups(torch.arange(len(batch)), lambda rows, _: parts.append(field.labels(batch[rows])))
+        return torch.cat(parts)
+
+
+def prepare_subject(scans: Sequence[Volume], request: ModelRequest, device: torch.device, say: Say) -> Subject:
+    """Load the model for these scans, one for each of its channels, all on one grid.
+
+    Raises: ModelError if the model is unusable; InputError if the scans are not what it takes; UsageError for settings
+        that cannot be those of this model.
+    """
+    scan = scans[0]
+    card = find_card(request.model).merged(
+        orientation=request.orientation,
+        intensity=request.intensity,
+        spacing=request.spacing,
+        roi=request.roi,
+        overlap=request.overlap,
+    )
+    dims = {"2d": 2, "3d": 3}.get(request.mode, card.dims)
+    if card.dims not in (None, dims):
+        raise UsageError(f"--mode {request.mode}: the model is {card.dims}-D.")
+    slices = choose_slice_axis(scan.affine, scan.shape, request.slice_axis or card.slice_axis)
+
+    def laid_out(dims: int) -> tuple[Layout, Grids, Tiling | None]:
+        layout = Layout.for_volume(
+            scan.affine, orientation=card.orientation or "native", slice_axis=slices.index if dims == 2 else None
+        )
+        shape = tuple(scan.shape[axis] for axis in layout.axes[3 - dims :])
+        return layout, _grids(card, layout, scan, shape), _tiling(card, dims)
+
+    def size(dims: int) -> tuple[int, ...]:
+        _, grids, tiling = laid_out(dims)
+        return grids.there.shape_out if tiling is None else tiling.roi
+
+    segmenter, info, card = load(
+        request.model, device=device, card=replace(card, dims=dims), size=size, tap=request.tap,
+        precision=request.precision,
+    )  # fmt: skip
+    for sentence in info.assumptions:
+        say(f"assumed for {info.name}: {sentence}")
+    if len(info.channels) != len(scans):
+        raise InputError(
+            f"{scan.name}: {counted(len(scans), 'channel')} given, the model takes {len(info.channels)} "
+            f"({', '.join(info.channels)}): give their files in this order with --channels."
+        )
+    layout, grids, tiling = laid_out(info.dims)
+    assert card.intensity is not None
+    data = np.stack([each.data for each in scans])
+    if card.intensity.kind == "none" and card.source is None and float(np.abs(data).max()) > 100:
+        say(
+            f"{scan.name}: values up to {float(np.abs(data).max()):.6g} go into the model unscaled; "
+            "most networks expect scaled input: see --intensity."
+        )
+    try:
+        preprocessing = Preprocessing.freeze(card.intensity, data, device)
+    except InputError as exc:
+        raise InputError(f"{scan.name}: {exc}") from exc
+    return Subject(
+        scans=tuple(scans),
+        segmenter=segmenter,
+        info=info,
+        card=card,
+        slices=slices,
+        layout=layout,
+        preprocessing=preprocessing,
+        grids=grids,
+        tiling=tiling,
+        clean=torch.from_numpy(layout.to_batch(data)).to(device),
+        say=say,
+    )
+
+
+def read_channels(
+    paths: Sequence[Path], say: Say, *, series: str | None = None, allow_gaps: bool = False
+) -> tuple[Volume, ...]:
+    """One scan for each channel; their warnings are said. Raises GeometryError if they are not on one grid."""
+    found: list[Volume] = []
+    for path in paths:
+        found.append(read_scan(path, series=series, allow_gaps=allow_gaps))
+        for warning in found[-1].warnings:
+            say(warning)
+        first, last = found[0], found[-1]
+        require_same_space(first.name, first.shape, first.affine, last.name, last.shape, last.affine)
+    return tuple(found)
+
+
+def _grids(card: ModelCard, layout: Layout, scan: Volume, shape: tuple[int, ...]) -> Grids:
+    """The scan's grid along the batch's axes, and the network's at the spacing it was trained with."""
+    if card.spacing is None or not any(card.spacing):
+        return Grids.same(shape)
+    if len(card.spacing) not in (len(shape), 3):
+        raise UsageError(f"spacing has {len(card.spacing)} numbers, the model {len(shape)} dimensions.")
+    return Grids.at_spacing(shape, layout.batch_spacing(scan.affine), card.spacing[-len(shape) :], card.resample)
+
+
+def _tiling(card: ModelCard, dims: int) -> Tiling | None:
+    if card.roi is None or not any(card.roi):
+        return None
+    if len(card.roi) != dims:
+        raise UsageError(f"roi has {len(card.roi)} numbers, the model {dims} dimensions.")
+    return Tiling(card.roi, card.overlap, card.blend)
+
+
+def counted(count: int, what: str) -> str:
+    """ "1 file", "2 files"."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
