@@ -36,11 +36,11 @@ from mafl_cli.config import (
     budget,
     preset,
 )
-from mafl_cli.errors import MaflError, UsageError
+from mafl_cli.errors import GateError, MaflError, PartialError, UsageError
 
 EXIT_CODES = """
 Exit codes: 0 done · 1 internal error, or the results could not be written · 2 usage (also: no such device, output
-exists) · 3 bad input or geometry · 4 model unusable · 130 interrupted.
+exists) · 3 bad input or geometry · 4 model unusable · 5 gate failed · 6 some cases failed · 130 interrupted.
 """
 
 app = typer.Typer(
@@ -57,8 +57,9 @@ app = typer.Typer(
 _DEFAULTS = AttackConfig()
 _OF_METHOD = "[default: the method's]"
 
-# Headings of `mafl attack --help`, in their order.
+# Headings of --help, in their order.
 FILES, GOAL, METHOD, BUDGET, MODEL_INPUT, OUTPUT = "Files", "Goal", "Method", "Budget", "Model input", "Output"
+TRIALS, GATES = "Trials", "Gates"
 
 # typer reads annotations at run time, also on Python 3.10.
 MaybeInt = Optional[int]  # noqa: UP045
@@ -115,6 +116,54 @@ Overwrite = Annotated[
 def _under(heading: str, *names: str, **settings: Any) -> Any:
     """An option under a heading."""
     return typer.Option(*names, rich_help_panel=heading, **settings)
+
+
+# What a model is told of scans, by every command that asks one.
+ModeOption = Annotated[Mode, _under(MODEL_INPUT, help="Slice by slice or as a volume; auto asks the model.")]
+SliceAxisOption = Annotated[
+    Optional[SliceAxisChoice],  # noqa: UP045
+    _under(
+        MODEL_INPUT,
+        "--slice-axis",
+        help="Where 2-D slices are cut. auto: across the largest spacing, else axial. "
+        "[default: the model card's, else auto]",
+    ),
+]
+OrientationOption = Annotated[
+    MaybeStr,
+    _under(
+        MODEL_INPUT, metavar="CODES", help="Axes the model expects, as RAS; native: the file's own. [default: card]"
+    ),
+]
+IntensityOption = Annotated[
+    MaybeStr,
+    _under(
+        MODEL_INPUT,
+        metavar="KIND",
+        help="Scaling the model expects: none, minmax, zscore, zscore-nonzero, window:MIN,MAX, "
+        "percentile:LOWER,UPPER, ct:LOWER,UPPER,MEAN,STD. [default: card]",
+    ),
+]
+SpacingOption = Annotated[
+    MaybeStr,
+    _under(
+        MODEL_INPUT,
+        metavar="MM",
+        help="Spacing the model was trained at, along its axes, as 1.5,1.5,2; native: the scan's. [default: card]",
+    ),
+]
+RoiOption = Annotated[
+    MaybeStr,
+    _under(
+        MODEL_INPUT,
+        metavar="VOXELS",
+        help="Sliding windows of this size, as 96,96,96; none: in one piece. [default: card, else none]",
+    ),
+]
+OverlapOption = Annotated[
+    MaybeFloat, _under(MODEL_INPUT, help="Of the windows, as a share of their size. [default: card, else 0.5]")
+]
+DeviceOption = Annotated[str, _under(MODEL_INPUT, "--device", "-d", help="auto, cpu, cuda or cuda:N.")]
 
 
 def _version(wanted: bool) -> None:
@@ -226,6 +275,9 @@ def attack(
         MaybeFloat,
         _under(GOAL, help=f"Share of the voxels to be changed that must change. [default: {_DEFAULTS.goal_hit}]"),
     ] = None,
+    require_success: Annotated[
+        bool, _under(GOAL, "--require-success", help="Exit with 5 when the goal is not reached; the results are kept.")
+    ] = False,
     aim: Annotated[
         MaybeFloat,
         _under(
@@ -334,50 +386,13 @@ def attack(
         MaybeBool, _under(BUDGET, help=f"Begin at a random point of the ball. {_OF_METHOD}")
     ] = None,
     # --- model input
-    mode: Annotated[Mode, _under(MODEL_INPUT, help="Slice by slice or as a volume; auto asks the model.")] = "auto",
-    slice_axis: Annotated[
-        Optional[SliceAxisChoice],  # noqa: UP045
-        _under(
-            MODEL_INPUT,
-            "--slice-axis",
-            help="Where 2-D slices are cut. auto: across the largest spacing, else axial. "
-            "[default: the model card's, else auto]",
-        ),
-    ] = None,
-    orientation: Annotated[
-        MaybeStr,
-        _under(
-            MODEL_INPUT, metavar="CODES", help="Axes the model expects, as RAS; native: the file's own. [default: card]"
-        ),
-    ] = None,
-    intensity: Annotated[
-        MaybeStr,
-        _under(
-            MODEL_INPUT,
-            metavar="KIND",
-            help="Scaling the model expects: none, minmax, zscore, zscore-nonzero, window:MIN,MAX, "
-            "percentile:LOWER,UPPER, ct:LOWER,UPPER,MEAN,STD. [default: card]",
-        ),
-    ] = None,
-    spacing: Annotated[
-        MaybeStr,
-        _under(
-            MODEL_INPUT,
-            metavar="MM",
-            help="Spacing the model was trained at, along its axes, as 1.5,1.5,2; native: the scan's. [default: card]",
-        ),
-    ] = None,
-    roi: Annotated[
-        MaybeStr,
-        _under(
-            MODEL_INPUT,
-            metavar="VOXELS",
-            help="Sliding windows of this size, as 96,96,96; none: in one piece. [default: card, else none]",
-        ),
-    ] = None,
-    overlap: Annotated[
-        MaybeFloat, _under(MODEL_INPUT, help="Of the windows, as a share of their size. [default: card, else 0.5]")
-    ] = None,
+    mode: ModeOption = "auto",
+    slice_axis: SliceAxisOption = None,
+    orientation: OrientationOption = None,
+    intensity: IntensityOption = None,
+    spacing: SpacingOption = None,
+    roi: RoiOption = None,
+    overlap: OverlapOption = None,
     tap: Annotated[
         str,
         _under(
@@ -386,7 +401,7 @@ def attack(
             "`mafl inspect` lists them.",
         ),
     ] = "auto",
-    device: Annotated[str, _under(MODEL_INPUT, "--device", "-d", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: DeviceOption = "auto",
     precision: Annotated[
         Precision,
         _under(MODEL_INPUT, help="Of the search: float32, or bf16 or fp16 autocast. The result is judged in float32."),
@@ -447,21 +462,8 @@ def attack(
             random_start=random_start,
             seed=seed,
         )
-        from mafl_cli.card import check_orientation, check_overlap, check_roi, check_spacing
-        from mafl_cli.config import Intensity
-
-        mm = (
-            None
-            if spacing is None
-            else (0.0,)
-            if spacing == "native"
-            else check_spacing(_numbers(spacing, "--spacing"))
-        )
-        window = None if roi is None else (0,) if roi == "none" else check_roi(_numbers(roi, "--roi"))
-        scaling = None if intensity is None else Intensity.parse(intensity)
-        codes = None if orientation is None else check_orientation(orientation)
-        if json_file not in (None, "-") and not Path(str(json_file)).parent.is_dir():
-            raise UsageError("--json: the folder of this file does not exist.")
+        seen_as = _seen_as(mode, slice_axis, orientation, intensity, spacing, roi, overlap)
+        _require_folders({"--json": json_file})
         from mafl_cli import pipeline, recipes, report
         from mafl_cli.targets import Masks
 
@@ -479,16 +481,10 @@ def attack(
             redact=redact,
             guides=() if guide is None else tuple(map(Path, _listed(guide, "--guide"))),
             model=_model(model, voice),
-            mode=mode,
-            slice_axis=slice_axis,
+            **seen_as,
             save_as=save_as,
             device=device,
             precision=precision,
-            orientation=codes,
-            intensity=scaling,
-            spacing=mm,
-            roi=window,
-            overlap=None if overlap is None else check_overlap(overlap),
             attack_channels=None if attack_channels is None else _listed(attack_channels, "--attack-channels"),
             tap=tap,
             overwrite=overwrite,
@@ -503,6 +499,40 @@ def attack(
         for part, seconds in done["cases"][0]["timing_s"].items():
             voice.detail(f"{part}: {seconds:.2f} s")
         _deliver(done, report.format_summary(done), json_file, voice)
+        if require_success and not done["cases"][0]["attack"]["goal_reached"]:
+            raise GateError(f"--require-success: {done['cases'][0]['case_id']}: the goal was not reached.")
+
+
+def _seen_as(
+    mode: Mode,
+    slice_axis: SliceAxisChoice | None,
+    orientation: str | None,
+    intensity: str | None,
+    spacing: str | None,
+    roi: str | None,
+    overlap: float | None,
+) -> dict[str, Any]:
+    """What the options say of how a model sees scans, as settings of a `ModelRequest`."""
+    from mafl_cli.card import check_orientation, check_overlap, check_roi, check_spacing
+    from mafl_cli.config import Intensity
+
+    mm = None if spacing is None else (0.0,) if spacing == "native" else check_spacing(_numbers(spacing, "--spacing"))
+    return {
+        "mode": mode,
+        "slice_axis": slice_axis,
+        "spacing": mm,
+        "roi": None if roi is None else (0,) if roi == "none" else check_roi(_numbers(roi, "--roi")),
+        "intensity": None if intensity is None else Intensity.parse(intensity),
+        "orientation": None if orientation is None else check_orientation(orientation),
+        "overlap": None if overlap is None else check_overlap(overlap),
+    }
+
+
+def _require_folders(files: Mapping[str, str | None]) -> None:
+    """Before anything is computed: the folders that files will be written to must be there."""
+    for option, file in files.items():
+        if file not in (None, "-") and not Path(str(file)).parent.is_dir():
+            raise UsageError(f"{option}: the folder of this file does not exist.")
 
 
 def _listed(text: str, option: str) -> tuple[str, ...]:
@@ -551,21 +581,146 @@ def _images(image: Path | None, channels: str | None) -> tuple[Path, ...]:
 
 @app.command(cls=Grouped, epilog=EXIT_CODES)
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Result folder of `mafl attack`.")],
+    runs: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Argument(metavar="[RUN]...", help="Result folders of `mafl attack`, or folders that hold some."),
+    ] = None,
+    # --- files
+    original: Annotated[
+        MaybeStr,
+        _under(
+            FILES,
+            metavar="SCAN|DIR",
+            help="Instead of RUN: the clean scan (channels separated by commas), or a folder of them.",
+        ),
+    ] = None,
+    adversarial: Annotated[
+        MaybeStr, _under(FILES, metavar="SCAN|DIR", help="The changed scan, or a folder; matched by name.")
+    ] = None,
+    target: Annotated[
+        MaybeStr,
+        _under(FILES, "--target", "-t", metavar="MASK|DIR", help="What was to be drawn, or a folder; matched by name."),
+    ] = None,
+    ground_truth: Annotated[
+        MaybePath,
+        _under(
+            FILES, metavar="MASK|DIR", help="What is really there, on the scan's grid, or a folder of masks by case."
+        ),
+    ] = None,
+    model: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        _under(
+            FILES,
+            "--model",
+            "-m",
+            metavar="FILE",
+            help="TorchScript or .pt2 model that draws the predictions; the first judges, more are asked whether they "
+            "are fooled too. It is a program: use only files you trust. [default: $MAFL_MODEL, else the model that "
+            "comes with mafl; for a RUN that attacked another one, the predictions in the folder]",
+        ),
+    ] = None,
+    # --- trials
+    transform: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        _under(
+            TRIALS,
+            metavar="KIND[:STRENGTH]",
+            help="Judge again after: blur:VOXELS, median:VOXELS, resample:FACTOR, bits:N, jpeg:QUALITY, "
+            "jpeg2000:RATIO, noise:SHARE, gamma:EXPONENT, crop:VOXELS, lowpass:SHARE; all; several usual strengths "
+            "where none is given.",
+        ),
+    ] = None,
+    detect: Annotated[
+        bool, _under(TRIALS, "--detect", help="Can a mild blur tell adversarial scans from clean ones?")
+    ] = False,
+    curve: Annotated[
+        bool, _under(TRIALS, "--curve", help="Target IoU of smaller multiples of the change, and the smallest at goal.")
+    ] = False,
+    # --- model input
+    mode: ModeOption = "auto",
+    slice_axis: SliceAxisOption = None,
+    orientation: OrientationOption = None,
+    intensity: IntensityOption = None,
+    spacing: SpacingOption = None,
+    roi: RoiOption = None,
+    overlap: OverlapOption = None,
+    device: DeviceOption = "auto",
+    # --- gates
+    fail_if: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        _under(
+            GATES,
+            "--fail-if",
+            metavar="EXPR",
+            help='Exit with 5 if true, as "target_iou > 0.5" for the worst case, "mean(dice_drop) > 0.1", also median '
+            "and p95. What is not known counts as true. docs/evaluate.md has the figures.",
+        ),
+    ] = None,
+    gates_file: Annotated[
+        MaybePath, _under(GATES, "--gates", metavar="TOML", help='A table [gates] of lines: name = "EXPR".')
+    ] = None,
+    # --- output
     json_file: Json = None,
+    junit_file: Annotated[MaybeStr, _under(OUTPUT, "--junit", metavar="FILE", help="Gates as JUnit XML.")] = None,
+    card_file: Annotated[
+        MaybeStr, _under(OUTPUT, "--card", metavar="FILE", help="Robustness card, Markdown; - is stdout.")
+    ] = None,
+    csv_file: Annotated[MaybeStr, _under(OUTPUT, "--csv", metavar="FILE", help="A row for each case.")] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Measure a finished run again from its files, and say whether they still are what the report describes."""
+    """Measure runs, or any pairs of scans, again from their files, and judge the model by gates.
+
+    In a GitHub job a summary of the verdict goes to the job's page, and failed gates are annotated.
+    """
     voice = _Voice(-1 if quiet else int(verbose), debug)
     with _reported(voice):
-        from mafl_cli import report, runs
+        from mafl_cli import gates, transforms
 
-        measured = runs.evaluate(run)
-        for line in measured["differences"]:
-            voice.say(f"{run.name}: {line}")
-        _deliver(measured, report.format_evaluation(measured), json_file, voice)
+        rules = [*map(gates.parse, fail_if or ()), *(gates.read(gates_file) if gates_file else ())]
+        chosen = transforms.parse(transform or ())
+        files = {"--json": json_file, "--junit": junit_file, "--card": card_file, "--csv": csv_file}
+        _require_folders(files)
+        if [*files.values()].count("-") > 1:
+            raise UsageError("only one of --json, --junit, --card and --csv can be stdout.")
+        seen_as = _seen_as(mode, slice_axis, orientation, intensity, spacing, roi, overlap)
+        from mafl_cli import evaluation, publish
+        from mafl_cli.report import to_json
+        from mafl_cli.subject import ModelRequest
+        from mafl_cli.trials import Trials
+
+        at_hand = [] if model or not runs else [_at_hand()]
+        judges = [_model(None, voice)] if not model and not runs else model or []
+        request = evaluation.EvaluateRequest(
+            runs=tuple(runs or ()),
+            original=original,
+            adversarial=adversarial,
+            target=target,
+            models=tuple(ModelRequest(model=each, **seen_as) for each in judges),
+            at_hand=tuple(ModelRequest(model=each, **seen_as) for each in at_hand),
+            device=device,
+            ground_truth=ground_truth,
+            trials=Trials(transforms=chosen, detect=detect, curve=curve),
+            gates=tuple(rules),
+        )
+        with _case_progress(voice) as show:
+            measured = evaluation.run_evaluation(request, say=voice.say, on_case=show)
+        for case in measured["cases"]:
+            for line in case.get("differences", ()):
+                voice.say(f"{case['case_id']}: {line}")
+        _publish(
+            {
+                json_file: lambda: to_json(measured),
+                junit_file: lambda: publish.junit(measured),
+                card_file: lambda: publish.card(measured),
+                csv_file: lambda: publish.table(measured),
+            }
+        )
+        if voice.level >= 0 and "-" not in files.values():
+            print(publish.terminal(measured))
+        _tell_github(publish.summary(measured), publish.alerts(measured), voice)
+        _require_passed(measured)
 
 
 @app.command(cls=Grouped, epilog=EXIT_CODES)
@@ -688,18 +843,62 @@ def _ball(radii: dict[str, float | None], norm: Norm | None, goals: Mapping[str,
     return budget(radius, norm or "linf")
 
 
+def _publish(texts: Mapping[str | None, Callable[[], str]]) -> None:
+    """Write each text to its file, - being stdout; None is not asked for."""
+    from mafl_cli.results import write_text
+
+    for file, text in texts.items():
+        if file == "-":
+            sys.stdout.write(text())
+            sys.stdout.flush()
+        elif file is not None:
+            write_text(Path(file), text())
+
+
+def _tell_github(summary: str, alerts: list[str], voice: _Voice) -> None:
+    """In a job of GitHub Actions: append the summary to the job's page, and annotate what failed."""
+    page = os.environ.get("GITHUB_STEP_SUMMARY")
+    if page:
+        try:
+            with Path(page).open("a", encoding="utf-8") as file:
+                file.write(summary + "\n")
+        except OSError:
+            voice.say("$GITHUB_STEP_SUMMARY: cannot be written to; the verdict is not on the job's page.")
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        # GitHub reads them from stderr too, and stdout may be JSON.
+        for line in alerts:
+            print(line, file=sys.stderr)
+
+
+def _require_passed(measured: Mapping[str, Any]) -> None:
+    """Raise GateError for a failed gate, else PartialError for a failed case."""
+    failed = [gate for gate in measured["gates"] if gate["status"] == "fail"]
+    if failed:
+        first = f"fail if {failed[0]['expression']}: {failed[0]['reason']}"
+        raise GateError(f"{len(failed)} of {len(measured['gates'])} gates failed: {first}.")
+    broken = [case["case_id"] for case in measured["cases"] if case["status"] != "ok"]
+    if broken:
+        raise PartialError(f"{len(broken)} of {len(measured['cases'])} cases could not be judged: {', '.join(broken)}.")
+
+
+def _at_hand() -> Path:
+    """The model that is used when none is named."""
+    from mafl_cli.subject import DEMO_MODEL
+
+    return Path(os.environ.get("MAFL_MODEL") or DEMO_MODEL)
+
+
 def _model(flag: Path | None, voice: _Voice) -> Path:
     """The model to use: the flag, else $MAFL_MODEL, else the one that comes with mafl."""
     if flag is not None:
         return flag
-    from_environment = os.environ.get("MAFL_MODEL")
-    if from_environment:
-        voice.say(f"model: {Path(from_environment).name} (from $MAFL_MODEL)")
-        return Path(from_environment)
-    from mafl_cli.pipeline import DEMO_MODEL
-
-    voice.say("model: the small brain-tissue model that comes with mafl (no --model given)")
-    return DEMO_MODEL
+    found = _at_hand()
+    voice.say(
+        f"model: {found.name} (from $MAFL_MODEL)"
+        if os.environ.get("MAFL_MODEL")
+        else "model: the small brain-tissue model that comes with mafl (no --model given)"
+    )
+    return found
 
 
 @contextmanager
@@ -719,6 +918,23 @@ def _progress(voice: _Voice) -> Iterator[Callable[[Any], None] | None]:
             bar.set_postfix_str(
                 f"at goal {progress.record.reached:.0%}, score {progress.record.score:.3f}", refresh=False
             )
+            bar.refresh()
+
+        yield show
+
+
+@contextmanager
+def _case_progress(voice: _Voice) -> Iterator[Callable[[int, int], None] | None]:
+    """The same over cases."""
+    if voice.level < 0:
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(disable=None, unit="case", leave=False, file=sys.stderr) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total, bar.n = total, done
             bar.refresh()
 
         yield show

@@ -36,3 +36,15 @@ class ModelError(MaflError):
 
 class OutputError(MaflError):
     """The results could not be written: disk full, folder gone. Nothing partial is left behind."""
+
+
+class GateError(MaflError):
+    """The results are there, and do not pass what was asked of them."""
+
+    exit_code = 5
+
+
+class PartialError(MaflError):
+    """Some cases of several could not be done; the others are."""
+
+    exit_code = 6

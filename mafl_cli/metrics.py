@@ -175,6 +175,41 @@ def agreement_of_regions(
     return found
 
 
+def reach(
+    prediction: Labels, target: Labels, clean: Labels, *, classes: int, overlapping: bool
+) -> dict[str, dict[str, Any]]:
+    """The few numbers of `agreement` that cost no distances, for many predictions of one scan.
+
+    Args:
+        prediction, target, clean: (I, J, K), or (R, I, J, K), 0 or 1, for regions that overlap.
+        classes: how many there are, background included, or regions.
+    Returns: `target_iou` and `hit_rate`, as in `agreement`; `restored`, the share of the changed voxels that have
+        the clean prediction's class again (`nothing_to_change`); `dice_with_clean`, mean Dice of prediction and
+        clean prediction over the foreground classes that the latter has (`clean_has_no_foreground`).
+    """
+    changed = target != clean
+    must = int(np.count_nonzero(changed))
+    hits = int(np.count_nonzero((prediction == target) & changed))
+    back = int(np.count_nonzero((prediction == clean) & changed))
+    wanted = [(both, a, b) for both, a, b in _overlaps(prediction, target, classes, overlapping) if b]
+    kept = [(both, a, b) for both, a, b in _overlaps(prediction, clean, classes, overlapping) if b]
+    return {
+        "target_iou": _mean([both / (a + b - both) for both, a, b in wanted], "target_has_no_foreground"),
+        "hit_rate": _ratio(hits, must, "nothing_to_change"),
+        "restored": _ratio(back, must, "nothing_to_change"),
+        "dice_with_clean": _mean([2 * both / (a + b) for both, a, b in kept], "clean_has_no_foreground"),
+    }
+
+
+def _overlaps(one: Labels, other: Labels, classes: int, overlapping: bool) -> list[tuple[int, int, int]]:
+    """For each foreground class or region: voxels that both have, that `one` has, that `other` has."""
+    if overlapping:
+        return [(int((a & b).sum()), int(a.sum()), int(b.sum())) for a, b in zip(one, other, strict=True)]
+    joint = _joint_counts(one, other, classes)
+    rows, columns = joint.sum(axis=1), joint.sum(axis=0)
+    return [(int(joint[n, n]), int(rows[n]), int(columns[n])) for n in range(1, classes)]
+
+
 def size_of_channels(
     clean: Sequence[Volume],
     adversarial: Sequence[Volume],

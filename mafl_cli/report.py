@@ -191,38 +191,13 @@ def format_summary(report: Mapping[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
-def format_evaluation(measured: Mapping[str, Any]) -> str:
-    """A table of what `mafl evaluate` measured: one line per class, then the size of the change."""
-    lines = []
-    for case in measured["cases"]:
-        post, clean, size = (case["metrics"][key] for key in ("post_write", "clean", "size"))
-        lines += [
-            f"{case['case_id']}   (clean scan -> written file)",
-            f"  {'class':<20} {'IoU':>19} {'Dice':>19} {'HD95 mm':>19} {'voxels of target':>17}",
-        ]
-        for before, after in zip(clean["per_class"], post["per_class"], strict=True):
-            pairs = (f"{_short(before[key]):>8} -> {_short(after[key]):>7}" for key in ("iou", "dice", "hd95_mm"))
-            lines.append(f"  {after['name'][:20]:<20} {' '.join(pairs)} {after['voxels']['target']:>17}")
-        lines += [
-            f"  target IoU {_number(post['target_iou'])}, hit rate {_number(post['hit_rate'])}"
-            f" of {post['changed_voxels']} voxels, collateral {post['collateral']['count']} voxels",
-            *(f"  class {gone['name']!r} removed: {gone['value']:.4f}" for gone in post["removed"]),
-            *_format_size(size),
-        ]
-    return "\n".join(lines)
-
-
-def _short(entry: Mapping[str, Any]) -> str:
-    return "-" if entry["value"] is None else f"{entry['value']:.4f}"
-
-
-def _format_size(size: Mapping[str, Any]) -> list[str]:
+def format_size(size: Mapping[str, Any]) -> list[str]:
     return [
         f"  change        L2 {size['l2']['native']:.5g}, Linf {size['linf']['native']:.5g} native units"
         f" (model units {size['l2']['model']:.4g}, {size['linf']['model']:.4g})",
-        f"  PSNR          {_number(size['psnr_db'], '.2f', ' dB')}   data range {size['data_range']['value']:.6g}"
+        f"  PSNR          {number(size['psnr_db'], '.2f', ' dB')}   data range {size['data_range']['value']:.6g}"
         f" ({size['data_range']['rule']})",
-        f"  SSIM          {_number(size['ssim']['mean'], '.5f')}   worst slice {_number(size['ssim']['worst'], '.5f')}",
+        f"  SSIM          {number(size['ssim']['mean'], '.5f')}   worst slice {number(size['ssim']['worst'], '.5f')}",
     ]
 
 
@@ -234,11 +209,11 @@ def _format_case(case: Mapping[str, Any]) -> str:
     counts = f"{samples['reached']} of {samples['attacked']} attacked {unit}" if unit == "slices" else "the volume"
     lines = [
         f"{case['case_id']}: {attack['outcome']}",
-        f"  target IoU    {_number(post['target_iou'])}   (clean scan {_number(clean['target_iou'])})",
-        f"  hit rate      {_number(post['hit_rate'])}   of {post['changed_voxels']} voxels that must change;"
+        f"  target IoU    {number(post['target_iou'])}   (clean scan {number(clean['target_iou'])})",
+        f"  hit rate      {number(post['hit_rate'])}   of {post['changed_voxels']} voxels that must change;"
         f" collateral {post['collateral']['count']} voxels",
         f"  goal reached  {'yes' if attack['goal_reached'] else 'no'}" + (f"   ({counts})" if unit == "slices" else ""),
-        *_format_size(size),
+        *format_size(size),
         *_format_stored_grid(case),
         f"  measured on   {case['files'][0]['name'].split('/')[0]}, read again ({case['quantisation'][0]['dtype']})",
     ]
@@ -256,11 +231,11 @@ def _format_stored_grid(case: Mapping[str, Any]) -> list[str]:
     memory, file = (case["metrics"][key]["target_iou"] for key in ("in_memory", "post_write"))
     return [
         f"  stored grid   step {steps} native; {changed:.2%} of the voxels changed, {clipped:.2%} of these clipped;"
-        f" IoU in memory {_number(memory)}, in the file {_number(file)}"
+        f" IoU in memory {number(memory)}, in the file {number(file)}"
     ]
 
 
-def _number(entry: Mapping[str, Any], form: str = ".4f", unit: str = "") -> str:
+def number(entry: Mapping[str, Any], form: str = ".4f", unit: str = "") -> str:
     if entry["value"] is None:
         return f"undefined ({str(entry['reason']).replace('_', ' ')})"
     return f"{entry['value']:{form}}{unit}"

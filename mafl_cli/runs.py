@@ -10,70 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from mafl_cli import metrics, report, results, scans, targets, volume
+from mafl_cli import results, scans, targets, volume
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.geometry import require_same_space
 from mafl_cli.names import public_name
 
 _MODEL_SUFFIXES = (".ts", ".pt", ".pth", ".torchscript", ".pt2", ".onnx", ".ckpt", ".jit")
-
-
-def evaluate(run: Path) -> dict[str, Any]:
-    """Measure a run folder again, from its files alone; the model is not needed and not asked.
-
-    The clean scan is the adversarial file minus the perturbation file.
-
-    Returns: {"run", "cases": [{"case_id", "files_intact", "metrics"}], "differences": sentences}.
-    Raises InputError if a file is missing or cannot be read.
-    """
-    said = results.read_report(run)
-    case = said["cases"][0]
-    changed = _changed_files(run, case)
-    channels = _volumes(run, case["inputs"])
-    labels = _label_maps(run, channels[0][1])
-    names, regions = said["model"]["classes"], said["model"]["overlapping"]
-    spacing = channels[0][1].spacing
-
-    def agreement(name: str) -> dict[str, Any]:
-        masks = (labels[file] for file in (name, results.TARGET, results.PREDICTION_CLEAN))
-        if regions:
-            parts = (targets.decoded(mask, len(names)) for mask in masks)
-            return metrics.agreement_of_regions(*parts, region_names=names, spacing=spacing)
-        return metrics.agreement(*masks, class_names=names, spacing=spacing)
-
-    sizes = []
-    units, before = case["space"]["native_units_per_model_unit"], case["metrics"]["size_per_channel"]
-    for (clean, adversarial), unit, was in zip(channels, units, before, strict=True):
-        sizes.append(
-            metrics.size(
-                clean,
-                adversarial.data,
-                unit=unit,
-                data_range=was["data_range"]["value"],
-                slice_axis=case["space"]["slice_axis"]["index"],
-                spacing=spacing,
-                padding=adversarial.padding,
-            )
-        )
-        sizes[-1]["data_range"] = was["data_range"]
-    measured = {
-        "clean": agreement(results.PREDICTION_CLEAN),
-        "post_write": agreement(results.PREDICTION_ADVERSARIAL),
-        "size": metrics.over_channels(sizes),
-        "size_per_channel": sizes,
-    }
-    differences = [f"{name} is not the file the report describes" for name in changed]
-    for path, was, now in _headline_pairs(case["metrics"], measured):
-        # The clean scan is restored by a float32 subtraction, so the last digits may move; labels may not.
-        if (was is None) != (now is None) or (was is not None and abs(was - now) > 1e-3 * max(abs(was), 1e-9)):
-            differences.append(f"{path}: the report says {was}, the files say {now}")
-    return {
-        "schema_version": report.SCHEMA_VERSION,
-        "tool": said["tool"],
-        "command": "evaluate",
-        "cases": [{"case_id": case["case_id"], "files_intact": not changed, "metrics": measured}],
-        "differences": differences,
-    }
 
 
 def draw(run: Path, path: Path, *, rows: int, overwrite: bool) -> list[int]:
@@ -201,17 +143,6 @@ def _inspect_model(file: Path) -> dict[str, Any]:
     return {**facts, "input_tried": [1, len(info.channels), *size], "taps": layers}
 
 
-def _changed_files(run: Path, case: Mapping[str, Any]) -> list[str]:
-    changed = []
-    for entry in case["files"]:
-        path = run / entry["name"]
-        if not path.is_file():
-            raise InputError(f"{public_name(run)}: {entry['name']} is missing; the run is not complete.")
-        if results.sha256(path) != entry["sha256"]:
-            changed.append(entry["name"])
-    return changed
-
-
 def _volumes(run: Path, inputs: Sequence[Mapping[str, Any]]) -> list[tuple[np.ndarray[Any, Any], volume.Volume]]:
     """For each channel: clean (I, J, K) float32 native, and the adversarial scan."""
     found = []
@@ -232,15 +163,6 @@ def _label_maps(run: Path, like: volume.Volume) -> dict[str, np.ndarray[Any, Any
         require_same_space(like.name, like.shape, like.affine, name, mask.labels.shape, mask.affine)
         found[name] = mask.labels
     return found
-
-
-def _headline_pairs(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    pairs = [
-        (f"post_write.{key}", was["post_write"][key]["value"], now["post_write"][key]["value"])
-        for key in ("target_iou", "hit_rate")
-    ]
-    pairs += [(f"size.{key}.native", was["size"][key]["native"], now["size"][key]["native"]) for key in ("l2", "linf")]
-    return [*pairs, ("size.psnr_db", was["size"]["psnr_db"]["value"], now["size"]["psnr_db"]["value"])]
 
 
 def _title(case: Mapping[str, Any]) -> str:

@@ -117,6 +117,11 @@ class Subject:
             else:
                 done += size
 
+    def predict(self, data: Sequence[NDArray[np.float32]]) -> NDArray[np.int64]:
+        """Classes that the model draws on a scan, (I, J, K) for each channel, native: (I, J, K), or (R, I, J, K)."""
+        whole = np.stack(list(data))
+        return self.to_labels(self.labels(self.field(whole), self.batch(whole)))
+
     def labels(self, field: Scan, batch: Tensor) -> Tensor:
         """Predicted classes: (B, *spatial), or (B, R, *spatial) for overlapping regions."""
         parts: list[Tensor] = []

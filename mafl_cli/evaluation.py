@@ -1,0 +1,292 @@
+"""Pairs of scans judged from their files: did the attack work, how large was the change, and does the model pass.
+
+Everything is measured again: volumes, masks and hashes come from the files, and a report is only asked what it says
+of them. Nothing here looks at a clock: the same files give the same report. Schema: `evaluation.schema.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mafl_cli import __version__, gates, report, results, targets, trials
+from mafl_cli.attack import Outcome
+from mafl_cli.errors import MaflError, UsageError
+from mafl_cli.gates import Gate
+from mafl_cli.judges import Comparison, Judge
+from mafl_cli.model import pick_device
+from mafl_cli.pairs import Pair, Source, mask_of, of_files, of_runs
+from mafl_cli.subject import ModelRequest, Say
+from mafl_cli.targets import Masks
+from mafl_cli.trials import Trials
+
+SCHEMA = Path(__file__).with_name("evaluation.schema.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRequest:
+    """What is to be judged, by whom, and what must hold.
+
+    runs: result folders, or folders of them; or else original, adversarial and target: files (several channels
+    separated by commas) or folders. models: the first judges, the others are asked whether they are fooled too. Without
+    any, a result folder is judged by the model it attacked if that is one of those at_hand, else by the predictions in
+    it. ground_truth: a mask, or a folder of masks by the names of the cases.
+    """
+
+    runs: tuple[Path, ...] = ()
+    original: str | None = None
+    adversarial: str | None = None
+    target: str | None = None
+    models: tuple[ModelRequest, ...] = ()
+    at_hand: tuple[ModelRequest, ...] = ()
+    device: str = "auto"
+    ground_truth: Path | None = None
+    trials: Trials = field(default_factory=Trials)
+    gates: tuple[Gate, ...] = ()
+
+
+def run_evaluation(
+    request: EvaluateRequest, *, say: Say = lambda line: None, on_case: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
+    """Judge every pair and return the report (see `evaluation.schema.json`).
+
+    A case of several that cannot be read or judged is an entry with status "failed"; the only one raises.
+    Args:
+        say: receives one line for each thing a user should know.
+        on_case: called before each case with its number and how many there are.
+    Raises: the errors of `mafl_cli.errors`.
+    """
+    sources = _sources(request)
+    hashes = {model.model: _hash(model.model) for model in (*request.models, *request.at_hand)}
+    device = pick_device(request.device)
+    cases: list[dict[str, Any]] = []
+    seen: dict[str, Mapping[str, Any]] = {}
+    for number, source in enumerate(sources):
+        if on_case is not None:
+            on_case(number, len(sources))
+        try:
+            pair = source.read()
+            models = request.models or _attacked(pair, request, hashes)
+            judges = [Judge.of(pair, model, hashes[model.model], device, say) for model in models]
+            for facts in [_facts(judge) for judge in judges] or [_recorded_facts(pair)]:
+                seen.setdefault(facts["sha256"], facts)
+            cases.append(_judged(pair, judges, request, say))
+        except MaflError as exc:
+            if len(sources) == 1:
+                raise
+            say(f"{source.case_id}: {exc}")
+            cases.append(_failed(source.case_id, type(exc).__name__, str(exc)))
+    found = {
+        "schema_version": report.SCHEMA_VERSION,
+        "tool": {"name": "mafl", "version": __version__},
+        "notice": report.NOTICE,
+        "command": "evaluate",
+        "environment": report.environment(device),
+        "models": list(seen.values()),
+        "trials": {
+            "transforms": [each.name for each in request.trials.transforms],
+            "detector": trials.DETECTOR.name if request.trials.detect else None,
+            "curve_budgets": list(trials.CURVE_BUDGETS) if request.trials.curve else None,
+        },
+        "cases": cases,
+        "aggregate": gates.statistics_of(cases),
+        "transfer": _transfer(cases),
+        "survival": _survival(cases),
+        "detection": trials.roc(_samples(cases)) if request.trials.detect else None,
+    }
+    return {**found, "gates": [gates.judge(gate, cases, untested=_untested) for gate in request.gates]}
+
+
+def _sources(request: EvaluateRequest) -> list[Source]:
+    files = {"--original": request.original, "--adversarial": request.adversarial, "--target": request.target}
+    missing = [option for option, value in files.items() if value is None]
+    if request.runs:
+        if len(missing) < len(files):
+            raise UsageError("a RUN brings its own files: leave out --original, --adversarial and --target.")
+        return of_runs(request.runs)
+    if missing:
+        raise UsageError(f"give RUN, or all of --original, --adversarial and --target ({', '.join(missing)} missing).")
+    assert request.original is not None
+    assert request.adversarial is not None
+    assert request.target is not None
+    return of_files(request.original, request.adversarial, request.target)
+
+
+def _attacked(pair: Pair, request: EvaluateRequest, hashes: Mapping[Path, str]) -> tuple[ModelRequest, ...]:
+    """Of the models at hand the one that a result folder's run attacked, if it is there."""
+    assert pair.recorded is not None
+    said = pair.recorded.report["model"]
+    found = tuple(model for model in request.at_hand if hashes[model.model] == said["sha256"])
+    if request.trials.any and not found:
+        raise UsageError(f"--transform, --detect and --curve ask the model: give {said['name']} with --model.")
+    return found[:1]
+
+
+def _hash(model: Path) -> str:
+    try:
+        return results.sha256(model)
+    except OSError:
+        return ""  # The loader says what is wrong with it.
+
+
+def _facts(judge: Judge) -> dict[str, Any]:
+    info = judge.subject.info
+    return {
+        "name": info.name,
+        "sha256": info.sha256,
+        "classes": list(info.classes),
+        "overlapping": info.overlapping,
+        "assumptions": list(info.assumptions),
+    }
+
+
+def _recorded_facts(pair: Pair) -> dict[str, Any]:
+    assert pair.recorded is not None
+    said = pair.recorded.report["model"]
+    return {key: said[key] for key in ("name", "sha256", "classes", "overlapping", "assumptions")}
+
+
+# --- one case -----------------------------------------------------------------------------------------------------
+
+
+def _judged(pair: Pair, judges: Sequence[Judge], request: EvaluateRequest, say: Say) -> dict[str, Any]:
+    """Measure one pair; see `cases` in the schema."""
+    compared = Comparison.of(pair, judges[0] if judges else None)
+    asked = request.trials
+    truth = None if request.ground_truth is None else mask_of(request.ground_truth, pair.case_id)
+    return {
+        "case_id": pair.case_id,
+        "status": "ok",
+        "error": None,
+        **_record(pair, compared, judged=bool(judges)),
+        "goal": {"iou": compared.goal[0], "hit": compared.goal[1], "reached": compared.reached(compared.adversarial)},
+        "metrics": {
+            "clean": compared.agreement(compared.clean),
+            "post_write": compared.agreement(compared.adversarial),
+            "dice_with_clean": compared.reach(compared.adversarial)["dice_with_clean"],
+            **compared.size,
+        },
+        "ground_truth": None if truth is None else _against_truth(pair, compared, truth, say),
+        "transfer": [judge.verdict() for judge in judges[1:]],
+        "survival": [trials.survival(pair, compared, judges[0], each) for each in asked.transforms],
+        "detection": trials.detection(pair, judges[0]) if asked.detect else None,
+        "curve": trials.curve(pair, compared, judges[0]) if asked.curve else None,
+    }
+
+
+def _failed(case_id: str, kind: str, message: str) -> dict[str, Any]:
+    return {"case_id": case_id, "status": "failed", "error": {"type": kind, "message": message}}
+
+
+def _record(pair: Pair, compared: Comparison, *, judged: bool) -> dict[str, Any]:
+    """What the run's own report says, and where the files say otherwise."""
+    recorded = pair.recorded
+    if recorded is None:
+        return {"predictions": "recomputed", "outcome": None, "files_intact": None, "differences": []}
+    differences = list(recorded.differences)
+    intact = not differences
+    if judged:
+        for name, now, was in (
+            (results.PREDICTION_CLEAN, compared.clean, recorded.prediction_clean),
+            (results.PREDICTION_ADVERSARIAL, compared.adversarial, recorded.prediction_adversarial),
+        ):
+            other = int(np.count_nonzero(now != was)) if now.shape == was.shape else now.size
+            if other:
+                differences.append(f"{name}: the model draws {other} voxels otherwise")
+    measured = {"post_write": compared.reach(compared.adversarial), **compared.size}
+    for path, old, new in _headline_pairs(recorded.case["metrics"], measured):
+        # The clean scan is restored by a float32 subtraction, so the last digits may move; labels may not.
+        if (old is None) != (new is None) or (old is not None and abs(old - new) > 1e-3 * max(abs(old), 1e-9)):
+            differences.append(f"{path}: the report says {old}, the files say {new}")
+    return {
+        "predictions": "recomputed" if judged else "recorded",
+        "outcome": recorded.case["attack"]["outcome"],
+        "files_intact": intact,
+        "differences": differences,
+    }
+
+
+def _headline_pairs(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    pairs = [
+        (f"post_write.{key}", was["post_write"][key]["value"], now["post_write"][key]["value"])
+        for key in ("target_iou", "hit_rate")
+    ]
+    pairs += [(f"size.{key}.native", was["size"][key]["native"], now["size"][key]["native"]) for key in ("l2", "linf")]
+    return [*pairs, ("size.psnr_db", was["size"]["psnr_db"]["value"], now["size"]["psnr_db"]["value"])]
+
+
+def _against_truth(pair: Pair, compared: Comparison, path: Path, say: Say) -> dict[str, Any]:
+    """Both predictions against the true classes: what the model was worth, and what the attack takes away."""
+    mask = targets.read_masks((path,), pair.clean[0], compared.names, Masks(), overlapping=compared.overlapping)
+    for warning in mask.warnings:
+        say(warning)
+    both: dict[str, Any] = {}
+    for name, labels in (("clean", compared.clean), ("adversarial", compared.adversarial)):
+        found = compared.agreement(labels, mask.labels)
+        both[name] = {"dice": found["target_dice"], "iou": found["target_iou"], "per_class": found["per_class"]}
+    before, after = (both[name]["dice"]["value"] for name in ("clean", "adversarial"))
+    undefined = {"value": None, "reason": "ground_truth_has_no_foreground"}
+    for name in both:
+        for key in ("dice", "iou"):
+            if both[name][key]["value"] is None:
+                both[name][key] = undefined
+    return {**both, "dice_drop": undefined if before is None else {"value": before - after}}
+
+
+def _untested(case: Mapping[str, Any]) -> str | None:
+    """Why a case that was measured proves nothing about the model."""
+    if case["files_intact"] is False:
+        return str(case["differences"][0])
+    if case["outcome"] == Outcome.NO_GRADIENT.value:
+        return "the attack found no gradient, so the model was not tested"
+    return None
+
+
+# --- over all cases -----------------------------------------------------------------------------------------------
+
+
+def _transfer(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Means over the cases for each model that was not attacked."""
+    done = [entry for case in cases if case["status"] == "ok" for entry in case["transfer"]]
+    names = {entry["sha256"]: entry["model"] for entry in done}
+    return [
+        {
+            "model": name,
+            "sha256": sha256,
+            **_means(
+                [each for each in done if each["sha256"] == sha256], ("target_iou", "hit_rate", "dice_with_clean")
+            ),
+        }
+        for sha256, name in names.items()
+    ]
+
+
+def _survival(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Means over the cases for each transform."""
+    done = [entry for case in cases if case["status"] == "ok" for entry in case["survival"]]
+    return [
+        {
+            "transform": name,
+            **_means([each for each in done if each["transform"] == name], ("target_iou", "hit_rate", "restored")),
+            "clean_dice": _mean([each["clean"]["dice_with_clean"] for each in done if each["transform"] == name]),
+        }
+        for name in dict.fromkeys(entry["transform"] for entry in done)
+    ]
+
+
+def _means(entries: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, Any]:
+    return {"n": len(entries), **{key: _mean([entry["adversarial"][key] for entry in entries]) for key in keys}}
+
+
+def _mean(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Over those that are defined."""
+    values = [entry["value"] for entry in entries if entry["value"] is not None]
+    return {"value": float(np.mean(values))} if values else {"value": None, "reason": entries[0]["reason"]}
+
+
+def _samples(cases: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [sample for case in cases if case["status"] == "ok" for sample in case["detection"]["samples"]]

@@ -1,0 +1,223 @@
+"""What happens to scans on their way to a model: compression, smoothing, resampling. What survives it is a real threat.
+
+Each transform works in the planes of the slices, where both the attack and most viewers and archives work, and knows
+nothing of the attack: what it needs of the scan (its range) it takes from the scan it is given. So the same function
+is a test of the attack and a defence that could be put before the model.
+
+Words. *range*: p0.1 to p99.9 of the scan, native units; *strength*: the number after the colon.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mafl_cli.errors import UsageError
+
+Array = NDArray[np.float32]
+Slices = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A transform of slices (N, H, W) by a strength. meaning: of the strength. usual: what "all" stands for."""
+
+    meaning: str
+    low: float
+    high: float
+    usual: tuple[float, ...]
+    change: Callable[[Slices, float], Slices]
+    whole: bool = False
+    """Strengths are whole numbers."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A kind with its strength, as "jpeg:75"."""
+
+    kind: str
+    strength: float
+
+    @property
+    def name(self) -> str:
+        """What was asked for, in its shortest form."""
+        return f"{self.kind}:{self.strength:g}"
+
+    def __call__(self, data: Array, slice_axis: int) -> Array:
+        """The scan after it.
+
+        Args:
+            data: (I, J, K), finite, native units.
+            slice_axis: 0, 1 or 2.
+        """
+        slices = np.moveaxis(data, slice_axis, 0).astype(np.float64)
+        changed = KINDS[self.kind].change(slices, self.strength)
+        return np.ascontiguousarray(np.moveaxis(changed.astype(np.float32), 0, slice_axis))
+
+    def back(self, labels: NDArray[np.int64], slice_axis: int) -> NDArray[np.int64]:
+        """A prediction (..., I, J, K) on the changed scan, on the grid of the scan as it was."""
+        if self.kind != "crop":
+            return labels
+        moved: NDArray[np.int64] = labels
+        n = int(self.strength)
+        for axis in (axis - 3 for axis in range(3) if axis != slice_axis):
+            moved = np.roll(moved, n, axis)
+            # What was cut off was not there to be predicted: background.
+            np.moveaxis(moved, axis, 0)[:n] = 0
+        return moved
+
+
+def parse(texts: Sequence[str]) -> tuple[Transform, ...]:
+    """ "blur:1" or "jpeg" (its usual strengths) or "all", each transform once, in the order given.
+
+    Raises UsageError for a kind that does not exist or a strength it does not take.
+    """
+    found: dict[str, Transform] = {}
+    for text in texts:
+        kind, _, strength = text.partition(":")
+        for name in KINDS if text == "all" else (kind,):
+            if name not in KINDS:
+                raise UsageError(f"--transform {text!r}: there is no {kind!r}; use all, {', '.join(KINDS)}.")
+            wanted = (_strength(text, strength),) if ":" in text else KINDS[name].usual
+            for each in wanted:
+                transform = Transform(name, each)
+                found.setdefault(transform.name, transform)
+    return tuple(found.values())
+
+
+def _strength(text: str, strength: str) -> float:
+    kind = KINDS[text.partition(":")[0]]
+    try:
+        value = float(strength)
+    except ValueError:
+        value = float("nan")
+    if not kind.low <= value <= kind.high or (kind.whole and value != int(value)):
+        whole = "a whole number" if kind.whole else "a number"
+        raise UsageError(f"--transform {text}: {kind.meaning}: {whole} from {kind.low:g} to {kind.high:g}.")
+    return value
+
+
+# --- the transforms -----------------------------------------------------------------------------------------------
+
+
+def _range(slices: Slices) -> tuple[float, float]:
+    """The range; all of it for a scan with so little in it that its percentiles are equal."""
+    low, high = (float(value) for value in np.percentile(slices, (0.1, 99.9)))
+    return (low, high) if low < high else (float(slices.min()), float(slices.max()))
+
+
+def _blur(slices: Slices, sigma: float) -> Slices:
+    from scipy import ndimage
+
+    blurred: Slices = ndimage.gaussian_filter(slices, (0, sigma, sigma), mode="nearest")
+    return blurred
+
+
+def _median(slices: Slices, size: float) -> Slices:
+    from scipy import ndimage
+
+    filtered: Slices = ndimage.median_filter(slices, (1, int(size), int(size)), mode="nearest")
+    return filtered
+
+
+def _resample(slices: Slices, factor: float) -> Slices:
+    """Down by the factor with the smoothing that avoids aliasing, and up again, both linear."""
+    from skimage.transform import resize
+
+    small = [max(1, round(n / factor)) for n in slices.shape[1:]]
+    down = [resize(each, small, order=1, mode="edge", anti_aliasing=True, preserve_range=True) for each in slices]
+    return np.stack([resize(each, slices.shape[1:], order=1, mode="edge", preserve_range=True) for each in down])
+
+
+def _bits(slices: Slices, bits: float) -> Slices:
+    """2 ** bits equal steps from the lowest to the highest value."""
+    low, high = float(slices.min()), float(slices.max())
+    if low == high:
+        return slices
+    steps = 2 ** int(bits) - 1
+    rounded: Slices = np.rint((slices - low) / (high - low) * steps) / steps
+    return rounded * (high - low) + low
+
+
+def _jpeg(slices: Slices, quality: float) -> Slices:
+    """8 bits over the range, as scans are exported for slides and messages; what lies outside is cut off."""
+    low, high = _range(slices)
+    grey = np.rint(np.clip((slices - low) / max(high - low, 1e-30), 0, 1) * 255).astype(np.uint8)
+    again = [_through(each, "JPEG", quality=int(quality)) for each in grey]
+    return np.stack(again) / 255 * (high - low) + low
+
+
+def _jpeg2000(slices: Slices, ratio: float) -> Slices:
+    """16 bits from the lowest to the highest value, irreversible, as archives compress: 16/ratio bits a pixel."""
+    low, high = float(slices.min()), float(slices.max())
+    grey = np.rint((slices - low) / max(high - low, 1e-30) * 65535).astype(np.uint16)
+    again = [
+        _through(each, "JPEG2000", quality_mode="rates", quality_layers=[ratio], irreversible=True) for each in grey
+    ]
+    return np.stack(again) / 65535 * (high - low) + low
+
+
+def _through(grey: NDArray[np.uint8] | NDArray[np.uint16], form: str, **options: object) -> Slices:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(grey).save(stream, form, **options)
+    return np.asarray(Image.open(stream), np.float64)
+
+
+def _noise(slices: Slices, share: float) -> Slices:
+    """Gaussian, sigma as a share of the range. The same for every scan of that shape: nobody's luck."""
+    low, high = _range(slices)
+    return slices + np.random.default_rng(0).normal(0, share * (high - low), slices.shape)
+
+
+def _gamma(slices: Slices, gamma: float) -> Slices:
+    """Of the values from the lowest to the highest, scaled to [0, 1]."""
+    low, high = float(slices.min()), float(slices.max())
+    if low == high:
+        return slices
+    scaled: Slices = np.power((slices - low) / (high - low), gamma)
+    return scaled * (high - low) + low
+
+
+def _crop(slices: Slices, voxels: float) -> Slices:
+    """Cut rows and columns off on one side, pad as many on the other: all moves, and the edge is repeated."""
+    n = int(voxels)
+    if n >= min(slices.shape[1:]):
+        raise UsageError(f"--transform crop:{n}: the slices have {slices.shape[1]} x {slices.shape[2]} voxels.")
+    moved: Slices = np.pad(slices[:, n:, n:], ((0, 0), (0, n), (0, n)), mode="edge")
+    return moved
+
+
+def _lowpass(slices: Slices, cutoff: float) -> Slices:
+    """Spatial frequencies above a share of the highest one (Nyquist) are taken away, with a soft edge (Butterworth 4).
+
+    Mirrored first, so that opposite borders do not ring into each other.
+    """
+    height, width = slices.shape[1:]
+    kept = np.empty_like(slices)
+    rows, columns = np.fft.fftfreq(2 * height)[:, None], np.fft.rfftfreq(2 * width)[None]
+    gain = 1 / np.sqrt(1 + (np.hypot(rows, columns) / (0.5 * cutoff)) ** 8)
+    for index, each in enumerate(slices):
+        mirrored = np.pad(each, ((0, height), (0, width)), mode="symmetric")
+        kept[index] = np.fft.irfft2(np.fft.rfft2(mirrored) * gain, s=mirrored.shape)[:height, :width]
+    return kept
+
+
+KINDS: dict[str, Kind] = {
+    "blur": Kind("sigma of a Gaussian, voxels", 0.1, 20, (0.5, 1.0, 2.0), _blur),
+    "median": Kind("side of the window, voxels", 2, 31, (3, 5), _median, whole=True),
+    "resample": Kind("factor, down and up again", 1.05, 16, (1.5, 2.0), _resample),
+    "bits": Kind("bits a voxel keeps", 1, 16, (8, 6), _bits, whole=True),
+    "jpeg": Kind("quality", 1, 100, (90, 50), _jpeg, whole=True),
+    "jpeg2000": Kind("compression ratio", 1, 200, (10, 20), _jpeg2000),
+    "noise": Kind("sigma, share of the range", 1e-6, 1, (0.01, 0.03), _noise),
+    "gamma": Kind("exponent", 0.1, 10, (0.8, 1.25), _gamma),
+    "crop": Kind("voxels cut off, and padded on the other side", 1, 1000, (1, 4), _crop, whole=True),
+    "lowpass": Kind("highest frequency kept, share of Nyquist", 0.01, 1, (0.5, 0.25), _lowpass),
+}
+"""All transforms by name."""
