@@ -6,7 +6,7 @@ of them. Nothing here looks at a clock: the same files give the same report. Sch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ def run_evaluation(
     hashes = {model.model: _hash(model.model) for model in (*request.models, *request.at_hand)}
     device = pick_device(request.device)
     cases: list[dict[str, Any]] = []
+    alike: dict[object, list[dict[str, Any]]] = {}
     seen: dict[str, Mapping[str, Any]] = {}
     for number, source in enumerate(sources):
         if on_case is not None:
@@ -75,11 +76,14 @@ def run_evaluation(
             for facts in [_facts(judge) for judge in judges] or [_recorded_facts(pair)]:
                 seen.setdefault(facts["sha256"], facts)
             cases.append(_judged(pair, judges, request, say))
+            alike.setdefault(_scan_and_target(pair), []).append(cases[-1])
         except MaflError as exc:
             if len(sources) == 1:
                 raise
             say(f"{source.case_id}: {exc}")
             cases.append(_failed(source.case_id, type(exc).__name__, str(exc)))
+    if request.trials.curve:
+        _join_curves(alike.values())
     found = {
         "schema_version": report.SCHEMA_VERSION,
         "tool": {"name": "mafl", "version": __version__},
@@ -91,6 +95,7 @@ def run_evaluation(
             "transforms": [each.name for each in request.trials.transforms],
             "detector": trials.DETECTOR.name if request.trials.detect else None,
             "curve_budgets": list(trials.CURVE_BUDGETS) if request.trials.curve else None,
+            "curve_end": trials.CURVE_END if request.trials.curve else None,
         },
         "cases": cases,
         "aggregate": gates.statistics_of(cases),
@@ -244,6 +249,23 @@ def _untested(case: Mapping[str, Any]) -> str | None:
     if case["outcome"] == Outcome.NO_GRADIENT.value:
         return "the attack found no gradient, so the model was not tested"
     return None
+
+
+def _scan_and_target(pair: Pair) -> object:
+    """Equal for runs that asked the same of the same scan."""
+    if pair.recorded is None:
+        return pair
+    case = pair.recorded.case
+    masks = [file["sha256"] for file in case["files"] if file["name"] == results.TARGET]
+    return (*(each["sha256"] for each in case["inputs"]), *masks, pair.recorded.report["model"]["sha256"])
+
+
+def _join_curves(groups: Iterable[Sequence[dict[str, Any]]]) -> None:
+    """Runs of one scan and target with different budgets are one curve: each of their cases gets what all show."""
+    for group in groups:
+        together = trials.joined([case["curve"] for case in group])
+        for case in group:
+            case["curve"] |= {**together, "runs": len(group)}
 
 
 # --- over all cases -----------------------------------------------------------------------------------------------

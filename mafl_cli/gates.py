@@ -147,6 +147,7 @@ FIGURES: dict[str, Figure] = {
         _at_goal("l2_model", "l2", "model"), ".4g", "model units", math.inf,
     ),
     "curve_area": Figure("mean target IoU over budgets from 0 to 10 % of the data range", _curve("area", "target_iou")),
+    "curve_hit_area": Figure("mean hit rate over the same budgets", _curve("area", "hit_rate")),
     "transfer_target_iou": Figure(
         "target IoU of the other model that is fooled most", _highest("transfer", "a second --model")
     ),

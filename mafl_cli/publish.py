@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 from mafl_cli.gates import FIGURES, shown
 from mafl_cli.report import NOTICE, format_size, number
+from mafl_cli.trials import CURVE_END
 
 Report = Mapping[str, Any]
 
@@ -21,7 +22,8 @@ Report = Mapping[str, Any]
 _CARD = (
     "target_iou", "hit_rate", "collateral", "prediction_drop", "dice_clean", "dice_adversarial", "dice_drop",
     "linf_native", "linf_model", "l2_model", "psnr_db", "ssim", "ssim_worst", "low_frequency_share",
-    "psnr_at_goal", "linf_at_goal", "l2_at_goal", "curve_area", "transfer_target_iou", "survival_target_iou",
+    "psnr_at_goal", "linf_at_goal", "l2_at_goal", "curve_area", "curve_hit_area",
+    "transfer_target_iou", "survival_target_iou",
 )  # fmt: skip
 
 _LIMITS = (
@@ -306,8 +308,12 @@ def _curve_lines(curve: Report) -> list[str]:
             f"the goal needs {smallest['value']:.3f} of the change: Linf {smallest['linf_native']:.4g} native units "
             f"({smallest['linf_share']:.2%} of the range), PSNR {number(smallest['psnr_db'], '.2f', ' dB')}"
         )
-    area = number(curve["area"]["target_iou"])
-    return [_plain(rows, "  "), f"  {said}", f"  area under the curve, budgets of 0 to 10 % of the range: {area}"]
+    iou, hit = (number(curve["area"][key]) for key in ("target_iou", "hit_rate"))
+    return [
+        _plain(rows, "  "),
+        f"  {said}",
+        f"  area under the curve, budgets of 0 to {CURVE_END:.0%} of the range: target IoU {iou}, hit rate {hit}",
+    ]
 
 
 def _many_cases(report: Report) -> str:

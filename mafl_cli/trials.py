@@ -21,8 +21,12 @@ from mafl_cli.subject import Subject
 from mafl_cli.transforms import Transform
 from mafl_cli.volume import Volume
 
-# Budgets of the curve: the largest voxel's change as a share of the data range.
-CURVE_BUDGETS = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1)
+# Where the curve is read: the largest voxel's change as a share of the data range.
+CURVE_BUDGETS = (
+    0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0,
+)  # fmt: skip
+# The area under it ends there: a larger change of a voxel is plain to see.
+CURVE_END = 0.1
 # The smallest change that reaches the goal is found to this share of the whole one: 2 ** -7.
 _HALVINGS = 7
 # A mild blur, in voxels: predictions of clean scans hardly move, see docs/evaluate.md.
@@ -175,11 +179,24 @@ def curve(pair: Pair, compared: Comparison, judge: Judge) -> dict[str, Any]:
             middle = (low + high) / 2
             low, high = (low, middle) if at(middle)[1] else (middle, high)
         smallest = {"value": high, **_change(compared.size["size"], share, high)}
-    points = [point for point, _ in tried]
+    return {"points": [point for point, _ in tried], "smallest_at_goal": smallest}
+
+
+def joined(curves: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several runs of one scan and target show together: as much as the best of them at each budget.
+
+    curves: as `curve` gives them. Returns: `area` for the target IoU and the hit rate, see `area`; `smallest_at_goal`,
+        the one whose largest voxel changes least.
+    """
+    points = sorted(
+        (point for each in curves for point in each["points"]), key=lambda point: float(point["linf_share"])
+    )
+    at_goal = [each["smallest_at_goal"] for each in curves if each["smallest_at_goal"]["value"] is not None]
     return {
-        "points": points,
-        "smallest_at_goal": smallest,
         "area": {key: area([(p["linf_share"], p[key]["value"]) for p in points]) for key in ("target_iou", "hit_rate")},
+        "smallest_at_goal": min(
+            at_goal, key=lambda each: float(each["linf_share"]), default=curves[0]["smallest_at_goal"]
+        ),
     }
 
 
@@ -198,7 +215,7 @@ def _change(size: Mapping[str, Any], share: float, scale: float) -> dict[str, An
 
 
 def area(points: Sequence[tuple[float, float | None]]) -> dict[str, Any]:
-    """Mean score over all budgets from 0 to the largest of `CURVE_BUDGETS`, in [0, 1].
+    """Mean score over all budgets from 0 to `CURVE_END`, in [0, 1].
 
     A budget allows every smaller change too, so what counts at a budget is the best score up to it: a staircase.
     Args:
@@ -206,7 +223,7 @@ def area(points: Sequence[tuple[float, float | None]]) -> dict[str, Any]:
     """
     if any(score is None for _, score in points):
         return {"value": None, "reason": "score_undefined"}
-    end, total, best, position = CURVE_BUDGETS[-1], 0.0, 0.0, 0.0
+    end, total, best, position = CURVE_END, 0.0, 0.0, 0.0
     for change, score in points:
         if change > end:
             break
