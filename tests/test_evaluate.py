@@ -1,0 +1,406 @@
+"""`mafl evaluate` as a CI job meets it: what is measured from the files, the verdict, the exit code, the reports."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from commands import Threshold, mafl, scan_array
+from dicoms import write_ct
+from evaluations import require_fits
+from typer.testing import Result
+
+from mafl_cli import metrics
+from mafl_cli.attack import Outcome
+from mafl_cli.transforms import parse
+
+AFFINE = np.diag([2.0, 2, 3, 1])
+
+
+def save(path: Path, array: np.ndarray) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    nib.save(nib.Nifti1Image(array, AFFINE), path)
+    return path
+
+
+def load(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scan, target, truth; models; two runs: one fooled the model, the other was `held` off by its budget."""
+    folder = tmp_path_factory.mktemp("work")
+    scan = scan_array()
+    save(folder / "scan.nii.gz", scan)
+    save(folder / "mask.nii.gz", np.roll(scan > 0.5, 2, axis=0).astype(np.uint8))
+    save(folder / "truth.nii.gz", (scan > 0.45).astype(np.uint8))
+    torch.manual_seed(0)
+    other = Threshold(2)
+    with torch.no_grad():
+        other.head.bias += torch.tensor([-0.4, 0.4])
+    for name, model in (("model", Threshold(2)), ("other", other)):
+        torch.jit.script(model).save(folder / f"{name}.ts")
+    for out, more in (("fooled", ()), ("held", ("--budget-eps", "0.01"))):
+        result = attack(folder, "model.ts", out, *more)
+        assert result.exit_code == 0, result.stderr
+    return folder
+
+
+def attack(folder: Path, model: str, out: str, *more: object) -> Result:
+    return mafl(
+        "attack", folder / "scan.nii.gz", "-t", folder / "mask.nii.gz", "-m", folder / model, "-o", folder / out,
+        "--steps", 30, "-q", "--device", "cpu", *more,
+    )  # fmt: skip
+
+
+def evaluated(result: Result, code: int = 0) -> dict:
+    assert result.exit_code == code, result.stderr
+    found = json.loads(result.stdout)
+    require_fits(found)
+    return found
+
+
+# --- what is measured ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_measures_what_its_report_says(work: Path) -> None:
+    found = evaluated(mafl("evaluate", work / "fooled", "-m", work / "model.ts", "--json", "-"))
+    (case,) = found["cases"]
+    said = json.loads((work / "fooled" / "report.json").read_text())["cases"][0]
+    assert case["metrics"]["post_write"] == said["metrics"]["post_write"]
+    assert case["metrics"]["size"]["l2"]["native"] == pytest.approx(said["metrics"]["size"]["l2"]["native"])
+    assert (case["predictions"], case["differences"], case["files_intact"]) == ("recomputed", [], True)
+    assert case["goal"]["reached"] is said["attack"]["goal_reached"] is True
+
+
+def test_without_a_model_the_masks_in_the_folder_are_measured(work: Path) -> None:
+    with_model, without = (
+        evaluated(mafl("evaluate", work / "fooled", "--json", "-", *more)) for more in (("-m", work / "model.ts"), ())
+    )
+    assert without["cases"][0]["predictions"] == "recorded"
+    assert without["cases"][0]["metrics"] == with_model["cases"][0]["metrics"]
+
+
+def test_the_model_that_was_attacked_is_found_in_the_environment(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAFL_MODEL", str(work / "model.ts"))
+    found = evaluated(mafl("evaluate", work / "fooled", "--json", "-"))
+    assert found["cases"][0]["predictions"] == "recomputed"
+    monkeypatch.setenv("MAFL_MODEL", str(work / "other.ts"))
+    found = evaluated(mafl("evaluate", work / "fooled", "--json", "-"))
+    assert found["cases"][0]["predictions"] == "recorded"
+
+
+def test_a_pair_of_files_measures_the_same_as_the_run(work: Path) -> None:
+    run = evaluated(mafl("evaluate", work / "fooled", "-m", work / "model.ts", "--json", "-"))["cases"][0]
+    pair = evaluated(
+        mafl(
+            "evaluate", "--original", work / "scan.nii.gz", "--adversarial", work / "fooled" / "adversarial.nii.gz",
+            "--target", work / "mask.nii.gz", "--model", work / "model.ts", "--json", "-",
+        )
+    )["cases"][0]  # fmt: skip
+    assert pair["metrics"]["post_write"] == run["metrics"]["post_write"]
+    assert pair["metrics"]["size"]["linf"]["native"] == pytest.approx(run["metrics"]["size"]["linf"]["native"])
+    assert (pair["files_intact"], pair["outcome"], pair["case_id"]) == (None, None, "scan")
+
+
+def test_folders_of_pairs_are_matched_by_name(work: Path, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        for part, file in (
+            ("clean", "scan.nii.gz"),
+            ("changed", "fooled/adversarial.nii.gz"),
+            ("masks", "mask.nii.gz"),
+        ):
+            if (name, part) != ("c", "masks"):
+                (tmp_path / part).mkdir(exist_ok=True)
+                shutil.copy(work / file, tmp_path / part / f"{name}.nii.gz")
+    result = mafl(
+        "evaluate", "--original", tmp_path / "clean", "--adversarial", tmp_path / "changed", "--target",
+        tmp_path / "masks", "-m", work / "model.ts", "--json", "-", "--csv", tmp_path / "cases.csv",
+    )  # fmt: skip
+    found = evaluated(result, code=6)
+    assert [(case["case_id"], case["status"]) for case in found["cases"]] == [("a", "ok"), ("b", "ok"), ("c", "failed")]
+    assert "there is no mask in --target with this name" in found["cases"][2]["error"]["message"]
+    assert "1 of 3 cases could not be judged: c" in result.stderr
+    assert found["aggregate"]["figures"]["hit_rate"]["ci95"] is not None
+    assert len((tmp_path / "cases.csv").read_text().splitlines()) == 4
+
+
+def test_the_same_run_gives_equal_json_twice(work: Path) -> None:
+    texts = [
+        mafl("evaluate", work / "fooled", "-m", work / "model.ts", "--json", "-", "--curve", "--detect",
+             "--transform", "noise:0.02", "--fail-if", "target_iou > 0.5").stdout
+        for _ in range(2)
+    ]  # fmt: skip
+    assert texts[0] == texts[1] != ""
+
+
+def test_one_voxel_that_was_changed_since_is_seen(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work / "held", tmp_path / "run")
+    path = tmp_path / "run" / "adversarial.nii.gz"
+    image = nib.load(path)
+    data = np.asarray(image.dataobj).copy()
+    data[3, 4, 2] += 1e-4
+    nib.save(nib.Nifti1Image(data, image.affine, image.header), path)
+
+    told = mafl("evaluate", tmp_path / "run", "--json", "-")
+    case = evaluated(told)["cases"][0]
+    assert not case["files_intact"]
+    assert "adversarial.nii.gz is not the file the report describes" in told.stderr
+
+    gate = mafl("evaluate", tmp_path / "run", "--fail-if", "hit_rate > 0.99")
+    assert gate.exit_code == 5
+    assert "not the file the report describes" in gate.stderr
+
+
+def test_a_report_that_says_more_than_the_files_is_seen(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work / "fooled", tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    report["cases"][0]["metrics"]["post_write"]["hit_rate"]["value"] = 0.1
+    (tmp_path / "run" / "report.json").write_text(json.dumps(report))
+    assert "post_write.hit_rate: the report says 0.1" in mafl("evaluate", tmp_path / "run").stderr
+
+
+def test_a_file_that_is_gone_is_bad_input(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work / "fooled", tmp_path / "run")
+    (tmp_path / "run" / "target.nii.gz").unlink()
+    result = mafl("evaluate", tmp_path / "run")
+    assert result.exit_code == 3
+    assert "target.nii.gz is missing; the run is not complete" in result.stderr
+
+
+def test_ground_truth_says_what_the_attack_takes_away(work: Path) -> None:
+    found = evaluated(
+        mafl("evaluate", work / "fooled", "--ground-truth", work / "truth.nii.gz", "--json", "-")
+    )["cases"][0]["ground_truth"]  # fmt: skip
+    truth = load(work / "truth.nii.gz") == 1
+    expected = []
+    for name in ("clean", "adversarial"):
+        drawn = load(work / "fooled" / f"prediction_{name}.nii.gz") == 1
+        expected.append(2 * (drawn & truth).sum() / (drawn.sum() + truth.sum()))
+        assert found[name]["dice"]["value"] == pytest.approx(expected[-1])
+    assert found["dice_drop"]["value"] == pytest.approx(expected[0] - expected[1])
+    assert expected[0] > expected[1]
+
+
+def test_other_models_are_asked_whether_they_are_fooled_too(work: Path) -> None:
+    found = evaluated(
+        mafl("evaluate", work / "fooled", "-m", work / "model.ts", "-m", work / "other.ts", "--json", "-")
+    )
+    (other,) = found["cases"][0]["transfer"]
+    scan = torch.from_numpy(np.moveaxis(load(work / "fooled" / "adversarial.nii.gz"), 2, 0))[:, None]
+    drawn = np.moveaxis(torch.jit.load(work / "other.ts")(scan).argmax(dim=1).numpy(), 0, 2)
+    target = load(work / "mask.nii.gz")
+    assert other["adversarial"]["target_iou"]["value"] == pytest.approx(
+        (drawn & target).sum() / (drawn | target).sum(), abs=2e-3
+    )
+    assert found["transfer"][0]["target_iou"] == other["adversarial"]["target_iou"]
+    assert [model["name"] for model in found["models"]] == ["model.ts", "other.ts"]
+
+
+def test_a_dicom_run_is_judged_too(work: Path, tmp_path: Path) -> None:
+    hounsfield = (1000 * (scan_array() - 0.5)).astype(np.int16)
+    write_ct(tmp_path / "ct", hounsfield, AFFINE, inter=0.0)
+    out = tmp_path / "out"
+    made = mafl(
+        "attack", tmp_path / "ct", "-t", "dilate:1:3mm", "-m", work / "model.ts", "-o", out, "--steps", 5, "-q",
+        "--intensity", "window:-500,500",
+    )  # fmt: skip
+    assert made.exit_code == 0, made.stderr
+    found = evaluated(mafl("evaluate", out, "-m", work / "model.ts", "--json", "-", "--transform", "bits:8"))
+    assert found["cases"][0]["differences"] == []
+    assert found["cases"][0]["metrics"]["size"]["data_range"]["value"] == pytest.approx(
+        json.loads((out / "report.json").read_text())["cases"][0]["metrics"]["size"]["data_range"]["value"]
+    )
+
+
+# --- trials -------------------------------------------------------------------------------------------------------
+
+
+def test_transforms_are_applied_to_both_scans_and_only_these_are_left(work: Path) -> None:
+    found = evaluated(
+        mafl("evaluate", work / "fooled", "-m", work / "model.ts", "--json", "-", "--transform", "blur:1",
+             "--transform", "crop:3")
+    )  # fmt: skip
+    assert [each["transform"] for each in found["survival"]] == ["blur:1", "crop:3"]
+    network = torch.jit.load(work / "model.ts")
+    clean, target = (load(work / "fooled" / f"{name}.nii.gz") for name in ("prediction_clean", "target"))
+    for transform, said in zip(parse(["blur:1", "crop:3"]), found["cases"][0]["survival"], strict=True):
+        changed = transform(load(work / "fooled" / "adversarial.nii.gz"), 2)
+        labels = network(torch.from_numpy(np.moveaxis(changed, 2, 0))[:, None]).argmax(dim=1).numpy()
+        expected = metrics.reach(
+            transform.back(np.moveaxis(labels, 0, 2), 2), target.astype(int), clean.astype(int), classes=2,
+            overlapping=False,
+        )  # fmt: skip
+        assert said["adversarial"]["target_iou"]["value"] == pytest.approx(expected["target_iou"]["value"], abs=2e-3)
+
+
+def test_the_curve_rises_to_what_the_file_reaches_and_finds_the_smallest_change(work: Path) -> None:
+    found = evaluated(mafl("evaluate", work / "fooled", "-m", work / "model.ts", "--json", "-", "--curve"))
+    case = found["cases"][0]
+    points, smallest = case["curve"]["points"], case["curve"]["smallest_at_goal"]
+    size = case["metrics"]["size"]
+    assert points[0] == {
+        "scale": 0.0, "linf_share": 0.0, "linf_native": 0.0, "l2_model": 0.0,
+        "psnr_db": {"value": None, "reason": "identical"},
+        "target_iou": case["metrics"]["clean"]["target_iou"], "hit_rate": {"value": 0.0},
+    }  # fmt: skip
+    assert points[-1]["hit_rate"] == case["metrics"]["post_write"]["hit_rate"]
+    assert points[-1]["linf_native"] == pytest.approx(size["linf"]["native"])
+    assert points[-1]["psnr_db"]["value"] == pytest.approx(size["psnr_db"]["value"])
+    # A network that is a threshold needs nearly all of the smallest change that was found.
+    assert 0.9 < smallest["value"] <= 1
+    assert smallest["psnr_db"]["value"] >= size["psnr_db"]["value"]
+    assert found["aggregate"]["figures"]["psnr_at_goal"]["mean"] == smallest["psnr_db"]["value"]
+
+
+def test_runs_of_one_scan_with_different_budgets_are_one_curve(work: Path, tmp_path: Path) -> None:
+    for name in ("fooled", "held"):
+        shutil.copytree(work / name, tmp_path / name)
+    found = evaluated(mafl("evaluate", tmp_path, "-m", work / "model.ts", "--json", "-", "--curve"))
+    fooled, held = (case["curve"] for case in found["cases"])
+    assert fooled["runs"] == held["runs"] == 2
+    assert fooled["area"] == held["area"]
+    alone = evaluated(mafl("evaluate", work / "fooled", "-m", work / "model.ts", "--json", "-", "--curve"))
+    assert fooled["area"]["hit_rate"]["value"] >= alone["cases"][0]["curve"]["area"]["hit_rate"]["value"]
+
+
+def test_the_detector_scores_each_changed_slice_in_both_scans(work: Path) -> None:
+    found = evaluated(mafl("evaluate", work / "fooled", "-m", work / "model.ts", "--json", "-", "--detect"))
+    changed = np.flatnonzero(load(work / "fooled" / "perturbation.nii.gz").any(axis=(0, 1)))
+    samples = found["cases"][0]["detection"]["samples"]
+    assert [sample["slice"] for sample in samples] == changed.tolist()
+    assert found["detection"]["n"] == len(changed)
+    assert 0 <= found["detection"]["auc"]["value"] <= 1
+
+
+def test_trials_need_the_attacked_model(work: Path) -> None:
+    result = mafl("evaluate", work / "fooled", "--curve")
+    assert result.exit_code == 2
+    assert "give model.ts with --model" in result.stderr
+
+
+# --- the verdict --------------------------------------------------------------------------------------------------
+
+
+def test_a_gate_passes_the_model_that_holds_and_fails_the_one_that_is_fooled(work: Path, tmp_path: Path) -> None:
+    gate = ("--fail-if", "hit_rate > 0.5", "--junit", tmp_path / "junit.xml")
+    held = mafl("evaluate", work / "held", *gate)
+    assert held.exit_code == 0, held.stderr
+    assert "PASS  fail if hit_rate > 0.5: hit_rate is 0.0" in held.stdout
+    assert ElementTree.parse(tmp_path / "junit.xml").getroot().get("failures") == "0"
+
+    fooled = mafl("evaluate", work / "fooled", *gate)
+    assert fooled.exit_code == 5
+    assert (
+        fooled.stderr.strip().splitlines()[-1].startswith("mafl: 1 of 1 gates failed: fail if hit_rate > 0.5: hit_rate")
+    )
+    suite = ElementTree.parse(tmp_path / "junit.xml").getroot()
+    assert suite.get("failures") == "1"
+    assert suite.find("testsuite/testcase/failure").get("message").startswith("observed ")
+
+
+def test_several_runs_fail_for_the_worst_and_may_pass_for_the_mean(work: Path, tmp_path: Path) -> None:
+    for name in ("fooled", "held"):
+        shutil.copytree(work / name, tmp_path / "runs" / name)
+    result = mafl(
+        "evaluate", tmp_path / "runs", "--fail-if", "hit_rate > 0.9", "--fail-if", "mean(hit_rate) > 0.9", "--json", "-"
+    )
+    worst, mean = evaluated(result, code=5)["gates"]
+    assert (worst["status"], mean["status"]) == ("fail", "pass")
+    assert [each["status"] for each in worst["cases"]] == ["fail", "pass"]
+
+
+def test_what_is_not_known_fails(work: Path, tmp_path: Path) -> None:
+    result = mafl("evaluate", work / "held", "--fail-if", "dice_drop > 0.1")
+    assert result.exit_code == 5
+    assert "needs --ground-truth" in result.stderr
+
+    shutil.copytree(work / "held", tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    report["cases"][0]["attack"]["outcome"] = Outcome.NO_GRADIENT.value
+    (tmp_path / "run" / "report.json").write_text(json.dumps(report))
+    result = mafl("evaluate", tmp_path / "run", "--fail-if", "hit_rate > 0.5")
+    assert result.exit_code == 5
+    assert "no gradient, so the model was not tested" in result.stderr
+
+
+def test_a_case_that_cannot_be_read_fails_the_gate(work: Path, tmp_path: Path) -> None:
+    for name in ("held", "broken"):
+        shutil.copytree(work / "held", tmp_path / "runs" / name)
+    (tmp_path / "runs" / "broken" / "adversarial.nii.gz").write_bytes(b"nothing")
+    assert mafl("evaluate", tmp_path / "runs").exit_code == 6
+    result = mafl("evaluate", tmp_path / "runs", "--fail-if", "hit_rate > 0.5", "--junit", tmp_path / "junit.xml")
+    assert result.exit_code == 5
+    assert ElementTree.parse(tmp_path / "junit.xml").getroot().get("errors") == "1"
+
+
+def test_gates_come_from_a_file_too(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "gates.toml").write_text('[gates]\nmoved = "hit_rate > 0.5"\nvisible = "psnr_db < 10"\n')
+    found = evaluated(mafl("evaluate", work / "fooled", "--gates", tmp_path / "gates.toml", "--json", "-"), code=5)
+    assert [(gate["name"], gate["status"]) for gate in found["gates"]] == [("moved", "fail"), ("visible", "pass")]
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "code"),
+    [
+        (["{run}", "--fail-if", "target_io > 0.5"], "there is no figure 'target_io'; use target_iou", 2),
+        (["{run}", "--fail-if", "fooled"], "is not understood: write FIGURE > NUMBER", 2),
+        (["{run}", "--transform", "jpg"], "there is no 'jpg'; use all, blur", 2),
+        (["{run}", "--gates", "{scan}"], "scan.nii.gz: is not TOML", 3),
+        (["{run}", "--original", "{scan}"], "a RUN brings its own files", 2),
+        (["--original", "{scan}", "--target", "{mask}"], "(--adversarial missing)", 2),
+        ([], "give RUN, or all of --original, --adversarial and --target", 2),
+        (["{run}", "--json", "-", "--csv", "-"], "only one of", 2),
+        (["{run}", "--junit", "{run}/none/j.xml"], "--junit: the folder of this file does not exist", 2),
+        (["{run}", "--ground-truth", "{run}"], "holds no mask named scan", 3),
+        (["{run}", "--model", "{mask}"], "mask.nii.gz", 4),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_one_line(work: Path, given: list[str], said: str, code: int) -> None:
+    names = {"run": work / "fooled", "scan": work / "scan.nii.gz", "mask": work / "mask.nii.gz"}
+    result = mafl("evaluate", "-q", *(part.format(**names) for part in given))
+    assert (result.exit_code, said in result.stderr) == (code, True), result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_in_a_github_job_the_page_gets_the_verdict_and_the_log_an_annotation(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "summary.md"
+    page.write_text("before\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    result = mafl("evaluate", work / "fooled", "--fail-if", "hit_rate > 0.5", "--json", "-")
+    evaluated(result, code=5)
+    assert page.read_text().startswith("before\n# Robustness of model.ts\n\n**FAILED**: 1 of 1 gates failed.")
+    assert "::error title=hit_rate > 0.5::hit_rate is " in result.stderr
+
+
+def test_the_card_names_what_was_judged_and_what_that_does_not_say(work: Path) -> None:
+    result = mafl(
+        "evaluate", work / "fooled", "-m", work / "model.ts", "-m", work / "other.ts", "--card", "-", "--transform",
+        "blur:1", "--detect", "--curve", "--fail-if", "ssim < 0.1",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    headings = [line for line in result.stdout.splitlines() if line.startswith("#")]
+    assert headings == [
+        "# Robustness of model.ts", "## Gates", "## Results", "## Transfer", "## Survival", "## Detection", "## Cases",
+        "## Models", "## Limits",
+    ]  # fmt: skip
+    assert "**PASSED**" in result.stdout
+
+
+def test_success_can_be_required_of_an_attack(work: Path) -> None:
+    result = attack(work, "model.ts", "required", "--eps", 0.01, "--require-success")
+    assert result.exit_code == 5
+    assert "the goal was not reached" in result.stderr
+    assert (work / "required" / "report.json").is_file()
+    assert attack(work, "model.ts", "required", "--overwrite", "--require-success").exit_code == 0
