@@ -76,28 +76,27 @@ def evaluate(run: Path) -> dict[str, Any]:
     }
 
 
-def draw(run: Path, path: Path, *, rows: int, overwrite: bool) -> list[int]:
+def draw(run: Path, path: Path, *, rows: int, overwrite: bool, window: str | None = None) -> list[int]:
     """Draw the run as one figure (PNG, PDF or SVG by suffix); returns the slices shown.
 
-    Raises InputError for a run that cannot be read, UsageError if the file is there or has another suffix.
-    """
-    from mafl_cli import figures
+    window: of the grey values, see `display.parse_window`; None: what the body of the clean scan needs.
 
-    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise UsageError(f"{public_name(path)}: figures are .png, .pdf or .svg.")
+    Raises InputError for a run that cannot be read, UsageError if the file is there or has another suffix, or for a
+    window that does not fit the scan.
+    """
+    from mafl_cli import display, figures
+
+    figures.check_format(path)
     if path.exists() and not overwrite:
         raise UsageError(f"{public_name(path)}: is there already; choose another name with -o or add --overwrite.")
     said = results.read_report(run)
     case = said["cases"][0]
+    most = _most_changed(case)
+    channel = case["inputs"][most]["channel"]
+    values = None if window is None else display.parse_window(window, hounsfield=channel == "CT")
     channels = _volumes(run, case["inputs"])
-    # The channel that changed most, in model units.
-    most = max(range(len(channels)), key=lambda n: case["metrics"]["size_per_channel"][n]["l2"]["model"])
     clean, adversarial = channels[most]
     labels = _label_maps(run, adversarial)
-    channel = case["inputs"][most]["channel"]
-    names = said["model"]["classes"]
-    if said["model"]["overlapping"]:
-        names = targets.code_names(names)
     shown: list[int] = []
 
     def paint(temporary: Path) -> None:
@@ -110,14 +109,28 @@ def draw(run: Path, path: Path, *, rows: int, overwrite: bool) -> list[int]:
             affine=adversarial.affine,
             slice_axis=case["space"]["slice_axis"]["index"],
             unit="HU" if channel == "CT" else "native units",
-            class_names=names,
+            class_names=_label_names(said),
             title=_title(case) + (f" · {channel}" if len(channels) > 1 else ""),
             path=temporary,
             rows=rows,
+            window=values,
+            trace=case["attack"].get("trace"),
         )
 
     results.write_through(path, paint)
     return shown
+
+
+def _most_changed(case: Mapping[str, Any]) -> int:
+    """The channel whose change is the longest, in model units."""
+    sizes = case["metrics"]["size_per_channel"]
+    return max(range(len(sizes)), key=lambda n: float(sizes[n]["l2"]["model"]))
+
+
+def _label_names(said: Mapping[str, Any]) -> Sequence[str]:
+    """What each number in the run's masks stands for: the classes, or what regions its bit code has."""
+    names: Sequence[str] = said["model"]["classes"]
+    return targets.code_names(names) if said["model"]["overlapping"] else names
 
 
 def inspect(file: Path) -> dict[str, Any]:

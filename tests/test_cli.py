@@ -373,6 +373,33 @@ def test_visualize_draws_one_picture_and_does_not_overwrite_it(case: Path, model
     assert "--overwrite" in again.stderr
 
 
+@pytest.mark.parametrize(
+    ("window", "code", "said"),
+    [
+        ("-0.5,1.5", 0, "figure.png: slices"),
+        ("soft", 2, "--window soft: presets are for CT, in HU; give LOW,HIGH"),
+        ("5,4", 2, "neither LOW,HIGH"),
+    ],
+)
+def test_visualize_takes_a_window(case: Path, models: Path, window: str, code: int, said: str) -> None:
+    attack(case, models, "--steps", 2)
+    result = mafl("visualize", case / "out", "--window", window)
+    assert (result.exit_code, said in result.stderr) == (code, True), result.stderr
+    assert (case / "out" / "figure.png").exists() == (code == 0)
+
+
+def test_visualize_takes_presets_for_a_ct_and_draws_reports_without_a_trace(case: Path, models: Path) -> None:
+    attack(case, models, "--steps", 2)
+    path = case / "out" / "report.json"
+    done = json.loads(path.read_text())
+    done["cases"][0]["inputs"][0]["channel"] = "CT"
+    del done["cases"][0]["attack"]["trace"]
+    path.write_text(json.dumps(done))
+    result = mafl("visualize", case / "out", "--window", "soft", "-o", case / "figure.svg")
+    assert result.exit_code == 0, result.stderr
+    assert (case / "figure.svg").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize("command", ["evaluate", "visualize"])
 def test_a_folder_without_a_run_is_bad_input(tmp_path: Path, command: str) -> None:
     result = mafl(command, tmp_path)
