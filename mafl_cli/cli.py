@@ -38,6 +38,7 @@ from mafl_cli.config import (
 )
 from mafl_cli.display import WINDOWS
 from mafl_cli.errors import MaflError, UsageError
+from mafl_cli.viewers import Viewer
 
 EXIT_CODES = """
 Exit codes: 0 done · 1 internal error, or the results could not be written · 2 usage (also: no such device, output
@@ -587,6 +588,14 @@ def visualize(
             "in HU. [default: 1st to 99th percentile of the body]",
         ),
     ] = None,
+    open_in: Annotated[
+        Optional[Viewer],  # noqa: UP045
+        typer.Option(
+            "--open",
+            help="Print the command line that opens the adversarial scan and its prediction there, and write the "
+            "labels' names and colours for it into RUN; no figure without -o.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -600,6 +609,10 @@ def visualize(
     with _reported(voice):
         from mafl_cli import runs
 
+        if open_in is not None:
+            print(runs.view(run, open_in, overwrite=overwrite))
+            if out is None:
+                return
         path = run / "figure.png" if out is None else out
         shown = runs.draw(run, path, rows=rows, overwrite=overwrite, window=window)
         voice.say(f"{path.name}: slices {', '.join(map(str, shown))}")

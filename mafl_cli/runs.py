@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mafl_cli import metrics, report, results, scans, targets, volume
+from mafl_cli import metrics, report, results, scans, targets, viewers, volume
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.geometry import require_same_space
 from mafl_cli.names import public_name
@@ -119,6 +119,40 @@ def draw(run: Path, path: Path, *, rows: int, overwrite: bool, window: str | Non
 
     results.write_through(path, paint)
     return shown
+
+
+def view(run: Path, viewer: viewers.Viewer, *, overwrite: bool) -> str:
+    """Write the file that names and colours the run's labels for a viewer; returns the line that opens the run there.
+
+    That line shows the scan that changed most with the prediction on it. Its paths are absolute: it is for any shell.
+
+    Raises InputError for a run that cannot be read, UsageError if another file has the place of the labels.
+    """
+    said = results.read_report(run)
+    case = said["cases"][0]
+    scan = run / results.adversarial([each["format"] for each in case["inputs"]])[_most_changed(case)]
+    mask, path = run / results.PREDICTION_ADVERSARIAL, run / viewers.LABEL_FILES[viewer]
+    for needed in (scan, mask):
+        if not needed.exists():
+            raise InputError(f"{public_name(run)}: {needed.name} is missing; the run is not complete.")
+    text = viewers.label_file(viewer, _named_labels(run, said))
+    if not path.exists() or path.read_bytes() != text.encode():
+        # A user may have chosen other colours.
+        if path.exists() and not overwrite:
+            raise UsageError(f"{path.name}: is there already and says something else; add --overwrite to replace it.")
+        results.write_text(path, text)
+    return viewers.command(viewer, scan.resolve(), mask.resolve(), path.resolve())
+
+
+def _named_labels(run: Path, said: Mapping[str, Any]) -> dict[int, str]:
+    """Names of the labels above 0: of every class, but of bit codes only those that occur, for they are many."""
+    names = dict(enumerate(_label_names(said)))
+    if said["model"]["overlapping"]:
+        masks = (results.PREDICTION_CLEAN, results.PREDICTION_ADVERSARIAL, results.TARGET)
+        used = {int(code) for name in masks for code in np.unique(volume.read_labels(run / name).labels)}
+        names = {code: names[code] for code in sorted(used)}
+    names.pop(0, None)
+    return names
 
 
 def _most_changed(case: Mapping[str, Any]) -> int:
