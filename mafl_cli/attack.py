@@ -46,12 +46,19 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What a progress display may show after each step: share of the batch at its goal, mean score and length."""
+    """Where a batch is after a step, means over its samples.
+
+    reached, score, l2: share at the goal, score and length (model units) of the best iterates so far.
+    loss: of the iterates of this step, as it was differentiated (the mask loss, with the feature term where that is on;
+        not the terms of the change alone). Of a sample that has left the batch the last one; 0 if it never was in it,
+        being at its goal from the start.
+    """
 
     step: int
     reached: float
     score: float
     l2: float
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ def attack(
         target: (B, *spatial), class indices in [0, K); (B, R, *spatial), 0 or 1, for regions that may overlap.
         guide: scans that have what the target shows, like clean; the feature term then pulls towards their features.
         spacing: mm along the spatial axes, see `lowfreq.low_pass`.
-        on_step: called after each step, for progress displays.
+        on_step: called after each step, for progress displays and traces.
     Raises: UsageError for a guide without a feature term.
     """
     limits = limits.within(config)
@@ -106,6 +113,7 @@ def attack(
     best = _Best.at(clean, goal.judge(terms.clean), config.aimed)
     ever_reached = best.reached.clone()
     feature_gain = torch.zeros(len(clean), device=clean.device)
+    loss = torch.zeros_like(feature_gain)
     stuck = torch.zeros_like(ever_reached)
     rows = torch.nonzero(~best.reached).flatten()
     forward, backward = len(clean) * (1 if guide is None else 2), 0
@@ -126,6 +134,7 @@ def attack(
         wanted = config.feature_weight > 0 and step >= compare_at and bool(searching.any())
         gain = feature_gain[rows] * searching if wanted else None
         slopes = field.slopes(x, terms.losses(rows, progress=step / budget, gain=gain, apart=compare))
+        loss[rows] = slopes.values[0].to(loss)
         forward, backward = forward + len(rows), backward + len(rows) * len(slopes.gradients)
 
         # 2. Judge it, keep the best, and press harder where the target is missed.
@@ -160,8 +169,7 @@ def attack(
         # 5. Samples that cannot move, or are finished, leave the batch.
         stuck[rows] |= (mask_gradient == 0).flatten(1).all(dim=1) & ~verdict.reached & (size == 0)
         if on_step is not None:
-            share = float(best.reached.float().mean())
-            on_step(StepRecord(step, share, float(best.verdict().score.mean()), float(best.l2.mean())))
+            on_step(_record(step, best, loss))
         rows = rows[~stuck[rows] & ~_finished(best, rows, config, late=step >= budget // 2)]
         # Scans are large: nothing of this step must wait in memory while the next one runs the network.
         del slopes, labels, mask_gradient, direction, exact, now
@@ -371,6 +379,12 @@ class _Best:
         self.x[taken], self.l2[taken], self.cost[taken] = x[better], l2[better], cost[better]
         self.iou[taken], self.hit[taken] = verdict.iou[better], verdict.hit[better]
         self.removal[taken], self.reached[taken] = verdict.removal[better], verdict.reached[better]
+
+
+def _record(step: int, best: _Best, loss: Tensor) -> StepRecord:
+    """loss: (B,). The four means reach the host together: on a GPU each trip there waits for the step to end."""
+    means = (best.reached.float().mean(), best.verdict().score.mean(), best.l2.mean(), loss.mean())
+    return StepRecord(step, *torch.stack(means).tolist())
 
 
 def _search_scale(field: Field, clean: Tensor, goal: Goal, limits: Limits, passes: int, best: _Best) -> int:

@@ -36,7 +36,9 @@ from mafl_cli.config import (
     budget,
     preset,
 )
+from mafl_cli.display import WINDOWS
 from mafl_cli.errors import GateError, MaflError, PartialError, UsageError
+from mafl_cli.viewers import Viewer
 
 EXIT_CODES = """
 Exit codes: 0 done · 1 internal error, or the results could not be written · 2 usage (also: no such device, output
@@ -731,18 +733,43 @@ def visualize(
         typer.Option("--out", "-o", metavar="FILE", help="PNG, PDF or SVG. [default: RUN/figure.png]"),
     ] = None,
     rows: Annotated[int, typer.Option(min=1, max=20, help="Slices to show.")] = 3,
+    window: Annotated[
+        MaybeStr,
+        typer.Option(
+            "--window",
+            metavar="LOW,HIGH|NAME",
+            help="Grey values shown black and white, in the scan's own units; for CT also "
+            f"{', '.join(f'{name} ({level:g}/{width:g})' for name, (level, width) in WINDOWS.items())}: level/width "
+            "in HU. [default: 1st to 99th percentile of the body]",
+        ),
+    ] = None,
+    open_in: Annotated[
+        Optional[Viewer],  # noqa: UP045
+        typer.Option(
+            "--open",
+            help="Print the command line that opens the adversarial scan and its prediction there, and write the "
+            "labels' names and colours for it into RUN; no figure without -o.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Draw clean scan, adversarial scan, their difference and the contours, on the slices that changed most."""
+    """Draw clean scan, adversarial scan, their difference and the contours, on the slices that changed most.
+
+    Below them the change by size and by spatial frequency, and the course of the search.
+    """
     voice = _Voice(-1 if quiet else int(verbose), debug)
     with _reported(voice):
         from mafl_cli import runs
 
+        if open_in is not None:
+            print(runs.view(run, open_in, overwrite=overwrite))
+            if out is None:
+                return
         path = run / "figure.png" if out is None else out
-        shown = runs.draw(run, path, rows=rows, overwrite=overwrite)
+        shown = runs.draw(run, path, rows=rows, overwrite=overwrite, window=window)
         voice.say(f"{path.name}: slices {', '.join(map(str, shown))}")
 
 

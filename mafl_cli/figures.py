@@ -1,4 +1,4 @@
-"""Pictures of one attack, as a radiologist would want to see them: scans, difference, predictions.
+"""Pictures of one attack, as a radiologist would want to see them: scans, difference, predictions, and three plots.
 
 Words. *picture*: one slice turned for the eye, rows from top to bottom, columns from left to right. *radiological
 convention*: axial and coronal pictures have the patient's right on their left; the front is up in axial ones and
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,12 @@ from nibabel.affines import apply_affine
 from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
+from mafl_cli import plots
+from mafl_cli.display import CLASS_COLOURS
 from mafl_cli.errors import OutputError, UsageError
 from mafl_cli.geometry import Affine, spacing
+from mafl_cli.names import public_name
+from mafl_cli.plots import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,9 +39,6 @@ DPI = 120
 
 _PLANES = ("sagittal", "coronal", "axial")
 _POSITIVE, _NEGATIVE = "RAS", "LPI"
-
-# Okabe and Ito's palette (Color Universal Design, 2008) without its black and its dark blue, which drown in grey.
-_CLASS_COLOURS = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00")
 
 # Of a slice's energy, relative to the most changed one: below it a slice is shown only if nothing else is left.
 _WORTH_SHOWING = 0.1
@@ -64,7 +65,7 @@ def oriented_slice(
         mm from column to column.
     """
     body_axis, direction = io_orientation(affine).T
-    across, down = sorted((axis for axis in range(3) if axis != slice_axis), key=lambda axis: body_axis[axis])
+    across, down = _in_plane(affine, slice_axis)
     picture = np.moveaxis(volume, slice_axis, 0)[index]
     if down < across:
         picture = picture.T  # now (across, down)
@@ -74,6 +75,13 @@ def oriented_slice(
     letters = (_POSITIVE[x], _NEGATIVE[x], _POSITIVE[y], _NEGATIVE[y])
     sizes = spacing(affine)
     return turned, letters, sizes[down] / sizes[across]
+
+
+def _in_plane(affine: Affine, slice_axis: int) -> tuple[int, int]:
+    """The array axes that run across and down a picture."""
+    body_axis = io_orientation(affine)[:, 0]
+    across, down = sorted((axis for axis in range(3) if axis != slice_axis), key=lambda axis: body_axis[axis])
+    return across, down
 
 
 def _backwards(direction: float) -> slice:
@@ -95,8 +103,9 @@ def panel(
     path: Path,
     rows: int = 3,
     window: tuple[float, float] | None = None,
+    trace: Mapping[str, Sequence[float | None]] | None = None,
 ) -> list[int]:
-    """Draw the slices that changed most, one a row, and write the picture.
+    """Draw the slices that changed most, one a row, and what was changed and how it was found; write the picture.
 
     Columns: clean scan, adversarial scan, their difference, and the prediction on each of the two with the target.
     A target is a wide pale band and a prediction a thin line, both in the colour of the class: a line inside its
@@ -112,27 +121,42 @@ def panel(
         path: .png, .pdf or .svg.
         rows: at most so many slices, at least 1.
         window: native values shown black and white; None: 1st to 99th percentile of the body in the clean slices.
+        trace: how the search went, see `traces.joined`; None where that is not known.
     Returns: the indices of the slices shown, in the order of the rows: from head, front or right.
     Raises: UsageError for another suffix; OutputError when the file cannot be written.
     """
     from matplotlib import style
 
-    if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"{path.name}: pictures are written as {', '.join(FORMATS)}; choose one of these.")
+    check_format(path)
     shown = _choose(
         _change_per_slice(clean, adversarial, slice_axis),
         [_count_per_slice(target != prediction_clean, slice_axis), _count_per_slice(target > 0, slice_axis)],
         rows,
     )
+    order = sorted(range(clean.shape[slice_axis]), key=lambda n: -_position(clean.shape, affine, slice_axis, n))
     slices = [
         _Slice.cut((clean, adversarial, prediction_clean, prediction_adversarial, target), affine, slice_axis, index)
-        for index in sorted(shown, key=lambda index: -_position(clean.shape, affine, slice_axis, index))
+        for index in order
+        if index in shown
     ]
+    across, down = (spacing(affine)[axis] for axis in _in_plane(affine, slice_axis))
+    # In the order and the orientation of the pictures, so that sums do not depend on how the scan is stored.
+    pairs = (
+        (oriented_slice(clean, affine, slice_axis, n)[0], oriented_slice(adversarial, affine, slice_axis, n)[0])
+        for n in order
+    )
+    change = plots.Change.of(pairs, (down, across))
     look = _Look.of(slices, window, unit)
     # The defaults, whatever style the user's own Matplotlib is set to.
     with style.context(["default", {"svg.hashsalt": "mafl"}]):
-        _save(_draw(slices, look, class_names, title), path)
+        _save(_draw(slices, look, change, trace, class_names, title), path)
     return [item.index for item in slices]
+
+
+def check_format(path: Path) -> None:
+    """Raise UsageError for a file name without the suffix of a picture."""
+    if path.suffix.lower() not in FORMATS:
+        raise UsageError(f"{public_name(path)}: pictures are written as {', '.join(FORMATS)}; choose one of these.")
 
 
 # --- what to show -----------------------------------------------------------------------------------------------
@@ -319,6 +343,8 @@ _TITLE_LINE = 0.26
 _HEAD = 0.66
 _COLOUR_BAR = 0.62
 _LEGEND_LINE = 0.28
+# The plots: space above for name and legend, height, space below for the axis, between them, and right of the last.
+_PLOT_HEAD, _PLOT, _PLOT_FOOT, _PLOT_GAP, _PLOT_RIGHT = 0.8, 1.9, 0.62, 1.0, 0.75
 _FOOT = 0.42
 
 # Outlines: width in points, opacity. They run this far up the step from 0 outside to 1 inside a mask: at one half,
@@ -327,7 +353,14 @@ _BAND, _LINE = (4.0, 0.45), (1.2, 1.0)
 _INSIDE = 0.8
 
 
-def _draw(slices: Sequence[_Slice], look: _Look, class_names: Sequence[str], title: str) -> Figure:
+def _draw(
+    slices: Sequence[_Slice],
+    look: _Look,
+    change: plots.Change,
+    trace: Mapping[str, Sequence[float | None]] | None,
+    class_names: Sequence[str],
+    title: str,
+) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -339,7 +372,8 @@ def _draw(slices: Sequence[_Slice], look: _Look, class_names: Sequence[str], tit
     title_lines = textwrap.wrap(title, int(width * 8)) or [""]
     top = 0.12 + _TITLE_LINE * len(title_lines) + _HEAD
     end = top + len(slices) * (height + _GAP)
-    total = end + _COLOUR_BAR + _LEGEND_LINE * -(-len(legend) // columns) + _FOOT
+    strip = end + _COLOUR_BAR + _LEGEND_LINE * -(-len(legend) // columns) + _PLOT_HEAD
+    total = strip + _PLOT + _PLOT_FOOT + _FOOT
     figure = Figure(figsize=(width, total), dpi=DPI, facecolor="white")
 
     def text(x: float, y: float, words: str, **style: Any) -> None:
@@ -402,13 +436,22 @@ def _draw(slices: Sequence[_Slice], look: _Look, class_names: Sequence[str], tit
     )
     for entry in box.get_texts():
         entry.set_parse_math(False)
+
+    wide = (width - _LEFT - _RIGHT - _PLOT_RIGHT - 2 * _PLOT_GAP) / 3
+    places = [_LEFT + n * (wide + _PLOT_GAP) for n in range(3)]
+    by_size, by_frequency, by_step = (axes(left, strip, wide, _PLOT) for left in places)
+    plots.draw_histogram(by_size, change, look.unit)
+    plots.draw_spectra(by_frequency, change, look.unit)
+    plots.draw_trace(by_step, trace)
+    for left, name in zip(places, plots.TITLES, strict=True):
+        text(left + wide / 2, strip - 0.32, name, size=13, ha="center", va="bottom")
     text(_LEFT, total - 0.12, _footer(slices[0].plane), size=10, va="bottom", color="0.3")
     return figure
 
 
 def _heads(look: _Look) -> tuple[tuple[str, str], ...]:
     """Name and detail of each column."""
-    low, high = (_number(value) for value in look.window)
+    low, high = (number(value) for value in look.window)
     enlarged = ", enlarged" if look.zoomed else ""
     return (
         ("clean scan", f"window {low} to {high} {look.unit}"),
@@ -507,7 +550,7 @@ def _colours(slices: Sequence[_Slice]) -> tuple[dict[int, str], int]:
     """A colour for each foreground class to draw, and how many present ones are left out.
 
     No two classes share a colour, so there are at most as many as the palette has: first those whose three
-    masks disagree most, then the largest.
+    masks disagree most, then the largest. The palette's own classes keep their colours, others take what is left.
     """
     masks = np.stack([[item.before, item.after, item.target] for item in slices], axis=1)
     present = [int(label) for label in np.unique(masks) if label != 0]
@@ -517,22 +560,18 @@ def _colours(slices: Sequence[_Slice]) -> tuple[dict[int, str], int]:
         everywhere, somewhere = of_class.all(axis=0), of_class.any(axis=0)
         return int(np.count_nonzero(somewhere & ~everywhere)), int(np.count_nonzero(somewhere))
 
-    drawn = sorted(sorted(present, key=weight, reverse=True)[: len(_CLASS_COLOURS)])
-    return dict(zip(drawn, _CLASS_COLOURS, strict=False)), len(present) - len(drawn)
+    drawn = sorted(sorted(present, key=weight, reverse=True)[: len(CLASS_COLOURS)])
+    own = dict(enumerate(CLASS_COLOURS, start=1))
+    left = iter([colour for label, colour in own.items() if label not in drawn])
+    return {label: own[label] if label in own else next(left) for label in drawn}, len(present) - len(drawn)
 
 
 def _range_in_words(look: _Look) -> str:
     if not look.largest:
         return "identical in these slices"
     if look.reach < look.largest:
-        return f"colours to ±{_number(look.reach)}, largest {_number(look.largest)}"
-    return f"up to ±{_number(look.largest)}"
-
-
-def _number(value: float) -> str:
-    """At least three significant digits, and a real minus sign."""
-    text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-    return text.replace("-", "−")
+        return f"colours to ±{number(look.reach)}, largest {number(look.largest)}"
+    return f"up to ±{number(look.largest)}"
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mafl_cli import __version__, metrics, report, results, scans, volume
+from mafl_cli import __version__, metrics, report, results, scans, traces, volume
 from mafl_cli.attack import Outcome, StepRecord, attack
 from mafl_cli.case import AttackRequest, Case, prepare
 from mafl_cli.config import NOTE, AttackConfig
@@ -271,7 +271,10 @@ def _memory_plan(case: Case) -> str:
 
 @dataclass(frozen=True)
 class _Found:
-    """What the search brought, in memory. outcomes has one entry per sample, None where none was attacked."""
+    """What the search brought, in memory. outcomes has one entry per sample, None where none was attacked.
+
+    trace: see `traces.joined`.
+    """
 
     adversarial: Tensor
     labels: Tensor
@@ -279,6 +282,7 @@ class _Found:
     constant: int
     forward: int
     backward: int
+    trace: traces.Trace
 
 
 def _search(
@@ -290,7 +294,8 @@ def _search(
 
     Statistics that are recomputed from the changed file (z-scores) drift a little from the frozen ones, and a few
     voxels with them; so does a search in lower precision. Samples that lose their goal by this are attacked again,
-    in float32 and with the statistics frozen at the changed scan.
+    in float32 and with the statistics frozen at the changed scan. The trace is that of the first round: later ones
+    begin anew with the few samples that are left, and are no continuation of it.
     """
     flat = case.clean.flatten(1)
     constant = (flat == flat[:, :1]).all(dim=1)
@@ -301,10 +306,16 @@ def _search(
     passes = [0, 0]
     field = case.field(exact=False)
     labels = case.clean_labels
+    rounds: list[list[traces.Group]] = []
     for _ in range(_REFREEZES):
+        groups: list[traces.Group] = []
+        rounds.append(groups)
 
-        def work(rows: Tensor, share: float, field: Scan = field, todo: Tensor = todo) -> None:
+        def work(
+            rows: Tensor, share: float, field: Scan = field, todo: Tensor = todo, groups: list[traces.Group] = groups
+        ) -> None:
             part = _Part.of(case, field, rows)
+            records: list[StepRecord] = []
             result = attack(
                 part.field,
                 part.clean,
@@ -313,8 +324,13 @@ def _search(
                 part.limits,
                 guide=part.guide,
                 spacing=case.layout.batch_spacing(case.scan.affine),
-                on_step=_relay(on_progress, share, len(rows) / len(todo), config.steps),
+                on_step=_relay(records, on_progress, share, len(rows) / len(todo), config.steps),
             )
+            if not records:  # All were at their goal from the start.
+                score = float(result.verdict.score.mean())
+                records = [StepRecord(0, float(result.verdict.reached.float().mean()), score, 0.0, 0.0)]
+            # Not before the search is done: one that runs out of memory is repeated with fewer samples.
+            groups.append(traces.Group(len(rows), records))
             adversarial[rows] = part.pasted(result.adversarial)
             passes[0], passes[1] = passes[0] + result.forward, passes[1] + result.backward
             for row, outcome in zip(rows.tolist(), result.outcomes, strict=True):
@@ -328,7 +344,15 @@ def _search(
         if not lost:
             break
         todo = torch.tensor(lost, device=case.clean.device)
-    return _Found(adversarial, labels, tuple(outcomes), int((differs & constant).sum()), passes[0], passes[1])
+    return _Found(
+        adversarial=adversarial,
+        labels=labels,
+        outcomes=tuple(outcomes),
+        constant=int((differs & constant).sum()),
+        forward=passes[0],
+        backward=passes[1],
+        trace=traces.joined(rounds[0]),
+    )
 
 
 @dataclass(frozen=True)
@@ -370,13 +394,21 @@ class _Part:
 
 
 def _relay(
-    on_progress: Callable[[Progress], None] | None, before: float, share: float, steps: int
-) -> Callable[[StepRecord], None] | None:
-    """before: share of the work that is done already; share: of this part."""
-    if on_progress is None:
-        return None
+    records: list[StepRecord],
+    on_progress: Callable[[Progress], None] | None,
+    before: float,
+    share: float,
+    steps: int,
+) -> Callable[[StepRecord], None]:
+    """Keep what each step reached, and pass it on. before: share of the work that is done already; share: of this."""
     total = max(round(steps / share), 1)
-    return lambda record: on_progress(Progress(round(before * total) + record.step + 1, total, record))
+
+    def on_step(record: StepRecord) -> None:
+        records.append(record)
+        if on_progress is not None:
+            on_progress(Progress(round(before * total) + record.step + 1, total, record))
+
+    return on_step
 
 
 # --- measuring ----------------------------------------------------------------------------------------------------
@@ -449,6 +481,7 @@ def _measure(
                 "skipped_constant": found.constant,
             },
             "passes": {"forward": found.forward, "backward": found.backward},
+            "trace": found.trace,
         },
         "metrics": {
             "clean": agreement(clean),

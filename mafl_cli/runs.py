@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mafl_cli import results, scans, targets, volume
+from mafl_cli import results, scans, targets, viewers, volume
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.geometry import require_same_space
 from mafl_cli.names import public_name
@@ -18,28 +18,27 @@ from mafl_cli.names import public_name
 _MODEL_SUFFIXES = (".ts", ".pt", ".pth", ".torchscript", ".pt2", ".onnx", ".ckpt", ".jit")
 
 
-def draw(run: Path, path: Path, *, rows: int, overwrite: bool) -> list[int]:
+def draw(run: Path, path: Path, *, rows: int, overwrite: bool, window: str | None = None) -> list[int]:
     """Draw the run as one figure (PNG, PDF or SVG by suffix); returns the slices shown.
 
-    Raises InputError for a run that cannot be read, UsageError if the file is there or has another suffix.
-    """
-    from mafl_cli import figures
+    window: of the grey values, see `display.parse_window`; None: what the body of the clean scan needs.
 
-    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise UsageError(f"{public_name(path)}: figures are .png, .pdf or .svg.")
+    Raises InputError for a run that cannot be read, UsageError if the file is there or has another suffix, or for a
+    window that does not fit the scan.
+    """
+    from mafl_cli import display, figures
+
+    figures.check_format(path)
     if path.exists() and not overwrite:
         raise UsageError(f"{public_name(path)}: is there already; choose another name with -o or add --overwrite.")
     said = results.read_report(run)
     case = said["cases"][0]
+    most = _most_changed(case)
+    channel = case["inputs"][most]["channel"]
+    values = None if window is None else display.parse_window(window, hounsfield=channel == "CT")
     channels = _volumes(run, case["inputs"])
-    # The channel that changed most, in model units.
-    most = max(range(len(channels)), key=lambda n: case["metrics"]["size_per_channel"][n]["l2"]["model"])
     clean, adversarial = channels[most]
     labels = _label_maps(run, adversarial)
-    channel = case["inputs"][most]["channel"]
-    names = said["model"]["classes"]
-    if said["model"]["overlapping"]:
-        names = targets.code_names(names)
     shown: list[int] = []
 
     def paint(temporary: Path) -> None:
@@ -52,14 +51,62 @@ def draw(run: Path, path: Path, *, rows: int, overwrite: bool) -> list[int]:
             affine=adversarial.affine,
             slice_axis=case["space"]["slice_axis"]["index"],
             unit="HU" if channel == "CT" else "native units",
-            class_names=names,
+            class_names=_label_names(said),
             title=_title(case) + (f" · {channel}" if len(channels) > 1 else ""),
             path=temporary,
             rows=rows,
+            window=values,
+            trace=case["attack"].get("trace"),
         )
 
     results.write_through(path, paint)
     return shown
+
+
+def view(run: Path, viewer: viewers.Viewer, *, overwrite: bool) -> str:
+    """Write the file that names and colours the run's labels for a viewer; returns the line that opens the run there.
+
+    That line shows the scan that changed most with the prediction on it. Its paths are absolute: it is for any shell.
+
+    Raises InputError for a run that cannot be read, UsageError if another file has the place of the labels.
+    """
+    said = results.read_report(run)
+    case = said["cases"][0]
+    scan = run / results.adversarial([each["format"] for each in case["inputs"]])[_most_changed(case)]
+    mask, path = run / results.PREDICTION_ADVERSARIAL, run / viewers.LABEL_FILES[viewer]
+    for needed in (scan, mask):
+        if not needed.exists():
+            raise InputError(f"{public_name(run)}: {needed.name} is missing; the run is not complete.")
+    text = viewers.label_file(viewer, _named_labels(run, said))
+    if not path.exists() or path.read_bytes() != text.encode():
+        # A user may have chosen other colours.
+        if path.exists() and not overwrite:
+            raise UsageError(f"{path.name}: is there already and says something else; add --overwrite to replace it.")
+        results.write_text(path, text)
+    return viewers.command(viewer, scan.resolve(), mask.resolve(), path.resolve())
+
+
+def _named_labels(run: Path, said: Mapping[str, Any]) -> dict[int, str]:
+    """Names of the labels above 0: of every class, but of bit codes only those that occur, for they are many."""
+    names = dict(enumerate(_label_names(said)))
+    if said["model"]["overlapping"]:
+        masks = (results.PREDICTION_CLEAN, results.PREDICTION_ADVERSARIAL, results.TARGET)
+        used = {int(code) for name in masks for code in np.unique(volume.read_labels(run / name).labels)}
+        names = {code: names[code] for code in sorted(used)}
+    names.pop(0, None)
+    return names
+
+
+def _most_changed(case: Mapping[str, Any]) -> int:
+    """The channel whose change is the longest, in model units."""
+    sizes = case["metrics"]["size_per_channel"]
+    return max(range(len(sizes)), key=lambda n: float(sizes[n]["l2"]["model"]))
+
+
+def _label_names(said: Mapping[str, Any]) -> Sequence[str]:
+    """What each number in the run's masks stands for: the classes, or what regions its bit code has."""
+    names: Sequence[str] = said["model"]["classes"]
+    return targets.code_names(names) if said["model"]["overlapping"] else names
 
 
 def inspect(file: Path) -> dict[str, Any]:

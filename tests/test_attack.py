@@ -10,6 +10,7 @@ import torch
 from problems import Bare, Bright, Counted, Indifferent, Nearest, Rooted, SmallUNet, Unit, box, rungs
 from torch import Tensor
 
+from mafl_cli import losses
 from mafl_cli.attack import AttackResult, Outcome, StepRecord, attack
 from mafl_cli.config import AttackConfig
 from mafl_cli.goals import Goal
@@ -388,6 +389,21 @@ def test_every_step_is_told() -> None:
     assert told[-1].reached == 1
     assert all(0 <= record.reached <= 1 for record in told)
     assert found.l2.mean() <= told[-1].l2 + 1e-6
+
+
+def test_the_loss_that_is_told_is_the_mask_loss_of_each_iterate() -> None:
+    """At step 0 that of the clean scan; a sample that is at its goal from the start counts 0."""
+    clean = scan(3, 6, 6)
+    target = flipped(clean)
+    target[1] = (clean[1, 0] > 0.5).long()
+    config = AttackConfig(
+        goal_iou=1, goal_hit=1, steps=20, mask_loss="ce", after_goal="stop", feature_weight=0, adaptive_weights=False
+    )
+    told: list[StepRecord] = []
+    attack(field(Bright()), clean, target, config, box(clean), on_step=told.append)
+    each = losses.cross_entropy(Bright()(clean).logits, target)
+    assert told[0].loss == pytest.approx(float((each[0] + each[2]) / 3), rel=1e-5)
+    assert told[-1].loss < told[0].loss
 
 
 def test_a_higher_goal_never_gives_a_lower_iou() -> None:

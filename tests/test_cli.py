@@ -186,6 +186,8 @@ def test_target_that_is_drawn_already_changes_nothing(case: Path, models: Path) 
 
     assert result.exit_code == 0, result.stderr
     assert "already meets the goal" in result.stdout
+    trace = json.loads((case / "out" / "report.json").read_text())["cases"][0]["attack"]["trace"]
+    assert not any(trace.values())
     before, after = (
         np.asarray(nib.load(path).dataobj) for path in (case / "scan.nii.gz", case / "out" / "adversarial.nii.gz")
     )
@@ -211,6 +213,18 @@ def test_slice_axis_is_named_by_plane_or_by_array_axis(case: Path, models: Path,
     attack(case, models, "--slice-axis", axis)
     said = json.loads((case / "out" / "report.json").read_text())["cases"][0]["space"]["slice_axis"]
     assert (said["name"], said["index"]) == (("axial", 2) if axis in ("axial", "k") else ("coronal", 1))
+
+
+def test_the_report_has_the_trace_of_the_run(case: Path, models: Path) -> None:
+    attack(case, models)
+    done = json.loads((case / "out" / "report.json").read_text())["cases"][0]
+    trace = done["attack"]["trace"]
+    assert trace["step"][0] == 0
+    assert len(trace["step"]) <= 40
+    assert trace["l2_model"][0] == 0
+    assert trace["loss"][-1] < trace["loss"][0]
+    assert trace["reached"][-1] == done["attack"]["samples"]["reached"] / done["attack"]["samples"]["attacked"]
+    assert trace["score"][-1] >= 0.99
 
 
 # --- methods ------------------------------------------------------------------------------------------------------
@@ -333,6 +347,33 @@ def test_visualize_draws_one_picture_and_does_not_overwrite_it(case: Path, model
     again = mafl("visualize", case / "out")
     assert again.exit_code == 2
     assert "--overwrite" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("window", "code", "said"),
+    [
+        ("-0.5,1.5", 0, "figure.png: slices"),
+        ("soft", 2, "--window soft: presets are for CT, in HU; give LOW,HIGH"),
+        ("5,4", 2, "neither LOW,HIGH"),
+    ],
+)
+def test_visualize_takes_a_window(case: Path, models: Path, window: str, code: int, said: str) -> None:
+    attack(case, models, "--steps", 2)
+    result = mafl("visualize", case / "out", "--window", window)
+    assert (result.exit_code, said in result.stderr) == (code, True), result.stderr
+    assert (case / "out" / "figure.png").exists() == (code == 0)
+
+
+def test_visualize_takes_presets_for_a_ct_and_draws_reports_without_a_trace(case: Path, models: Path) -> None:
+    attack(case, models, "--steps", 2)
+    path = case / "out" / "report.json"
+    done = json.loads(path.read_text())
+    done["cases"][0]["inputs"][0]["channel"] = "CT"
+    del done["cases"][0]["attack"]["trace"]
+    path.write_text(json.dumps(done))
+    result = mafl("visualize", case / "out", "--window", "soft", "-o", case / "figure.svg")
+    assert result.exit_code == 0, result.stderr
+    assert (case / "figure.svg").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("command", ["evaluate", "visualize"])

@@ -20,6 +20,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 from nibabel.quaternions import angle_axis2mat
 
 from mafl_cli import figures
+from mafl_cli.display import class_colour
 from mafl_cli.errors import OutputError, UsageError
 from mafl_cli.figures import oriented_slice, panel
 
@@ -179,6 +180,16 @@ def case(shape=(40, 48, 9), seed=0, classes=2):
         "prediction_adversarial": np.where(rng.random(shape) < 0.95, target, before),
         "target": target,
     }
+
+
+STEPS = list(range(150))
+TRACE = {
+    "step": STEPS,
+    "loss": [1 / (step + 1) for step in STEPS],
+    "score": [1 - 1 / (step + 1) for step in STEPS],
+    "reached": [float(step > 40) for step in STEPS],
+    "l2_model": [123.4 * step for step in STEPS],
+}
 
 
 def draw(path, volumes=None, affine=None, **changes):
@@ -358,9 +369,18 @@ def test_no_words_overlap_or_leave_the_picture(monkeypatch, shape, classes, titl
     names = ["background", *(f"structure number {n}, left half" for n in range(1, classes))]
     volumes = case(shape, classes=classes)
     volumes["clean"] *= 40
-    figure = layout(volumes, monkeypatch, title=title, unit=unit, class_names=names, rows=2)
+    figure = layout(volumes, monkeypatch, title=title, unit=unit, class_names=names, rows=2, trace=TRACE)
     words = [*figure.texts, *figure.legends[0].get_texts()]
-    words += [text for ax in figure.axes for text in (*ax.texts, *ax.get_xticklabels()) if text.get_text()]
+    for ax in figure.axes:
+        words += [text for text in (*ax.texts, ax.xaxis.label, ax.yaxis.label) if text.get_text()]
+        words += ax.get_legend().get_texts() if ax.get_legend() else []
+        for axis, limits in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
+            # Matplotlib also has labels that it does not draw, of ticks outside the limits.
+            shown = [tick for tick in axis.get_major_ticks() if limits[0] <= tick.get_loc() <= limits[1]]
+            words += [
+                label for tick in shown for label in (tick.label1, tick.label2)
+                if label.get_visible() and label.get_text()
+            ]  # fmt: skip
     boxes = [(text.get_text(), text.get_window_extent()) for text in words]
     for name, box in boxes:
         assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, name
@@ -389,13 +409,32 @@ def test_no_two_classes_share_a_colour_and_what_is_left_out_is_counted(monkeypat
     assert any("more not drawn" in label for label in labels)
 
 
+def test_a_class_of_the_palette_has_its_own_colour_whatever_else_is_drawn(monkeypatch):
+    volumes = case(classes=12)
+    for name in ("prediction_clean", "prediction_adversarial", "target"):
+        volumes[name][volumes[name] == 1] = 0
+    colours, _ = figures._colours([figures._Slice.cut(tuple(volumes.values()), ras(), 2, index) for index in range(9)])
+    assert len(set(colours.values())) == len(colours) == 6
+    assert all(colours[label] == class_colour(label) for label in colours if label <= 6)
+    assert 1 not in colours
+
+
+def test_a_run_is_drawn_with_its_course_or_without(monkeypatch):
+    told = layout(None, monkeypatch, trace=TRACE)
+    assert any("L2" in ax.get_ylabel() for ax in told.axes)
+    silent = layout(None, monkeypatch)
+    assert any(text.get_text() == "no trace in this report" for ax in silent.axes for text in ax.texts)
+    for title in ("change by voxel", "power spectrum in the slices", "course of the search"):
+        assert title in [text.get_text() for text in silent.texts]
+
+
 def test_the_changed_part_is_enlarged_and_marked_on_the_scan(monkeypatch):
     volumes = case((80, 80, 5))
     small = zeros((80, 80, 5))
     small[30:34, 30:34, 2] = 1
     volumes.update(prediction_clean=small * 0, prediction_adversarial=small, target=small)
     figure = layout(volumes, monkeypatch)
-    scan, *_, outlines, _ = figure.axes
+    scan, _, _, _, outlines = figure.axes[:5]
     (mark,) = [patch for patch in scan.patches if not patch.get_fill()]
     assert outlines.get_xlim() == pytest.approx((mark.get_x(), mark.get_x() + mark.get_width()), abs=1)
     assert mark.get_width() < 0.65 * np.ptp(scan.get_xlim())
