@@ -83,7 +83,9 @@
   // The class where the surfaces are furthest apart on the adversarial scan: a mean would hide it.
   function worstClass(report, key, worse) {
     const entries = at(report, "metrics.post_write.per_class") || [];
-    let found = entries.length ? 0 : -1;
+    // Of equals, the class the target changes most.
+    const change = ({ voxels }) => Math.abs(voxels.target - voxels.clean);
+    let found = entries.reduce((best, entry, n) => (best < 0 || change(entry) > change(entries[best]) ? n : best), -1);
     entries.forEach((entry, n) => {
       const best = entries[found][key].value;
       if (entry[key].value !== null && (best === null || worse(entry[key].value, best))) found = n;
@@ -125,7 +127,7 @@
 
   function sizeTable(report, unit) {
     const size = "metrics.size";
-    const range = () => el("small", {}, "data range ", number(report, `${size}.data_range.value`), " ",
+    const range = () => el("small", {}, "data range ", number(report, `${size}.data_range.value`), ": ",
       at(report, `${size}.data_range.rule`));
     const worst = at(report, `${size}.ssim.worst.slice`);
     const rows = [
@@ -149,7 +151,7 @@
       ["Low-frequency share", number(report, `${size}.low_frequency_share`, share), DASH,
         "Share of the change\u2019s energy that is smooth. Smooth changes look like shading, the rest like grain."],
     ];
-    return table("How large the change is", ["Measure", "In the scan\u2019s units", "In the model\u2019s units", "What it says"],
+    return table("How large the change is", ["Measure", "Scan\u2019s units", "Model\u2019s units", "What it says"],
       rows, { class: "metrics" });
   }
 
@@ -226,10 +228,11 @@
       el("span", { class: "soft" }, ...detail));
   }
 
-  function verdict(report, unit) {
-    const title = el("h2", {}, report.case_id);
+  function verdict(report, run, unit) {
+    // With one case the page has its name already.
+    const title = report.case_id === document.title ? null : el("h2", {}, report.case_id);
     if (!report.metrics) {
-      return [el("div", { class: "verdict failed" }, title, el("p", { class: "lead" }, "This case could not be run."),
+      return [el("div", { class: "verdict" }, title, el("p", { class: "lead" }, "This case could not be run."),
         el("p", {}, plain(report.error)))];
     }
     const post = "metrics.post_write", size = "metrics.size";
@@ -250,6 +253,10 @@
     if (samples.kind === "slices" && samples.attacked) {
       sentences.push(`${count(samples.attacked)} of ${count(samples.total)} slices were attacked, `
         + `${count(samples.reached)} of these reached the goal.`);
+    }
+    const { goal_iou: iou, goal_hit: share } = run.settings || {};
+    if (iou !== undefined && share !== undefined) {
+      sentences.push(`The goal was a target IoU of at least ${iou} and a hit rate of at least ${share}.`);
     }
     const outcome = report.attack.outcome === "The goal was reached." ? null : report.attack.outcome;
     return [el("div", { class: `verdict ${reached ? "reached" : "missed"}` }, title,
@@ -533,7 +540,7 @@
     context.drawImage(paper, 0, 0, shown.wide * block * scale[0], shown.high * block * scale[1]);
     context.lineJoin = "round";
     // The widest first. A dark line below keeps a bright one legible on white.
-    const styles = { target: [[5, 0.5, null]], before: [[3, 0.6, "#000"], [1.6, 1, null]], after: [[3, 0.6, "#000"], [1.6, 1, null]] };
+    const styles = { target: [[4.5, 0.45, null]], before: [[2.4, 0.5, "#000"], [1.5, 1, null]], after: [[2.4, 0.5, "#000"], [1.5, 1, null]] };
     for (const layer of ["target", "before", "after"]) {
       if (!state.layers[layer]) continue;
       const lines = (shown.outlines[layer] ||= outlines(shown[layer], viewer.rows, viewer.columns));
@@ -728,10 +735,11 @@
       document.querySelector(`.letter.${side}`).textContent = viewer.letters[k];
     });
     const side = viewer.plane === "sagittal" ? "anterior is on the left" : "the patient\u2019s right is on the left";
-    const kept16 = viewer.step === 1 && Number.isInteger(viewer.offset) ? "whole numbers" : `steps of ${significant(viewer.step, 2)}`;
     byId("convention").textContent = `${viewer.plane[0].toUpperCase()}${viewer.plane.slice(1)} slices, radiological convention: `
-      + `${side} of each picture.${viewer.channel ? ` Channel shown: ${viewer.channel}.` : ""} Stored here in ${kept16} ${viewer.unit} over the scan\u2019s whole range, the difference in `
-      + `steps of ${significant(viewer.difference_step, 2)}, so any window is meaningful.${viewer.reduced ? ` To keep the file small, ${viewer.reduced}.` : ""}`;
+      + `${side} of each picture.${viewer.channel ? ` Channel shown: ${viewer.channel}.` : ""} The scan is stored here over `
+      + `its whole range in steps of ${significant(viewer.step, 2)} ${viewer.unit}, the difference in steps of `
+      + `${significant(viewer.difference_step, 2)}: every window is true.`
+      + (viewer.reduced ? ` To keep the file small, ${viewer.reduced}.` : "");
     if (typeof DecompressionStream === "undefined") {
       problem("This browser is too old to unpack the pictures (it has no DecompressionStream): use Chrome or Edge 80, "
         + "Firefox 113, Safari 16.4 or newer. All numbers below are there.");
@@ -748,7 +756,7 @@
     const entry = data.cases[n], { report } = entry;
     const unit = entry.viewer ? entry.viewer.unit : "native units";
     const many = (at(report, "metrics.size_per_channel") || []).length;
-    byId("verdict").replaceChildren(...verdict(report, unit));
+    byId("verdict").replaceChildren(...verdict(report, data.shared[entry.shared].run, unit));
     byId("numbers").replaceChildren(...(report.metrics ? [
       agreementTable(report), sizeTable(report, unit),
       many > 1 ? el("p", { class: "soft" }, `Over ${many} channels: L2 over all, the largest Linf, means of PSNR and SSIM.`) : null,

@@ -17,7 +17,7 @@ LAYERS = [
     {"dicom"},
     {"derived", "seg"},
     {"scans", "targets"},
-    {"case", "report", "results", "figures"},
+    {"case", "report", "results", "figures", "page"},
     {"pipeline", "runs"},
     {"cli"},
     {"__main__"},
