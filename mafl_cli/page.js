@@ -540,7 +540,7 @@
     context.drawImage(paper, 0, 0, shown.wide * block * scale[0], shown.high * block * scale[1]);
     context.lineJoin = "round";
     // The widest first. A dark line below keeps a bright one legible on white.
-    const styles = { target: [[4.5, 0.45, null]], before: [[2.4, 0.5, "#000"], [1.5, 1, null]], after: [[2.4, 0.5, "#000"], [1.5, 1, null]] };
+    const styles = { target: [[4.5, 0.45, null]], before: [[3.2, 0.45, "#000"], [2, 1, null]], after: [[3.2, 0.45, "#000"], [2, 1, null]] };
     for (const layer of ["target", "before", "after"]) {
       if (!state.layers[layer]) continue;
       const lines = (shown.outlines[layer] ||= outlines(shown[layer], viewer.rows, viewer.columns));
