@@ -201,7 +201,7 @@
       el("div", { class: "columns" },
         el("div", {}, el("h2", {}, "Model"), list([
           ["Name", model.name], ["SHA-256", el("code", {}, plain(model.sha256))], ["Format", model.format],
-          ["Input", `${model.dims}-D, channels ${plain(model.channels)}, ${plain(model.orientation)}`],
+          ["Input", `${model.dims}D, channels ${plain(model.channels)}, ${plain(model.orientation)}`],
           ["Intensity", plain(model.intensity)], ["Classes", classes.map((name, n) => `${n} ${name}`).join(", ")],
           ["Assumed", assumed.length ? bullets(assumed) : "nothing; the model\u2019s card says it all"]])),
         el("div", {}, el("h2", {}, "Scan and target"), list([
@@ -210,7 +210,7 @@
               + `${input.axcodes}, ${input.dtype}`]]),
           ["Target", target.recipe || plain((target.files || []).map((file) => file.name))],
           ["Warnings", warned.length ? bullets(warned) : null],
-          ["Slices", report.space ? `${report.space.slice_axis.name}, attacked in ${report.space.mode}` : null]]),
+          ["Slices", report.space ? `${report.space.slice_axis.name}, attacked in ${report.space.mode.toUpperCase()}` : null]]),
         el("h2", {}, "Method"), list([
           ["Method", `${run.method}, seed ${run.seed}`], ["Started", run.started],
           ["Passes", report.attack ? `${count(report.attack.passes.forward)} forward, ${count(report.attack.passes.backward)} backward` : null],
@@ -254,9 +254,9 @@
       sentences.push(`${count(samples.attacked)} of ${count(samples.total)} slices were attacked, `
         + `${count(samples.reached)} of these reached the goal.`);
     }
-    const { goal_iou: iou, goal_hit: share } = run.settings || {};
-    if (iou !== undefined && share !== undefined) {
-      sentences.push(`The goal was a target IoU of at least ${iou} and a hit rate of at least ${share}.`);
+    const goal = run.settings || {};
+    if (goal.goal_iou !== undefined && goal.goal_hit !== undefined) {
+      sentences.push(`The goal was a target IoU of at least ${goal.goal_iou} and a hit rate of at least ${goal.goal_hit}.`);
     }
     const outcome = report.attack.outcome === "The goal was reached." ? null : report.attack.outcome;
     return [el("div", { class: `verdict ${reached ? "reached" : "missed"}` }, title,
@@ -342,7 +342,7 @@
     return a.map((value, k) => value + (b[k] - value) * (x - low));
   }).flat());
 
-  // Undo page.py's packing: 16-bit codes less their left neighbour, low bytes before high bytes.
+  // Undo the packing of planes.py: 16-bit codes less their left neighbour, low bytes before high bytes.
   function unpack(bytes, start, rows, columns, signed) {
     const size = rows * columns, codes = signed ? new Int16Array(size) : new Uint16Array(size);
     for (let row = 0, n = 0; row < rows; row += 1) {
@@ -475,9 +475,10 @@
       const found = await loadSlice(place);
       if (mine !== ticket) return;  // A later slice was asked for meanwhile.
       shown = found;
+      problem("");
       draw();
       const next = kept.indexOf(place);
-      for (const near of [kept[next + 1], kept[next - 1]]) if (near !== undefined) loadSlice(near);
+      for (const near of [kept[next + 1], kept[next - 1]]) if (near !== undefined) loadSlice(near).catch(() => {});
     } catch (error) {
       problem(`This slice cannot be read (${error.message}); the file may be damaged.`);
     }
@@ -638,13 +639,14 @@
   function drawStrip() {
     const strip = byId("strip"), most = Math.max(...viewer.change) || 1;
     strip.setAttribute("viewBox", `0 0 ${viewer.change.length} ${HEIGHT}`);
-    strip.replaceChildren(shape("rect", { class: "now", x: 0, y: 0, width: 1, height: HEIGHT, id: "strip-now" }),
+    strip.replaceChildren(
       ...viewer.change.flatMap((change, place) => {
         const high = change ? Math.max(1.5, (change / most) * (HEIGHT - 8)) : 0.6;
         const bar = shape("rect", { class: planes[place] === null ? "out" : "change", x: place + 0.1, y: HEIGHT - 5 - high, width: 0.8, height: high });
         const asked = viewer.asked[place] ? [shape("rect", { class: "asked", x: place, y: HEIGHT - 3, width: 1, height: 3 })] : [];
         return [bar, ...asked];
-      }));
+      }),
+      shape("rect", { class: "now", x: 0, y: 0, width: 1, height: HEIGHT, id: "strip-now" }));
     const [from, to] = [viewer.position[0], viewer.position[viewer.position.length - 1]];
     byId("strip-said").textContent = `Change in each slice, ${from} to ${to}; marked below: where the target asks for one`
       + (viewer.asked.some(Boolean) ? "" : " (nowhere)") + ". Click to go there.";
@@ -715,6 +717,7 @@
   function open(entry, n) {
     viewer = entry.viewer;
     shown = null;
+    ticket += 1;  // What the case before still waits for comes too late.
     cache = new Map();
     stopFlicker();
     byId("viewer").hidden = viewer === null;
@@ -754,7 +757,8 @@
   function choose(n) {
     chosen = n;
     const entry = data.cases[n], { report } = entry;
-    const unit = entry.viewer ? entry.viewer.unit : "native units";
+    const unit = entry.viewer ? entry.viewer.unit
+      : (report.inputs || []).every(({ channel }) => channel === "CT") ? "HU" : "native units";
     const many = (at(report, "metrics.size_per_channel") || []).length;
     byId("verdict").replaceChildren(...verdict(report, data.shared[entry.shared].run, unit));
     byId("numbers").replaceChildren(...(report.metrics ? [
@@ -834,8 +838,8 @@
     });
     document.addEventListener("keydown", (event) => {
       if (viewer === null || event.ctrlKey || event.metaKey || event.altKey) return;
-      const typing = event.target.closest?.("input:not([type=checkbox]), select, textarea");
-      if (typing) return;
+      if (event.target.closest?.("input[type=number], select")) return;
+      if (event.key.startsWith("Arrow") && event.target.closest?.("input")) return;  // Sliders move themselves.
       const modes = { 1: "clean", 2: "adversarial", 3: "difference" };
       if (event.key === "ArrowRight" || event.key === "ArrowLeft") {
         event.preventDefault();

@@ -80,7 +80,7 @@ def page_case(
             "method": "mafl",
             "seed": 0,
             "started": "2026-01-01T00:00:00+00:00",
-            "settings": {"steps": 150, "eps": None},
+            "settings": {"steps": 150, "goal_iou": 0.99, "goal_hit": 0.98, "eps": None},
         },
         tool={"name": "mafl", "version": "0.1.0"},
         classes=classes,

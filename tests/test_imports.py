@@ -17,7 +17,7 @@ LAYERS = [
     {"dicom"},
     {"derived", "seg"},
     {"scans", "targets"},
-    {"case", "report", "results", "figures", "page"},
+    {"case", "report", "results", "figures", "planes", "page"},
     {"pipeline", "runs"},
     {"cli"},
     {"__main__"},

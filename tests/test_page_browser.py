@@ -179,6 +179,12 @@ def test_slider_arrows_and_strip_go_through_the_slices(opened):
     assert reader.page.locator("#slice").input_value() == "8"
     reader.press("ArrowRight")  # There is no further one.
     assert reader.page.locator("#slice").input_value() == "8"
+    # A slider that has the focus moves by itself, once, and leaves the letters alone.
+    reader.page.locator("#slice").focus()
+    reader.press("ArrowLeft")
+    assert reader.page.locator("#slice").input_value() == "7"
+    reader.press("1")
+    assert reader.text("#badge") == "clean scan"
     box = reader.page.locator("#strip").bounding_box()
     reader.page.mouse.click(box["x"] + box["width"] * 2.5 / 9, box["y"] + box["height"] / 2)
     assert reader.page.locator("#slice").input_value() == "2"
