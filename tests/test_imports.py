@@ -45,7 +45,7 @@ LAYERS = [
     {"dicom"},
     {"derived", "seg"},
     {"scans", "targets"},
-    {"subject", "report", "results", "traces", "figures"},
+    {"subject", "report", "results", "traces", "figures", "planes", "page"},
     {"case", "pairs"},
     {"judges"},
     {"trials"},

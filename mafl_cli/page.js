@@ -1,0 +1,873 @@
+"use strict";
+// What others wrote (names of cases, classes, files) only ever becomes text: textContent, never markup.
+
+(() => {
+  const byId = (id) => document.getElementById(id);
+  const data = JSON.parse(byId("index").textContent);
+  const DASH = "\u2013", MINUS = "\u2212", TIMES = "\u00d7", DOT = "\u00b7", PLUS_MINUS = "\u00b1", ARROW = "\u2192";
+
+  function el(name, options = {}, ...children) {
+    const node = document.createElement(name);
+    for (const [key, value] of Object.entries(options)) {
+      if (key === "data") Object.assign(node.dataset, value);
+      else if (key === "on") for (const [event, act] of Object.entries(value)) node.addEventListener(event, act);
+      else if (key === "class") node.className = value;
+      else node.setAttribute(key, value);
+    }
+    node.append(...children.filter((child) => child !== null && child !== undefined));
+    return node;
+  }
+
+  // --- numbers ---------------------------------------------------------------------------------------------------
+
+  const minus = (text) => text.replace(/^-/, MINUS);
+  const count = (value) => minus(String(value)).replace(/\B(?=(\d{3})+(?!\d))/g, "\u202f");
+  const significant = (value, digits = 4) =>
+    Math.abs(value) >= 10 ** digits ? count(Math.round(value)) : minus(String(Number(value.toPrecision(digits))));
+  const fixed = (digits) => (value) => minus(value.toFixed(digits));
+
+  // A share that is not quite 1 must not read as 1, nor a small one as 0.
+  function share(value) {
+    let digits = 4;
+    while (digits < 7 && value !== 1 && Number(value.toFixed(digits)) === 1) digits += 1;
+    if (value !== 0 && Math.abs(value) < 5e-5) return minus(value.toExponential(1));
+    return minus(value.toFixed(digits));
+  }
+  const percent = (value) => `${significant(100 * value, 3)}\u202f%`;
+
+  const REASONS = {
+    both_empty: "neither mask has this class",
+    one_empty: "only one of the two masks has this class",
+    target_has_no_foreground: "the target has no foreground",
+    no_foreground: "there is no foreground",
+    nothing_to_change: "the target changes nothing",
+    everything_changes: "the target changes every voxel",
+    identical: "nothing was changed",
+    constant_image: "the scan is constant",
+    slice_smaller_than_window: "slices are smaller than the window of SSIM",
+  };
+  const why = (reason) => `undefined: ${REASONS[reason] || String(reason).replace(/_/g, " ")}`;
+
+  const at = (object, path) => path.split(".").reduce((found, key) => found?.[key], object);
+
+  // A number of the report as a piece of the page: shown rounded, with its place in the report and its full value.
+  // A path ends at a number, or at {value, reason}.
+  function number(report, path, form = significant, after = "") {
+    const found = at(report, path);
+    const entry = found !== null && typeof found === "object";
+    const value = entry ? found.value : found;
+    const node = el("span", { class: "number", data: { path: entry ? `${path}.value` : path } });
+    if (value === null || value === undefined) {
+      node.classList.add("undefined");
+      node.dataset.value = "null";
+      node.textContent = value === null && entry ? why(found.reason) : DASH;
+    } else {
+      node.dataset.value = String(value);
+      node.textContent = form(value) + after;
+    }
+    return node;
+  }
+
+  // --- tables ----------------------------------------------------------------------------------------------------
+
+  function table(caption, heads, rows, options = {}) {
+    const cells = (row) => row.map((cell, n) =>
+      n === 0 ? el("th", { scope: "row" }, cell) : el("td", { "data-head": heads[n] }, ...[cell].flat()));
+    return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
+      el("table", options,
+        el("caption", {}, caption),
+        el("thead", {}, el("tr", {}, ...heads.map((head) => el("th", { scope: "col" }, head)))),
+        el("tbody", {}, ...rows.map((row) => el("tr", {}, ...cells(row))))));
+  }
+
+  // The class where the surfaces are furthest apart on the adversarial scan: a mean would hide it.
+  function worstClass(report, key, worse) {
+    const entries = at(report, "metrics.post_write.per_class") || [];
+    // Of equals, the class the target changes most.
+    const change = ({ voxels }) => Math.abs(voxels.target - voxels.clean);
+    let found = entries.reduce((best, entry, n) => (best < 0 || change(entry) > change(entries[best]) ? n : best), -1);
+    entries.forEach((entry, n) => {
+      const best = entries[found][key].value;
+      if (entry[key].value !== null && (best === null || worse(entry[key].value, best))) found = n;
+    });
+    return found;
+  }
+
+  function agreementTable(report) {
+    const rows = [];
+    const add = (name, path, form, words, after) =>
+      rows.push([name, ...["clean", "post_write"].map((side) =>
+        [number(report, `metrics.${side}.${path}`, form), ...(after ? [after(side)] : [])]), words]);
+    add("Target IoU", "target_iou", share, "Overlap of the prediction with the mask the attacker wants, mean over the "
+      + "target\u2019s classes: 1 is the same, 0 is apart.");
+    add("Target Dice", "target_dice", share, "The same overlap on the Dice scale, which is milder with small errors.");
+    add("Hit rate", "hit_rate", share, "Of the voxels the target changes, the share that now have the class asked for.");
+    add("Collateral", "collateral.count", count, "Voxels the target leaves alone that changed their class all the same, "
+      + "and their share.", (side) => el("small", {}, number(report, `metrics.${side}.collateral`, percent)));
+    for (const [key, name, form, after, worse, words] of [
+      ["hd95_mm", "HD95, worst class", fixed(2), " mm", (a, b) => a > b,
+        "95 in 100 boundary voxels lie no further than this from the target\u2019s boundary."],
+      ["nsd", "Surface Dice, worst class", share, "", (a, b) => a < b,
+        `Share of both surfaces that lie within ${at(report, "metrics.post_write.per_class.0.nsd.tolerance_mm")} mm of `
+        + "each other."],
+    ]) {
+      const n = worstClass(report, key, worse);
+      if (n < 0) continue;
+      rows.push([name, ...["clean", "post_write"].map((side) =>
+        number(report, `metrics.${side}.per_class.${n}.${key}`, form, after)),
+        `${words} Class: ${at(report, `metrics.post_write.per_class.${n}.name`)}.`]);
+    }
+    (at(report, "metrics.post_write.removed") || []).forEach((gone, n) =>
+      rows.push([`Removed: ${gone.name}`, ...["clean", "post_write"].map((side) =>
+        number(report, `metrics.${side}.removed.${n}.value`, share)),
+        "How much of a class the target empties is gone: 1 is all of it, 0 none, negative has grown."]));
+    return table("How near the prediction is to the attacker\u2019s target",
+      ["Measure", "Clean scan", "Adversarial scan", "What it says"], rows, { class: "metrics" });
+  }
+
+  function sizeTable(report, unit) {
+    const size = "metrics.size";
+    const range = () => el("small", {}, "data range ", number(report, `${size}.data_range.value`), ": ",
+      at(report, `${size}.data_range.rule`));
+    const worst = at(report, `${size}.ssim.worst.slice`);
+    const rows = [
+      ["L2", number(report, `${size}.l2.native`, significant, ` ${unit}`), number(report, `${size}.l2.model`),
+        "Length of the whole change: root of the sum of squares over all voxels."],
+      ["Linf", number(report, `${size}.linf.native`, significant, ` ${unit}`), number(report, `${size}.linf.model`),
+        "The largest change of any single voxel."],
+      ["Mean change", number(report, `${size}.mean_abs.native`, significant, ` ${unit}`),
+        number(report, `${size}.mean_abs.model`), "Mean magnitude over all voxels, the unchanged ones too."],
+      ["L0", [number(report, `${size}.l0.count`, count, " voxels"),
+        el("small", {}, number(report, `${size}.l0.fraction`, percent), " of the scan, in ",
+          number(report, `${size}.changed_slices`, count), " of ", number(report, `${size}.slices`, count), " slices")],
+        DASH, "How many voxels differ at all."],
+      ["PSNR", [number(report, `${size}.psnr_db`, fixed(2), " dB"), range()], DASH,
+        "Peak signal to noise: higher is a fainter change. It means nothing without its data range."],
+      ["SSIM, mean", number(report, `${size}.ssim.mean`, share), DASH,
+        "Structural similarity over all slices: 1 is identical."],
+      ["SSIM, worst slice", [number(report, `${size}.ssim.worst`, share),
+        worst === null || worst === undefined ? null : el("small", {}, `slice ${report.space ? "ijk"[report.space.slice_axis.index] : ""} = `,
+          number(report, `${size}.ssim.worst.slice`, count))], DASH, "The slice that changed most visibly."],
+      ["Low-frequency share", number(report, `${size}.low_frequency_share`, share), DASH,
+        "Share of the change\u2019s energy that is smooth. Smooth changes look like shading, the rest like grain."],
+    ];
+    return table("How large the change is", ["Measure", "Scan\u2019s units", "Model\u2019s units", "What it says"],
+      rows, { class: "metrics" });
+  }
+
+  function classTable(report) {
+    const side = (key, n, form, after) => [
+      number(report, `metrics.clean.per_class.${n}.${key}`, form, after), ` ${ARROW} `,
+      number(report, `metrics.post_write.per_class.${n}.${key}`, form, after)];
+    const rows = at(report, "metrics.post_write.per_class").map((entry, n) => [
+      `${entry.index} ${entry.name}`, side("iou", n, share), side("dice", n, share), side("hd95_mm", n, fixed(2)),
+      side("nsd", n, share), ...["clean", "target", "prediction"].map((key) =>
+        number(report, `metrics.post_write.per_class.${n}.voxels.${key}`, count))]);
+    return table(`Each class: clean scan ${ARROW} adversarial scan`,
+      ["Class", "IoU", "Dice", "HD95, mm", "Surface Dice", "Voxels clean", "Voxels target", "Voxels adversarial"], rows);
+  }
+
+  function componentTable(report) {
+    const found = at(report, "metrics.post_write.per_component");
+    if (!found.largest.length) return null;
+    const path = "metrics.post_write.per_component.largest";
+    const rows = found.largest.map((_, n) => [`${n + 1}`, number(report, `${path}.${n}.voxels`, count),
+      number(report, `${path}.${n}.volume_mm3`, (value) => significant(value / 1000), " ml"),
+      number(report, `${path}.${n}.hit_rate`, share)]);
+    const shown = found.largest.length < found.count ? `the ${found.largest.length} largest of ${found.count}` : `${found.count}`;
+    return table(`Each connected piece the target changes (${shown})`, ["Piece", "Voxels", "Volume", "Hit rate"], rows);
+  }
+
+  function list(pairs) {
+    return el("dl", {}, ...pairs.filter(([, value]) => value !== null && value !== undefined && value !== "")
+      .flatMap(([key, value]) => [el("dt", {}, key), el("dd", {}, ...[value].flat())]));
+  }
+
+  function plain(value) {
+    if (value === null || value === undefined) return DASH;
+    if (Array.isArray(value)) return value.length ? value.map(plain).join(", ") : DASH;
+    if (typeof value === "object") return Object.entries(value).map(([key, inner]) => `${key} ${plain(inner)}`).join(", ");
+    if (typeof value === "boolean") return value ? "yes" : "no";
+    return typeof value === "number" ? minus(String(value)) : String(value);
+  }
+
+  const bullets = (lines) => el("ul", {}, ...lines.map((line) => el("li", {}, line)));
+
+  function facts(report, { model, run, tool, classes }) {
+    const assumed = model.assumptions || [];
+    const warned = (report.inputs || []).flatMap((input) => input.warnings || []);
+    const target = report.target || {};
+    return [
+      el("div", { class: "columns" },
+        el("div", {}, el("h2", {}, "Model"), list([
+          ["Name", model.name], ["SHA-256", el("code", {}, plain(model.sha256))], ["Format", model.format],
+          ["Input", `${model.dims}D, channels ${plain(model.channels)}, ${plain(model.orientation)}`],
+          ["Intensity", plain(model.intensity)], ["Classes", classes.map((name, n) => `${n} ${name}`).join(", ")],
+          ["Assumed", assumed.length ? bullets(assumed) : "nothing; the model\u2019s card says it all"]])),
+        el("div", {}, el("h2", {}, "Scan and target"), list([
+          ...(report.inputs || []).map((input) => [`Scan, ${input.channel}`,
+            [`${input.name}: ${input.shape.join(` ${TIMES} `)} voxels of ${input.spacing_mm.map((mm) => significant(mm)).join(` ${TIMES} `)} mm, `
+              + `${input.axcodes}, ${input.dtype}`]]),
+          ["Target", target.recipe || plain((target.files || []).map((file) => file.name))],
+          ["Warnings", warned.length ? bullets(warned) : null],
+          ["Slices", report.space ? `${report.space.slice_axis.name}, attacked in ${report.space.mode.toUpperCase()}` : null]]),
+        el("h2", {}, "Method"), list([
+          ["Method", `${run.method}, seed ${run.seed}`], ["Started", run.started],
+          ["Passes", report.attack ? `${count(report.attack.passes.forward)} forward, ${count(report.attack.passes.backward)} backward` : null],
+          ["Program", `${tool.name} ${tool.version}`], ["Configuration", el("code", {}, plain(run.config_hash))]]))),
+      el("details", {}, el("summary", {}, "All settings"),
+        el("dl", { class: "settings" }, ...Object.entries(run.settings || {}).flatMap(([key, value]) =>
+          [el("dt", {}, key), el("dd", {}, plain(value))]))),
+    ];
+  }
+
+  // --- the verdict -----------------------------------------------------------------------------------------------
+
+  function tile(name, main, detail) {
+    return el("div", { class: "tile" }, el("span", { class: "soft" }, name), el("strong", {}, main),
+      el("span", { class: "soft" }, ...detail));
+  }
+
+  function verdict(report, run, unit) {
+    // With one case the page has its name already.
+    const title = report.case_id === document.title ? null : el("h2", {}, report.case_id);
+    if (!report.metrics) {
+      return [el("div", { class: "verdict" }, title, el("p", { class: "lead" }, "This case could not be run."),
+        el("p", {}, plain(report.error)))];
+    }
+    const post = "metrics.post_write", size = "metrics.size";
+    const reached = report.attack.goal_reached;
+    const must = at(report, `${post}.changed_voxels`), hit = at(report, `${post}.hit_rate.value`);
+    const lead = reached ? "Goal reached." : "Goal not reached.";
+    const samples = report.attack.samples;
+    const sentences = [];
+    if (hit !== null) {
+      sentences.push(`The target asks for another class in ${count(must)} voxels; ${count(Math.round(hit * must))} of them got it, `
+        + `and ${count(at(report, `${post}.collateral.count`))} other voxels changed their class.`);
+    }
+    const largest = at(report, `${size}.linf.native`), range = at(report, `${size}.data_range.value`);
+    sentences.push(largest === 0 ? "The scan was not changed."
+      : `No voxel changed by more than ${significant(largest)} ${unit}`
+        + (range ? `, ${percent(largest / range)} of the scan\u2019s range of values; ` : "; ")
+        + `${percent(at(report, `${size}.l0.fraction`))} of the voxels changed at all.`);
+    if (samples.kind === "slices" && samples.attacked) {
+      sentences.push(`${count(samples.attacked)} of ${count(samples.total)} slices were attacked, `
+        + `${count(samples.reached)} of these reached the goal.`);
+    }
+    const goal = run.settings || {};
+    if (goal.goal_iou !== undefined && goal.goal_hit !== undefined) {
+      sentences.push(`The goal was a target IoU of at least ${goal.goal_iou} and a hit rate of at least ${goal.goal_hit}.`);
+    }
+    const outcome = report.attack.outcome === "The goal was reached." ? null : report.attack.outcome;
+    return [el("div", { class: `verdict ${reached ? "reached" : "missed"}` }, title,
+      el("p", { class: "lead" }, lead), outcome ? el("p", {}, outcome) : null, el("p", {}, sentences.join(" "))),
+      el("div", { class: "tiles" },
+        tile("Target IoU", number(report, `${post}.target_iou`, share), ["clean scan ", number(report, "metrics.clean.target_iou", share)]),
+        tile("Hit rate", number(report, `${post}.hit_rate`, share), ["of ", number(report, `${post}.changed_voxels`, count), " voxels"]),
+        tile("Collateral", number(report, `${post}.collateral.count`, count), ["voxels"]),
+        tile("Largest change", number(report, `${size}.linf.native`, significant), [unit]),
+        tile("PSNR", number(report, `${size}.psnr_db`, fixed(1), " dB"), ["range ", number(report, `${size}.data_range.value`)]),
+        tile("SSIM, worst slice", number(report, `${size}.ssim.worst`, share), ["mean ", number(report, `${size}.ssim.mean`, share)]))];
+  }
+
+  // --- the table of cases ----------------------------------------------------------------------------------------
+
+  const COLUMNS = [
+    ["Case", (report) => report.case_id],
+    ["Goal", (report) => (report.metrics ? (report.attack.goal_reached ? "reached" : "not reached") : "failed")],
+    ["Target IoU", "metrics.post_write.target_iou", share],
+    ["Hit rate", "metrics.post_write.hit_rate", share],
+    ["Collateral", "metrics.post_write.collateral.count", count],
+    ["L2, model", "metrics.size.l2.model", significant],
+    ["Linf, model", "metrics.size.linf.model", significant],
+    ["PSNR, dB", "metrics.size.psnr_db", fixed(2)],
+    ["SSIM, worst", "metrics.size.ssim.worst", share],
+  ];
+  const sorting = { column: -1, down: false };
+
+  function sortValue(report, column) {
+    const [, pick] = COLUMNS[column];
+    if (typeof pick === "function") return pick(report);
+    const found = at(report, pick);
+    return found !== null && typeof found === "object" ? found.value : found;
+  }
+
+  function sorted() {
+    const order = data.cases.map((_, n) => n);
+    if (sorting.column < 0) return order;
+    const values = data.cases.map(({ report }) => sortValue(report, sorting.column));
+    const known = (n) => values[n] !== null && values[n] !== undefined;
+    return order.sort((a, b) => {
+      if (known(a) !== known(b)) return known(a) ? -1 : 1;  // What is undefined stays below, whichever way.
+      if (!known(a)) return a - b;
+      const found = typeof values[a] === "number" ? values[a] - values[b]
+        : values[a].localeCompare(values[b], "en", { numeric: true });
+      return (sorting.down ? -found : found) || a - b;
+    });
+  }
+
+  function drawCases() {
+    const heads = COLUMNS.map(([name], n) => {
+      const active = sorting.column === n;
+      const head = el("th", { scope: "col" }, el("button", { type: "button", on: { click: () => {
+        sorting.down = active && !sorting.down;
+        sorting.column = n;
+        drawCases();
+        byId("cases-table").querySelectorAll("thead button")[n].focus();
+      } } }, name));
+      if (active) head.setAttribute("aria-sort", sorting.down ? "descending" : "ascending");
+      return head;
+    });
+    const rows = sorted().map((n) => {
+      const { report } = data.cases[n];
+      const row = el("tr", { data: { case: n }, on: { click: () => choose(n) } },
+        el("th", { scope: "row" }, el("button", { type: "button" }, report.case_id)),
+        ...COLUMNS.slice(1).map(([, pick, form]) => el("td", {}, typeof pick === "function"
+          ? el("span", { class: `goal ${pick(report).replace(" ", "-")}` }, pick(report)) : number(report, pick, form))));
+      if (n === chosen) row.setAttribute("aria-current", "true");
+      return row;
+    });
+    byId("cases-table").replaceChildren(el("thead", {}, el("tr", {}, ...heads)), el("tbody", {}, ...rows));
+  }
+
+  // --- planes ----------------------------------------------------------------------------------------------------
+
+  const PALETTE = ["#053061", "#2166ac", "#4393c3", "#92c5de", "#d1e5f0", "#f7f7f7", "#fddbc7", "#f4a582", "#d6604d", "#b2182b", "#67001f"];
+  const rgb = (hex) => [1, 3, 5].map((n) => parseInt(hex.slice(n, n + 2), 16));
+
+  // Blue to red over white, 511 steps, the middle one exactly white-grey.
+  const DIVERGING = Uint8ClampedArray.from(Array.from({ length: 511 }, (_, n) => {
+    const x = n / 51, low = Math.min(Math.floor(x), 9);
+    const [a, b] = [rgb(PALETTE[low]), rgb(PALETTE[low + 1])];
+    return a.map((value, k) => value + (b[k] - value) * (x - low));
+  }).flat());
+
+  // Undo the packing of planes.py: 16-bit codes less their left neighbour, low bytes before high bytes.
+  function unpack(bytes, start, rows, columns, signed) {
+    const size = rows * columns, codes = signed ? new Int16Array(size) : new Uint16Array(size);
+    for (let row = 0, n = 0; row < rows; row += 1) {
+      for (let column = 0, last = 0; column < columns; column += 1, n += 1) {
+        last = (last + bytes[start + n] + (bytes[start + size + n] << 8)) & 0xffff;
+        codes[n] = last;
+      }
+    }
+    return codes;
+  }
+
+  async function inflate(text) {
+    const packed = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+    return new Uint8Array(await new Response(stream).arrayBuffer());
+  }
+
+  async function decode(text, viewer) {
+    const bytes = await inflate(text);
+    const { rows, columns } = viewer;
+    const [high, wide] = viewer.halved ? [Math.ceil(rows / 2), Math.ceil(columns / 2)] : [rows, columns];
+    const grey = 2 * high * wide, mask = 2 * rows * columns;
+    const clean = unpack(bytes, 0, high, wide, false), difference = unpack(bytes, grey, high, wide, true);
+    const before = unpack(bytes, 2 * grey, rows, columns, false);
+    const [after, target] = [1, 2].map((n) =>
+      unpack(bytes, 2 * grey + n * mask, rows, columns, false).map((value, k) => value + before[k]));
+    return { high, wide, clean, difference, before, after, target, outlines: {} };
+  }
+
+  // Where each mask ends: closed lines through the cells between pixel centres, at 0.8 of the way up from outside to
+  // inside, so that the lines of two classes that touch do not lie on one another. Returns {label: [[x, y, ...], ...]}
+  // in pixels.
+  const CROSSED = [[], [3, 0], [0, 1], [3, 1], [1, 2], [3, 0, 1, 2], [0, 2], [3, 2], [2, 3], [0, 2], [0, 1, 2, 3], [1, 2],
+    [3, 1], [0, 1], [3, 0], []];
+
+  function outlines(mask, rows, columns) {
+    const value = (row, column) => (row < 0 || column < 0 || row >= rows || column >= columns ? 0 : mask[row * columns + column]);
+    const across = columns + 2;
+    const links = {};  // By label: edge -> the edges its line goes on to, and where it is crossed.
+    for (let row = -1; row < rows; row += 1) {
+      for (let column = -1; column < columns; column += 1) {
+        const corners = [value(row, column), value(row, column + 1), value(row + 1, column + 1), value(row + 1, column)];
+        if (corners.every((label) => label === corners[0])) continue;
+        for (const label of new Set(corners)) {
+          if (!label) continue;
+          const inside = corners.map((found) => found === label);
+          const crossed = CROSSED[inside.reduce((code, is, n) => code + (is << n), 0)];
+          const part = (from) => (from ? 0.2 : 0.8);
+          // Edge number, x and y of: upper, right, lower, left edge of the cell.
+          const cell = ((row + 1) * across + column + 1) * 2;
+          const edges = [
+            [cell, column + part(inside[0]), row], [cell + 3, column + 1, row + part(inside[1])],
+            [cell + 2 * across, column + part(inside[3]), row + 1], [cell + 1, column, row + part(inside[0])]];
+          const known = (links[label] ||= new Map());
+          for (let n = 0; n < crossed.length; n += 2) {
+            const ends = [edges[crossed[n]], edges[crossed[n + 1]]];
+            ends.forEach(([edge, x, y], which) => {
+              if (!known.has(edge)) known.set(edge, { x: x + 0.5, y: y + 0.5, next: [] });
+              known.get(edge).next.push(ends[1 - which][0]);
+            });
+          }
+        }
+      }
+    }
+    const lines = {};
+    for (const [label, known] of Object.entries(links)) {
+      lines[label] = [];
+      while (known.size) {
+        let [edge] = known.keys();
+        const line = [];
+        while (edge !== undefined) {
+          const point = known.get(edge);
+          known.delete(edge);
+          line.push(point.x, point.y);
+          edge = point.next.find((other) => known.has(other));
+        }
+        lines[label].push(line);
+      }
+    }
+    return lines;
+  }
+
+  // --- the viewer ------------------------------------------------------------------------------------------------
+
+  const GAINS = [1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000];
+  const CT = [["Soft tissue", 40, 400], ["Lung", -600, 1500], ["Bone", 400, 1800], ["Brain", 40, 80]];
+  const NAMES = { clean: "clean scan", adversarial: "adversarial scan", difference: "adversarial \u2212 clean" };
+  const picture = byId("picture"), slider = byId("slice");
+  const paper = document.createElement("canvas");
+  const still = window.matchMedia("(prefers-reduced-motion: reduce)");
+
+  let chosen = 0;
+  let viewer = null, planes = null, kept = [], cache = new Map();
+  let shown = null;  // The decoded slice on the screen.
+  const state = { place: 0, mode: "adversarial", low: 0, high: 1, gain: 0, presets: [], layers: { target: true, after: true, before: false }, classes: new Set() };
+  let timer = null, ticket = 0;
+
+  const native = (value) => (viewer.unit === "HU" ? `${significant(value)} HU` : `${significant(value)} native units`);
+  const shortNative = (value) => significant(value, 3);
+  const reach = () => (viewer.window[1] - viewer.window[0]) / GAINS[state.gain];
+
+  function colourOf(label) {
+    const n = viewer.labels.indexOf(label);
+    return viewer.colours[n] || `hsl(${Math.round(n * 137.5) % 360} 75% 65%)`;
+  }
+
+  function loadSlice(place) {
+    if (!cache.has(place)) {
+      cache.set(place, decode(planes[place], viewer));
+      if (cache.size > 24) cache.delete(cache.keys().next().value);
+    }
+    return cache.get(place);
+  }
+
+  function problem(words) {
+    byId("problem").hidden = !words;
+    byId("problem").textContent = words;
+    byId("screen").hidden = Boolean(words);
+  }
+
+  async function show(place) {
+    state.place = place;
+    slider.value = String(kept.indexOf(place));
+    const label = `${viewer.position[place]} ${DOT} ${viewer.axis} = ${viewer.index[place]}`;
+    byId("slice-said").textContent = label;
+    slider.setAttribute("aria-valuetext", label);
+    markStrip();
+    const mine = (ticket += 1);
+    try {
+      const found = await loadSlice(place);
+      if (mine !== ticket) return;  // A later slice was asked for meanwhile.
+      shown = found;
+      problem("");
+      draw();
+      const next = kept.indexOf(place);
+      for (const near of [kept[next + 1], kept[next - 1]]) if (near !== undefined) loadSlice(near).catch(() => {});
+    } catch (error) {
+      problem(`This slice cannot be read (${error.message}); the file may be damaged.`);
+    }
+  }
+
+  const move = (by) => {
+    const next = kept[Math.min(Math.max(kept.indexOf(state.place) + by, 0), kept.length - 1)];
+    if (next !== state.place) show(next);
+  };
+
+  function fit() {
+    const wide = byId("screen").clientWidth || 320;
+    const ratio = (viewer.rows * viewer.aspect) / viewer.columns;
+    const most = Math.max(260, Math.min(window.innerHeight * 0.78, 760));
+    const across = Math.max(40, Math.min(wide, most / ratio));
+    const dots = window.devicePixelRatio || 1;
+    picture.style.width = `${Math.round(across)}px`;
+    picture.style.height = `${Math.round(across * ratio)}px`;
+    picture.width = Math.round(Math.round(across) * dots);
+    picture.height = Math.round(Math.round(across * ratio) * dots);
+    return dots;
+  }
+
+  function paint() {
+    const { clean, difference, high, wide } = shown;
+    const image = new ImageData(wide, high), pixels = image.data;
+    const scale = 255 / (state.high - state.low), end = reach();
+    for (let n = 0; n < clean.length; n += 1) {
+      const change = difference[n] * viewer.difference_step;
+      if (state.mode === "difference") {
+        const step = 3 * Math.round(255 + 255 * Math.max(-1, Math.min(1, change / end)));
+        for (let k = 0; k < 3; k += 1) pixels[4 * n + k] = DIVERGING[step + k];
+      } else {
+        const value = viewer.offset + clean[n] * viewer.step + (state.mode === "adversarial" ? change : 0);
+        const grey = (value - state.low) * scale;
+        pixels[4 * n] = pixels[4 * n + 1] = pixels[4 * n + 2] = grey;
+      }
+      pixels[4 * n + 3] = 255;
+    }
+    paper.width = wide;
+    paper.height = high;
+    paper.getContext("2d").putImageData(image, 0, 0);
+  }
+
+  function stroke(context, line, scale) {
+    context.beginPath();
+    for (let n = 0; n < line.length; n += 2) context.lineTo(line[n] * scale[0], line[n + 1] * scale[1]);
+    context.closePath();
+    context.stroke();
+  }
+
+  function draw() {
+    if (!shown) return;
+    const dots = fit();
+    const context = picture.getContext("2d");
+    paint();
+    const scale = [picture.width / viewer.columns, picture.height / viewer.rows];
+    const block = viewer.halved ? 2 : 1;
+    context.imageSmoothingEnabled = false;
+    context.drawImage(paper, 0, 0, shown.wide * block * scale[0], shown.high * block * scale[1]);
+    context.lineJoin = "round";
+    // The widest first. A dark line below keeps a bright one legible on white.
+    const styles = { target: [[4.5, 0.45, null]], before: [[3.2, 0.45, "#000"], [2, 1, null]], after: [[3.2, 0.45, "#000"], [2, 1, null]] };
+    for (const layer of ["target", "before", "after"]) {
+      if (!state.layers[layer]) continue;
+      const lines = (shown.outlines[layer] ||= outlines(shown[layer], viewer.rows, viewer.columns));
+      for (const [width, opacity, colour] of styles[layer]) {
+        for (const [label, found] of Object.entries(lines)) {
+          if (!state.classes.has(Number(label))) continue;
+          context.lineWidth = width * dots;
+          context.globalAlpha = opacity;
+          context.strokeStyle = colour || colourOf(Number(label));
+          context.setLineDash(layer === "before" ? [5 * dots, 4 * dots] : []);
+          found.forEach((line) => stroke(context, line, scale));
+        }
+      }
+    }
+    context.globalAlpha = 1;
+    context.setLineDash([]);
+    byId("badge").textContent = NAMES[state.mode];
+    byId("screen").dataset.mode = state.mode;
+    picture.setAttribute("aria-label", `${NAMES[state.mode]}, ${viewer.plane} slice at ${viewer.position[state.place]}`);
+    for (const mode of Object.keys(NAMES)) byId(`mode-${mode}`).setAttribute("aria-pressed", String(state.mode === mode));
+    drawBar();
+  }
+
+  function drawBar() {
+    const bar = byId("bar"), difference = state.mode === "difference";
+    const stops = difference ? PALETTE : ["#000", "#fff"];
+    bar.style.background = `linear-gradient(to right, ${stops.join(", ")})`;
+    const end = reach();
+    byId("bar-low").textContent = shortNative(difference ? -end : state.low);
+    byId("bar-middle").textContent = difference ? `0 (${viewer.unit})` : viewer.unit;
+    byId("bar-high").textContent = shortNative(difference ? end : state.high);
+    byId("gain-said").textContent = `${TIMES}${GAINS[state.gain]}, colours end at ${PLUS_MINUS}${native(end)}`;
+    byId("gain").setAttribute("aria-valuetext", byId("gain-said").textContent);
+  }
+
+  function setMode(mode) {
+    state.mode = mode;
+    draw();
+  }
+
+  function setWindow(low, high, from) {
+    if (!(low < high)) return;
+    [state.low, state.high] = [low, high];
+    if (from !== "numbers") {
+      byId("level").value = String(Number(((low + high) / 2).toPrecision(6)));
+      byId("width").value = String(Number((high - low).toPrecision(6)));
+    }
+    if (from === "numbers") byId("preset").value = "own";
+    draw();
+  }
+
+  // --- flicker ---------------------------------------------------------------------------------------------------
+
+  const swap = () => setMode(state.mode === "adversarial" ? "clean" : "adversarial");
+
+  function stopFlicker() {
+    window.clearInterval(timer);
+    timer = null;
+    byId("flicker").setAttribute("aria-pressed", "false");
+  }
+
+  function startFlicker() {
+    stopFlicker();
+    timer = window.setInterval(swap, 1000 / Number(byId("rate").value));
+    byId("flicker").setAttribute("aria-pressed", "true");
+  }
+
+  function flicker() {
+    // Who asked the system for less motion gets one change for each press, and no running picture.
+    if (still.matches) swap();
+    else if (timer === null) {
+      swap();
+      startFlicker();
+    } else stopFlicker();
+  }
+
+  function sayMotion() {
+    byId("flicker-said").textContent = still.matches
+      ? "Your system asks for reduced motion: each press changes the scan once." : "Alternates the clean and the adversarial scan.";
+    byId("rate").disabled = still.matches;
+    if (still.matches && timer !== null) stopFlicker();
+  }
+
+  // --- the strip of slices ---------------------------------------------------------------------------------------
+
+  const SVG = "http://www.w3.org/2000/svg";
+  const HEIGHT = 44;
+
+  function shape(name, attributes) {
+    const node = document.createElementNS(SVG, name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, String(value));
+    return node;
+  }
+
+  function drawStrip() {
+    const strip = byId("strip"), most = Math.max(...viewer.change) || 1;
+    strip.setAttribute("viewBox", `0 0 ${viewer.change.length} ${HEIGHT}`);
+    strip.replaceChildren(
+      ...viewer.change.flatMap((change, place) => {
+        const high = change ? Math.max(1.5, (change / most) * (HEIGHT - 8)) : 0.6;
+        const bar = shape("rect", { class: planes[place] === null ? "out" : "change", x: place + 0.1, y: HEIGHT - 5 - high, width: 0.8, height: high });
+        const asked = viewer.asked[place] ? [shape("rect", { class: "asked", x: place, y: HEIGHT - 3, width: 1, height: 3 })] : [];
+        return [bar, ...asked];
+      }),
+      shape("rect", { class: "now", x: 0, y: 0, width: 1, height: HEIGHT, id: "strip-now" }));
+    const [from, to] = [viewer.position[0], viewer.position[viewer.position.length - 1]];
+    byId("strip-said").textContent = `Change in each slice, ${from} to ${to}; marked below: where the target asks for one`
+      + (viewer.asked.some(Boolean) ? "" : " (nowhere)") + ". Click to go there.";
+  }
+
+  function markStrip() {
+    byId("strip-now").setAttribute("x", String(state.place));
+  }
+
+  function jump(event) {
+    const box = byId("strip").getBoundingClientRect();
+    const wanted = ((event.clientX - box.left) / box.width) * viewer.change.length - 0.5;
+    show(kept.reduce((best, place) => (Math.abs(place - wanted) < Math.abs(best - wanted) ? place : best)));
+  }
+
+  // --- what lies below the pointer -------------------------------------------------------------------------------
+
+  function readout(event) {
+    if (!shown) return;
+    const box = picture.getBoundingClientRect();
+    const column = Math.floor(((event.clientX - box.left) / box.width) * viewer.columns);
+    const row = Math.floor(((event.clientY - box.top) / box.height) * viewer.rows);
+    if (row < 0 || column < 0 || row >= viewer.rows || column >= viewer.columns) return;
+    const block = viewer.halved ? 2 : 1;
+    const n = Math.floor(row / block) * shown.wide + Math.floor(column / block);
+    const mask = row * viewer.columns + column;
+    const before = viewer.offset + shown.clean[n] * viewer.step, change = shown.difference[n] * viewer.difference_step;
+    const name = (label) => data.shared[data.cases[chosen].shared].classes[label] ?? `class ${label}`;
+    const sign = change > 0 ? "+" : "";
+    byId("readout").replaceChildren(
+      el("span", {}, "clean ", el("b", {}, significant(before, 5))), el("span", {}, "adversarial ", el("b", {}, significant(before + change, 5))),
+      el("span", {}, "difference ", el("b", {}, `${sign}${significant(change, 3)}`), ` ${viewer.unit}`),
+      el("span", {}, "prediction ", el("b", {}, name(shown.before[mask])), ` ${ARROW} `, el("b", {}, name(shown.after[mask]))),
+      el("span", {}, "target ", el("b", {}, name(shown.target[mask]))));
+  }
+
+  function restReadout() {
+    byId("readout").textContent = "Point at the picture to read the values of a voxel.";
+  }
+
+  // --- choosing a case -------------------------------------------------------------------------------------------
+
+  function classBoxes(classes) {
+    // More classes than colours that can be told apart: the rest are there, but off.
+    state.classes = new Set(viewer.labels.slice(0, viewer.colours.length));
+    byId("classes").replaceChildren(...viewer.labels.map((label) => {
+      const box = el("input", { type: "checkbox", on: { change: (event) => {
+        state.classes[event.target.checked ? "add" : "delete"](label);
+        draw();
+      } } });
+      box.checked = state.classes.has(label);
+      const swatch = el("span", { class: "swatch", "aria-hidden": "true" });
+      swatch.style.background = colourOf(label);
+      return el("label", { class: "check" }, box, swatch, `${label} ${classes[label] ?? ""}`);
+    }));
+  }
+
+  function presets() {
+    state.presets = [["Automatic", ...viewer.window]];
+    if (viewer.unit === "HU") state.presets.push(...CT.map(([name, level, width]) => [name, level - width / 2, level + width / 2]));
+    state.presets.push(["Full range", ...viewer.range]);
+    byId("preset").replaceChildren(...state.presets.map(([name, low, high], n) =>
+      el("option", { value: String(n) }, `${name}: ${shortNative((low + high) / 2)} / ${shortNative(high - low)}`)),
+      el("option", { value: "own" }, "Own level / width"));
+    byId("preset").value = "0";
+  }
+
+  function open(entry, n) {
+    viewer = entry.viewer;
+    shown = null;
+    ticket += 1;  // What the case before still waits for comes too late.
+    cache = new Map();
+    stopFlicker();
+    byId("viewer").hidden = viewer === null;
+    if (viewer === null) return;
+    planes = JSON.parse(byId(`planes-${n}`).textContent);
+    kept = planes.flatMap((plane, place) => (plane === null ? [] : [place]));
+    slider.max = String(kept.length - 1);
+    // As much as leaves nearly all of the change within the colours.
+    const span = viewer.window[1] - viewer.window[0];
+    state.gain = viewer.reach ? Math.max(0, GAINS.filter((gain) => span / gain >= viewer.reach).length - 1) : 0;
+    byId("gain").max = String(GAINS.length - 1);
+    byId("gain").value = String(state.gain);
+    classBoxes(data.shared[entry.shared].classes);
+    presets();
+    drawStrip();
+    restReadout();
+    ["left", "right", "upper", "lower"].forEach((side, k) => {
+      document.querySelector(`.letter.${side}`).textContent = viewer.letters[k];
+    });
+    const side = viewer.plane === "sagittal" ? "anterior is on the left" : "the patient\u2019s right is on the left";
+    byId("convention").textContent = `${viewer.plane[0].toUpperCase()}${viewer.plane.slice(1)} slices, radiological convention: `
+      + `${side} of each picture.${viewer.channel ? ` Channel shown: ${viewer.channel}.` : ""} The scan is stored here over `
+      + `its whole range in steps of ${significant(viewer.step, 2)} ${viewer.unit}, the difference in steps of `
+      + `${significant(viewer.difference_step, 2)}: every window is true.`
+      + (viewer.reduced ? ` To keep the file small, ${viewer.reduced}.` : "");
+    if (typeof DecompressionStream === "undefined") {
+      problem("This browser is too old to unpack the pictures (it has no DecompressionStream): use Chrome or Edge 80, "
+        + "Firefox 113, Safari 16.4 or newer. All numbers below are there.");
+      return;
+    }
+    problem("");
+    [state.low, state.high] = viewer.window;
+    setWindow(...viewer.window);
+    show(kept.reduce((best, place) => (Math.abs(place - viewer.start) < Math.abs(best - viewer.start) ? place : best)));
+  }
+
+  function choose(n) {
+    chosen = n;
+    const entry = data.cases[n], { report } = entry;
+    const unit = entry.viewer ? entry.viewer.unit
+      : (report.inputs || []).every(({ channel }) => channel === "CT") ? "HU" : "native units";
+    const many = (at(report, "metrics.size_per_channel") || []).length;
+    byId("verdict").replaceChildren(...verdict(report, data.shared[entry.shared].run, unit));
+    byId("numbers").replaceChildren(...(report.metrics ? [
+      agreementTable(report), sizeTable(report, unit),
+      many > 1 ? el("p", { class: "soft" }, `Over ${many} channels: L2 over all, the largest Linf, means of PSNR and SSIM.`) : null,
+      classTable(report), componentTable(report)].filter(Boolean) : []));
+    byId("facts").replaceChildren(...facts(report, data.shared[entry.shared]));
+    for (const row of document.querySelectorAll("#cases-table tbody tr")) {
+      if (Number(row.dataset.case) === n) row.setAttribute("aria-current", "true");
+      else row.removeAttribute("aria-current");
+    }
+    open(entry, n);
+  }
+
+  // --- the page --------------------------------------------------------------------------------------------------
+
+  function theme() {
+    const dark = window.matchMedia("(prefers-color-scheme: dark)");
+    const root = document.documentElement;
+    const now = () => root.dataset.theme || (dark.matches ? "dark" : "light");
+    const say = () => {
+      byId("theme").textContent = now() === "dark" ? "Light colours" : "Dark colours";
+    };
+    byId("theme").addEventListener("click", () => {
+      root.dataset.theme = now() === "dark" ? "light" : "dark";
+      say();
+    });
+    dark.addEventListener("change", say);
+    say();
+  }
+
+  function listen() {
+    slider.addEventListener("input", () => show(kept[Number(slider.value)]));
+    for (const button of document.querySelectorAll("[data-mode]")) {
+      if (button.tagName === "BUTTON") button.addEventListener("click", () => { stopFlicker(); setMode(button.dataset.mode); });
+    }
+    byId("flicker").addEventListener("click", flicker);
+    byId("rate").addEventListener("input", () => {
+      sayRate();
+      if (timer !== null) startFlicker();
+    });
+    byId("gain").addEventListener("input", (event) => {
+      state.gain = Number(event.target.value);
+      stopFlicker();
+      setMode("difference");
+    });
+    byId("preset").addEventListener("change", (event) => {
+      const found = state.presets[Number(event.target.value)];
+      if (found) setWindow(found[1], found[2]);
+    });
+    for (const id of ["level", "width"]) {
+      byId(id).addEventListener("input", () => {
+        const level = parseFloat(byId("level").value), width = parseFloat(byId("width").value);
+        setWindow(level - width / 2, level + width / 2, "numbers");
+      });
+    }
+    for (const box of document.querySelectorAll("[data-layer]")) {
+      box.addEventListener("change", () => {
+        state.layers[box.dataset.layer] = box.checked;
+        draw();
+      });
+    }
+    byId("strip").addEventListener("click", jump);
+    picture.addEventListener("pointermove", readout);
+    picture.addEventListener("pointerdown", readout);
+    picture.addEventListener("pointerleave", restReadout);
+    // Only with the focus: a page that scrolls must not stop where the picture happens to lie.
+    picture.addEventListener("wheel", (event) => {
+      if (document.activeElement !== picture) return;
+      event.preventDefault();
+      move(event.deltaY > 0 ? -1 : 1);
+    }, { passive: false });
+    picture.addEventListener("keydown", (event) => {
+      if (event.key !== "ArrowUp" && event.key !== "ArrowDown") return;
+      event.preventDefault();
+      move(event.key === "ArrowUp" ? 1 : -1);
+    });
+    document.addEventListener("keydown", (event) => {
+      if (viewer === null || event.ctrlKey || event.metaKey || event.altKey) return;
+      if (event.target.closest?.("input[type=number], select")) return;
+      if (event.key.startsWith("Arrow") && event.target.closest?.("input")) return;  // Sliders move themselves.
+      const modes = { 1: "clean", 2: "adversarial", 3: "difference" };
+      if (event.key === "ArrowRight" || event.key === "ArrowLeft") {
+        event.preventDefault();
+        move(event.key === "ArrowRight" ? 1 : -1);
+      } else if (event.key === "f" || event.key === "F") flicker();
+      else if (modes[event.key]) {
+        stopFlicker();
+        setMode(modes[event.key]);
+      }
+    });
+    window.addEventListener("resize", draw);
+    still.addEventListener("change", sayMotion);
+  }
+
+  function sayRate() {
+    byId("rate-said").textContent = byId("rate").value;
+  }
+
+  theme();
+  listen();
+  sayMotion();
+  sayRate();
+  byId("said").textContent = data.said;
+  if (data.cases.length > 1) {
+    const reached = data.cases.filter(({ report }) => report.metrics && report.attack.goal_reached).length;
+    byId("cases").hidden = false;
+    byId("cases-said").textContent = `The goal was reached in ${reached} of ${data.cases.length}. Choose a row to see the case, a heading to sort.`;
+    drawCases();
+  }
+  choose(0);
+})();
