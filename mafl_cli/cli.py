@@ -727,12 +727,26 @@ def evaluate(
 
 @app.command(cls=Grouped, epilog=EXIT_CODES)
 def visualize(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Result folder of `mafl attack`.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Result folder of `mafl attack`; for a page several, or a folder of them."
+        ),
+    ],
     out: Annotated[
         MaybePath,
-        typer.Option("--out", "-o", metavar="FILE", help="PNG, PDF or SVG. [default: RUN/figure.png]"),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="A figure of one run: .png, .pdf or .svg. A page to look through: .html, one file that needs no "
+            "network. [default: figure.png in the run; page.html for several]",
+        ),
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, max=20, help="Slices to show.")] = 3,
+    rows: Annotated[int, typer.Option(min=1, max=20, help="Slices of a figure.")] = 3,
+    max_mb: Annotated[
+        float, typer.Option("--max-mb", min=0.1, help="Size of a page at most; what is left out for it is said.")
+    ] = 20,
     window: Annotated[
         MaybeStr,
         typer.Option(
@@ -756,21 +770,21 @@ def visualize(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Draw clean scan, adversarial scan, their difference and the contours, on the slices that changed most.
+    """Show clean scan, adversarial scan, their difference and the contours: a figure, or a page with all slices.
 
-    Below them the change by size and by spatial frequency, and the course of the search.
+    A figure has the slices that changed most, and below them the change by size and by spatial frequency, and the
+    course of the search. A page has numbers with explanations, flicker, amplified differences and a table of cases.
     """
     voice = _Voice(-1 if quiet else int(verbose), debug)
     with _reported(voice):
-        from mafl_cli import runs
+        from mafl_cli import pictures
 
         if open_in is not None:
-            print(runs.view(run, open_in, overwrite=overwrite))
+            for run in runs:
+                print(pictures.view(run, open_in, overwrite=overwrite))
             if out is None:
                 return
-        path = run / "figure.png" if out is None else out
-        shown = runs.draw(run, path, rows=rows, overwrite=overwrite, window=window)
-        voice.say(f"{path.name}: slices {', '.join(map(str, shown))}")
+        voice.say(pictures.show(runs, out, rows=rows, window=window, max_mb=max_mb, overwrite=overwrite))
 
 
 @app.command(cls=Grouped, epilog=EXIT_CODES)
@@ -786,16 +800,16 @@ def inspect(
     """Show what mafl sees in a model, a scan or a mask, and what it would assume."""
     voice = _Voice(0, debug)
     with _reported(voice):
-        from mafl_cli import runs
+        from mafl_cli import inspection
 
         if write:
-            print(f"wrote {runs.write_card(file, overwrite=overwrite).name}")
+            print(f"wrote {inspection.write_card(file, overwrite=overwrite).name}")
             return
-        facts = runs.inspect(file)
+        facts = inspection.inspect(file)
         if as_json:
             print(json.dumps(facts, indent=1, allow_nan=False))
         else:
-            print(runs.format_facts(facts))
+            print(inspection.format_facts(facts))
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from mafl_cli.errors import MaflError, UsageError
 from mafl_cli.gates import Gate
 from mafl_cli.judges import Comparison, Judge
 from mafl_cli.model import pick_device
-from mafl_cli.pairs import Pair, Source, mask_of, of_files, of_runs
+from mafl_cli.pairs import Pair, Source, changed_files, distinct, mask_of, of_files, of_runs
 from mafl_cli.subject import ModelRequest, Say
 from mafl_cli.targets import Masks
 from mafl_cli.trials import Trials
@@ -82,6 +82,8 @@ def run_evaluation(
                 raise
             say(f"{source.case_id}: {exc}")
             cases.append(_failed(source.case_id, type(exc).__name__, str(exc)))
+    for case, name in zip(cases, distinct([case["case_id"] for case in cases], sources), strict=True):
+        case["case_id"] = name
     if request.trials.curve:
         _join_curves(alike.values())
     found = {
@@ -192,7 +194,7 @@ def _record(pair: Pair, compared: Comparison, *, judged: bool) -> dict[str, Any]
     recorded = pair.recorded
     if recorded is None:
         return {"predictions": "recomputed", "outcome": None, "files_intact": None, "differences": []}
-    differences = list(recorded.differences)
+    differences = [f"{name} is not the file the report describes" for name in changed_files(recorded)]
     intact = not differences
     if judged:
         for name, now, was in (

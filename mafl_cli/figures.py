@@ -1,12 +1,9 @@
 """Pictures of one attack, as a radiologist would want to see them: scans, difference, predictions, and three plots.
 
-Words. *picture*: one slice turned for the eye, rows from top to bottom, columns from left to right. *radiological
-convention*: axial and coronal pictures have the patient's right on their left; the front is up in axial ones and
-on the left in sagittal ones, the head is up elsewhere. *window*: the native values shown as black and white.
+Words. *picture*: one slice turned for the eye, see `turned`. *window*: the native values shown as black and white.
 
-A wrong flip here would put a lesion on the wrong side, so orientation comes from the affine alone, and a scan
-gives the same picture in all 48 ways of storing it. Arrays in, a file out; Matplotlib's global state (pyplot,
-style files) is neither used nor changed, and the same input gives the same bytes.
+Arrays in, a file out; Matplotlib's global state (pyplot, style files) is neither used nor changed, and the same input
+gives the same bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from nibabel.affines import apply_affine
 from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
@@ -29,6 +25,7 @@ from mafl_cli.errors import OutputError, UsageError
 from mafl_cli.geometry import Affine, spacing
 from mafl_cli.names import public_name
 from mafl_cli.plots import number
+from mafl_cli.turned import NEGATIVE, PLANES, POSITIVE, box_around, in_plane, oriented_slice, position
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,55 +34,13 @@ if TYPE_CHECKING:
 FORMATS = (".png", ".pdf", ".svg")
 DPI = 120
 
-_PLANES = ("sagittal", "coronal", "axial")
-_POSITIVE, _NEGATIVE = "RAS", "LPI"
-
 # Of a slice's energy, relative to the most changed one: below it a slice is shown only if nothing else is left.
 _WORTH_SHOWING = 0.1
 # Of the grey window: nearer than this to the value around the body counts as empty.
 _EMPTY = 0.05
-_MARGIN = 0.04
 # Of the box around the body: the part with the outlines is enlarged if it is smaller than the first share,
 # and never more than to the second.
 _ZOOM_BELOW, _ZOOM_MOST = 0.65, 0.3
-
-
-def oriented_slice(
-    volume: NDArray[Any], affine: Affine, slice_axis: int, index: int
-) -> tuple[NDArray[Any], tuple[str, str, str, str], float]:
-    """One slice, turned to the radiological convention.
-
-    Args:
-        volume: (I, J, K), any dtype.
-        affine: (4, 4), voxel to mm, RAS+.
-        slice_axis: array axis across the slices, 0, 1 or 2.
-        index: along that axis.
-    Returns: the picture (rows, columns), a view, for `imshow(origin="upper")`; the letters of the body side at its
-        (left, right, top, bottom) border, the nearest ones when oblique; and its aspect, mm from row to row over
-        mm from column to column.
-    """
-    body_axis, direction = io_orientation(affine).T
-    across, down = _in_plane(affine, slice_axis)
-    picture = np.moveaxis(volume, slice_axis, 0)[index]
-    if down < across:
-        picture = picture.T  # now (across, down)
-    # Right to left, front to back, head to foot: each way is against nibabel's RAS+.
-    turned = picture[_backwards(direction[across]), _backwards(direction[down])].T
-    x, y = int(body_axis[across]), int(body_axis[down])
-    letters = (_POSITIVE[x], _NEGATIVE[x], _POSITIVE[y], _NEGATIVE[y])
-    sizes = spacing(affine)
-    return turned, letters, sizes[down] / sizes[across]
-
-
-def _in_plane(affine: Affine, slice_axis: int) -> tuple[int, int]:
-    """The array axes that run across and down a picture."""
-    body_axis = io_orientation(affine)[:, 0]
-    across, down = sorted((axis for axis in range(3) if axis != slice_axis), key=lambda axis: body_axis[axis])
-    return across, down
-
-
-def _backwards(direction: float) -> slice:
-    return slice(None, None, -1) if direction > 0 else slice(None)
 
 
 def panel(
@@ -133,13 +88,13 @@ def panel(
         [_count_per_slice(target != prediction_clean, slice_axis), _count_per_slice(target > 0, slice_axis)],
         rows,
     )
-    order = sorted(range(clean.shape[slice_axis]), key=lambda n: -_position(clean.shape, affine, slice_axis, n))
+    order = sorted(range(clean.shape[slice_axis]), key=lambda n: -position(clean.shape, affine, slice_axis, n))
     slices = [
         _Slice.cut((clean, adversarial, prediction_clean, prediction_adversarial, target), affine, slice_axis, index)
         for index in order
         if index in shown
     ]
-    across, down = (spacing(affine)[axis] for axis in _in_plane(affine, slice_axis))
+    across, down = (spacing(affine)[axis] for axis in in_plane(affine, slice_axis))
     # In the order and the orientation of the pictures, so that sums do not depend on how the scan is stored.
     pairs = (
         (oriented_slice(clean, affine, slice_axis, n)[0], oriented_slice(adversarial, affine, slice_axis, n)[0])
@@ -184,8 +139,8 @@ class _Slice:
         clean, adversarial, before, after, target = (picture for picture, _, _ in pictures)
         _, letters, aspect = pictures[0]
         body_axis = int(io_orientation(affine)[slice_axis, 0])
-        mm = _position(volumes[0].shape, affine, slice_axis, index)
-        side = _POSITIVE[body_axis] if mm >= 0 else _NEGATIVE[body_axis]
+        mm = position(volumes[0].shape, affine, slice_axis, index)
+        side = POSITIVE[body_axis] if mm >= 0 else NEGATIVE[body_axis]
         return _Slice(
             index=index,
             label=f"{side} {abs(mm):.1f} mm\n{'ijk'[slice_axis]} = {index}",
@@ -197,15 +152,8 @@ class _Slice:
             difference=adversarial.astype(np.float64) - clean,
             letters=letters,
             aspect=aspect,
-            plane=_PLANES[body_axis],
+            plane=PLANES[body_axis],
         )
-
-
-def _position(shape: Sequence[int], affine: Affine, slice_axis: int, index: int) -> float:
-    """Where the middle of a slice lies along the body axis nearest to the slice axis, mm, RAS+."""
-    middle = [(n - 1) / 2 for n in shape]
-    middle[slice_axis] = index
-    return float(apply_affine(affine, middle)[int(io_orientation(affine)[slice_axis, 0])])
 
 
 def _change_per_slice(clean: NDArray[Any], adversarial: NDArray[Any], slice_axis: int) -> NDArray[np.float64]:
@@ -269,8 +217,8 @@ class _Look:
             disputed |= (item.before != item.target) | (item.after != item.target)
         if largest:
             drawn |= (change > 0.5 * reach).any(axis=0)
-        box = _box(body.any(axis=0) | drawn)
-        return _Look((low, high), reach, largest, box, _zoom(box, _box(disputed)), unit)
+        box = box_around(body.any(axis=0) | drawn)
+        return _Look((low, high), reach, largest, box, _zoom(box, box_around(disputed)), unit)
 
     @property
     def zoomed(self) -> bool:
@@ -298,21 +246,6 @@ def _body(scans: NDArray[np.float64]) -> NDArray[np.bool_]:
         return np.ones(scans.shape, dtype=np.bool_)
     differs: NDArray[np.bool_] = np.abs(scans - around) > tolerance
     return differs if differs.any() else ~differs
-
-
-def _box(keep: NDArray[Any]) -> tuple[slice, slice]:
-    """The box around the True pixels of a picture plus a margin; the whole picture if there are none."""
-    down, across = (_span(keep.any(axis=axis)) for axis in (1, 0))
-    return down, across
-
-
-def _span(inside: Any) -> slice:
-    (where,) = np.nonzero(inside)
-    if not len(where):
-        return slice(0, len(inside))
-    first, last = int(where[0]), int(where[-1])
-    margin = round(_MARGIN * (last - first)) + 2
-    return slice(max(first - margin, 0), min(last + margin + 1, len(inside)))
 
 
 def _zoom(box: tuple[slice, slice], inner: tuple[slice, slice]) -> tuple[slice, slice]:

@@ -445,8 +445,7 @@
   const reach = () => (viewer.window[1] - viewer.window[0]) / GAINS[state.gain];
 
   function colourOf(label) {
-    const n = viewer.labels.indexOf(label);
-    return viewer.colours[n] || `hsl(${Math.round(n * 137.5) % 360} 75% 65%)`;
+    return viewer.colours[viewer.labels.indexOf(label)];
   }
 
   function loadSlice(place) {
@@ -690,8 +689,8 @@
   // --- choosing a case -------------------------------------------------------------------------------------------
 
   function classBoxes(classes) {
-    // More classes than colours that can be told apart: the rest are there, but off.
-    state.classes = new Set(viewer.labels.slice(0, viewer.colours.length));
+    // More classes than can be told apart by their colours: the rest are there, but off.
+    state.classes = new Set(viewer.labels.slice(0, 6));
     byId("classes").replaceChildren(...viewer.labels.map((label) => {
       const box = el("input", { type: "checkbox", on: { change: (event) => {
         state.classes[event.target.checked ? "add" : "delete"](label);

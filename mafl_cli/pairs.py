@@ -26,16 +26,15 @@ _NUMBERED = re.compile(r"(.+)_\d{4}")
 class Recorded:
     """What a result folder says and holds beside its scans. Labels are (I, J, K), or (R, I, J, K) for regions.
 
-    report: the whole of it; case: its entry for the case. differences: sentences on files that are not those the
-    report describes.
+    report: the whole of it; case: its entry for the case. folder: where it lies.
     """
 
+    folder: Path
     report: Mapping[str, Any]
     case: Mapping[str, Any]
     prediction_clean: NDArray[np.int64]
     prediction_adversarial: NDArray[np.int64]
     target: NDArray[np.int64]
-    differences: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +64,7 @@ class Source:
         if self.missing is not None:
             raise InputError(self.missing)
         if self.run is not None:
-            return _read_run(self.run)
+            return read_run(self.run)
         clean, adversarial = (
             tuple(scans.read_scan(path, allow_gaps=True) for path in paths)
             for paths in (self.original, self.adversarial)
@@ -187,39 +186,48 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return distinct
 
 
+def distinct(case_ids: Sequence[str], sources: Sequence[Source]) -> list[str]:
+    """Names of cases, those that several have with the name of their source behind them."""
+    many = {name for name in case_ids if case_ids.count(name) > 1}
+    return [
+        f"{name} ({source.case_id})" if name in many else name for name, source in zip(case_ids, sources, strict=True)
+    ]
+
+
 # --- reading a result folder --------------------------------------------------------------------------------------
 
 
-def _read_run(run: Path) -> Pair:
-    """The clean scan is the adversarial file minus the perturbation file; in float32, so its last digit may differ."""
+def read_run(run: Path) -> Pair:
+    """The scans and masks of a result folder.
+
+    The clean scan is the adversarial file minus the perturbation file; in float32, so its last digit may differ.
+    Raises: as `Source.read`.
+    """
     report = results.read_report(run)
     case = report["cases"][0]
-    differences = tuple(f"{name} is not the file the report describes" for name in _changed_files(run, case))
+    for file in case["files"]:
+        if not (run / file["name"]).is_file():
+            raise InputError(f"{public_name(run)}: {file['name']} is missing; the run is not complete.")
     clean, adversarial = _volumes(run, case["inputs"])
     masks = _label_maps(run, adversarial[0])
     names = report["model"]["classes"]
     if report["model"]["overlapping"]:
         masks = {name: targets.decoded(mask, len(names)) for name, mask in masks.items()}
     recorded = Recorded(
+        run,
         report,
         case,
         masks[results.PREDICTION_CLEAN],
         masks[results.PREDICTION_ADVERSARIAL],
         masks[results.TARGET],
-        differences,
     )
     return Pair(case["case_id"], clean, adversarial, recorded=recorded)
 
 
-def _changed_files(run: Path, case: Mapping[str, Any]) -> list[str]:
-    changed = []
-    for entry in case["files"]:
-        path = run / entry["name"]
-        if not path.is_file():
-            raise InputError(f"{public_name(run)}: {entry['name']} is missing; the run is not complete.")
-        if results.sha256(path) != entry["sha256"]:
-            changed.append(entry["name"])
-    return changed
+def changed_files(recorded: Recorded) -> list[str]:
+    """Names of the files that are not those the report describes."""
+    files = recorded.case["files"]
+    return [file["name"] for file in files if results.sha256(recorded.folder / file["name"]) != file["sha256"]]
 
 
 def _volumes(

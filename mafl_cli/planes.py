@@ -1,6 +1,6 @@
 """The pictures on the page: all slices of a case as small planes of whole numbers, in the radiological convention.
 
-Words. *plane*: one slice turned for the eye (see `figures`) and cut to the body. *code*: the whole number a value is
+Words. *plane*: one slice turned for the eye (see `turned`) and cut to the body. *code*: the whole number a value is
 stored as, value = offset + code * step. *asked for*: where the target differs from the clean prediction. *place*: of a
 slice, counted along the body.
 
@@ -23,8 +23,9 @@ import numpy as np
 from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
-from mafl_cli import figures
+from mafl_cli.display import class_colour
 from mafl_cli.geometry import Affine
+from mafl_cli.turned import NEGATIVE, PLANES, POSITIVE, box_around, oriented_slice, position
 
 # Non-integer values get so many steps over the window, or 65535 over all values where that is coarser.
 _STEPS = 4095
@@ -60,7 +61,7 @@ class Stack:
     def __init__(self, volumes: PageVolumes, window: tuple[float, float] | None) -> None:
         self._volumes = volumes
         shape, axis = volumes.clean.shape, volumes.slice_axis
-        mm = [figures._position(shape, volumes.affine, axis, index) for index in range(shape[axis])]
+        mm = [position(shape, volumes.affine, axis, index) for index in range(shape[axis])]
         self.order = sorted(range(shape[axis]), key=lambda index: mm[index])
         self._mm = [mm[index] for index in self.order]
         # Percentiles need no more than some slices from all over the scan.
@@ -80,7 +81,7 @@ class Stack:
     def _plane(self, name: str, place: int) -> NDArray[Any]:
         """One picture (rows, columns) of a volume; contiguous, so that sums do not depend on the storage."""
         volume, axis = getattr(self._volumes, name), self._volumes.slice_axis
-        picture, _, _ = figures.oriented_slice(volume, self._volumes.affine, axis, self.order[place])
+        picture, _, _ = oriented_slice(volume, self._volumes.affine, axis, self.order[place])
         return np.ascontiguousarray(picture, dtype=np.float64 if name in ("clean", "adversarial") else np.int64)
 
     def _planes(self, place: int) -> tuple[NDArray[Any], ...]:
@@ -120,7 +121,7 @@ class Stack:
                     weight[0] += int(np.count_nonzero(disputed & (mask == label)))
                     weight[1] += int(count)
             keep |= self._inside(clean) | (before != 0) | (after != 0) | (target != 0) | (size > 0)
-        self._box = figures._box(keep)
+        self._box = box_around(keep)
         self._range, self._largest = (float(lowest), float(highest)), float(largest)
         low, high = self.window
         span = float(highest - lowest)
@@ -145,9 +146,9 @@ class Stack:
         """All but the planes, for the script. Slices are lists by place."""
         volumes = self._volumes
         axis = volumes.slice_axis
-        _, letters, aspect = figures.oriented_slice(volumes.clean, volumes.affine, axis, 0)
+        _, letters, aspect = oriented_slice(volumes.clean, volumes.affine, axis, 0)
         body_axis = int(io_orientation(volumes.affine)[axis, 0])
-        sides = (figures._POSITIVE[body_axis], figures._NEGATIVE[body_axis])
+        sides = (POSITIVE[body_axis], NEGATIVE[body_axis])
         down, across = self._box
         weight: Sequence[float] | None = next((w for w in (self.change, self.asked, self.missed) if any(w)), None)
         return {
@@ -155,7 +156,7 @@ class Stack:
             "columns": across.stop - across.start,
             "aspect": round(aspect, 6),
             "letters": list(letters),
-            "plane": figures._PLANES[body_axis],
+            "plane": PLANES[body_axis],
             "axis": "ijk"[axis],
             "unit": volumes.unit,
             "channel": volumes.channel,
@@ -167,7 +168,7 @@ class Stack:
             "step": self._step,
             "difference_step": self._difference_step,
             "labels": self._labels,
-            "colours": list(figures._CLASS_COLOURS),
+            "colours": [class_colour(label) for label in self._labels],
             "index": self.order,
             "position": [f"{sides[round(mm, 1) < 0]} {abs(mm):.1f} mm" for mm in self._mm],
             "change": [_rounded(value) for value in self.change],

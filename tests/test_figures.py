@@ -22,7 +22,8 @@ from nibabel.quaternions import angle_axis2mat
 from mafl_cli import figures
 from mafl_cli.display import class_colour
 from mafl_cli.errors import OutputError, UsageError
-from mafl_cli.figures import oriented_slice, panel
+from mafl_cli.figures import panel
+from mafl_cli.turned import oriented_slice
 
 ORIENTATIONS = [
     np.column_stack([axes, signs]) for axes in permutations(range(3)) for signs in product((1, -1), repeat=3)

@@ -27,6 +27,7 @@ LAYERS = [
         "gates",
         "transforms",
         "display",
+        "turned",
         "spectrum",
     },
     {
@@ -50,7 +51,7 @@ LAYERS = [
     {"judges"},
     {"trials"},
     {"publish"},
-    {"pipeline", "runs", "evaluation"},
+    {"pipeline", "evaluation", "pictures", "inspection"},
     {"cli"},
     {"__main__"},
 ]
