@@ -455,7 +455,7 @@ def survival(document: dict[str, Any]) -> str:
             "## What is left of an attack",
             f"Made by `python benchmarks/survival.py --data DATA --steps {document['steps']}` (torch "
             f"{document['torch']}; {len(cases)} pairs: {', '.join(cases)}) and `mafl evaluate`. Each pair is attacked "
-            "without the low-frequency term, with the default penalty, with a stronger one, and under the hard constraint.",
+            "without the low-frequency term, with the default penalty, with a stronger one, and under the hard one.",
             _table(
                 ("low frequency", "hit rate", "at the goal", "L2, × off", "PSNR dB", "low-frequency share",
                  "hit rate after transforms", "AUC of the detector"),
@@ -465,8 +465,8 @@ def survival(document: dict[str, Any]) -> str:
             "Hit rate after a transform, mean over the pairs. Restored: share of the attacked voxels that have their "
             f"class back ({variants[1]}). Dice of clean scans: with the prediction before the transform.",
             _table(("transform", *variants, "restored", "Dice of clean scans"), kept),
-            "Hit rate in a model that was not attacked: of the voxels that its own clean prediction and the target have "
-            "otherwise.",
+            "Hit rate in a model that was not attacked: of the voxels where its own clean prediction is not the "
+            "target.",
             _table(("pair → other model", *variants), moved),
         ]
     ) + "\n"  # fmt: skip
