@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -159,10 +160,7 @@ def prepare_subject(scans: Sequence[Volume], request: ModelRequest, device: torc
         _, grids, tiling = laid_out(dims)
         return grids.there.shape_out if tiling is None else tiling.roi
 
-    segmenter, info, card = load(
-        request.model, device=device, card=replace(card, dims=dims), size=size, tap=request.tap,
-        precision=request.precision,
-    )  # fmt: skip
+    segmenter, info, card = _loaded(request, replace(card, dims=dims), device, size)
     for sentence in info.assumptions:
         say(f"assumed for {info.name}: {sentence}")
     if len(info.channels) != len(scans):
@@ -195,6 +193,39 @@ def prepare_subject(scans: Sequence[Volume], request: ModelRequest, device: torc
         clean=torch.from_numpy(layout.to_batch(data)).to(device),
         say=say,
     )
+
+
+# A model stays loaded for the next scan of the same size; two, for a judge beside the attacked one.
+_KEPT = 2
+_MODELS: OrderedDict[object, tuple[Segmenter, ModelInfo, ModelCard]] = OrderedDict()
+_DIMS: dict[object, int] = {}
+
+
+def _loaded(
+    request: ModelRequest, card: ModelCard, device: torch.device, size: Callable[[int], tuple[int, ...]]
+) -> tuple[Segmenter, ModelInfo, ModelCard]:
+    """The model, loaded and tried at this size, or as it was left by the last scan that asked for the same."""
+
+    def fresh() -> tuple[Segmenter, ModelInfo, ModelCard]:
+        return load(
+            request.model, device=device, card=card, size=size, tap=request.tap, precision=request.precision
+        )  # fmt: skip
+
+    try:
+        stat = request.model.stat()
+    except OSError:
+        return fresh()  # Says what is wrong.
+    file = (request.model, stat.st_mtime_ns, stat.st_size, request.tap, request.precision, card, device)
+    dims = card.dims or _DIMS.get(file)
+    found = _MODELS.pop((file, size(dims)), None) if dims else None
+    if found is None:
+        found = fresh()
+        dims = _DIMS[file] = found[1].dims
+    assert dims is not None
+    _MODELS[file, size(dims)] = found
+    while len(_MODELS) > _KEPT:
+        _MODELS.popitem(last=False)
+    return found
 
 
 def read_channels(
