@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -93,14 +93,18 @@ class Case(Subject):
         return differs.any(dim=1) if self.info.overlapping else differs
 
 
-def prepare(request: AttackRequest, device: torch.device, say: Say) -> Case:
+def prepare(
+    request: AttackRequest, device: torch.device, say: Say, lap: Callable[[str], None] = lambda part: None
+) -> Case:
     """Read everything, bring it together, and let the model draw the clean scan.
 
+    lap: called after each part with its name, "read" or "lift".
     Raises: the errors of `mafl_cli.errors`, each naming the file and what to do.
     """
     scans = read_channels(request.images, say, series=request.series, allow_gaps=request.allow_gaps)
     if request.redact:
         scans = tuple(volume.without_notes(each) for each in scans)
+    lap("read")
     scan = scans[0]
     save_as = request.save_as or ("source" if any(each.format == "dicom" for each in scans) else "float32")
     if save_as == "float32" and any(each.format == "dicom" for each in scans):
@@ -108,6 +112,7 @@ def prepare(request: AttackRequest, device: torch.device, say: Say) -> Case:
     if request.guides and request.config.feature_weight == 0:
         raise UsageError(f"--guide needs a feature term, which {request.config.method} has not: give --feature-weight.")
     subject = prepare_subject(scans, request, device, say)
+    lap("lift")
     info, layout = subject.info, subject.layout
     recipe = request.recipe
     # Names and files first: what is wrong with them should not take a prediction to find out.
@@ -119,6 +124,7 @@ def prepare(request: AttackRequest, device: torch.device, say: Say) -> Case:
     guide = _guide(request, scans, layout, subject.preprocessing, say) if request.guides else None
     for warning in target.warnings if target else ():
         say(warning)
+    lap("read")
     clean_labels = subject.labels(subject.field(), subject.clean)
     if recipe is not None:
         frame = recipes.Frame(scan.affine, subject.slices.index if layout.sliced else None)

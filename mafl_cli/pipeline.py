@@ -6,6 +6,7 @@ come last, from the files as they lie on the disk, read again and put through th
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,10 +77,12 @@ def _run_attack(
     device = pick_device(request.device)
     if request.device == "auto":
         say(f"device: {device}")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(request.config.seed)
     with results.staged(request.out, overwrite=request.overwrite) as stage:
-        case = prepare(request, device, say)
-        clock.lap("load")
+        case = prepare(request, device, say, clock.lap)
+        clock.lap("lift")
         detail(_memory_plan(case))
         found = _search(case, request.config, on_progress)
         clock.lap("attack")
@@ -103,6 +106,7 @@ def _run_attack(
                 "error": None,
                 **body,
                 "timing_s": clock.laps,
+                "memory": _peak_memory(device),
                 "files": results.listed(stage),
             },
             settings={
@@ -569,6 +573,21 @@ def _quantisation(case: Case, found: _Found, again: list[volume.Volume]) -> list
     return entries
 
 
+def _peak_memory(device: torch.device) -> dict[str, int | None]:
+    """Bytes: the most that the process has held so far, and what PyTorch has held on the device in this case."""
+    held = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return {"peak_resident_bytes": _peak_resident(), "peak_device_bytes": held}
+
+
+def _peak_resident() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 class _Clock:
     """Seconds spent in each part of a case."""
 
@@ -579,5 +598,5 @@ class _Clock:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.laps[name] = round(now - self._last, 3)
+        self.laps[name] = round(self.laps.get(name, 0.0) + now - self._last, 3)
         self._last = now

@@ -1,7 +1,7 @@
 """The JSON report: what ran, on what, and what the file on the disk measures. Schema: `report.schema.json`.
 
 Strict JSON: no NaN, no Infinity; what is undefined is null with a reason. No absolute path, host or user name. Two
-runs with the same seed on a CPU give equal reports but for `run.started` and each case's `timing_s`.
+runs with the same seed on a CPU give equal reports but for `run.started` and each case's `timing_s` and `memory`.
 """
 
 from __future__ import annotations
