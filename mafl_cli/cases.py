@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, Literal, TextIO, get_args
 
 from mafl_cli import scans
@@ -118,7 +118,8 @@ def find(
             found += [each for source in run for each in _of_source(source, stdin)]
     if not found:
         raise InputError("there is no case: give scans, a folder of them, or a manifest.")
-    found = _once(found)
+    if len(sources) > 1:
+        found = _once(found)
     if target is not None and _is_folder(Path(target)):
         found = _with_targets(found, Path(target))
     if ground_truth is not None:
@@ -190,10 +191,10 @@ def _folded(text: str) -> str:
 
 def _once(found: Sequence[_Found]) -> list[_Found]:
     """Without what was named twice, by overlapping patterns for instance."""
-    seen: set[tuple[Path, ...]] = set()
+    seen: set[tuple[str, ...]] = set()
     kept = []
     for each in found:
-        key = tuple(path.absolute() for path in each.images)
+        key = tuple(str(path.absolute()) for path in each.images)
         if each.listed or key not in seen:
             kept.append(each)
         if not each.listed:
@@ -256,13 +257,15 @@ def _of_pattern(pattern: str) -> list[_Found]:
     # Folders come before what is in them: a slice is no case if its series is one.
     fits = glob.glob(pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern, and what is hidden.
     for path in sorted(map(Path, fits), key=lambda path: len(path.parts)):
-        if folders.intersection(path.parents) or path.name.startswith("."):
+        if path.name.startswith(".") or (folders and folders.intersection(path.parents)):
             continue
-        if path.is_dir():
+        if is_nifti(path):
+            chosen.append(path)
+        elif path.is_dir():
             if _kind(path) == "scan":
                 folders.add(path)
                 chosen.append(path)
-        elif is_nifti(path) or (_may_be_dicom(path) and scans.is_dicom(path)):
+        elif _may_be_dicom(path) and scans.is_dicom(path):
             chosen.append(path)
     if not chosen:
         raise InputError(f"no scan fits the pattern {_last(pattern)}: is it quoted, and are its folders right?")
@@ -284,18 +287,18 @@ def _of_files(paths: Sequence[Path]) -> list[_Found]:
                 f"{public_name(path)}: is no scan (NIfTI, DICOM, a zip of DICOM) and no manifest "
                 f"({', '.join(_MANIFESTS)}, dataset.json)."
             )
-    wanted: dict[Path, set[str]] = {}
+    begun: dict[Path, set[str]] = {}
     for path in paths:
         parts = _numbered(path)
         if parts is not None and parts[1] == 0:
-            wanted.setdefault(path.parent, set()).add(parts[0])
+            begun.setdefault(path.parent, set()).add(parts[0])
     channels = [
         path
-        for folder, names in wanted.items()
+        for folder, names in begun.items()
         for path in _listing(folder).nifti
         if (parts := _numbered(path)) is not None and parts[0] in names
     ]
-    return _told_apart(_grouped(dict.fromkeys((*paths, *channels))))
+    return _told_apart(_grouped({str(path): path for path in (*paths, *channels)}.values()))
 
 
 def _numbered(path: Path) -> tuple[str, int] | None:
@@ -310,21 +313,23 @@ def _grouped(paths: Iterable[Path], channels: int | None = None) -> list[_Found]
     Digits are taken for channels in folders that have a 0000: case_0001 to case_0100 alone are a hundred cases.
     channels: how many each numbered case must have, if that is known.
     """
-    paths = list(paths)
-    numbers = {path: parts for path in paths if (parts := _numbered(path)) is not None}
-    folders = {path.parent for path, (_, number) in numbers.items() if number == 0}
+    split = [(path, str(path.parent), _numbered(path)) for path in paths]
+    folders = {folder for _, folder, parts in split if parts is not None and parts[1] == 0}
     alone: list[_Found] = []
-    groups: dict[tuple[Path, str], list[tuple[int, Path]]] = {}
-    for path in paths:
-        if path in numbers and path.parent in folders:
-            name, number = numbers[path]
-            groups.setdefault((path.parent, name), []).append((number, path))
+    groups: dict[tuple[str, str], list[tuple[int, Path]]] = {}
+    for path, folder, parts in split:
+        if parts is None:
+            alone.append(_Found((case_name(path),), (path,)))
+        elif folder in folders:
+            groups.setdefault((folder, parts[0]), []).append((parts[1], path))
         else:
-            name = case_name(path)
-            names = (name, numbers[path][0]) if path in numbers else (name,)
-            alone.append(_Found(names, (path,)))
+            alone.append(_Found((case_name(path), parts[0]), (path,)))
     together = [
-        _Found((name,), tuple(path for _, path in sorted(files)), problem=_gap([n for n, _ in files], channels))
+        _Found(
+            (name,),
+            tuple(path for _, path in sorted(files)),
+            problem=_gap([number for number, _ in files], channels),
+        )
         for (_, name), files in groups.items()
     ]
     return sorted((*alone, *together), key=lambda each: natural(str(each.images[0])))
@@ -351,9 +356,11 @@ def _told_apart(found: Sequence[_Found]) -> list[_Found]:
 
     Their masks may be named as the folders: p1.nii.gz.
     """
+    several = Counter(_folded(each.names[0]) for each in found)
     twins: dict[str, set[Path]] = {}
     for each in found:
-        twins.setdefault(_folded(each.names[0]), set()).add(_above(each))
+        if several[_folded(each.names[0])] > 1:
+            twins.setdefault(_folded(each.names[0]), set()).add(_above(each))
     bases = {name: _common(folders) for name, folders in twins.items() if len(folders) > 1}
     named = []
     for each in found:
@@ -702,7 +709,7 @@ def _of_entries(entries: Sequence[_Entry], channels: int | None) -> list[_Found]
 def _missing(paths: Iterable[Path]) -> str | None:
     """The first file that is not there, as a problem."""
     gone = next((path for path in paths if not _is_there(path)), None)
-    return None if gone is None else f"{public_name(gone)} is not there."
+    return None if gone is None else f"{_shown(str(gone))} is not there."
 
 
 # --- masks by name ------------------------------------------------------------------------------------------------
@@ -768,6 +775,8 @@ def _mismatches(found: Sequence[_Found], own: Sequence[tuple[Path, ...]], folder
     for each, mask in zip(found, own, strict=True):
         if not mask:
             yield f"there is no mask with this name in {folder}."
+        elif len({case_name(path) for path in mask}) < len(mask):
+            yield f"there are several masks with this name in {folder}; keep one."
         elif several[each.names[0]] > 1:
             yield f"another case has this name, so its mask in {folder} may be either's; use a manifest."
         else:
@@ -915,8 +924,9 @@ def _require_columns(name: str, columns: Sequence[str]) -> None:
         raise InputError(f"{name}: the columns of channels must be image_0, image_1, ... without a gap.")
 
 
-def _shown(column: str) -> str:
-    return public_name(Path(column)) if column.strip("./\\") else repr(column)
+def _shown(text: str) -> str:
+    """What may be a path, of this system or of Windows, without its folders."""
+    return public_name(Path(PureWindowsPath(text).name or "(no name)"))
 
 
 def _of_rows(name: str, rows: _Rows, folder: Path) -> list[_Found]:
