@@ -46,7 +46,7 @@ LAYERS = [
     {"dicom"},
     {"derived", "seg"},
     {"scans", "targets"},
-    {"subject", "report", "results", "traces", "figures", "planes", "page"},
+    {"subject", "report", "results", "traces", "figures", "planes", "page", "cases"},
     {"case", "pairs"},
     {"judges"},
     {"trials"},
@@ -67,6 +67,7 @@ FILES_ONLY = {
     "recipes",
     "body",
     "names",
+    "cases",
 }
 TENSORS_ONLY = {
     "losses",
