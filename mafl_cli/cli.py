@@ -9,11 +9,12 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import typer
 import typer.core
@@ -40,6 +41,11 @@ from mafl_cli.display import WINDOWS
 from mafl_cli.errors import GateError, MaflError, PartialError, UsageError
 from mafl_cli.viewers import Viewer
 
+if TYPE_CHECKING:
+    from mafl_cli.case import AttackRequest
+    from mafl_cli.cases import CaseFiles
+    from mafl_cli.cluster import Cluster
+
 EXIT_CODES = """
 Exit codes: 0 done · 1 internal error, or the results could not be written · 2 usage (also: no such device, output
 exists) · 3 bad input or geometry · 4 model unusable · 5 gate failed · 6 some cases failed · 130 interrupted.
@@ -61,7 +67,9 @@ _OF_METHOD = "[default: the method's]"
 
 # Headings of --help, in their order.
 FILES, GOAL, METHOD, BUDGET, MODEL_INPUT, OUTPUT = "Files", "Goal", "Method", "Budget", "Model input", "Output"
-TRIALS, GATES = "Trials", "Gates"
+TRIALS, GATES, BATCH = "Trials", "Gates", "Batch"
+
+LogFormat = Literal["text", "json"]
 
 # typer reads annotations at run time, also on Python 3.10.
 MaybeInt = Optional[int]  # noqa: UP045
@@ -89,18 +97,28 @@ class Grouped(typer.core.TyperCommand):
 
 @dataclass(frozen=True)
 class _Voice:
-    """Words go to stderr, so that stdout stays data. level: -1 quiet, 0 normal, 1 verbose."""
+    """Words go to stderr, so that stdout stays data. level: -1 quiet, 0 normal, 1 verbose. as_json: not as text."""
 
     level: int
     debug: bool
+    as_json: bool = False
 
-    def say(self, line: str) -> None:
+    def say(self, line: str, **facts: Any) -> None:
         if self.level >= 0:
-            print(line, file=sys.stderr)
+            self._put("info", line, facts)
 
-    def detail(self, line: str) -> None:
+    def detail(self, line: str, **facts: Any) -> None:
         if self.level >= 1:
-            print(line, file=sys.stderr)
+            self._put("detail", line, facts)
+
+    def fail(self, line: str) -> None:
+        self._put("error", line if self.as_json else f"mafl: {line}", {})
+
+    def _put(self, level: str, line: str, facts: Mapping[str, Any]) -> None:
+        if self.as_json:
+            now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+            line = json.dumps({"time": now, "level": level, "message": line, **facts}, ensure_ascii=False)
+        print(line, file=sys.stderr, flush=True)
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.", rich_help_panel=OUTPUT)]
@@ -185,28 +203,30 @@ def _mafl(
 
 @app.command(cls=Grouped, epilog=EXIT_CODES)
 def attack(
-    image: Annotated[
-        MaybePath,
+    images: Annotated[
+        Optional[list[str]],  # noqa: UP045
         typer.Argument(
-            metavar="IMAGE",
+            metavar="[IMAGE]...",
             help="Scan to change: .nii or .nii.gz, or DICOM (a folder, a .zip, a file). Of CASE_0000.nii.gz the other "
-            "channels are found by their numbers.",
+            "channels are found by their numbers. A batch: several of these, a quoted pattern, a folder of scans, a "
+            "data set (nnU-Net, Decathlon, BIDS), or a manifest (.csv, .tsv, .jsonl; - is stdin).",
         ),
     ] = None,
     # --- files
     target: Annotated[
-        str,
+        MaybeStr,
         _under(
             FILES,
             "--target",
             "-t",
-            metavar="MASK|RECIPE",
+            metavar="MASK|DIR|RECIPE",
             help="What is to be drawn. A label map (NIfTI or DICOM SEG); for regions that may overlap one mask each, "
             "separated by commas, or one bit-coded mask (1, 2, 4, ... added up). Or a recipe that changes the clean "
             "prediction: erase:CLASS, shift:CLASS:X,Y,Zmm, dilate:CLASS:Rmm, erode:CLASS:Rmm, swap:CLASS,CLASS, "
-            "copy:MASK, each with :sphere@X,Y,Z,R to limit it.",
+            "copy:MASK, each with :sphere@X,Y,Z,R to limit it. In a batch also a folder of masks by the names of the "
+            "cases; a manifest may have its own.",
         ),
-    ] = ...,  # type: ignore[assignment]
+    ] = None,
     resample_target: Annotated[
         bool, _under(FILES, "--resample-target", help="Move masks to the image's grid, to the nearest voxel.")
     ] = False,
@@ -408,6 +428,40 @@ def attack(
         Precision,
         _under(MODEL_INPUT, help="Of the search: float32, or bf16 or fp16 autocast. The result is judged in float32."),
     ] = "float32",
+    # --- batch
+    list_cases: Annotated[bool, _under(BATCH, "--list", help="Print the cases, one a line, and stop.")] = False,
+    workers: Annotated[int, _under(BATCH, "--workers", "-j", min=1, help="Cases at the same time; one GPU each.")] = 1,
+    threads: Annotated[
+        MaybeInt, _under(BATCH, min=1, help="CPU threads of each worker. [default: the cores, shared out; dask: 1]")
+    ] = None,
+    engine: Annotated[
+        Literal["local", "dask"], _under(BATCH, help="Workers on this machine, or on a Dask cluster (mafl[dask]).")
+    ] = "local",
+    scheduler: Annotated[
+        MaybeStr, _under(BATCH, metavar="ADDRESS|FILE", help="Of Dask: tcp://HOST:PORT, or its scheduler file.")
+    ] = None,
+    slurm: Annotated[
+        MaybePath,
+        _under(BATCH, metavar="TOML", help="Start --workers Dask workers by SLURM, as the table [slurm] says."),
+    ] = None,
+    case_timeout: Annotated[
+        MaybeFloat, _under(BATCH, "--case-timeout", metavar="SECONDS", help="A case that takes longer has failed.")
+    ] = None,
+    resume: Annotated[
+        bool,
+        _under(
+            BATCH, "--resume/--no-resume", help="Go on where an earlier run of the same settings stopped, or refuse."
+        ),
+    ] = True,
+    retry_failed: Annotated[bool, _under(BATCH, "--retry-failed", help="Try cases again that failed before.")] = False,
+    num_parts: Annotated[
+        MaybeInt,
+        _under(BATCH, min=1, help="Only every N-th case, for several machines. [default: those of a SLURM array]"),
+    ] = None,
+    part_id: Annotated[MaybeInt, _under(BATCH, min=0, help="Which of the parts, from 0.")] = None,
+    log_format: Annotated[
+        LogFormat, _under(BATCH, help="Of what is said on stderr: text, or a JSON object a line.")
+    ] = "text",
     # --- output
     save_as: Annotated[
         Optional[SaveAs],  # noqa: UP045
@@ -432,7 +486,7 @@ def attack(
     when there are several channels; prediction_clean.nii.gz, prediction_adversarial.nii.gz and target.nii.gz (for DICOM
     also as SEG); and report.json. Every number is measured on the written file, read again.
     """
-    voice = _Voice(-1 if quiet else int(verbose), debug)
+    voice = _Voice(-1 if quiet else int(verbose), debug, log_format == "json")
     with _reported(voice):
         balls = {"--eps": eps, "--eps-hu": eps_hu, "--eps-range": eps_range, "--budget-eps": budget_eps}
         goals = {"--goal-iou": goal_iou, "--goal-hit": goal_hit, "--after-goal": after_goal}
@@ -466,13 +520,25 @@ def attack(
         )
         seen_as = _seen_as(mode, slice_axis, orientation, intensity, spacing, roi, overlap)
         _require_folders({"--json": json_file})
-        from mafl_cli import pipeline, recipes, report
+        from mafl_cli import cases, recipes
+
+        # Channels, and a series, are those of one scan.
+        several = channels is None and series is None and bool(images) and cases.is_batch(images or [])
+        found = cases.find(images or [], target=target, stdin=sys.stdin) if several else []
+        if list_cases:
+            _list_cases(found, several)
+            return
+        if target is None and not any(case.targets for case in found):
+            raise UsageError("no target: give --target, a mask or a recipe such as erase:1.")
+        recipe = None if target is None else recipes.parse(target)
+        masks = () if target is None or recipe else tuple(map(Path, _listed(target, "--target")))
+        from mafl_cli import pipeline, report
         from mafl_cli.targets import Masks
 
-        recipe = recipes.parse(target)
         request = pipeline.AttackRequest(
-            images=_images(image, channels),
-            targets=() if recipe else tuple(map(Path, _listed(target, "--target"))),
+            images=() if several else _images(images or [], channels),
+            # A folder of masks has been looked into: each case has its own.
+            targets=() if several and any(mask.is_dir() for mask in masks) else masks,
             recipe=recipe,
             out=out,
             series=series,
@@ -492,6 +558,16 @@ def attack(
             overwrite=overwrite,
             config=config,
         )
+        if several:
+            if dry_run:
+                raise UsageError("--dry-run is for one scan; --list shows the cases of a batch.")
+            part = _part(num_parts, part_id)
+            batch = _Batch(
+                found, workers, threads, _cluster(engine, scheduler, slurm, workers, case_timeout), part, case_timeout,
+                resume, retry_failed, require_success,
+            )  # fmt: skip
+            _attack_all(batch, request, json_file, voice)
+            return
         if dry_run:
             shown = pipeline.show_target(request, say=voice.say, detail=voice.detail)
             _deliver(shown, report.format_dry_run(shown), json_file, voice)
@@ -563,13 +639,16 @@ def _label_map(text: str | None) -> dict[int, int]:
     return found
 
 
-def _images(image: Path | None, channels: str | None) -> tuple[Path, ...]:
+def _images(given: list[str], channels: str | None) -> tuple[Path, ...]:
     """The files of all channels: those listed, or the numbered siblings of IMAGE, or IMAGE alone."""
     listed = () if channels is None else tuple(map(Path, _listed(channels, "--channels")))
-    if image is None:
+    if len(given) > 1:
+        raise UsageError("--channels are those of one scan; several IMAGEs are a batch, with numbered channels.")
+    if not given:
         if not listed:
             raise UsageError("no scan: give IMAGE, or the files of all channels with --channels.")
         return listed
+    image = Path(given[0])
     if listed:
         return listed if image in listed else (image, *listed)
     first = re.fullmatch(r"(.+)_0000(\.nii(?:\.gz)?)", image.name)
@@ -579,6 +658,113 @@ def _images(image: Path | None, channels: str | None) -> tuple[Path, ...]:
     while (following := image.with_name(f"{first[1]}_{len(found):04d}{first[2]}")).exists():
         found.append(following)
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The options of a batch."""
+
+    cases: Sequence[CaseFiles]
+    workers: int
+    threads: int | None
+    cluster: Cluster | None
+    part: tuple[int, int]
+    timeout: float | None
+    resume: bool
+    retry_failed: bool
+    require_success: bool
+
+
+def _list_cases(found: Sequence[CaseFiles], several: bool) -> None:
+    if not several:
+        raise UsageError("--list shows the cases of a batch; this is one scan.")
+    for case in found:
+        print(f"{case.case_id}\t{','.join(path.name for path in case.images)}\t{case.problem or ''}".rstrip())
+
+
+def _part(count: int | None, index: int | None) -> tuple[int, int]:
+    """(index, count): the options, else what SLURM says of an array, else all."""
+    if (count is None) != (index is None):
+        raise UsageError("--num-parts and --part-id go together.")
+    if count is None or index is None:
+        task = {key: os.environ.get(f"SLURM_ARRAY_TASK_{key}", "") for key in ("ID", "MIN", "MAX", "STEP")}
+        if not all(value.isdecimal() for value in task.values()):
+            return 0, 1
+        number, low, high, step = (int(task[key]) for key in ("ID", "MIN", "MAX", "STEP"))
+        index, count = (number - low) // max(step, 1), (high - low) // max(step, 1) + 1
+    if index >= count:
+        raise UsageError(f"--part-id {index}: the {count} parts are 0 to {count - 1}.")
+    return index, count
+
+
+def _cluster(
+    engine: str, scheduler: str | None, slurm: Path | None, workers: int, timeout: float | None
+) -> Cluster | None:
+    """The Dask cluster that was asked for."""
+    if engine == "local":
+        if scheduler is not None or slurm is not None:
+            raise UsageError("--scheduler and --slurm are for --engine dask.")
+        return None
+    if timeout is not None:
+        raise UsageError("--case-timeout is for --engine local; give your scheduler a limit of its own.")
+    if (scheduler is None) == (slurm is None):
+        raise UsageError(
+            "--engine dask needs either --scheduler (an address or a scheduler file) or --slurm FILE.toml."
+        )
+    from mafl_cli.cluster import Cluster
+
+    return Cluster(scheduler=scheduler, slurm=slurm, workers=workers)
+
+
+def _attack_all(options: _Batch, request: AttackRequest, json_file: str | None, voice: _Voice) -> None:
+    """Attack every case; what goes wrong with some of them is said, and ends in exit code 6."""
+    from mafl_cli import batch
+    from mafl_cli.names import token
+
+    found = options.cases
+    if request.redact:
+        found = [replace(case, case_id=token(case.images[0])) if case.images else case for case in found]
+    if not options.resume and (request.out / "report.json").exists():
+        raise UsageError(f"{request.out.name}: already holds results, and --no-resume was given.")
+    if options.part[1] > 1:
+        voice.say(f"part {options.part[0]} of {options.part[1]}")
+    seen = {"done": 0}
+    with _bar(voice, "case") as bar:
+
+        def ended(case_id: str, row: Mapping[str, Any]) -> None:
+            seen["done"] += 1
+            what = "done" if row["status"] == "ok" else f"failed: {row['error']['message']}"
+            for line in row["said"]:
+                voice.detail(f"{case_id}: {line}", case_id=case_id)
+            facts = {"case_id": case_id, "status": row["status"], "seconds": row["seconds"]}
+            bar.write(lambda: voice.say(f"{case_id}: {what} ({row['seconds']:.1f} s)", **facts))
+            bar.show(seen["done"], None)
+
+        whole = batch.run_batch(
+            batch.BatchRequest(
+                cases=tuple(found),
+                attack=request,
+                out=request.out,
+                workers=options.workers,
+                threads=options.threads,
+                cluster=options.cluster,
+                part=options.part,
+                case_timeout=options.timeout,
+                retry_failed=options.retry_failed,
+                overwrite=request.overwrite,
+            ),
+            say=voice.say,
+            on_jobs=lambda count: bar.show(0, count),
+            on_row=ended,
+        )
+    _deliver(whole, batch.format_batch(whole), json_file, voice)
+    counts = whole["aggregate"]
+    if counts["failed"]:
+        raise PartialError(f"{counts['failed']} of {counts['cases']} cases failed; failed.txt says why.")
+    if options.require_success and counts["goal_reached"] < counts["cases"]:
+        raise GateError(
+            f"--require-success: the goal was reached in {counts['goal_reached']} of {counts['cases']} cases."
+        )
 
 
 @app.command(cls=Grouped, epilog=EXIT_CODES)
@@ -706,8 +892,8 @@ def evaluate(
             trials=Trials(transforms=chosen, detect=detect, curve=curve),
             gates=tuple(rules),
         )
-        with _case_progress(voice) as show:
-            measured = evaluation.run_evaluation(request, say=voice.say, on_case=show)
+        with _bar(voice, "case") as bar:
+            measured = evaluation.run_evaluation(request, say=voice.say, on_case=bar.show)
         for case in measured["cases"]:
             for line in case.get("differences", ()):
                 voice.say(f"{case['case_id']}: {line}")
@@ -788,6 +974,39 @@ def visualize(
 
 
 @app.command(cls=Grouped, epilog=EXIT_CODES)
+def status(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a batch.")],
+    json_file: Json = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Say how far a batch is, while it runs or afterwards."""
+    voice = _Voice(-1 if quiet else 0, debug)
+    with _reported(voice):
+        from mafl_cli import batch
+
+        found = batch.status(run)
+        _deliver(found, batch.format_status(found), json_file, voice)
+
+
+@app.command(cls=Grouped, epilog=EXIT_CODES)
+def merge(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of parts of one batch.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="New folder for all of them.")],
+    json_file: Json = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Join the parts of a batch that were run into different folders."""
+    voice = _Voice(-1 if quiet else 0, debug)
+    with _reported(voice):
+        from mafl_cli import batch
+
+        whole = batch.merge(runs, out)
+        _deliver(whole, batch.format_batch(whole), json_file, voice)
+
+
+@app.command(cls=Grouped, epilog=EXIT_CODES)
 def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A model, a scan or a mask.")],
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
@@ -830,10 +1049,10 @@ def _reported(voice: _Voice) -> Iterator[None]:
     except MaflError as exc:
         if voice.debug:
             raise
-        print(f"mafl: {exc}", file=sys.stderr)
+        voice.fail(str(exc))
         raise typer.Exit(exc.exit_code) from None
     except KeyboardInterrupt:
-        print("mafl: interrupted; nothing was kept.", file=sys.stderr)
+        voice.fail("interrupted; nothing was kept.")
         # CPython notes an interrupt that leaves an exec() of a string, as libraries use while they are imported, and
         # then exits as if nobody had caught it. The next exec() forgets that.
         exec("")
@@ -846,7 +1065,7 @@ def _reported(voice: _Voice) -> Iterator[None]:
         if voice.debug:
             raise
         # Not its message: that may quote a header or a path, and logs are passed on.
-        print(f"mafl: internal error ({type(exc).__name__}{_place(exc)}); run again with --debug.", file=sys.stderr)
+        voice.fail(f"internal error ({type(exc).__name__}{_place(exc)}); run again with --debug.")
         raise typer.Exit(1) from None
 
 
@@ -964,21 +1183,35 @@ def _progress(voice: _Voice) -> Iterator[Callable[[Any], None] | None]:
         yield show
 
 
+class _Bar:
+    """A tqdm bar that lines can be said beside; on no terminal only the lines are."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+
+    def show(self, done: int, total: int | None) -> None:
+        if self._bar is not None:
+            self._bar.total = self._bar.total if total is None else total
+            self._bar.n = done
+            self._bar.refresh()
+
+    def write(self, say: Callable[[], None]) -> None:
+        if self._bar is None or self._bar.disable:
+            say()
+            return
+        with self._bar.external_write_mode(file=sys.stderr):
+            say()
+
+
 @contextmanager
-def _case_progress(voice: _Voice) -> Iterator[Callable[[int, int], None] | None]:
-    """The same over cases."""
-    if voice.level < 0:
-        yield None
+def _bar(voice: _Voice, unit: str) -> Iterator[_Bar]:
+    if voice.level < 0 or voice.as_json:
+        yield _Bar(None)
         return
     from tqdm import tqdm
 
-    with tqdm(disable=None, unit="case", leave=False, file=sys.stderr) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total, bar.n = total, done
-            bar.refresh()
-
-        yield show
+    with tqdm(disable=None, unit=unit, leave=False, file=sys.stderr) as bar:
+        yield _Bar(bar)
 
 
 def _deliver(report: dict[str, Any], summary: str, json_file: str | None, voice: _Voice) -> None:

@@ -48,3 +48,9 @@ class PartialError(MaflError):
     """Some cases of several could not be done; the others are."""
 
     exit_code = 6
+
+
+class Interrupted(MaflError):
+    """The user stopped a batch; what was finished is there."""
+
+    exit_code = 130

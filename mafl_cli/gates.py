@@ -183,6 +183,12 @@ def statistics_of(cases: Sequence[Case]) -> dict[str, Any]:
     }
 
 
+def summary_of(values: Sequence[float | None]) -> dict[str, Any]:
+    """Statistics of those that are defined, with their number `n`; see `statistics_of`."""
+    known = [float(value) for value in values if value is not None]
+    return {"n": len(known), **_summary(known)}
+
+
 def _summary(values: Sequence[float]) -> dict[str, Any]:
     if not values:
         return dict.fromkeys(("mean", "median", "min", "p5", "p95", "max", "ci95"))

@@ -21,15 +21,20 @@ def public_name(path: Path) -> str:
     return _UID.sub("dicom", path.name or path.resolve().name)
 
 
+def token(path: Path) -> str:
+    """What stands for a file or folder when names are hidden: made of its contents."""
+    return f"case-{_digest(path)[:12]}"
+
+
 class Redaction:
     """Replaces the names of some files, of what is in them if they are folders or archives, and of a result folder."""
 
     def __init__(self, paths: Iterable[Path], out: Path) -> None:
         self._tokens: dict[str, str] = {}
         for path in paths:
-            token = f"case-{_digest(path)[:12]}"
+            stands = token(path)
             for name in {path.name, path.resolve().name, public_name(path)}:
-                self._tokens |= {name: token, stem(name): token}
+                self._tokens |= {name: stands, stem(name): stands}
             for inner in _inner_names(path):
                 self._tokens.setdefault(inner, f"file-{hashlib.sha256(inner.encode()).hexdigest()[:12]}")
         self._tokens.setdefault(out.name, "out")

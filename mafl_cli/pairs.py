@@ -5,7 +5,6 @@ Nothing here is taken on trust from a report: volumes, masks and hashes come fro
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mafl_cli import results, scans, targets, volume
+from mafl_cli.cases import MaskFolder, by_case, holds_cases
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.geometry import require_same_space
 from mafl_cli.names import public_name, stem
-
-_NUMBERED = re.compile(r"(.+)_\d{4}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,17 +86,29 @@ def of_runs(folders: Sequence[Path]) -> list[Source]:
 
     Raises InputError for a folder that is not there or holds none.
     """
-    found: list[Path] = []
+    found: list[Source] = []
     for folder in folders:
-        below = [folder]
-        if folder.is_dir() and not (folder / results.REPORT).is_file():
-            # What lies under a name with a dot is half made.
-            reports = (path.relative_to(folder).parent for path in folder.rglob(results.REPORT))
-            whole = sorted(path for path in reports if not any(part.startswith(".") for part in path.parts))
-            below = [folder / path for path in whole] or [folder]
-        found += below
-    ids = _distinct([folder.resolve().name for folder in found])
-    return [Source(name, run=folder) for name, folder in zip(ids, found, strict=True)]
+        for inner in _run_folders(folder):
+            known = results.batch_cases(inner)
+            if known is None:
+                found.append(Source(inner.resolve().name, run=inner))
+            else:
+                # Of a batch all cases, those without results too: what failed must not be passed over.
+                found += [Source(name, run=inner / name, missing=missing) for name, missing in known]
+    names = _distinct([source.case_id for source in found])
+    return [replace(source, case_id=name) for name, source in zip(names, found, strict=True)]
+
+
+def _run_folders(folder: Path) -> list[Path]:
+    """The folder itself if it is a run, else all below it that are; itself again where there is none."""
+    if not folder.is_dir() or (folder / results.REPORT).is_file():
+        return [folder]
+    # What lies under a name with a dot is half made.
+    reports = (path.relative_to(folder).parent for path in folder.rglob(results.REPORT))
+    whole = {path for path in reports if not any(part.startswith(".") for part in path.parts)}
+    # Cases of a batch are found through it.
+    whole -= {path for path in whole if path.parent in whole and (folder / path.parent / results.RUN).is_file()}
+    return [folder / path for path in sorted(whole)] or [folder]
 
 
 def of_files(original: str, adversarial: str, target: str) -> list[Source]:
@@ -108,7 +118,7 @@ def of_files(original: str, adversarial: str, target: str) -> list[Source]:
     Raises InputError if nothing is found.
     """
     one, other, mask = Path(original), Path(adversarial), Path(target)
-    if not _holds_cases(other):
+    if not holds_cases(other):
         masks = tuple(Path(part) for part in target.split(","))
         scan, changed = (tuple(Path(part) for part in text.split(",")) for text in (original, adversarial))
         return [Source(stem(public_name(scan[0])), original=scan, adversarial=changed, target=masks)]
@@ -116,18 +126,19 @@ def of_files(original: str, adversarial: str, target: str) -> list[Source]:
         raise UsageError(
             f"--adversarial {public_name(other)} is a folder, so --original must be the folder of its scans."
         )
-    changed_by, scan_by = _by_case(other), _by_case(one)
+    changed_by, scan_by = by_case(other), by_case(one)
     if not changed_by:
         raise InputError(f"{public_name(other)}: holds no scan (.nii, .nii.gz, or folders of DICOM).")
+    masks = MaskFolder(mask) if holds_cases(mask) else None
     found = []
     for case_id, files in changed_by.items():
-        wanted = tuple(_masks(mask, case_id)) if _holds_cases(mask) else (mask,)
+        wanted = (mask,) if masks is None else masks.find([case_id])
         what = "scan in --original" if case_id not in scan_by else "mask in --target" if not wanted else None
         found.append(
             Source(
                 case_id,
-                original=tuple(scan_by.get(case_id, ())),
-                adversarial=tuple(files),
+                original=scan_by.get(case_id, ()),
+                adversarial=files,
                 target=wanted,
                 missing=None if what is None else f"{case_id}: there is no {what} with this name.",
             )
@@ -137,43 +148,12 @@ def of_files(original: str, adversarial: str, target: str) -> list[Source]:
 
 def mask_of(path: Path, case_id: str) -> Path:
     """The mask of a case: the file itself, or the one with the case's name in a folder. Raises InputError."""
-    if not _holds_cases(path):
+    if not holds_cases(path):
         return path
-    found = _masks(path, case_id)
+    found = MaskFolder(path).find([case_id])
     if not found:
         raise InputError(f"{public_name(path)}: holds no mask named {case_id}.")
     return found[0]
-
-
-def _masks(folder: Path, case_id: str) -> list[Path]:
-    names = {case_id, _NUMBERED.sub(r"\1", case_id)}
-    return [path for path in _scans(folder) if stem(path.name) in names]
-
-
-def _holds_cases(path: Path) -> bool:
-    """Whether this is a folder of NIfTI files or of folders, and not the one folder of a DICOM series."""
-    return path.is_dir() and (
-        any(_is_nifti(inner) for inner in path.iterdir())
-        or not any(inner.is_file() and scans.is_dicom(inner) for inner in path.iterdir())
-    )
-
-
-def _scans(folder: Path) -> list[Path]:
-    """NIfTI files, and whatever is DICOM, in a folder of cases."""
-    seen = (path for path in folder.iterdir() if not path.name.startswith("."))
-    return sorted(path for path in seen if _is_nifti(path) or scans.is_dicom(path))
-
-
-def _is_nifti(path: Path) -> bool:
-    return path.is_file() and path.name.endswith((".nii", ".nii.gz"))
-
-
-def _by_case(folder: Path) -> dict[str, list[Path]]:
-    """Files of each case, in the order of their channels."""
-    found: dict[str, list[Path]] = {}
-    for path in _scans(folder):
-        found.setdefault(_NUMBERED.sub(r"\1", stem(path.name)), []).append(path)
-    return found
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

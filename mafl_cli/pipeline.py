@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -52,6 +52,7 @@ def run_attack(
     say: Say = lambda line: None,
     detail: Say = lambda line: None,
     on_progress: Callable[[Progress], None] | None = None,
+    ticket: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Attack one scan, write the result folder, and return the report (see `report.schema.json`).
 
@@ -59,10 +60,11 @@ def run_attack(
         say: receives one line for each thing a user should know (warnings, assumptions).
         detail: the same for what only the curious want to know.
         on_progress: called after each step.
+        ticket: written beside the results, for a batch to know what they were made from; see `batch`.
     Raises: the errors of `mafl_cli.errors`; then nothing is left behind.
     """
     with _hidden(request, say, detail) as hide:
-        return _run_attack(request, hide.say, hide.detail, on_progress, hide.names)
+        return _run_attack(request, hide.say, hide.detail, on_progress, hide.names, ticket)
 
 
 def _run_attack(
@@ -71,6 +73,7 @@ def _run_attack(
     detail: Say,
     on_progress: Callable[[Progress], None] | None,
     names: Callable[[str], str],
+    ticket: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     clock = _Clock()
     _require_elsewhere(request)
@@ -130,6 +133,8 @@ def _run_attack(
             started=clock.started,
         )
         whole = report.renamed(whole, names)
+        if ticket is not None:
+            results.write_text(stage / results.TICKET, report.to_json(ticket))
         results.write_text(stage / results.REPORT, report.to_json(whole))
     return whole
 

@@ -234,10 +234,13 @@ def table(report: Report) -> str:
         if case["status"] == "ok":
             found = [figure.pick(case)["value"] for figure in FIGURES.values()]
             values = ["" if value is None else repr(float(value)) for value in found]
-        # Spreadsheets run what begins like a formula.
-        name = str(case["case_id"])
-        writer.writerow([f"'{name}" if name[:1] in "=+-@\t\r" else name, case["status"], _error(case), *values])
+        writer.writerow([cell(case["case_id"]), case["status"], cell(_error(case)), *values])
     return stream.getvalue()
+
+
+def cell(text: str) -> str:
+    """Text for a table: spreadsheets run what begins like a formula."""
+    return f"'{text}" if text[:1] in tuple("=+-@\t\r") else text
 
 
 def alerts(report: Report) -> list[str]:

@@ -20,6 +20,11 @@ PREDICTION_CLEAN = "prediction_clean.nii.gz"
 PREDICTION_ADVERSARIAL = "prediction_adversarial.nii.gz"
 TARGET = "target.nii.gz"
 REPORT = "report.json"
+# In a batch: what the results of a case were made from, so that a later run knows whether to make them again.
+TICKET = ".case.json"
+FAILED = "failed.json"
+# What a batch knows of itself: the hash of its settings and the list of its cases.
+RUN = ".mafl/run.json"
 
 
 # Masks as DICOM SEG, beside the same masks as NIfTI, when the scan is DICOM.
@@ -50,7 +55,7 @@ def _numbered(stem: str, count: int) -> tuple[str, ...]:
 
 def there(out: Path) -> list[Path]:
     """Results in a folder, of any run."""
-    names = {*SEGMENTATIONS, *SEGMENTATIONS.values(), REPORT}
+    names = {*SEGMENTATIONS, *SEGMENTATIONS.values(), REPORT, TICKET}
     return sorted(path for path in out.iterdir() if path.name in names or _SCANS.fullmatch(path.name))
 
 
@@ -174,6 +179,31 @@ def read_report(run: Path) -> dict[str, Any]:
     if not isinstance(report, dict) or not report.get("cases") or "schema_version" not in report:
         raise InputError(f"{public_name(run)}/{REPORT}: is not a report of mafl.")
     return report
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None where there is none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def batch_cases(run: Path) -> list[tuple[str, str | None]] | None:
+    """The cases of a batch, and of each why it has no results, as a sentence; None for a folder that is no batch."""
+    known = read_object(run / RUN)
+    if known is None:
+        return None
+    found: list[tuple[str, str | None]] = []
+    for case_id in known["cases"]:
+        failure = read_object(run / case_id / FAILED)
+        if failure is not None:
+            found.append((case_id, str(failure["error"]["message"])))
+        else:
+            there = (run / case_id / REPORT).is_file()
+            found.append((case_id, None if there else f"{case_id}: was not attacked yet."))
+    return found
 
 
 def _cannot_write(path: Path, exc: OSError) -> MaflError:

@@ -52,6 +52,9 @@ LAYERS = [
     {"trials"},
     {"publish"},
     {"pipeline", "evaluation", "pictures", "inspection"},
+    {"engine"},
+    {"cluster"},
+    {"batch"},
     {"cli"},
     {"__main__"},
 ]

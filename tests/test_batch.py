@@ -1,0 +1,373 @@
+"""Many cases: one bad scan must not cost the night, and whatever ends a run loses the cases in flight and no more."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from commands import Threshold, mafl, scan_array
+from typer.testing import Result
+
+from mafl_cli import engine, results
+from mafl_cli.case import AttackRequest
+from mafl_cli.engine import Job
+
+ROOT = str(Path(__file__).resolve().parent.parent)
+STEPS = ("--steps", 6)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scans/ and masks/ of cases c0 to c5: c1 is no scan, c3 has no mask, c4 lies on another grid; and two models."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "scans").mkdir()
+    (folder / "masks").mkdir()
+    for number in range(6):
+        scan = np.roll(scan_array(), number - 3, axis=1)
+        nib.save(nib.Nifti1Image(scan, np.eye(4)), folder / "scans" / f"c{number}.nii.gz")
+        mask = np.roll(scan > 0.5, 2, axis=0).astype(np.uint8)
+        nib.save(nib.Nifti1Image(mask, np.diag([1.0, 1, 1 + (number == 4), 1])), folder / "masks" / f"c{number}.nii.gz")
+    (folder / "scans" / "c1.nii.gz").write_text("no scan")
+    (folder / "masks" / "c3.nii.gz").unlink()
+    torch.jit.script(Threshold(2)).save(folder / "model.ts")
+    return folder
+
+
+def command(data: Path, out: Path, *more: object) -> list[str]:
+    return [
+        str(part)
+        for part in (
+            "attack", data / "scans", "--target", data / "masks", "--model", data / "model.ts", "-o", out,
+            "--device", "cpu", *STEPS, "--threads", 1, *more,
+        )
+    ]  # fmt: skip
+
+
+def run(data: Path, out: Path, *more: object) -> Result:
+    return mafl(*command(data, out, *more))
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Everything but the reports of single cases, which have times in them."""
+    return {
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.parts[-2] != ".mafl" and (path.parent == out or path.name != "report.json")
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    result = run(data, out)
+    assert result.exit_code == 6, result.stderr
+    return out
+
+
+# --- isolation ----------------------------------------------------------------------------------------------------
+
+
+def test_bad_cases_are_rows_with_reasons_and_the_rest_is_done(whole: Path) -> None:
+    said = json.loads((whole / "report.json").read_text())
+    assert {row["case_id"]: row["status"] for row in said["cases"]} == {
+        "c0": "ok", "c1": "failed", "c2": "ok", "c3": "failed", "c4": "failed", "c5": "ok",
+    }  # fmt: skip
+    reasons = (whole / "failed.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in reasons] == ["c1", "c3", "c4"]
+    assert "not a NIfTI file" in reasons[0]
+    assert "no mask with this name" in reasons[1]
+    assert "--resample-target" in reasons[2]
+    assert (said["aggregate"]["ok"], said["aggregate"]["failed"], said["aggregate"]["pending"]) == (3, 3, 0)
+    table = (whole / "cases.csv").read_text().splitlines()
+    assert len(table) == 7
+    assert not list(whole.rglob(".mafl-*"))
+
+
+def test_a_process_that_dies_is_a_failed_row_and_its_worker_is_replaced(data: Path, tmp_path: Path) -> None:
+    rows = {}
+    with _killer(tmp_path):
+        engine.run(
+            [_job(data, tmp_path, "c0", steps=100_000), _job(data, tmp_path, "c2")],
+            workers=1, threads=1, timeout=None, on_row=lambda job, row: rows.update({job.case_id: row}),
+        )  # fmt: skip
+    assert rows["c0"]["status"] == "failed"
+    assert rows["c0"]["error"]["message"] == "c0: its process ended (SIGKILL, as when memory runs out)."
+    assert rows["c2"]["status"] == "ok"
+
+
+@contextmanager
+def _killer(out: Path) -> Iterator[None]:
+    """Kills the worker that is at the first case."""
+    code = (
+        "import os, pathlib, signal, subprocess, sys, time\n"
+        "out, parent = pathlib.Path(sys.argv[1]), sys.argv[2]\n"
+        "while not list(out.glob('c0/.mafl-*')): time.sleep(0.05)\n"
+        "for line in subprocess.run(['ps', '-o', 'pid=,args=', '--ppid', parent], capture_output=True, text=True)"
+        ".stdout.splitlines():\n"
+        "    if 'spawn_main' in line: os.kill(int(line.split()[0]), signal.SIGKILL)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(out), str(os.getpid())]) as process:
+        yield
+        assert process.wait(60) == 0
+
+
+def _job(data: Path, out: Path, case_id: str, steps: int = 6) -> Job:
+    from mafl_cli.config import preset
+
+    hard = {"goal_iou": 1.0, "goal_hit": 1.0, "patience": 1_000_000} if steps > 1000 else {}
+    request = AttackRequest(
+        model=data / "model.ts", images=(data / "scans" / f"{case_id}.nii.gz",), out=out / case_id, device="cpu",
+        targets=(data / "masks" / f"{case_id}.nii.gz",), config=preset("mafl", steps=steps, **hard),
+    )  # fmt: skip
+    return Job(case_id, request, {})
+
+
+def test_a_case_that_takes_too_long_has_failed(data: Path, tmp_path: Path) -> None:
+    rows = {}
+    engine.run(
+        [_job(data, tmp_path, "c0", steps=1_000_000), _job(data, tmp_path, "c2")],
+        workers=1, threads=1, timeout=8, on_row=lambda job, row: rows.update({job.case_id: row}),
+    )  # fmt: skip
+    assert rows["c0"]["error"]["message"] == "c0: took longer than 8 s (--case-timeout)."
+    assert rows["c2"]["status"] == "ok"
+
+
+# --- going on -----------------------------------------------------------------------------------------------------
+
+
+def test_the_same_command_leaves_alone_what_is_done(data: Path, whole: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.glob("c*/*")}
+    result = run(data, whole)
+    assert result.exit_code == 6
+    assert "were done before" in result.stderr
+    assert {path: path.stat().st_mtime_ns for path in whole.glob("c[025]/*")} == {
+        path: when for path, when in before.items() if path.parent.name in ("c0", "c2", "c5")
+    }
+
+
+def test_killed_at_any_moment_a_run_goes_on_and_ends_as_if_nothing_had_happened(
+    data: Path, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mafl_cli", *command(data, out)],
+        env={**os.environ, "PYTHONPATH": ROOT}, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not (out / "c0" / "report.json").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    # The workers see that nobody is there any more.
+    time.sleep(1.5)
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("c*/report.json")}
+    result = run(data, out)
+    assert result.exit_code == 6, result.stderr
+    assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
+    assert contents(out).keys() == contents(whole).keys()
+    different = [name for name, found in contents(out).items() if found != contents(whole)[name]]
+    assert not different
+
+
+def test_an_interrupt_keeps_what_is_finished_and_is_exit_130(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mafl_cli", *command(data, out, "--steps", 100_000, "--goal-iou", 1, "--goal-hit", 1)],
+        env={**os.environ, "PYTHONPATH": ROOT}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        # A shell's background jobs ignore interrupts, and so would this one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    while not list(out.glob("c*/.mafl-*")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said.splitlines()[-1]) == (
+        130, "mafl: interrupted; what is finished is kept, and the same command goes on from there.",
+    )  # fmt: skip
+    assert (out / "report.json").is_file()
+    assert not list(out.rglob(".mafl-*"))
+
+
+def test_changed_inputs_are_attacked_again_and_touched_ones_are_not(data: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    out = tmp_path / "out"
+    run(copy, out)
+    before = {path.parent.name: path.stat().st_mtime_ns for path in out.glob("c*/report.json")}
+    os.utime(copy / "scans" / "c0.nii.gz")
+    image = nib.load(copy / "scans" / "c2.nii.gz")
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj) * 0.99, image.affine), copy / "scans" / "c2.nii.gz")
+    run(copy, out)
+    after = {path.parent.name: path.stat().st_mtime_ns for path in out.glob("c*/report.json")}
+    assert [name for name in before if before[name] != after[name]] == ["c2"]
+
+
+def test_other_settings_need_another_folder_or_overwrite(data: Path, whole: Path, tmp_path: Path) -> None:
+    result = run(data, whole, "--momentum", 0.5)
+    assert result.exit_code == 2
+    assert "holds results of other settings" in result.stderr
+    assert run(data, whole, "--no-resume").exit_code == 2
+
+
+def test_failed_cases_are_tried_again_when_that_is_asked_for(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    broken = (data / "scans" / "c1.nii.gz").read_bytes()
+    only = ["attack", data / "scans" / "c0.nii.gz", data / "scans" / "c1.nii.gz", "--target", data / "masks"]
+    rest = ["--model", data / "model.ts", "-o", out, *STEPS, "--device", "cpu", "--threads", 1]
+    assert mafl(*only, *rest).exit_code == 6
+    assert "2 of 2 cases were done before" in mafl(*only, *rest).stderr
+    result = mafl(*only, *rest, "--retry-failed")
+    assert "1 of 2 cases were done before" in result.stderr
+    assert result.exit_code == 6
+    assert (data / "scans" / "c1.nii.gz").read_bytes() == broken
+
+
+def test_two_runs_at_one_part_are_refused(data: Path, whole: Path) -> None:
+    import fcntl
+
+    with (whole / ".mafl" / "part-0-of-1.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        result = run(data, whole)
+    assert result.exit_code == 2
+    assert "another mafl works on it now" in result.stderr
+
+
+# --- many machines ------------------------------------------------------------------------------------------------
+
+
+def test_two_parts_merged_equal_one_run(data: Path, whole: Path, tmp_path: Path) -> None:
+    for part in (0, 1):
+        result = run(data, tmp_path / f"part{part}", "--num-parts", 2, "--part-id", part)
+        assert result.exit_code == 6, result.stderr
+    merged = mafl("merge", tmp_path / "part0", tmp_path / "part1", "-o", tmp_path / "all")
+    assert merged.exit_code == 0, merged.stderr
+    assert contents(tmp_path / "all") == contents(whole)
+
+
+def test_a_slurm_array_takes_its_parts_and_may_share_the_folder(
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    for task in (3, 5):
+        for key, value in {"ID": task, "MIN": 3, "MAX": 5, "STEP": 2, "COUNT": 2}.items():
+            monkeypatch.setenv(f"SLURM_ARRAY_TASK_{key}", str(value))
+        assert "part" in run(data, out).stderr
+    assert contents(out) == contents(whole)
+
+
+def test_a_dask_cluster_makes_the_same_files_even_if_a_worker_is_killed(
+    data: Path, whole: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("distributed")
+    environment = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
+    file = tmp_path / "scheduler.json"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "distributed.cli.dask_scheduler", "--scheduler-file", str(file), "--no-dashboard",
+             "--port", "0"],
+            env=environment, stderr=subprocess.DEVNULL,
+        )
+    ]  # fmt: skip
+    try:
+        for _ in range(2):
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file), "--nthreads",
+                     "1", "--no-nanny", "--no-dashboard"],
+                    env=environment, stderr=subprocess.DEVNULL,
+                )
+            )  # fmt: skip
+        out = tmp_path / "out"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mafl_cli", *command(data, out, "--engine", "dask", "--scheduler", file)],
+            env=environment, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        while not list(out.glob("c*/.mafl-*")) and process.poll() is None:
+            time.sleep(0.01)
+        started[1].kill()
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 6, said
+    finally:
+        for each in started:
+            each.kill()
+            each.wait()
+    assert contents(out) == contents(whole)
+
+
+def test_dask_says_what_it_needs(data: Path, tmp_path: Path) -> None:
+    result = run(data, tmp_path / "out", "--engine", "dask")
+    assert result.exit_code == 2
+    assert "needs either --scheduler" in result.stderr
+
+
+def test_slurm_workers_are_asked_for_as_the_file_says(tmp_path: Path) -> None:
+    jobqueue = pytest.importorskip("dask_jobqueue")
+    from mafl_cli.cluster import slurm_settings
+
+    path = tmp_path / "cluster.toml"
+    path.write_text('[slurm]\nqueue = "gpu"\ncores = 4\nmemory = "16GB"\njob_extra_directives = ["--gres=gpu:1"]\n')
+    with jobqueue.SLURMCluster(**slurm_settings(path), scheduler_options={"dashboard": False, "port": 0}) as cluster:
+        script = cluster.job_script()
+    assert "#SBATCH -p gpu" in script
+    assert "#SBATCH --gres=gpu:1" in script
+
+
+# --- looking at it ------------------------------------------------------------------------------------------------
+
+
+def test_status_tells_how_far_a_run_is_and_what_a_case_takes(whole: Path) -> None:
+    found = json.loads(mafl("status", whole, "--json", "-").stdout)
+    assert (found["ok"], found["failed"], found["pending"], found["running"]) == (3, 3, 0, 0)
+    assert set(found["mean_seconds"]) == {"read", "lift", "attack", "write", "measure"}
+    assert found["peak_resident_bytes"] > 0
+
+
+def test_logs_can_be_an_object_a_line(data: Path, tmp_path: Path) -> None:
+    result = run(data, tmp_path / "out", "--log-format", "json")
+    lines = [json.loads(line) for line in result.stderr.splitlines()]
+    cases = {line["case_id"]: line["status"] for line in lines if "case_id" in line}
+    assert cases["c0"] == "ok"
+    assert cases["c1"] == "failed"
+    assert lines[-1]["level"] == "error"
+
+
+def test_evaluate_judges_a_batch_and_fails_for_its_failed_cases(whole: Path) -> None:
+    result = mafl("evaluate", whole, "--fail-if", "psnr_db > 1000", "--json", "-")
+    assert result.exit_code == 5
+    found = json.loads(result.stdout)
+    assert [(case["case_id"], case["status"]) for case in found["cases"]] == [
+        ("c0", "ok"), ("c1", "failed"), ("c2", "ok"), ("c3", "failed"), ("c4", "failed"), ("c5", "ok"),
+    ]  # fmt: skip
+    assert "not a NIfTI file" in found["cases"][1]["error"]["message"]
+
+
+def test_redacted_batches_name_no_case(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run(data, out, "--redact")
+    written = b"".join(path.read_bytes() for path in out.rglob("*") if path.suffix in (".json", ".csv", ".txt"))
+    for name in ("c0", "c2", "c5"):
+        assert name not in result.stderr + result.stdout
+        assert f'"{name}'.encode() not in written
+        assert not (out / name).exists()
+    assert results.REPORT in {path.name for path in out.iterdir()}
+
+
+def test_cases_are_listed_before_they_are_run(data: Path) -> None:
+    result = mafl("attack", data / "scans", "--target", data / "masks", "--list")
+    assert [line.split("\t")[0] for line in result.stdout.splitlines()] == [f"c{n}" for n in range(6)]
+    assert "no mask with this name" in result.stdout
