@@ -129,10 +129,10 @@ def of_files(original: str, adversarial: str, target: str) -> list[Source]:
     changed_by, scan_by = by_case(other), by_case(one)
     if not changed_by:
         raise InputError(f"{public_name(other)}: holds no scan (.nii, .nii.gz, or folders of DICOM).")
-    masks = MaskFolder(mask) if holds_cases(mask) else None
+    named = MaskFolder(mask) if holds_cases(mask) else None
     found = []
     for case_id, files in changed_by.items():
-        wanted = (mask,) if masks is None else masks.find([case_id])
+        wanted = (mask,) if named is None else named.find([case_id])
         what = "scan in --original" if case_id not in scan_by else "mask in --target" if not wanted else None
         found.append(
             Source(

@@ -623,7 +623,9 @@ def test_help_names_every_command_and_exit_code() -> None:
 def test_help_of_attack_stands_under_headings_in_plain_text() -> None:
     said = mafl("attack", "--help").stdout
     headings = [line[:-1] for line in said.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert headings == ["Arguments", "Files", "Goal", "Method", "Budget", "Model input", "Output", "Other"]
+    assert headings == [
+        "Arguments", "Files", "Goal", "Method", "Budget", "Model input", "Batch", "Output", "Other",
+    ]  # fmt: skip
     assert said.index("--eps-hu") > said.index("Budget:") > said.index("--mask-loss") > said.index("Method:")
     assert "[default: the method's]" in " ".join(said.split())
     assert all(name in said for name in PRESETS)
