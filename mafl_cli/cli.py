@@ -613,6 +613,18 @@ def _require_folders(files: Mapping[str, str | None]) -> None:
             raise UsageError(f"{option}: the folder of this file does not exist.")
 
 
+def _require_no_input(files: Mapping[str, str | None], read: Sequence[Path]) -> None:
+    """A verdict must not take the place of what it is about: an input, or a file of a run or of a folder of cases."""
+    inputs = {path.resolve() for path in read}
+    for option, file in files.items():
+        if file in (None, "-"):
+            continue
+        place = Path(str(file)).resolve()
+        kept = place.name in ("report.json", "cases.csv") or place.name.endswith((".nii", ".nii.gz", ".dcm"))
+        if place in inputs or (kept and place.exists() and inputs & set(place.parents)):
+            raise UsageError(f"{option} {place.name}: is one of the files that are judged; choose another name.")
+
+
 def _listed(text: str, option: str) -> tuple[str, ...]:
     """What stands between commas. Raises UsageError where nothing does."""
     parts = tuple(part.strip() for part in text.split(","))
@@ -870,8 +882,13 @@ def evaluate(
         chosen = transforms.parse(transform or ())
         files = {"--json": json_file, "--junit": junit_file, "--card": card_file, "--csv": csv_file}
         _require_folders(files)
-        if [*files.values()].count("-") > 1:
-            raise UsageError("only one of --json, --junit, --card and --csv can be stdout.")
+        given = [file for file in files.values() if file is not None]
+        if len({Path(file).resolve() for file in given}) < len(given):
+            raise UsageError("--json, --junit, --card and --csv: two of them are the same file, or both are stdout.")
+        read = [*(runs or ()), *(model or ()), *(path for path in (ground_truth, gates_file) if path)]
+        for scans in (original, adversarial, target):
+            read += [Path(part) for part in (scans or "").split(",") if part]
+        _require_no_input(files, read)
         seen_as = _seen_as(mode, slice_axis, orientation, intensity, spacing, roi, overlap)
         from mafl_cli import evaluation, publish
         from mafl_cli.report import to_json

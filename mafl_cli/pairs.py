@@ -205,9 +205,16 @@ def read_run(run: Path) -> Pair:
 
 
 def changed_files(recorded: Recorded) -> list[str]:
-    """Names of the files that are not those the report describes."""
-    files = recorded.case["files"]
-    return [file["name"] for file in files if results.sha256(recorded.folder / file["name"]) != file["sha256"]]
+    """Names of result files that are not those the report describes, whether changed since or never listed there."""
+    said = {file["name"]: file["sha256"] for file in recorded.case["files"]}
+    there = [
+        file.relative_to(recorded.folder).as_posix()
+        for path in results.there(recorded.folder)
+        if path.name not in (results.REPORT, results.TICKET)
+        for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
+        if file.is_file()
+    ]
+    return [name for name in sorted({*said, *there}) if said.get(name) != results.sha256(recorded.folder / name)]
 
 
 def _volumes(

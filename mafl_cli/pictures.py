@@ -35,8 +35,10 @@ def show(
         window that does not fit the scan, and for a figure of several runs.
     """
     sources = pairs.of_runs(runs)
-    folders = [source.run for source in sources if source.run is not None]
-    alone = len(folders) == 1
+    folders = [source.run for source in sources if source.run is not None and source.missing is None]
+    if not folders:
+        raise InputError(sources[0].missing or "there is no run.")
+    alone = len(sources) == 1
     beside = runs[0] if len(runs) == 1 else Path()
     path = path or (folders[0] / "figure.png" if alone else beside / "page.html")
     paged = path.suffix.lower() == ".html"
@@ -44,7 +46,7 @@ def show(
         figures.check_format(path)
         if not alone:
             raise UsageError(
-                f"{public_name(path)}: a figure shows one run, {len(folders)} are given; write a .html page."
+                f"{public_name(path)}: a figure shows one run, {len(sources)} are given; write a .html page."
             )
     if path.exists() and not overwrite:
         raise UsageError(f"{public_name(path)}: is there already; choose another name with -o or add --overwrite.")
@@ -78,22 +80,28 @@ def _paged(
     sources: Sequence[pairs.Source], window: str | None, max_mb: float, said: list[str]
 ) -> Callable[[Path], None]:
     """What writes the page; then `said` has a sentence on its size."""
-    reports = [results.read_report(source.run) for source in sources if source.run is not None]
-    shown = [_Shown.of(source.run, report) for source, report in zip(sources, reports, strict=True) if source.run]
-    names = pairs.distinct([each.case["case_id"] for each in shown], sources)
-    cases = [
-        page.PageCase(
-            report={**each.case, "case_id": name},
-            model=report["model"],
-            run=report["run"],
-            tool=report["tool"],
-            classes=_label_names(report),
-            volumes=each.volumes,
+    reports = {source: results.read_report(source.run) for source in sources if source.run and not source.missing}
+    shown = {source: _Shown.of(source.run, report) for source, report in reports.items() if source.run}
+    names = pairs.distinct(
+        [shown[source].case["case_id"] if source in shown else source.case_id for source in sources], sources
+    )
+    some = next(iter(reports.values()))
+    cases = []
+    for source, name in zip(sources, names, strict=True):
+        report, each = reports.get(source, some), shown.get(source)
+        entry = {"status": "failed", "error": source.missing, "metrics": None} if each is None else dict(each.case)
+        cases.append(
+            page.PageCase(
+                report={**entry, "case_id": name},
+                model=report["model"],
+                run=report["run"],
+                tool=report["tool"],
+                classes=_label_names(report),
+                volumes=(each or shown[next(iter(shown))]).volumes,
+            )
         )
-        for each, name, report in zip(shown, names, reports, strict=True)
-    ]
     # A preset must fit every scan, not just the first.
-    values = [each.window(window) for each in shown]
+    values = [each.window(window) for each in shown.values()]
     title = names[0] if len(cases) == 1 else f"{len(cases)} cases"
     return lambda temporary: said.append(page.write(temporary, cases, title=title, max_mb=max_mb, window=values[0]))
 

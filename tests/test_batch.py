@@ -356,6 +356,14 @@ def test_evaluate_judges_a_batch_and_fails_for_its_failed_cases(whole: Path) -> 
     assert "not a NIfTI file" in found["cases"][1]["error"]["message"]
 
 
+def test_a_page_of_a_batch_has_its_failed_cases_too(whole: Path, tmp_path: Path) -> None:
+    result = mafl("visualize", whole, "-o", tmp_path / "page.html")
+    assert result.exit_code == 0, result.stderr
+    text = (tmp_path / "page.html").read_text()
+    assert "not a NIfTI file" in text
+    assert '"case_id":"c5"' in text
+
+
 def test_redacted_batches_name_no_case(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = run(data, out, "--redact")

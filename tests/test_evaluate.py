@@ -159,6 +159,52 @@ def test_one_voxel_that_was_changed_since_is_seen(work: Path, tmp_path: Path) ->
     assert "not the file the report describes" in gate.stderr
 
 
+def test_a_file_that_the_report_does_not_list_is_not_trusted(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work / "held", tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    report["cases"][0]["files"] = []
+    (tmp_path / "run" / "report.json").write_text(json.dumps(report))
+    result = mafl("evaluate", tmp_path / "run", "--fail-if", "hit_rate > 0.99")
+    assert result.exit_code == 5
+    assert "adversarial.nii.gz is not the file the report describes" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--json", "--junit", "--card", "--csv"])
+@pytest.mark.parametrize("name", ["fooled/report.json", "fooled/adversarial.nii.gz", "truth.nii.gz", "model.ts"])
+def test_a_verdict_never_takes_the_place_of_what_it_is_about(work: Path, option: str, name: str) -> None:
+    before = (work / name).read_bytes()
+    result = mafl(
+        "evaluate",
+        work / "fooled",
+        "-m",
+        work / "model.ts",
+        "--ground-truth",
+        work / "truth.nii.gz",
+        option,
+        work / name,
+    )
+    assert result.exit_code == 2
+    assert "is one of the files that are judged" in result.stderr
+    assert (work / name).read_bytes() == before
+
+
+def test_a_windowed_resampled_run_is_drawn_again_as_it_was(work: Path, tmp_path: Path) -> None:
+    torch.jit.script(Threshold(3)).save(tmp_path / "deep.ts")
+    seen_as = ("--roi", "8,8,4", "--spacing", "2.5,2.5,3", "--orientation", "LPS", "--intensity", "window:-0.1,1.2")
+    made = mafl(
+        "attack", work / "scan.nii.gz", "-t", "erase:1", "-m", tmp_path / "deep.ts", "-o", tmp_path / "out",
+        "--steps", 4, "-q", *seen_as,
+    )  # fmt: skip
+    assert made.exit_code == 0, made.stderr
+    found = evaluated(mafl("evaluate", tmp_path / "out", "-m", tmp_path / "deep.ts", "--json", "-"))["cases"][0]
+    assert (found["predictions"], found["differences"]) == ("recomputed", [])
+    # With other settings the model sees another scan, and that is said.
+    other = evaluated(
+        mafl("evaluate", tmp_path / "out", "-m", tmp_path / "deep.ts", "--spacing", "native", "--json", "-")
+    )["cases"][0]
+    assert any("the model draws" in line for line in other["differences"])
+
+
 def test_a_report_that_says_more_than_the_files_is_seen(work: Path, tmp_path: Path) -> None:
     shutil.copytree(work / "fooled", tmp_path / "run")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
@@ -357,7 +403,8 @@ def test_gates_come_from_a_file_too(work: Path, tmp_path: Path) -> None:
         (["{run}", "--original", "{scan}"], "a RUN brings its own files", 2),
         (["--original", "{scan}", "--target", "{mask}"], "(--adversarial missing)", 2),
         ([], "give RUN, or all of --original, --adversarial and --target", 2),
-        (["{run}", "--json", "-", "--csv", "-"], "only one of", 2),
+        (["{run}", "--json", "-", "--csv", "-"], "two of them are the same file", 2),
+        (["{run}", "--json", "{run}/x", "--csv", "{run}/../fooled/x"], "two of them are the same file", 2),
         (["{run}", "--junit", "{run}/none/j.xml"], "--junit: the folder of this file does not exist", 2),
         (["{run}", "--ground-truth", "{run}"], "holds no mask named scan", 3),
         (["{run}", "--model", "{mask}"], "mask.nii.gz", 4),
