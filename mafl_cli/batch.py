@@ -126,7 +126,7 @@ def request_hash(attack: AttackRequest) -> str:
         not in ("images", "out", "targets", "guides", "within", "model", "device", "overwrite", "recipe", "config")
     }
     files = [
-        _fingerprint(path) for path in (*attack.targets, *attack.guides, *([attack.within] if attack.within else []))
+        fingerprint(path) for path in (*attack.targets, *attack.guides, *([attack.within] if attack.within else []))
     ]
     shared = {key: asdict(value) if hasattr(value, "__dataclass_fields__") else value for key, value in plain.items()}
     recipe = attack.recipe.text if attack.recipe else None
@@ -148,7 +148,7 @@ def _plan(
     jobs, known = [], 0
     for case in cases:
         folder = request.out / case.case_id
-        ticket = {"request": settings, "files": [_fingerprint(path) for path in _files(case)]}
+        ticket = {"request": settings, "files": [fingerprint(path) for path in _files(case)]}
         if case.problem is not None:
             row = {
                 "status": "failed",
@@ -179,7 +179,7 @@ def _files(case: CaseFiles) -> tuple[Path, ...]:
     return (*case.images, *case.targets, *case.guides)
 
 
-def _fingerprint(path: Path) -> list[int]:
+def fingerprint(path: Path) -> list[int]:
     """Size and time of the last change: of a file, or of all files below a folder. Empty if there is nothing."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     try:

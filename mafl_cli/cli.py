@@ -206,7 +206,7 @@ def attack(
     images: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Argument(
-            metavar="[IMAGE]...",
+            metavar="IMAGE",
             help="Scan to change: .nii or .nii.gz, or DICOM (a folder, a .zip, a file). Of CASE_0000.nii.gz the other "
             "channels are found by their numbers. A batch: several of these, a quoted pattern, a folder of scans, a "
             "data set (nnU-Net, Decathlon, BIDS), or a manifest (.csv, .tsv, .jsonl; - is stdin).",
@@ -783,7 +783,7 @@ def _attack_all(options: _Batch, request: AttackRequest, json_file: str | None, 
 def evaluate(
     runs: Annotated[
         Optional[list[Path]],  # noqa: UP045
-        typer.Argument(metavar="[RUN]...", help="Result folders of `mafl attack`, or folders that hold some."),
+        typer.Argument(metavar="RUN", help="Result folders of `mafl attack`, or folders that hold some."),
     ] = None,
     # --- files
     original: Annotated[
@@ -932,9 +932,7 @@ def evaluate(
 def visualize(
     runs: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="RUN...", help="Result folder of `mafl attack`; for a page several, or a folder of them."
-        ),
+        typer.Argument(metavar="RUN", help="Result folder of `mafl attack`; for a page several, or a folder of them."),
     ],
     out: Annotated[
         MaybePath,
@@ -1008,7 +1006,7 @@ def status(
 
 @app.command(cls=Grouped, epilog=EXIT_CODES)
 def merge(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of parts of one batch.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of parts of one batch.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="New folder for all of them.")],
     json_file: Json = None,
     quiet: Quiet = False,
