@@ -461,7 +461,10 @@ def survival(document: dict[str, Any]) -> str:
                  "hit rate after transforms", "AUC of the detector"),
                 size,
             ),
-            _worth(variants, over_all, lambda variant: ratio(variant, "l2")),
+            _worth(
+                variants, over_all, lambda variant: left(variant, "hit_rate", "blur:1") or 0.0,
+                lambda variant: ratio(variant, "l2"),
+            ),
             "Hit rate after a transform, mean over the pairs. Restored: share of the attacked voxels that have their "
             f"class back ({variants[1]}). Dice of clean scans: with the prediction before the transform.",
             _table(("transform", *variants, "restored", "Dice of clean scans"), kept),
@@ -472,7 +475,12 @@ def survival(document: dict[str, Any]) -> str:
     ) + "\n"  # fmt: skip
 
 
-def _worth(variants: Sequence[str], left: Callable[[str], float], length: Callable[[str], float | None]) -> str:
+def _worth(
+    variants: Sequence[str],
+    left: Callable[[str], float],
+    blurred: Callable[[str], float],
+    length: Callable[[str], float | None],
+) -> str:
     """Two sentences on what the low-frequency constraint buys or costs."""
     off, default, _, hard = variants
     more = "more" if left(default) > left(off) else "less"
@@ -483,8 +491,8 @@ def _worth(variants: Sequence[str], left: Callable[[str], float], length: Callab
     second = (
         f"Allowing no low frequencies at all costs × {_number(length(hard), 2)} in L2, and {left(hard):.3f} is left"
     )
-    if left(hard) < left(off):
-        second += ": high frequencies are what compression and smoothing take away first"
+    if blurred(hard) < blurred(off):
+        second += f": smoothing takes it away first (after blur:1 {blurred(hard):.3f} against {blurred(off):.3f})"
     return f"{first} {second}."
 
 
