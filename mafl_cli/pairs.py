@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mafl_cli import results, scans, targets, volume
-from mafl_cli.cases import MaskFolder, by_case, holds_cases
 from mafl_cli.errors import InputError, UsageError
+from mafl_cli.folders import MaskFolder, by_case, holds_cases
 from mafl_cli.geometry import require_same_space
 from mafl_cli.names import public_name, stem
 

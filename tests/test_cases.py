@@ -22,7 +22,7 @@ from dicoms import write_ct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mafl_cli import cases
+from mafl_cli import folders
 from mafl_cli.cases import CaseFiles, find, is_batch
 from mafl_cli.errors import InputError
 
@@ -727,14 +727,14 @@ def test_names_that_a_system_cannot_have(tmp_path: Path) -> None:
 
 
 def test_ids_differ_in_more_than_the_case_of_letters_or_the_form_of_unicode() -> None:
-    assert cases.distinct_ids(["Case", "case", "CASE-2", "case"]) == ["Case", "case-3", "CASE-2", "case-4"]
-    assert cases.distinct_ids(["\u00e9", "e\u0301", "E\u0301"]) == ["\u00e9", "\u00e9-2", "\u00c9-3"]
-    assert cases.distinct_ids(["a", "a", "a-2", "a-2"]) == ["a", "a-3", "a-2", "a-2-2"]
+    assert folders.distinct_ids(["Case", "case", "CASE-2", "case"]) == ["Case", "case-3", "CASE-2", "case-4"]
+    assert folders.distinct_ids(["\u00e9", "e\u0301", "E\u0301"]) == ["\u00e9", "\u00e9-2", "\u00c9-3"]
+    assert folders.distinct_ids(["a", "a", "a-2", "a-2"]) == ["a", "a-3", "a-2", "a-2-2"]
 
 
 @given(st.lists(st.text(max_size=12) | st.sampled_from(["a", "A", "a-2", "CON", "con", UID, f"{UID}.1"]), max_size=8))
 def test_ids_are_safe_and_unique(given_names: list[str]) -> None:
-    made = cases.distinct_ids(given_names)
+    made = folders.distinct_ids(given_names)
     assert len({unicodedata.normalize("NFC", each).casefold() for each in made}) == len(given_names)
     for each in made:
         assert each == each.strip(". ")
@@ -780,16 +780,16 @@ def test_ten_thousand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_folders_by_case(tmp_path: Path) -> None:
     touch(tmp_path, "a_0000.nii", "a_0001.nii", "b.nii.gz", "b.nii", "masks/a.nii.gz")
     series(tmp_path / "ct")
-    by_case = cases.by_case(tmp_path)
+    by_case = folders.by_case(tmp_path)
     assert {name: [path.name for path in files] for name, files in by_case.items()} == {
         "a": ["a_0000.nii", "a_0001.nii"],
         "b": ["b.nii"],
         "ct": ["ct"],
     }
-    assert cases.holds_cases(tmp_path)
-    assert not cases.holds_cases(tmp_path / "ct")
-    assert not cases.holds_cases(tmp_path / "b.nii")
-    masks = cases.MaskFolder(tmp_path / "masks")
+    assert folders.holds_cases(tmp_path)
+    assert not folders.holds_cases(tmp_path / "ct")
+    assert not folders.holds_cases(tmp_path / "b.nii")
+    masks = folders.MaskFolder(tmp_path / "masks")
     assert masks.find(["x", "a"]) == (tmp_path / "masks" / "a.nii.gz",)
     assert masks.find(["b"]) == ()
 

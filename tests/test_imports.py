@@ -45,7 +45,8 @@ LAYERS = [
     },
     {"dicom"},
     {"derived", "seg"},
-    {"scans", "targets"},
+    {"scans", "targets", "folders"},
+    {"datasets", "manifests"},
     {"subject", "report", "results", "traces", "figures", "planes", "page", "cases"},
     {"case", "pairs"},
     {"judges"},
@@ -71,6 +72,9 @@ FILES_ONLY = {
     "body",
     "names",
     "cases",
+    "folders",
+    "datasets",
+    "manifests",
 }
 TENSORS_ONLY = {
     "losses",
