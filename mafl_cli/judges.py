@@ -58,12 +58,12 @@ class Judge:
         Raises: as `subject.prepare_subject` and `targets.read_masks`.
         """
         subject = prepare_subject(pair.clean, _as_attacked(model, sha256, pair), device, say)
-        return Judge(
-            subject,
-            subject.predict([each.data for each in pair.clean]),
-            subject.predict([each.data for each in pair.adversarial]),
-            _target(pair, subject, say),
+        # A target that cannot be used should not take two predictions to find out.
+        target = _target(pair, subject, say)
+        clean, adversarial = (
+            subject.predict([each.data for each in scans]) for scans in (pair.clean, pair.adversarial)
         )
+        return Judge(subject, clean, adversarial, target)
 
     def verdict(self) -> dict[str, Any]:
         """Of a model that was not attacked."""

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import pywt
 import SimpleITK
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from sklearn.metrics import f1_score, jaccard_score
 
 from mafl_cli import metrics
 from mafl_cli.errors import UsageError
@@ -502,3 +505,81 @@ def test_padding_is_no_part_of_any_mean_or_range():
     ignored = metrics.size(wide, changed, **how)
     assert ignored["psnr_db"]["value"] > found["psnr_db"]["value"] + 20
     assert found["ssim"]["worst"]["value"] < ignored["ssim"]["worst"]["value"]
+
+
+# --- other programs, on masks of every kind ------------------------------------------------------------------
+
+
+def _masks(kind):
+    """(prediction, target) of one class, (16, 14, 12)."""
+    empty, full = np.zeros((16, 14, 12), int), np.ones((16, 14, 12), int)
+    dot, blob, other = empty.copy(), blobs(3, empty.shape, 2), blobs(4, empty.shape, 2)
+    dot[7, 6, 5] = 1
+    return {
+        "random": (blob, other),
+        "the same": (blob, blob),
+        "one voxel": (dot, np.roll(dot, 3, axis=2)),
+        "voxel and blob": (dot, blob),
+        "full": (full, blob),
+        "both full": (full, full),
+        "nothing drawn": (empty, blob),
+        "nothing wanted": (blob, empty),
+        "both empty": (empty, empty),
+    }[kind]
+
+
+KINDS = (
+    "random", "the same", "one voxel", "voxel and blob", "full", "both full", "nothing drawn", "nothing wanted",
+    "both empty",
+)  # fmt: skip
+SPACINGS = ((1.0, 1.0, 1.0), (0.5, 0.5, 5.0), (2.0, 0.7, 1.3))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_overlap_equals_scikit_learn(kind):
+    prediction, target = _masks(kind)
+    (entry,) = agree(prediction, target, names=("background", "organ"))["per_class"]
+    pairs = {"iou": jaccard_score, "dice": f1_score}
+    for name, theirs in pairs.items():
+        if kind == "both empty":
+            assert entry[name] == {"value": None, "reason": "both_empty"}
+        else:
+            assert entry[name]["value"] == pytest.approx(theirs(target.ravel(), prediction.ravel()))
+
+
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*:UserWarning")
+@pytest.mark.parametrize("spacing", SPACINGS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_distances_equal_monai_on_the_whole_volume(kind, spacing):
+    prediction, target = _masks(kind)
+    (entry,) = agree(prediction, target, names=("background", "organ"), spacing=spacing)["per_class"]
+    if kind in ("nothing drawn", "nothing wanted", "both empty"):
+        both = kind == "both empty"
+        assert entry["hd95_mm"] == {"value": None, "reason": "both_empty" if both else "one_empty"}
+        assert entry["nsd"]["value"] == (None if both else 0.0)
+        return
+    one, other = (torch.from_numpy(mask)[None, None].float() for mask in (prediction, target))
+    hd95 = compute_hausdorff_distance(one, other, include_background=True, percentile=95, spacing=spacing)
+    nsd = compute_surface_dice(one, other, [1.0], include_background=True, spacing=spacing, use_subvoxels=True)
+    assert entry["hd95_mm"]["value"] == pytest.approx(float(hd95))
+    assert entry["nsd"]["value"] == pytest.approx(float(nsd))
+
+
+@given(label_triples)
+def test_the_short_form_says_what_the_long_one_does(labels):
+    prediction, target, clean = (each.astype(int) for each in labels)
+    short = metrics.reach(prediction, target, clean, classes=3, overlapping=False)
+    long = agree(prediction, target, clean)
+    assert short["target_iou"] == long["target_iou"]
+    assert short["hit_rate"] == long["hit_rate"]
+    kept = agree(prediction, clean)["target_dice"]
+    assert short["dice_with_clean"]["value"] == kept["value"]
+
+
+@given(small_shapes.flatmap(lambda shape: st.tuples(*[arrays(np.uint8, (2, *shape), elements=st.integers(0, 1))] * 3)))
+def test_the_short_form_of_regions_too(regions):
+    prediction, target, clean = (each.astype(int) for each in regions)
+    short = metrics.reach(prediction, target, clean, classes=2, overlapping=True)
+    long = metrics.agreement_of_regions(prediction, target, clean, region_names=("a", "b"), spacing=SPACING)
+    for key in ("target_iou", "hit_rate"):
+        assert short[key]["value"] == long[key]["value"]
