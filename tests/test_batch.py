@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,17 +112,17 @@ def test_a_process_that_dies_is_a_failed_row_and_its_worker_is_replaced(data: Pa
 @contextmanager
 def _killer(out: Path) -> Iterator[None]:
     """Kills the worker that is at the first case."""
-    code = (
-        "import os, pathlib, signal, subprocess, sys, time\n"
-        "out, parent = pathlib.Path(sys.argv[1]), sys.argv[2]\n"
-        "while not list(out.glob('c0/.mafl-*')): time.sleep(0.05)\n"
-        "for line in subprocess.run(['ps', '-o', 'pid=,args=', '--ppid', parent], capture_output=True, text=True)"
-        ".stdout.splitlines():\n"
-        "    if 'spawn_main' in line: os.kill(int(line.split()[0]), signal.SIGKILL)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, str(out), str(os.getpid())]) as process:
-        yield
-        assert process.wait(60) == 0
+
+    def watch() -> None:
+        while not list(out.glob("c0/.mafl-*")):
+            time.sleep(0.02)
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    yield
+    thread.join(1)
 
 
 def _job(data: Path, out: Path, case_id: str, steps: int = 6) -> Job:
