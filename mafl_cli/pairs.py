@@ -6,7 +6,7 @@ Nothing here is taken on trust from a report: volumes, masks and hashes come fro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Source:
     original: tuple[Path, ...] = ()
     adversarial: tuple[Path, ...] = ()
     target: tuple[Path, ...] = ()
-    missing: str | None = field(default=None)
+    missing: str | None = None
 
     def read(self) -> Pair:
         """Raises InputError when a file is missing or cannot be read, GeometryError when grids differ."""
@@ -91,7 +91,7 @@ def of_runs(folders: Sequence[Path]) -> list[Source]:
         for inner in _run_folders(folder):
             known = results.batch_cases(inner)
             if known is None:
-                found.append(Source(inner.resolve().name, run=inner))
+                found.append(Source(public_name(inner), run=inner))
             else:
                 # Of a batch all cases, those without results too: what failed must not be passed over.
                 found += [Source(name, run=inner / name, missing=missing) for name, missing in known]
@@ -100,15 +100,17 @@ def of_runs(folders: Sequence[Path]) -> list[Source]:
 
 
 def _run_folders(folder: Path) -> list[Path]:
-    """The folder itself if it is a run, else all below it that are; itself again where there is none."""
-    if not folder.is_dir() or (folder / results.REPORT).is_file():
+    """The folder itself if it is a run or a batch, else all below it that are; itself again where there is none."""
+    if not folder.is_dir() or (folder / results.REPORT).is_file() or (folder / results.RUN).is_file():
         return [folder]
-    # What lies under a name with a dot is half made.
-    reports = (path.relative_to(folder).parent for path in folder.rglob(results.REPORT))
-    whole = {path for path in reports if not any(part.startswith(".") for part in path.parts)}
-    # Cases of a batch are found through it.
-    whole -= {path for path in whole if path.parent in whole and (folder / path.parent / results.RUN).is_file()}
-    return [folder / path for path in sorted(whole)] or [folder]
+    batches = {path.parent.parent for path in folder.rglob(results.RUN)}
+    runs = {path.parent for path in folder.rglob(results.REPORT)}
+    # Cases of a batch are found through it; what lies under a name with a dot is half made.
+    alone = {run for run in runs if not batches.intersection((run, *run.parents))}
+    whole = {
+        path for path in alone | batches if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    }
+    return sorted(whole) or [folder]
 
 
 def of_files(original: str, adversarial: str, target: str) -> list[Source]:

@@ -358,6 +358,19 @@ def test_evaluate_judges_a_batch_and_fails_for_its_failed_cases(whole: Path) -> 
     assert "not a NIfTI file" in found["cases"][1]["error"]["message"]
 
 
+def test_a_batch_that_was_cut_short_is_judged_by_all_its_cases(whole: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(whole, tmp_path / "runs" / "night")
+    (tmp_path / "runs" / "night" / "report.json").unlink()
+    (tmp_path / "runs" / "night" / "c5" / "report.json").unlink()
+    for folder in (tmp_path / "runs", tmp_path / "runs" / "night"):
+        result = mafl("evaluate", folder, "--fail-if", "psnr_db > 1000", "--json", "-")
+        assert result.exit_code == 5
+        cases = {case["case_id"]: case["status"] for case in json.loads(result.stdout)["cases"]}
+        assert (len(cases), cases["c0"], cases["c1"], cases["c5"]) == (6, "ok", "failed", "failed")
+
+
 def test_a_page_of_a_batch_has_its_failed_cases_too(whole: Path, tmp_path: Path) -> None:
     result = mafl("visualize", whole, "-o", tmp_path / "page.html")
     assert result.exit_code == 0, result.stderr
