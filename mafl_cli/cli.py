@@ -804,7 +804,10 @@ def evaluate(
     ground_truth: Annotated[
         MaybePath,
         _under(
-            FILES, metavar="MASK|DIR", help="What is really there, on the scan's grid, or a folder of masks by case."
+            FILES,
+            metavar="MASK|DIR|FILE",
+            help="What is really there, on the scan's grid; or a folder of masks by the names of the cases; or the "
+            "manifest or dataset.json that the batch was made from.",
         ),
     ] = None,
     model: Annotated[

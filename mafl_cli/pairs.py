@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mafl_cli import results, scans, targets, volume
+from mafl_cli.cases import find
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.folders import MaskFolder, by_case, holds_cases
 from mafl_cli.geometry import require_same_space
+from mafl_cli.manifests import MANIFESTS
 from mafl_cli.names import public_name, stem
 
 
@@ -149,13 +152,26 @@ def of_files(original: str, adversarial: str, target: str) -> list[Source]:
 
 
 def mask_of(path: Path, case_id: str) -> Path:
-    """The mask of a case: the file itself, or the one with the case's name in a folder. Raises InputError."""
+    """The mask of a case: the file itself, the one with the case's name in a folder, or what a manifest says.
+
+    Raises InputError if there is none.
+    """
+    if path.suffix.lower() in (*MANIFESTS, ".json"):
+        mask = _listed_masks(path).get(case_id)
+        if mask is None:
+            raise InputError(f"{public_name(path)}: names no ground truth for {case_id}.")
+        return mask
     if not holds_cases(path):
         return path
     found = MaskFolder(path).find([case_id])
     if not found:
         raise InputError(f"{public_name(path)}: holds no mask named {case_id}.")
     return found[0]
+
+
+@lru_cache(maxsize=1)
+def _listed_masks(path: Path) -> dict[str, Path | None]:
+    return {case.case_id: case.ground_truth for case in find([str(path)])}
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -41,6 +41,20 @@ def gitlab(job: dict[str, Any]) -> list[str]:
     return [*job["robustness"]["before_script"], *job["robustness"]["script"]]
 
 
+def run_shell(script: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """As a CI job or a batch system would, with this mafl on the path."""
+    place = folder / "bin"
+    place.mkdir(exist_ok=True)
+    (place / "mafl").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m mafl_cli "$@"\n')
+    (place / "mafl").chmod(0o755)
+    whole = {
+        **os.environ, "PATH": f"{place}:{os.environ['PATH']}", "PYTHONPATH": str(DOCS.parent), "OMP_NUM_THREADS": "1",
+        **environment,
+    }  # fmt: skip
+    command = ["bash", "-euo", "pipefail", "-c", script]
+    return subprocess.run(command, cwd=folder, env=whole, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.parametrize(
     ("number", "commands", "fragile", "code"),
     [(0, github, True, 5), (0, github, False, 0), (1, gitlab, False, 0)],
@@ -54,27 +68,32 @@ def test_the_jobs_of_the_ci_page_run_and_give_a_verdict(
     scan = scan_array()
     # Just above the border, or far from it.
     scan = np.where(scan > 0.5, 0.51 if fragile else 0.95, 0.1).astype(np.float32)
-    for name in ("one", "two"):
-        nib.save(nib.Nifti1Image(scan, np.eye(4)), scans / f"{name}.nii.gz")
+    nib.save(nib.Nifti1Image(scan, np.eye(4)), scans / "one.nii.gz")
     (tmp_path / "gates.toml").write_text(blocks("ci.md", "toml")[0])
     torch.jit.script(Threshold(2)).save(tmp_path / "model.ts")
 
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    (folder / "mafl").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m mafl_cli "$@"\n')
-    (folder / "mafl").chmod(0o755)
-    root = str(DOCS.parent)
-    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     lines = [line for line in commands(yaml.safe_load(blocks("ci.md", "yaml")[number])) if not line.startswith("pip ")]
     assert len(lines) >= 2
-    ended = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", "\n".join(lines)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    ended = run_shell("\n".join(lines), tmp_path)
     assert ended.returncode == code, ended.stderr
     assert ("gates failed" in ended.stderr) is fragile
     assert "# Robustness of model.ts" in (tmp_path / "robustness.md").read_text()
     assert (tmp_path / "robustness.xml").is_file()
+
+
+def test_the_slurm_array_of_the_scale_page_runs(tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    for number in range(2):
+        nib.save(
+            nib.Nifti1Image(np.roll(scan_array(), number, axis=1), np.eye(4)), tmp_path / "scans" / f"{number}.nii.gz"
+        )
+    torch.jit.script(Threshold(2)).save(tmp_path / "model.ts")
+    (script,) = blocks("scale.md", "bash")
+    for task in range(2):
+        array = {
+            f"SLURM_ARRAY_TASK_{key}": str(value) for key, value in {"ID": task, "MIN": 0, "MAX": 1, "STEP": 1}.items()
+        }
+        ended = run_shell(script, tmp_path, **array)
+        assert ended.returncode == 0, ended.stderr
+    rows = (tmp_path / "runs" / "night" / "cases.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[:2] for row in rows] == [["0", "ok"], ["1", "ok"]]

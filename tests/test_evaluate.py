@@ -235,6 +235,21 @@ def test_ground_truth_says_what_the_attack_takes_away(work: Path) -> None:
     assert expected[0] > expected[1]
 
 
+def test_the_ground_truth_may_stand_in_a_manifest(work: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "cases.csv"
+    listed.write_text(f"case,image,ground_truth\nscan,{work}/scan.nii.gz,{work}/truth.nii.gz\nx,{work}/scan.nii.gz,\n")
+    alone, found = (
+        evaluated(mafl("evaluate", work / "fooled", "--ground-truth", truth, "--json", "-"))["cases"][0]["ground_truth"]
+        for truth in (work / "truth.nii.gz", listed)
+    )
+    assert found == alone
+    other = tmp_path / "other.csv"
+    other.write_text(f"case,image\nscan,{work}/scan.nii.gz\n")
+    result = mafl("evaluate", work / "fooled", "--ground-truth", other)
+    assert result.exit_code == 3
+    assert "other.csv: names no ground truth for scan" in result.stderr
+
+
 def test_other_models_are_asked_whether_they_are_fooled_too(work: Path) -> None:
     found = evaluated(
         mafl("evaluate", work / "fooled", "-m", work / "model.ts", "-m", work / "other.ts", "--json", "-")
