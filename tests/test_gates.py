@@ -332,8 +332,9 @@ def test_an_expression_is_written_in_one_way(text, expression):
     "text",
     ["", "target_iou", "> 0.5", "target_iou 0.5", "target_iou == 0.5", "target_iou => 0.5", "target_iou != 0.5",
      "target_iou > nan", "target_iou > inf", "target_iou > -inf", "target_iou > 1e999", "psnr_db < 40dB",
-     "psnr_db < 40 dB", "target_iou > 50%", "target_iou > 0,5", "0.5 < target_iou", "mean(target_iou > 0.5", "mean target_iou > 0.5",
-     "mean(mean(target_iou)) > 0.5", "target_iou > 0.5 and hit_rate > 0.5", "target_iou > 0x1", "target_iou > 1_0"],
+     "psnr_db < 40 dB", "target_iou > 50%", "target_iou > 0,5", "0.5 < target_iou", "mean(target_iou > 0.5",
+     "mean target_iou > 0.5", "mean(mean(target_iou)) > 0.5", "target_iou > 0.5 and hit_rate > 0.5", "target_iou > 0x1",
+     "target_iou > 1_0"],
 )  # fmt: skip
 def test_what_is_no_expression_is_refused_in_a_sentence(text):
     with pytest.raises(UsageError) as caught:
