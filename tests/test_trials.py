@@ -1,0 +1,138 @@
+"""What is tried beyond measuring: ROC curves against scikit-learn, areas under budgets by hand, runs put together."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from cases import curve
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from mafl_cli.trials import CURVE_END, area, joined, roc
+
+
+def samples(clean, adversarial):
+    return [{"slice": None, "clean": a, "adversarial": b} for a, b in zip(clean, adversarial, strict=True)]
+
+
+# --- does it give itself away -------------------------------------------------------------------------------------
+
+# Few values, so that there are ties.
+scores = st.lists(st.tuples(*[st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.9, 1.0]) | st.floats(0, 1)] * 2), min_size=1)
+
+
+@given(scores)
+def test_roc_equals_scikit_learn(pairs):
+    clean, adversarial = zip(*pairs, strict=True)
+    truth, score = [0] * len(pairs) + [1] * len(pairs), [*clean, *adversarial]
+    found = roc(samples(clean, adversarial))
+    assert found["n"] == len(pairs)
+    assert found["auc"]["value"] == pytest.approx(roc_auc_score(truth, score))
+    false, true, _ = roc_curve(truth, score, drop_intermediate=False)
+    assert found["points"] == [pytest.approx(list(point)) for point in zip(false, true, strict=True)]
+    assert found["tpr_at_5_percent_fpr"]["value"] == pytest.approx(max(true[false <= 0.05]))
+    json.dumps(found, allow_nan=False)
+
+
+@given(scores)
+def test_roc_curve_rises_from_one_corner_to_the_other(pairs):
+    points = roc(samples(*zip(*pairs, strict=True)))["points"]
+    assert (points[0], points[-1]) == ([0, 0], [1, 1])
+    assert points == sorted(points)
+    assert sorted(true for _, true in points) == [true for _, true in points]
+
+
+@pytest.mark.parametrize(
+    ("clean", "adversarial", "auc", "found"),
+    [
+        ([0.1, 0.2], [0.8, 0.9], 1, 1),
+        ([0.8, 0.9], [0.1, 0.2], 0, 0),
+        ([0.5, 0.5], [0.5, 0.5], 0.5, 0),
+        ([0.0, 0.5], [0.5, 1.0], 0.875, 0.5),
+    ],
+)
+def test_auc_is_the_chance_to_score_higher_and_a_tie_is_half(clean, adversarial, auc, found):
+    result = roc(samples(clean, adversarial))
+    assert result["auc"] == {"value": auc}
+    assert result["tpr_at_5_percent_fpr"] == {"value": found}
+
+
+def test_one_false_alarm_in_twenty_is_allowed():
+    clean = [0.9] + [0.1] * 19
+    assert roc(samples(clean, [0.5] * 20))["tpr_at_5_percent_fpr"]["value"] == 1
+    assert roc(samples([0.9, *clean[:-1]], [0.5] * 20))["tpr_at_5_percent_fpr"]["value"] == 0
+
+
+def test_without_samples_nothing_is_known():
+    found = roc([])
+    assert found["n"] == 0
+    assert found["auc"] == found["tpr_at_5_percent_fpr"] == {"value": None, "reason": "no_changed_sample"}
+
+
+# --- how much of it is needed -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("points", "value"),
+    [
+        ([], 0),
+        ([(0, 0)], 0),
+        ([(0, 1)], 1),
+        ([(0, 0), (0.05, 1)], 0.5),
+        ([(0, 0), (0.02, 0.5), (0.06, 1)], (0.04 * 0.5 + 0.04) / 0.1),
+        ([(0, 0.2), (0.05, 1), (0.07, 0.1)], 0.1 + 0.5),
+        ([(0, 0), (0.1, 1)], 0),
+        ([(0, 0.25), (0.2, 1)], 0.25),
+        ([(0, 0), (0.05, 0.3), (0.05, 0.9), (0.05, 0.1)], 0.45),
+    ],
+    ids=["nothing", "no change", "at once", "one step", "two steps", "never falls", "too late", "beyond", "a tie"],
+)
+def test_area_is_that_of_the_best_score_so_far(points, value):
+    assert area(points)["value"] == pytest.approx(value)
+
+
+def test_area_with_a_score_that_is_unknown_is_unknown():
+    assert area([(0, 0.0), (0.01, None)]) == {"value": None, "reason": "score_undefined"}
+
+
+runs = st.lists(
+    st.builds(
+        lambda points, at_goal: curve(sorted(points), at_goal),
+        st.lists(st.tuples(st.floats(0, 2 * CURVE_END), st.floats(0, 1)), min_size=1, max_size=4),
+        st.none() | st.sampled_from([0.25, 0.5, 1.0]),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(runs.flatmap(lambda made: st.tuples(st.just(made), st.permutations(made))))
+def test_runs_put_together_do_not_depend_on_their_order(both):
+    one, other = both
+    assert joined(one) == joined(other)
+
+
+@given(runs)
+def test_more_runs_never_show_less(made):
+    before, after = joined(made[:-1] or made), joined(made)
+    for key in ("target_iou", "hit_rate"):
+        assert 0 <= before["area"][key]["value"] <= after["area"][key]["value"] + 1e-12 <= 1 + 2e-12
+    first, second = (found["smallest_at_goal"] for found in (before, after))
+    if first["value"] is not None:
+        assert second["linf_share"] <= first["linf_share"]
+
+
+def test_the_smallest_change_of_several_runs_is_that_of_the_smallest_voxel():
+    large, small, none = curve(((0.0, 0.0), (0.1, 1.0))), curve(((0.0, 0.0), (0.04, 1.0))), curve(at_goal=None)
+    assert joined([none, large, small])["smallest_at_goal"] == small["smallest_at_goal"]
+    assert joined([none])["smallest_at_goal"] == {"value": None, "reason": "goal_not_reached"}
+    assert joined([large, small])["area"]["target_iou"]["value"] == pytest.approx(0.6)
+
+
+def test_of_two_runs_with_the_same_largest_voxel_the_shorter_change_is_the_smaller():
+    long, short = curve(), curve()
+    short["smallest_at_goal"]["l2_model"] /= 2
+    for both in ([long, short], [short, long]):
+        assert joined(both)["smallest_at_goal"] == short["smallest_at_goal"]
