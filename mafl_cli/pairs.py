@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,9 @@ class Source:
 
 
 def of_runs(folders: Sequence[Path]) -> list[Source]:
-    """Every result folder among these or below them, in the order of their names.
+    """Every result folder among these or below them, each once, in the order of their names.
 
-    Raises InputError for a folder that is not there or holds none.
+    One that is not there or holds none is a source too: reading it raises InputError.
     """
     found: list[Path] = []
     for folder in folders:
@@ -98,20 +99,22 @@ def of_runs(folders: Sequence[Path]) -> list[Source]:
             whole = sorted(path for path in reports if not any(part.startswith(".") for part in path.parts))
             below = [folder / path for path in whole] or [folder]
         found += below
-    ids = _distinct([folder.resolve().name for folder in found])
-    return [Source(name, run=folder) for name, folder in zip(ids, found, strict=True)]
+    once = {folder.resolve(): folder for folder in reversed(found)}
+    whole = [folder for folder in found if once[folder.resolve()] is folder]
+    ids = _distinct([public_name(folder.resolve()) for folder in whole])
+    return [Source(name, run=folder) for name, folder in zip(ids, whole, strict=True)]
 
 
 def of_files(original: str, adversarial: str, target: str) -> list[Source]:
     """One pair of files, or every pair of two folders, matched by name; the target a mask, or a folder of masks.
 
     Several channels are given as files separated by commas, or in folders by names that end in _0000, _0001, ...
-    Raises InputError if nothing is found.
+    Raises InputError if nothing is found, UsageError for a folder beside a file or a comma beside nothing.
     """
     one, other, mask = Path(original), Path(adversarial), Path(target)
+    masks = _listed(target, "--target")
     if not _holds_cases(other):
-        masks = tuple(Path(part) for part in target.split(","))
-        scan, changed = (tuple(Path(part) for part in text.split(",")) for text in (original, adversarial))
+        scan, changed = _listed(original, "--original"), _listed(adversarial, "--adversarial")
         return [Source(stem(public_name(scan[0])), original=scan, adversarial=changed, target=masks)]
     if not one.is_dir():
         raise UsageError(
@@ -121,13 +124,14 @@ def of_files(original: str, adversarial: str, target: str) -> list[Source]:
     if not changed_by:
         raise InputError(f"{public_name(other)}: holds no scan (.nii, .nii.gz, or folders of DICOM).")
     found = []
-    for case_id, files in changed_by.items():
-        wanted = tuple(_masks(mask, case_id)) if _holds_cases(mask) else (mask,)
-        what = "scan in --original" if case_id not in scan_by else "mask in --target" if not wanted else None
+    ids = _distinct([public_name(Path(name)) for name in changed_by])
+    for case_id, (name, files) in zip(ids, changed_by.items(), strict=True):
+        wanted = tuple(_masks(mask, name)) if _holds_cases(mask) else masks
+        what = "scan in --original" if name not in scan_by else "mask in --target" if not wanted else None
         found.append(
             Source(
                 case_id,
-                original=tuple(scan_by.get(case_id, ())),
+                original=tuple(scan_by.get(name, ())),
                 adversarial=tuple(files),
                 target=wanted,
                 missing=None if what is None else f"{case_id}: there is no {what} with this name.",
@@ -146,9 +150,20 @@ def mask_of(path: Path, case_id: str) -> Path:
     return found[0]
 
 
+def _listed(text: str, option: str) -> tuple[Path, ...]:
+    """Files separated by commas; one file if there is one of that name."""
+    parts = [text] if Path(text).exists() else [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise UsageError(f"{option}: there is nothing before or after a comma.")
+    return tuple(map(Path, parts))
+
+
 def _masks(folder: Path, case_id: str) -> list[Path]:
-    names = {case_id, _NUMBERED.sub(r"\1", case_id)}
-    return [path for path in _scans(folder) if stem(path.name) in names]
+    """Those with the name of the case; else, as masks have no channels, with this name without its number."""
+    there = _scans(folder)
+    return [path for path in there if stem(path.name) == case_id] or [
+        path for path in there if stem(path.name) == _NUMBERED.sub(r"\1", case_id)
+    ]
 
 
 def _holds_cases(path: Path) -> bool:
@@ -170,20 +185,32 @@ def _is_nifti(path: Path) -> bool:
 
 
 def _by_case(folder: Path) -> dict[str, list[Path]]:
-    """Files of each case, in the order of their channels."""
-    found: dict[str, list[Path]] = {}
+    """Files of each case, in the order of their channels.
+
+    Numbers that do not count from 0000 without a gap are no channels: amos_0001 and amos_0004 are two cases.
+    """
+    numbered: dict[str, list[Path]] = {}
     for path in _scans(folder):
-        found.setdefault(_NUMBERED.sub(r"\1", stem(path.name)), []).append(path)
-    return found
+        numbered.setdefault(_NUMBERED.sub(r"\1", stem(path.name)), []).append(path)
+    found: dict[str, list[Path]] = {}
+    for name, paths in numbered.items():
+        channels = [f"{name}_{index:04d}" for index in range(len(paths))]
+        if [stem(path.name) for path in paths] == channels:
+            found[name] = paths
+        else:
+            for path in paths:
+                found.setdefault(stem(path.name), []).append(path)
+    return dict(sorted(found.items()))
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
     """Names with a number behind those that came before."""
-    seen: dict[str, int] = {}
-    distinct = []
+    taken, distinct = set(names), list[str]()
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        distinct.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+        free = (f"{name} ({number})" for number in count(2))
+        chosen = name if name not in distinct else next(each for each in free if each not in taken)
+        taken.add(chosen)
+        distinct.append(chosen)
     return distinct
 
 
