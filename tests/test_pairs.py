@@ -129,6 +129,20 @@ def test_cases_named_by_uids_are_found_by_them_and_never_called_by_them(tmp_path
     assert second.missing is None
 
 
+def test_names_that_are_no_text_are_shown_as_text(tmp_path: Path):
+    name = b"\xff\x1b[31m\n.nii.gz".decode(errors="surrogateescape")
+    for part in ("original", "adversarial", "target"):
+        try:
+            nifti(tmp_path / part / name)
+        except (OSError, UnicodeError):
+            pytest.skip("this file system has text for names")
+    (of_folders,) = found([tmp_path / part for part in ("original", "adversarial", "target")])
+    (of_one,) = found([tmp_path / part / name for part in ("original", "adversarial", "target")])
+    for source in (of_folders, of_one):
+        pair = source.read()
+        assert {pair.case_id, pair.clean[0].name.removesuffix(".nii.gz")} == {"\ufffd\ufffd[31m\ufffd"}
+
+
 @pytest.mark.parametrize(("part", "what"), [(0, "scan in --original"), (2, "mask in --target")])
 def test_a_counterpart_that_is_missing_is_said_when_its_case_is_read(folders, part, what):
     (folders[part] / "a.nii.gz").unlink()
