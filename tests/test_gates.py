@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cases import case, curve, failed, judged, survived, transferred, truth
 from evaluations import require_fits
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
@@ -100,6 +100,7 @@ def test_the_distance_is_that_of_the_farthest_class_and_unknown_where_a_class_is
 shares = st.floats(0, 1)
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(shares, min_size=1, max_size=12))
 def test_statistics_equal_numpy(values):
     found = gates.statistics_of(ious(*values))["figures"]["target_iou"]
@@ -172,6 +173,7 @@ def test_the_worst_case_is_the_one_nearest_to_failing():
     assert "case0" in lower["reason"]
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(shares, min_size=1, max_size=9), shares)
 def test_aggregates_observe_what_numpy_says(values, threshold):
     cases = ious(*values)
@@ -182,6 +184,7 @@ def test_aggregates_observe_what_numpy_says(values, threshold):
     assert low == pytest.approx(np.percentile(values, 5))
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(shares, min_size=1, max_size=6), shares, st.sampled_from([">", ">=", "<", "<="]))
 def test_a_gate_on_the_worst_case_fails_exactly_if_one_of_its_cases_does(values, threshold, operator):
     result = judge(f"target_iou {operator} {threshold!r}", *ious(*values))
@@ -312,6 +315,7 @@ gates_of_any_kind = st.builds(
 )
 
 
+@settings(max_examples=60, deadline=None)
 @given(gates_of_any_kind)
 def test_an_expression_reads_back_as_the_same_gate(gate):
     assert gates.parse(gate.expression, "x") == gate

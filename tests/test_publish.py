@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 import xmlschema
 from cases import MODEL, case, curve, detected, failed, judged, survived, transferred, truth
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -109,6 +109,7 @@ def test_junit_brings_any_name_through(name):
     assert root[0].get("name") == f"mafl {seen or 'no model'}"
 
 
+@settings(max_examples=60, deadline=None)
 @given(anything)
 def test_junit_is_wellformed_for_any_text(name):
     root = ElementTree.fromstring(publish.junit(judged([failed(name, name)])).encode())
@@ -178,6 +179,7 @@ def test_no_name_breaks_the_card(name):
     assert columns == [line.count("|") for line in plain_raw]
 
 
+@settings(max_examples=60, deadline=None)
 @given(anything)
 def test_a_case_of_any_name_is_one_row_of_its_table(name):
     (table,) = (table for table in tables(publish.card(judged([failed(name, name)]))) if table[0][0] == "case")
@@ -265,6 +267,7 @@ def test_what_begins_like_a_formula_is_text_in_a_spreadsheet(text):
         assert not cell.strip().startswith(tuple("=+-@＝＋－＠"))
 
 
+@settings(max_examples=60, deadline=None)
 @given(anything, anything)
 def test_csv_has_one_line_for_each_case_whatever_its_name(name, message):
     text = publish.table(judged([failed(name, message)]))

@@ -296,6 +296,7 @@ def test_all_stands_for_the_usual_strengths_of_every_kind():
     assert names(*names("all")) == names("all")
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.sampled_from(sorted(KINDS)), st.floats(0, 1))
 def test_a_name_reads_back_as_the_same_transform(kind, place):
     low, high = KINDS[kind].low, KINDS[kind].high
