@@ -256,7 +256,7 @@ class Gate:
     def expression(self) -> str:
         """As the user would write it, in one way."""
         figure = self.figure if self.aggregate == "worst" else f"{self.aggregate}({self.figure})"
-        return f"{figure} {self.operator} {self.threshold:g}"
+        return f"{figure} {self.operator} {repr(self.threshold).removesuffix('.0')}"
 
 
 def parse(text: str, name: str | None = None) -> Gate:
@@ -273,6 +273,8 @@ def parse(text: str, name: str | None = None) -> Gate:
     if aggregate not in get_args(Aggregate):
         raise UsageError(f"--fail-if {text!r}: {aggregate!r} is none of {', '.join(get_args(Aggregate))}.")
     gate = Gate("", figure, found["operator"], float(found["threshold"]), aggregate)  # type: ignore[arg-type]
+    if not math.isfinite(gate.threshold):
+        raise UsageError(f"--fail-if {text!r}: the number is too large.")
     return Gate(name or gate.expression, gate.figure, gate.operator, gate.threshold, gate.aggregate)
 
 
@@ -339,6 +341,8 @@ def _per_case(gate: Gate, case: Case, untested: Callable[[Case], str | None]) ->
     value = None if entry["value"] is None else float(entry["value"])
     problem = untested(case)
     unreached = figure.beyond is not None and entry.get("reason") == "goal_not_reached"
+    if value is not None and not math.isfinite(value):
+        value, problem = None, problem or f"{gate.figure} is not a number"
     if problem is None and value is None and not unreached:
         problem = f"{gate.figure} is undefined: {str(entry['reason']).replace('_', ' ')}"
     known = figure.beyond if value is None else value
@@ -369,7 +373,9 @@ def _reason(gate: Gate, figure: Figure, observed: float, cases: Sequence[Mapping
         return f"not known, so it fails: no {gate.aggregate}, for the goal was not reached in {unreached} cases"
     where = cases[0]["case_id"] if len(cases) == 1 else f"{gate.aggregate} of {len(cases)} cases"
     if gate.aggregate == "worst" and len(cases) > 1:
-        where += "".join(f", {each['case_id']}" for each in cases if each["value"] == observed)[:80]
+        at = None if math.isinf(observed) else observed
+        names = [str(each["case_id"]) for each in cases if each["value"] == at]
+        where += f": {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     if math.isinf(observed):
         return f"no change that was tried reaches the goal ({where})"
     more = f"; the goal was not reached in {unreached} of {len(cases)}" if unreached else ""
@@ -382,5 +388,5 @@ def shown(figure: Figure, value: float) -> str:
 
 
 def _first(what: str, entries: Sequence[Mapping[str, Any]], key: str) -> str:
-    more = f" (and {len(entries) - 1} more cases)" if len(entries) > 1 else ""
+    more = f" (and {len(entries) - 1} more)" if len(entries) > 1 else ""
     return f"{what}: {entries[0]['case_id']}: {entries[0][key]}{more}"

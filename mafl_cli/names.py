@@ -14,11 +14,13 @@ from pathlib import Path
 
 # Five components and more, or the form made of a UUID.
 _UID = re.compile(r"\d+(?:\.\d+){4,}|2\.25\.\d{10,}")
+# Bytes that are no UTF-8, which no report could hold, and what moves a terminal's cursor.
+_NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def public_name(path: Path) -> str:
-    """A file's or folder's name without its folder; of one that is a UID, as PACS exports have, only the suffix."""
-    return _UID.sub("dicom", path.name or path.resolve().name)
+    """A file's or folder's name without its folder, as text; of one that is a UID, as PACS exports have, the suffix."""
+    return _UID.sub("dicom", _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", path.name or path.resolve().name))
 
 
 def token(path: Path) -> str:

@@ -5,9 +5,11 @@ Nothing here is taken on trust from a report: volumes, masks and hashes come fro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from mafl_cli import results, scans, targets, volume
 from mafl_cli.cases import find
 from mafl_cli.errors import InputError, UsageError
-from mafl_cli.folders import MaskFolder, by_case, holds_cases
+from mafl_cli.folders import MaskFolder, by_case, holds_cases, natural
 from mafl_cli.geometry import require_same_space
 from mafl_cli.manifests import MANIFESTS
 from mafl_cli.names import public_name, stem
@@ -85,21 +87,23 @@ class Source:
 
 
 def of_runs(folders: Sequence[Path]) -> list[Source]:
-    """Every result folder among these or below them, in the order of their names.
+    """Every result folder among these or below them, each once, in the order of their names.
 
-    Raises InputError for a folder that is not there or holds none.
+    One that is not there or holds none is a source too: reading it raises InputError.
     """
     found: list[Source] = []
     for folder in folders:
         for inner in _run_folders(folder):
             known = results.batch_cases(inner)
             if known is None:
-                found.append(Source(public_name(inner), run=inner))
+                found.append(Source(public_name(inner.resolve()), run=inner))
             else:
                 # Of a batch all cases, those without results too: what failed must not be passed over.
                 found += [Source(name, run=inner / name, missing=missing) for name, missing in known]
-    names = _distinct([source.case_id for source in found])
-    return [replace(source, case_id=name) for name, source in zip(names, found, strict=True)]
+    # Each once, however often it was named.
+    once = list({(source.run or Path()).resolve(): source for source in found}.values())
+    names = _distinct([source.case_id for source in once])
+    return [replace(source, case_id=name) for name, source in zip(names, once, strict=True)]
 
 
 def _run_folders(folder: Path) -> list[Path]:
@@ -120,12 +124,12 @@ def of_files(original: str, adversarial: str, target: str) -> list[Source]:
     """One pair of files, or every pair of two folders, matched by name; the target a mask, or a folder of masks.
 
     Several channels are given as files separated by commas, or in folders by names that end in _0000, _0001, ...
-    Raises InputError if nothing is found.
+    Raises InputError if nothing is found, UsageError for a folder beside a file or a comma beside nothing.
     """
     one, other, mask = Path(original), Path(adversarial), Path(target)
+    masks = _listed(target, "--target")
     if not holds_cases(other):
-        masks = tuple(Path(part) for part in target.split(","))
-        scan, changed = (tuple(Path(part) for part in text.split(",")) for text in (original, adversarial))
+        scan, changed = _listed(original, "--original"), _listed(adversarial, "--adversarial")
         return [Source(stem(public_name(scan[0])), original=scan, adversarial=changed, target=masks)]
     if not one.is_dir():
         raise UsageError(
@@ -136,14 +140,20 @@ def of_files(original: str, adversarial: str, target: str) -> list[Source]:
         raise InputError(f"{public_name(other)}: holds no scan (.nii, .nii.gz, or folders of DICOM).")
     named = MaskFolder(mask) if holds_cases(mask) else None
     found = []
-    for case_id, files in changed_by.items():
-        wanted = (mask,) if named is None else named.find([case_id])
-        what = "scan in --original" if case_id not in scan_by else "mask in --target" if not wanted else None
+    names = sorted({*changed_by, *scan_by}, key=natural)
+    for case_id, name in zip(_distinct([public_name(Path(name)) for name in names]), names, strict=True):
+        wanted = masks if named is None else named.find([name])
+        # A scan that nobody has attacked, or whose file was lost, must not be passed over.
+        what = (
+            "scan in --original" if name not in scan_by
+            else "scan in --adversarial" if name not in changed_by
+            else None if wanted else "mask in --target"
+        )  # fmt: skip
         found.append(
             Source(
                 case_id,
-                original=scan_by.get(case_id, ()),
-                adversarial=files,
+                original=scan_by.get(name, ()),
+                adversarial=changed_by.get(name, ()),
                 target=wanted,
                 missing=None if what is None else f"{case_id}: there is no {what} with this name.",
             )
@@ -163,7 +173,7 @@ def mask_of(path: Path, case_id: str) -> Path:
         return mask
     if not holds_cases(path):
         return path
-    found = MaskFolder(path).find([case_id])
+    found = MaskFolder(path).find([case_id, re.sub(r"_\d{4}$", "", case_id)])
     if not found:
         raise InputError(f"{public_name(path)}: holds no mask named {case_id}.")
     return found[0]
@@ -174,13 +184,22 @@ def _listed_masks(path: Path) -> dict[str, Path | None]:
     return {case.case_id: case.ground_truth for case in find([str(path)])}
 
 
+def _listed(text: str, option: str) -> tuple[Path, ...]:
+    """Files separated by commas; one file if there is one of that name."""
+    parts = [text] if Path(text).exists() else [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise UsageError(f"{option}: there is nothing before or after a comma.")
+    return tuple(map(Path, parts))
+
+
 def _distinct(names: Sequence[str]) -> list[str]:
     """Names with a number behind those that came before."""
-    seen: dict[str, int] = {}
-    distinct = []
+    taken, distinct = set(names), list[str]()
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        distinct.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+        free = (f"{name} ({number})" for number in count(2))
+        chosen = name if name not in distinct else next(each for each in free if each not in taken)
+        taken.add(chosen)
+        distinct.append(chosen)
     return distinct
 
 

@@ -34,6 +34,14 @@ _LIMITS = (
 )
 
 
+# What ends a line, moves a cursor or is no character: names may hold it, lines of text must not.
+_NOT_IN_LINES = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def _line(text: object) -> str:
+    return _NOT_IN_LINES.sub(lambda found: " " if found[0].isspace() else "\N{REPLACEMENT CHARACTER}", str(text))
+
+
 # --- JUnit --------------------------------------------------------------------------------------------------------
 
 # What XML 1.0 cannot hold, escaped or not.
@@ -68,7 +76,7 @@ def _tests(gate: Report) -> Iterable[tuple[str, str, str]]:
     figure = FIGURES[gate["figure"]]
     for each in gate["cases"]:
         value = "goal not reached" if each["value"] is None else f"observed {shown(figure, each['value'])}"
-        yield each["case_id"], each["status"], each["problem"] or value
+        yield each["case_id"], each["status"], value if each["problem"] is None else each["problem"]
 
 
 def _add_test(suite: ElementTree.Element, classname: str, name: str, status: str, reason: str) -> None:
@@ -196,6 +204,8 @@ def _cases(report: Report) -> str:
 
 def _models(report: Report) -> str:
     lines = []
+    if not report["models"]:
+        return ""
     for index, model in enumerate(report["models"]):
         role = "judge" if index == 0 else "asked for transfer"
         lines.append(
@@ -216,12 +226,19 @@ def _value(entry: Report, form: str = ".4f") -> str:
 
 def _md(text: str) -> str:
     """Plain text in Markdown, in a table too: no markup, no HTML, one line."""
-    one_line = " ".join(str(text).split())
-    safe = one_line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]#|~!])", r"\\\1", safe)
+    one_line = " ".join(_line(text).split())
+    safe = re.sub(r"([\\`*_{}\[\]#|~!$])", r"\\\1", one_line)
+    # At the beginning these would make a list.
+    safe = re.sub(r"^(\d*)([-+.)])", r"\1\\\2", safe)
+    return safe.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 # --- the rest -----------------------------------------------------------------------------------------------------
+
+
+_FORMULA = frozenset(
+    "=+-@\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
+)
 
 
 def table(report: Report) -> str:
@@ -239,8 +256,9 @@ def table(report: Report) -> str:
 
 
 def cell(text: str) -> str:
-    """Text for a table: spreadsheets run what begins like a formula."""
-    return f"'{text}" if text[:1] in tuple("=+-@\t\r") else text
+    """One line that no spreadsheet runs: what begins like a formula, in full width too, is quoted as they do."""
+    line = _line(text)
+    return f"'{line}" if line.lstrip()[:1] in _FORMULA else line
 
 
 def alerts(report: Report) -> list[str]:
@@ -253,6 +271,7 @@ def alerts(report: Report) -> list[str]:
 
 
 def _command(text: str, more: str = "") -> str:
+    text = _xml(text)
     for sign in "%\r\n" + more:
         text = text.replace(sign, f"%{ord(sign):02X}")
     return text
@@ -270,7 +289,9 @@ def terminal(report: Report) -> str:
     if report["detection"] is not None:
         found = report["detection"]
         blocks.append(f"detection: area under the ROC curve {number(found['auc'])}, {found['n']} samples of each kind")
-    gates = [f"{gate['status'].upper()}  fail if {gate['expression']}: {gate['reason']}" for gate in report["gates"]]
+    gates = [
+        _line(f"{gate['status'].upper()}  fail if {gate['expression']}: {gate['reason']}") for gate in report["gates"]
+    ]
     return "\n\n".join([*blocks, *(["\n".join(gates)] if gates else [])])
 
 
@@ -278,12 +299,12 @@ def _one_case(case: Report) -> str:
     """One line per class, then the size of the change."""
     post, clean, size = (case["metrics"][key] for key in ("post_write", "clean", "size"))
     lines = [
-        f"{case['case_id']}   (clean scan -> adversarial scan)",
+        f"{_line(case['case_id'])}   (clean scan -> adversarial scan)",
         f"  {'class':<20} {'IoU':>19} {'Dice':>19} {'HD95 mm':>19} {'voxels of target':>17}",
     ]
     for before, after in zip(clean["per_class"], post["per_class"], strict=True):
         pairs = (f"{_value(before[key]):>8} -> {_value(after[key]):>7}" for key in ("iou", "dice", "hd95_mm"))
-        lines.append(f"  {after['name'][:20]:<20} {' '.join(pairs)} {after['voxels']['target']:>17}")
+        lines.append(f"  {_line(after['name'])[:20]:<20} {' '.join(pairs)} {after['voxels']['target']:>17}")
     lines += [
         f"  target IoU {number(post['target_iou'])}, hit rate {number(post['hit_rate'])}"
         f" of {post['changed_voxels']} voxels, collateral {post['collateral']['count']} voxels",
@@ -348,15 +369,16 @@ def _trial_rows(report: Report) -> Iterable[Sequence[Sequence[object]]]:
 
 def _plain(rows: Sequence[Sequence[object]], indent: str = "") -> str:
     """Columns, the first to the left, the others to the right; a last cell that stands alone is never cut."""
-    columns = max(len(row) for row in rows)
-    full = [row for row in rows if len(row) == columns]
-    widths = [max(len(str(row[n])) for row in full) for n in range(columns)]
-    widths[0] = max(len(str(row[0])) for row in rows)
+    lines = [[_line(cell) for cell in row] for row in rows]
+    columns = max(map(len, lines))
+    full = [line for line in lines if len(line) == columns]
+    widths = [max(len(line[n]) for line in full) for n in range(columns)]
+    widths[0] = max(len(line[0]) for line in lines)
     return "\n".join(
         indent
         + "  ".join(
-            f"{cell!s:>{width}}" if n else f"{cell!s:<{width}}"
-            for n, (cell, width) in enumerate(zip(row, widths, strict=False))
+            f"{cell:>{width}}" if n else f"{cell:<{width}}"
+            for n, (cell, width) in enumerate(zip(line, widths, strict=False))
         )
-        for row in rows
+        for line in lines
     )

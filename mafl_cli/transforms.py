@@ -45,7 +45,7 @@ class Transform:
     @property
     def name(self) -> str:
         """What was asked for, in its shortest form."""
-        return f"{self.kind}:{self.strength:g}"
+        return f"{self.kind}:{repr(self.strength).removesuffix('.0')}"
 
     def __call__(self, data: Array, slice_axis: int) -> Array:
         """The scan after it; never below its lowest or above its highest value, as files of its type.
@@ -78,11 +78,13 @@ def parse(texts: Sequence[str]) -> tuple[Transform, ...]:
     """
     found: dict[str, Transform] = {}
     for text in texts:
-        kind, _, strength = text.partition(":")
+        kind, given, strength = text.partition(":")
+        if kind == "all" and given:
+            raise UsageError(f"--transform {text}: all has no strength.")
         for name in KINDS if text == "all" else (kind,):
             if name not in KINDS:
                 raise UsageError(f"--transform {text!r}: there is no {kind!r}; use all, {', '.join(KINDS)}.")
-            wanted = (_strength(text, strength),) if ":" in text else KINDS[name].usual
+            wanted = (_strength(text, strength),) if given else KINDS[name].usual
             for each in wanted:
                 transform = Transform(name, each)
                 found.setdefault(transform.name, transform)

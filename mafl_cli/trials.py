@@ -186,7 +186,7 @@ def joined(curves: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What several runs of one scan and target show together: as much as the best of them at each budget.
 
     curves: as `curve` gives them. Returns: `area` for the target IoU and the hit rate, see `area`; `smallest_at_goal`,
-        the one whose largest voxel changes least.
+        the one whose largest voxel changes least, of equal ones the shortest.
     """
     points = sorted(
         (point for each in curves for point in each["points"]), key=lambda point: float(point["linf_share"])
@@ -195,7 +195,9 @@ def joined(curves: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "area": {key: area([(p["linf_share"], p[key]["value"]) for p in points]) for key in ("target_iou", "hit_rate")},
         "smallest_at_goal": min(
-            at_goal, key=lambda each: float(each["linf_share"]), default=curves[0]["smallest_at_goal"]
+            at_goal,
+            key=lambda each: (float(each["linf_share"]), float(each["l2_model"]), float(each["value"])),
+            default=curves[0]["smallest_at_goal"],
         ),
     }
 

@@ -10,7 +10,7 @@ import pytest
 import pywt
 import SimpleITK
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
@@ -454,6 +454,74 @@ def test_low_frequency_share_equals_pywavelets(shape, axis):
 def test_low_frequency_share_of_the_extremes(pattern, share):
     delta = np.ones((12, 12, 2)) * np.reshape(pattern, (-1, 1, 1)) * np.reshape(pattern, (1, -1, 1))
     assert measure(np.zeros_like(delta), delta)["low_frequency_share"]["value"] == share
+
+
+# --- many predictions of one scan ---------------------------------------------------------------------------
+
+
+def reached_by(prediction, target, clean, classes, *, overlapping=False):
+    return metrics.reach(prediction, target, clean, classes=classes, overlapping=overlapping)
+
+
+class_maps = st.tuples(st.integers(1, 3), st.integers(2, 4)).flatmap(
+    lambda sizes: st.tuples(
+        st.just(sizes[1]), *[arrays(np.int64, (3, 4, sizes[0]), elements=st.integers(0, sizes[1] - 1))] * 3
+    )
+)
+region_maps = st.integers(1, 3).flatmap(
+    lambda regions: st.tuples(st.just(regions), *[arrays(np.int64, (regions, 3, 4, 2), elements=st.integers(0, 1))] * 3)
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(class_maps.map(lambda made: (*made, False)) | region_maps.map(lambda made: (*made, True)))
+def test_reach_equals_agreement(made):
+    classes, prediction, target, clean, overlapping = made
+    how = {"names": [str(n) for n in range(classes)], "overlapping": overlapping, "spacing": SPACING}
+    found = reached_by(prediction, target, clean, classes, overlapping=overlapping)
+    whole = metrics.agreement_of_masks(prediction, target, clean, **how)
+    kept = metrics.agreement_of_masks(prediction, clean, clean, **how)["target_dice"]
+    assert found["target_iou"] == approximately(whole["target_iou"])
+    assert found["hit_rate"] == approximately(whole["hit_rate"])
+    assert found["dice_with_clean"]["value"] == approximately(kept["value"])
+    back = metrics.agreement_of_masks(prediction, clean, target, **how)["hit_rate"]
+    assert found["restored"] == approximately(back)
+    json.dumps(found, allow_nan=False)
+
+
+def test_reach_of_a_volume_counted_by_hand():
+    clean = np.array([1, 1, 1, 0, 0, 0, 0, 2]).reshape(2, 2, 2)
+    target = np.array([0, 0, 1, 1, 1, 0, 0, 0]).reshape(2, 2, 2)
+    prediction = np.array([0, 1, 1, 1, 2, 1, 0, 2]).reshape(2, 2, 2)
+    assert reached_by(prediction, target, clean, 3) == {
+        "target_iou": {"value": 2 / 5},
+        "hit_rate": {"value": 2 / 5},
+        "restored": {"value": 2 / 5},
+        "dice_with_clean": {"value": (4 / 7 + 2 / 3) / 2},
+    }
+
+
+def test_reach_of_overlapping_regions_counts_a_voxel_once_for_each():
+    clean, target, prediction = (
+        np.array(regions).reshape(2, 4, 1, 1)
+        for regions in ([[1, 1, 0, 0], [1, 0, 0, 0]], [[1, 1, 1, 1], [0, 0, 0, 0]], [[1, 1, 1, 0], [1, 1, 0, 0]])
+    )
+    assert reached_by(prediction, target, clean, 2, overlapping=True) == {
+        "target_iou": {"value": 3 / 4},
+        "hit_rate": {"value": 1 / 3},
+        "restored": {"value": 2 / 3},
+        "dice_with_clean": {"value": (4 / 5 + 2 / 3) / 2},
+    }
+
+
+def test_reach_says_why_it_knows_nothing():
+    nothing = {"value": None, "reason": "nothing_to_change"}
+    assert reached_by(EMPTY, EMPTY, EMPTY, 2) == {
+        "target_iou": {"value": None, "reason": "target_has_no_foreground"},
+        "hit_rate": nothing,
+        "restored": nothing,
+        "dice_with_clean": {"value": None, "reason": "clean_has_no_foreground"},
+    }
 
 
 # --- properties of size -------------------------------------------------------------------------------------

@@ -1,79 +1,142 @@
-"""The arithmetic of detection and curves."""
+"""What is tried beyond measuring: ROC curves against scikit-learn, areas under budgets by hand, runs put together."""
 
 from __future__ import annotations
 
-import numpy as np
+import json
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from judged import curve
+from sklearn.metrics import roc_auc_score, roc_curve
 
 from mafl_cli.trials import CURVE_END, area, joined, roc
 
-SCORES = st.lists(
-    st.tuples(st.floats(0, 1).map(lambda x: round(x, 1)), st.floats(0, 1).map(lambda x: round(x, 1))),
-    min_size=1,
-    max_size=30,
-)
+
+def samples(clean, adversarial):
+    return [{"slice": None, "clean": a, "adversarial": b} for a, b in zip(clean, adversarial, strict=True)]
 
 
-@given(SCORES)
-def test_the_area_under_the_roc_is_that_of_scikit_learn_ties_included(pairs: list[tuple[float, float]]) -> None:
-    found = roc([{"clean": clean, "adversarial": adversarial} for clean, adversarial in pairs])
-    truth = [0] * len(pairs) + [1] * len(pairs)
-    scores = [clean for clean, _ in pairs] + [adversarial for _, adversarial in pairs]
-    assert found["auc"]["value"] == pytest.approx(roc_auc_score(truth, scores))
-    assert (found["points"][0], found["points"][-1], found["n"]) == ([0, 0], [1, 1], len(pairs))
+# --- does it give itself away -------------------------------------------------------------------------------------
+
+# Few values, so that there are ties.
+scores = st.lists(st.tuples(*[st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.9, 1.0]) | st.floats(0, 1)] * 2), min_size=1)
 
 
-def test_a_perfect_detector_finds_all_without_false_alarms() -> None:
-    found = roc([{"clean": 0.1, "adversarial": 0.9}, {"clean": 0.2, "adversarial": 0.8}])
-    assert (found["auc"]["value"], found["tpr_at_5_percent_fpr"]["value"]) == (1, 1)
+@settings(max_examples=60, deadline=None)
+@given(scores)
+def test_roc_equals_scikit_learn(pairs):
+    clean, adversarial = zip(*pairs, strict=True)
+    truth, score = [0] * len(pairs) + [1] * len(pairs), [*clean, *adversarial]
+    found = roc(samples(clean, adversarial))
+    assert found["n"] == len(pairs)
+    assert found["auc"]["value"] == pytest.approx(roc_auc_score(truth, score))
+    false, true, _ = roc_curve(truth, score, drop_intermediate=False)
+    assert found["points"] == [pytest.approx(list(point)) for point in zip(false, true, strict=True)]
+    assert found["tpr_at_5_percent_fpr"]["value"] == pytest.approx(max(true[false <= 0.05]))
+    json.dumps(found, allow_nan=False)
 
 
-def test_without_samples_there_is_no_curve() -> None:
-    assert roc([])["auc"] == {"value": None, "reason": "no_changed_sample"}
+@settings(max_examples=60, deadline=None)
+@given(scores)
+def test_roc_curve_rises_from_one_corner_to_the_other(pairs):
+    points = roc(samples(*zip(*pairs, strict=True)))["points"]
+    assert (points[0], points[-1]) == ([0, 0], [1, 1])
+    assert points == sorted(points)
+    assert sorted(true for _, true in points) == [true for _, true in points]
 
 
 @pytest.mark.parametrize(
-    ("points", "expected"),
+    ("clean", "adversarial", "auc", "found"),
     [
-        ([(0.0, 0.3)], 0.3),
-        ([(0.0, 0.0), (CURVE_END / 2, 1.0)], 0.5),
-        # A larger budget allows what a smaller one does, so a fall does not count.
-        ([(0.0, 0.2), (CURVE_END / 4, 1.0), (CURVE_END / 2, 0.1)], 0.2 / 4 + 3 / 4),
-        # What needs more than the largest budget counts nothing.
-        ([(0.0, 0.0), (2 * CURVE_END, 1.0)], 0.0),
+        ([0.1, 0.2], [0.8, 0.9], 1, 1),
+        ([0.8, 0.9], [0.1, 0.2], 0, 0),
+        ([0.5, 0.5], [0.5, 0.5], 0.5, 0),
+        ([0.0, 0.5], [0.5, 1.0], 0.875, 0.5),
     ],
 )
-def test_the_area_under_a_staircase(points: list[tuple[float, float]], expected: float) -> None:
-    assert area(points)["value"] == pytest.approx(expected)
+def test_auc_is_the_chance_to_score_higher_and_a_tie_is_half(clean, adversarial, auc, found):
+    result = roc(samples(clean, adversarial))
+    assert result["auc"] == {"value": auc}
+    assert result["tpr_at_5_percent_fpr"] == {"value": found}
 
 
-def test_an_undefined_score_leaves_the_area_undefined() -> None:
-    assert area([(0.0, None)]) == {"value": None, "reason": "score_undefined"}
+def test_one_false_alarm_in_twenty_is_allowed():
+    clean = [0.9] + [0.1] * 19
+    assert roc(samples(clean, [0.5] * 20))["tpr_at_5_percent_fpr"]["value"] == 1
+    assert roc(samples([0.9, *clean[:-1]], [0.5] * 20))["tpr_at_5_percent_fpr"]["value"] == 0
 
 
-def _curve(scores: list[float], largest: float) -> dict:
-    shares = np.linspace(0, largest, len(scores))
-    points = [
-        {"linf_share": float(share), "target_iou": {"value": score}, "hit_rate": {"value": score}}
-        for share, score in zip(shares, scores, strict=True)
-    ]
-    reached = (
-        {"value": 1.0, "linf_share": largest} if scores[-1] > 0.9 else {"value": None, "reason": "goal_not_reached"}
-    )
-    return {"points": points, "smallest_at_goal": reached}
+def test_without_samples_nothing_is_known():
+    found = roc([])
+    assert found["n"] == 0
+    assert found["auc"] == found["tpr_at_5_percent_fpr"] == {"value": None, "reason": "no_changed_sample"}
 
 
-CURVES = st.builds(_curve, st.lists(st.floats(0, 1), min_size=2, max_size=6), st.floats(0.001, 0.3))
+# --- how much of it is needed -------------------------------------------------------------------------------------
 
 
-@given(st.lists(CURVES, min_size=1, max_size=4))
-def test_more_runs_of_a_scan_never_lower_its_curve_and_their_order_is_no_matter(curves: list[dict]) -> None:
-    together = joined(curves)
-    assert together == joined(curves[::-1]) or together["smallest_at_goal"]["value"] is None
-    alone = max(joined([each])["area"]["target_iou"]["value"] for each in curves)
-    assert together["area"]["target_iou"]["value"] >= alone - 1e-12
-    known = [each["smallest_at_goal"]["linf_share"] for each in curves if each["smallest_at_goal"]["value"]]
-    assert together["smallest_at_goal"].get("linf_share") == (min(known) if known else None)
+@pytest.mark.parametrize(
+    ("points", "value"),
+    [
+        ([], 0),
+        ([(0, 0)], 0),
+        ([(0, 1)], 1),
+        ([(0, 0), (0.05, 1)], 0.5),
+        ([(0, 0), (0.02, 0.5), (0.06, 1)], (0.04 * 0.5 + 0.04) / 0.1),
+        ([(0, 0.2), (0.05, 1), (0.07, 0.1)], 0.1 + 0.5),
+        ([(0, 0), (0.1, 1)], 0),
+        ([(0, 0.25), (0.2, 1)], 0.25),
+        ([(0, 0), (0.05, 0.3), (0.05, 0.9), (0.05, 0.1)], 0.45),
+    ],
+    ids=["nothing", "no change", "at once", "one step", "two steps", "never falls", "too late", "beyond", "a tie"],
+)
+def test_area_is_that_of_the_best_score_so_far(points, value):
+    assert area(points)["value"] == pytest.approx(value)
+
+
+def test_area_with_a_score_that_is_unknown_is_unknown():
+    assert area([(0, 0.0), (0.01, None)]) == {"value": None, "reason": "score_undefined"}
+
+
+runs = st.lists(
+    st.builds(
+        lambda points, at_goal: curve(sorted(points), at_goal),
+        st.lists(st.tuples(st.floats(0, 2 * CURVE_END), st.floats(0, 1)), min_size=1, max_size=4),
+        st.none() | st.sampled_from([0.25, 0.5, 1.0]),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(runs.flatmap(lambda made: st.tuples(st.just(made), st.permutations(made))))
+def test_runs_put_together_do_not_depend_on_their_order(both):
+    one, other = both
+    assert joined(one) == joined(other)
+
+
+@settings(max_examples=60, deadline=None)
+@given(runs)
+def test_more_runs_never_show_less(made):
+    before, after = joined(made[:-1] or made), joined(made)
+    for key in ("target_iou", "hit_rate"):
+        assert 0 <= before["area"][key]["value"] <= after["area"][key]["value"] + 1e-12 <= 1 + 2e-12
+    first, second = (found["smallest_at_goal"] for found in (before, after))
+    if first["value"] is not None:
+        assert second["linf_share"] <= first["linf_share"]
+
+
+def test_the_smallest_change_of_several_runs_is_that_of_the_smallest_voxel():
+    large, small, none = curve(((0.0, 0.0), (0.1, 1.0))), curve(((0.0, 0.0), (0.04, 1.0))), curve(at_goal=None)
+    assert joined([none, large, small])["smallest_at_goal"] == small["smallest_at_goal"]
+    assert joined([none])["smallest_at_goal"] == {"value": None, "reason": "goal_not_reached"}
+    assert joined([large, small])["area"]["target_iou"]["value"] == pytest.approx(0.6)
+
+
+def test_of_two_runs_with_the_same_largest_voxel_the_shorter_change_is_the_smaller():
+    long, short = curve(), curve()
+    short["smallest_at_goal"]["l2_model"] /= 2
+    for both in ([long, short], [short, long]):
+        assert joined(both)["smallest_at_goal"] == short["smallest_at_goal"]

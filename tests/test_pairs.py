@@ -1,0 +1,350 @@
+"""Pairs of scans as they are found and read: result folders, single files, folders matched by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from commands import Threshold, mafl, scan_array
+from dicoms import write_ct
+
+from mafl_cli.errors import GeometryError, InputError, UsageError
+from mafl_cli.pairs import changed_files, mask_of, of_files, of_runs
+
+AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
+
+
+def nifti(path: Path, data=None, affine=AFFINE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(scan_array((6, 5, 4)) if data is None else data, affine), path)
+    return path
+
+
+def ct(folder: Path, add: int = 0) -> Path:
+    write_ct(folder, np.arange(120, dtype=np.int16).reshape(6, 5, 4) + add, AFFINE)
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """original, adversarial and target, with two cases of one channel."""
+    made = tuple(tmp_path / name for name in ("original", "adversarial", "target"))
+    for folder in made:
+        for name in ("a", "b"):
+            nifti(folder / f"{name}.nii.gz")
+    return made
+
+
+def found(folders):
+    return of_files(*map(str, folders))
+
+
+def names(paths):
+    return [path.name for path in paths]
+
+
+# --- folders of scans ---------------------------------------------------------------------------------------------
+
+
+def test_scans_and_masks_of_folders_are_matched_by_name(folders):
+    nifti(folders[0] / "nobody attacked this.nii.gz")
+    nifti(folders[2] / "another mask.nii.gz")
+    first, second, lost = found(folders)
+    assert (first.case_id, second.case_id) == ("a", "b")
+    assert lost.missing == "nobody attacked this: there is no scan in --adversarial with this name."
+    for part, folder in zip((first.original, first.adversarial, first.target), folders, strict=True):
+        assert part == (folder / "a.nii.gz",)
+    pair = first.read()
+    assert np.array_equal(pair.clean[0].data, scan_array((6, 5, 4)))
+    assert pair.recorded is None
+
+
+def test_a_suffix_is_no_part_of_a_name(folders):
+    (folders[1] / "a.nii.gz").unlink()
+    nifti(folders[1] / "a.nii")
+    assert names(found(folders)[0].adversarial) == ["a.nii"]
+    assert found(folders)[0].missing is None
+
+
+def test_channels_have_numbers_and_one_mask(tmp_path: Path):
+    for folder in ("original", "adversarial"):
+        for name in ("scan_0001", "scan_0000", "other_0000"):
+            nifti(tmp_path / folder / f"{name}.nii.gz", scan_array((3, 3, 3)) + int(name[-1]))
+    for name in ("scan", "other"):
+        nifti(tmp_path / "target" / f"{name}.nii.gz")
+    other, scan = found([tmp_path / name for name in ("original", "adversarial", "target")])
+    assert (other.case_id, scan.case_id) == ("other", "scan")
+    assert names(scan.original) == names(scan.adversarial) == ["scan_0000.nii.gz", "scan_0001.nii.gz"]
+    assert names(scan.target) == ["scan.nii.gz"]
+    assert [each.data.max() > 1.5 for each in scan.read().clean] == [False, True]
+    assert len(other.read().adversarial) == 1
+
+
+@pytest.mark.parametrize("numbers", [("0001", "0004"), ("0001", "0002"), ("0007",)], ids=str)
+def test_numbers_that_do_not_count_channels_belong_to_the_name(tmp_path: Path, numbers):
+    for folder in ("original", "adversarial", "target"):
+        for number in numbers:
+            nifti(tmp_path / folder / f"amos_{number}.nii.gz")
+    sources = found([tmp_path / name for name in ("original", "adversarial", "target")])
+    assert [source.case_id for source in sources] == [f"amos_{number}" for number in numbers]
+    assert [names(source.target) for source in sources] == [[f"amos_{number}.nii.gz"] for number in numbers]
+    assert len(sources[0].read().clean) == 1
+
+
+def test_dicom_series_are_folders_in_a_folder_of_cases(tmp_path: Path):
+    for name in ("a", "b"):
+        ct(tmp_path / "original" / name)
+        ct(tmp_path / "adversarial" / name, add=1)
+        nifti(tmp_path / "target" / f"{name}.nii.gz")
+    sources = found([tmp_path / name for name in ("original", "adversarial", "target")])
+    assert [source.case_id for source in sources] == ["a", "b"]
+    pair = sources[1].read()
+    assert np.all(pair.adversarial[0].data - pair.clean[0].data == 1)
+    assert pair.target == (tmp_path / "target" / "b.nii.gz",)
+
+
+def test_one_dicom_series_is_one_case(tmp_path: Path):
+    ct(tmp_path / "before")
+    ct(tmp_path / "after", add=1)
+    (source,) = of_files(str(tmp_path / "before"), str(tmp_path / "after"), str(tmp_path / "mask.nii.gz"))
+    assert source.case_id == "before"
+    assert source.read().adversarial[0].data.shape == (6, 5, 4)
+
+
+def test_cases_named_by_uids_are_found_by_them_and_never_called_by_them(tmp_path: Path):
+    uids = ("1.2.840.113619.2.1", "1.2.840.113619.2.2")
+    for uid in uids:
+        for part in ("original", "adversarial"):
+            ct(tmp_path / part / uid)
+    nifti(tmp_path / "target" / f"{uids[1]}.nii.gz")
+    first, second = found([tmp_path / name for name in ("original", "adversarial", "target")])
+    assert (first.case_id, second.case_id) == ("dicom", "dicom (2)")
+    assert "113619" not in first.missing
+    assert names(second.original) == [uids[1]]
+    assert second.missing is None
+
+
+def test_names_that_are_no_text_are_shown_as_text(tmp_path: Path):
+    name = b"\xff\x1b[31m\n.nii.gz".decode(errors="surrogateescape")
+    for part in ("original", "adversarial", "target"):
+        try:
+            nifti(tmp_path / part / name)
+        except (OSError, UnicodeError):
+            pytest.skip("this file system has text for names")
+    (of_folders,) = found([tmp_path / part for part in ("original", "adversarial", "target")])
+    (of_one,) = found([tmp_path / part / name for part in ("original", "adversarial", "target")])
+    for source in (of_folders, of_one):
+        pair = source.read()
+        assert {pair.case_id, pair.clean[0].name.removesuffix(".nii.gz")} == {"\ufffd\ufffd[31m\ufffd"}
+
+
+@pytest.mark.parametrize(("part", "what"), [(0, "scan in --original"), (2, "mask in --target")])
+def test_a_counterpart_that_is_missing_is_said_when_its_case_is_read(folders, part, what):
+    (folders[part] / "a.nii.gz").unlink()
+    first, second = found(folders)
+    with pytest.raises(InputError, match=f"^a: there is no {what} with this name\\.$"):
+        first.read()
+    assert second.read().case_id == "b"
+
+
+def test_one_mask_can_be_the_target_of_all_cases(folders, tmp_path: Path):
+    mask = nifti(tmp_path / "mask.nii.gz")
+    assert [source.target for source in found((*folders[:2], mask))] == [(mask,)] * 2
+    listed = of_files(str(folders[0]), str(folders[1]), f"{mask},{mask}")
+    assert [source.target for source in listed] == [(mask, mask)] * 2
+
+
+def test_what_is_hidden_or_no_scan_is_no_case(folders):
+    for folder in folders:
+        nifti(folder / "._a.nii.gz")
+        (folder / "notes.txt").write_text("x")
+        (folder / ".hidden").mkdir()
+    assert [source.case_id for source in found(folders)] == ["a", "b"]
+
+
+def test_a_folder_without_scans_is_an_input_error(folders, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"^empty: holds no scan"):
+        found((folders[0], tmp_path / "empty", folders[2]))
+
+
+def test_a_folder_beside_a_file_is_a_usage_error(folders):
+    with pytest.raises(UsageError, match="--adversarial adversarial is a folder"):
+        found((folders[0] / "a.nii.gz", *folders[1:]))
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def test_a_pair_of_files_has_the_name_of_the_scan(folders):
+    (source,) = found([folder / "a.nii.gz" for folder in folders])
+    assert source.case_id == "a"
+    assert source.target == (folders[2] / "a.nii.gz",)
+    assert source.read().clean[0].data.shape == (6, 5, 4)
+
+
+def test_channels_of_files_are_separated_by_commas(folders):
+    original, adversarial, target = (f"{folder / 'a.nii.gz'}, {folder / 'b.nii.gz'}" for folder in folders)
+    (source,) = of_files(original, adversarial, target)
+    assert [len(part) for part in (source.original, source.adversarial, source.target)] == [2, 2, 2]
+    assert len(source.read().clean) == 2
+    (source,) = of_files(original, adversarial.split(",")[0], target)
+    with pytest.raises(InputError, match="2 original and 1 adversarial scans"):
+        source.read()
+
+
+def test_a_comma_in_the_name_of_a_file_separates_nothing(folders):
+    named = nifti(folders[0] / "a,b.nii.gz")
+    (source,) = of_files(str(named), str(folders[1] / "a.nii.gz"), str(folders[2] / "a.nii.gz"))
+    assert source.original == (named,)
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_a_comma_beside_nothing_is_a_usage_error(folders, part):
+    texts = [str(folder / "a.nii.gz") for folder in folders]
+    texts[part] += ","
+    with pytest.raises(UsageError, match="nothing before or after a comma"):
+        of_files(*texts)
+
+
+def test_files_that_are_not_there_or_lie_elsewhere_are_said_when_read(folders, tmp_path: Path):
+    (source,) = found([folders[0] / "a.nii.gz", folders[1] / "none.nii.gz", folders[2] / "a.nii.gz"])
+    with pytest.raises(InputError, match=r"none\.nii\.gz"):
+        source.read()
+    moved = nifti(tmp_path / "moved.nii.gz", affine=np.diag([2.0, 2.0, 4.0, 1.0]))
+    (source,) = found([folders[0] / "a.nii.gz", moved, folders[2] / "a.nii.gz"])
+    with pytest.raises(GeometryError, match="moved"):
+        source.read()
+
+
+# --- masks by case ------------------------------------------------------------------------------------------------
+
+
+def test_the_mask_of_a_case_is_the_file_itself_or_the_one_with_its_name(folders):
+    assert mask_of(folders[2] / "a.nii.gz", "anything") == folders[2] / "a.nii.gz"
+    assert mask_of(folders[2], "b") == folders[2] / "b.nii.gz"
+    with pytest.raises(InputError, match=r"^target: holds no mask named c"):
+        mask_of(folders[2], "c")
+
+
+def test_the_mask_of_a_channel_is_that_of_its_case_unless_it_has_its_own(folders):
+    assert mask_of(folders[2], "a_0000") == folders[2] / "a.nii.gz"
+    own = nifti(folders[2] / "a_0000.nii.gz")
+    assert mask_of(folders[2], "a_0000") == own
+    assert mask_of(folders[2], "a") == folders[2] / "a.nii.gz"
+
+
+# --- result folders -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A result folder, as the command writes it."""
+    folder = tmp_path_factory.mktemp("done")
+    scan = nifti(folder / "patient.nii.gz", scan_array((16, 14, 4)))
+    mask = nifti(folder / "mask.nii.gz", np.roll(scan_array((16, 14, 4)) > 0.5, 2, axis=0).astype(np.uint8))
+    torch.jit.script(Threshold(2)).save(folder / "model.ts")
+    result = mafl(
+        "attack", scan, "--target", mask, "--model", folder / "model.ts", "-o", folder / "out",
+        "--device", "cpu", "--steps", 20, "-q",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return folder / "out"
+
+
+@pytest.fixture
+def run(done: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(done, tmp_path / "run"))
+
+
+def empty_runs(*folders: Path) -> None:
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "report.json").write_text("{}")
+
+
+def test_a_result_folder_is_read_with_all_it_holds(run: Path):
+    (source,) = of_runs([run])
+    pair = source.read()
+    assert (source.case_id, pair.case_id) == ("run", "patient")
+    np.testing.assert_allclose(pair.clean[0].data, scan_array((16, 14, 4)), atol=1e-6)
+    for name in ("prediction_clean", "prediction_adversarial", "target"):
+        assert np.array_equal(getattr(pair.recorded, name), np.asarray(nib.load(run / f"{name}.nii.gz").dataobj))
+    assert changed_files(pair.recorded) == []
+    assert pair.recorded.case["case_id"] == "patient"
+
+
+def test_a_file_that_was_changed_is_named(run: Path):
+    target = nib.load(run / "target.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros(target.shape, np.uint8), target.affine), run / "target.nii.gz")
+    assert changed_files(of_runs([run])[0].read().recorded) == ["target.nii.gz"]
+
+
+def test_a_file_that_is_gone_is_an_input_error(run: Path):
+    (run / "perturbation.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"^run: perturbation\.nii\.gz is missing"):
+        of_runs([run])[0].read()
+
+
+def test_a_report_that_is_none_is_an_input_error(run: Path):
+    for text in ("{", "[]", "{}", json.dumps({"schema_version": "1.0.0", "cases": []})):
+        (run / "report.json").write_text(text)
+        with pytest.raises(InputError, match=r"^run/report\.json"):
+            of_runs([run])[0].read()
+
+
+def test_runs_are_found_below_folders_in_the_order_of_their_names(tmp_path: Path):
+    empty_runs(tmp_path / "b", tmp_path / "a" / "second", tmp_path / "a" / "first")
+    assert [source.run.relative_to(tmp_path).as_posix() for source in of_runs([tmp_path])] == [
+        "a/first",
+        "a/second",
+        "b",
+    ]
+    assert [source.case_id for source in of_runs([tmp_path / "b", tmp_path / "a"])] == ["b", "first", "second"]
+
+
+def test_what_is_half_made_is_no_run(tmp_path: Path):
+    empty_runs(tmp_path / "runs" / "a", tmp_path / "runs" / "a2" / ".mafl-x1", tmp_path / "runs" / ".trash" / "b")
+    assert [source.case_id for source in of_runs([tmp_path / "runs"])] == ["a"]
+
+
+def test_a_dot_above_the_folder_that_was_named_does_not_hide_it(tmp_path: Path):
+    empty_runs(tmp_path / ".cache" / "runs" / "a")
+    assert [source.case_id for source in of_runs([tmp_path / ".cache" / "runs"])] == ["a"]
+
+
+def test_a_run_that_is_named_twice_is_judged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    empty_runs(tmp_path / "a", tmp_path / "b")
+    monkeypatch.chdir(tmp_path)
+    sources = of_runs([Path("b"), tmp_path, Path("a"), Path("b")])
+    assert [source.case_id for source in sources] == ["b", "a"]
+
+
+def test_runs_of_the_same_name_get_numbers_that_no_other_has(tmp_path: Path):
+    empty_runs(*(tmp_path / part / "out" for part in "abc"), tmp_path / "d" / "out (2)")
+    ids = [source.case_id for source in of_runs([tmp_path])]
+    assert ids == ["out", "out (3)", "out (4)", "out (2)"]
+
+
+def test_a_folder_named_by_a_uid_is_not_called_by_it(tmp_path: Path):
+    empty_runs(tmp_path / "1.2.840.113619.2.1")
+    assert of_runs([tmp_path])[0].case_id == "dicom"
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "file"])
+def test_what_is_no_run_is_said_when_it_is_read(tmp_path: Path, kind: str):
+    path = tmp_path / "x"
+    if kind == "empty":
+        path.mkdir()
+    elif kind == "file":
+        zipfile.ZipFile(path, "w").close()
+    (source,) = of_runs([path])
+    with pytest.raises(InputError, match=r"^x: (no such run folder|holds no report\.json)"):
+        source.read()
