@@ -56,6 +56,7 @@ LAYERS = [
     {"engine"},
     {"cluster"},
     {"batch"},
+    {"console", "options"},
     {"cli"},
     {"__main__"},
 ]
