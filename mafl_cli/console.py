@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from mafl_cli.errors import MaflError
+from mafl_cli.errors import MaflError, place_of
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,8 @@ def reported(voice: Voice) -> Iterator[None]:
         if voice.debug:
             raise
         # Not its message: that may quote a header or a path, and logs are passed on.
-        voice.fail(f"internal error ({type(exc).__name__}{_place(exc)}); run again with --debug.")
+        voice.fail(f"internal error ({type(exc).__name__}{place_of(exc)}); run again with --debug.")
         raise typer.Exit(1) from None
-
-
-def _place(exc: Exception) -> str:
-    """Where an exception came from: " in FILE, line N" of the innermost frame, without folders."""
-    trace = exc.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "" if trace is None else f" in {Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno}"
 
 
 @contextmanager

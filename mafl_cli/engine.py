@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mafl_cli.case import AttackRequest
-from mafl_cli.errors import MaflError
+from mafl_cli.errors import MaflError, place_of
 
 Row = dict[str, Any]
 
@@ -83,11 +83,9 @@ def attack_one(job: Job) -> Row:
         return row("failed", "MemoryError", f"{job.case_id}: the memory of this machine is too small for it.")
     except Exception as exc:
         # Not its message: that may quote a header or a path, and logs are passed on.
-        where = exc.__traceback__
-        while where is not None and where.tb_next is not None:
-            where = where.tb_next
-        place = "" if where is None else f" in {Path(where.tb_frame.f_code.co_filename).name}, line {where.tb_lineno}"
-        return row("failed", type(exc).__name__, f"{job.case_id}: internal error ({type(exc).__name__}{place}).")
+        return row(
+            "failed", type(exc).__name__, f"{job.case_id}: internal error ({type(exc).__name__}{place_of(exc)})."
+        )
     return row("ok")
 
 

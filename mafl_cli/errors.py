@@ -5,6 +5,8 @@ Every message is one sentence a user can act on: which file (its name, never its
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class MaflError(Exception):
     """Root of all errors that are reported as one line. Exit code 1: the run could not be finished."""
@@ -54,3 +56,11 @@ class Interrupted(MaflError):
     """The user stopped a batch; what was finished is there."""
 
     exit_code = 130
+
+
+def place_of(exc: Exception) -> str:
+    """Where an exception came from: " in FILE, line N" of the innermost frame, without folders."""
+    trace = exc.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else f" in {Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno}"
