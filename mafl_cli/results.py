@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mafl_cli.errors import InputError, MaflError, OutputError, UsageError
@@ -169,16 +169,41 @@ def read_report(run: Path) -> dict[str, Any]:
     if not run.is_dir():
         raise InputError(f"{public_name(run)}: no such run folder; give the -o folder of `mafl attack`.")
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except FileNotFoundError as exc:
         raise InputError(
             f"{public_name(run)}: holds no {REPORT}; the run did not finish or is another folder."
         ) from exc
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise InputError(f"{public_name(run)}/{REPORT}: cannot be read as JSON.") from exc
-    if not isinstance(report, dict) or not report.get("cases") or "schema_version" not in report:
-        raise InputError(f"{public_name(run)}/{REPORT}: is not a report of mafl.")
-    return report
+    if not _is_report(report):
+        raise InputError(f"{public_name(run)}/{REPORT}: is not a report of this mafl, or not of one case.")
+    return dict(report)
+
+
+def _is_report(report: Any) -> bool:
+    """Whether everything is there that is read of a report; its files must lie in its folder."""
+    try:
+        (case,) = report["cases"]
+        names = [PurePosixPath(file["name"]) for file in case["files"]]
+        needed = (
+            [report["schema_version"], report["tool"], report["run"]["method"], case["case_id"], case["inputs"][0]],
+            [report["model"][key] for key in ("name", "sha256", "classes", "overlapping", "channels", "assumptions")],
+            [report["model"][key] for key in ("orientation", "intensity")],
+            [report["run"]["settings"][key] for key in ("mode", "slice_axis", "spacing", "roi", "overlap")],
+            [float(report["run"]["settings"][key]) for key in ("goal_iou", "goal_hit")],
+            [each["format"] for each in case["inputs"]],
+            [case["space"]["slice_axis"]["index"], case["space"]["native_units_per_model_unit"][0]],
+            [case["attack"]["outcome"], case["metrics"]["post_write"], case["metrics"]["size"]],
+            [each["l2"]["model"] for each in case["metrics"]["size_per_channel"]],
+        )
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        return False
+    return bool(needed) and not any(name.is_absolute() or ".." in name.parts for name in names)
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def read_object(path: Path) -> dict[str, Any] | None:

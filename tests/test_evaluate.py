@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -203,6 +204,29 @@ def test_a_windowed_resampled_run_is_drawn_again_as_it_was(work: Path, tmp_path:
         mafl("evaluate", tmp_path / "out", "-m", tmp_path / "deep.ts", "--spacing", "native", "--json", "-")
     )["cases"][0]
     assert any("the model draws" in line for line in other["differences"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda report: report.update(cases=[]),
+        lambda report: report.update(cases=2 * report["cases"]),
+        lambda report: report["cases"][0]["files"].append({"name": "../fooled/target.nii.gz", "sha256": "0"}),
+        lambda report: report["run"]["settings"].update(goal_iou=float("nan")),
+        lambda report: report["run"].pop("settings"),
+        lambda report: report["cases"][0].update(inputs=[]),
+        lambda report: report.update(model=None),
+    ],
+)  # fmt: skip
+def test_a_report_that_was_bent_is_bad_input(work: Path, tmp_path: Path, change: Callable[[dict], None]) -> None:
+    shutil.copytree(work / "held", tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    change(report)
+    (tmp_path / "run" / "report.json").write_text(json.dumps(report))
+    result = mafl("evaluate", tmp_path / "run", "--fail-if", "hit_rate > 0.99")
+    assert result.exit_code == 3
+    assert result.stderr.startswith("mafl: run/report.json: ")
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_report_that_says_more_than_the_files_is_seen(work: Path, tmp_path: Path) -> None:
