@@ -26,6 +26,9 @@ from mafl_cli.trials import Trials
 
 SCHEMA = Path(__file__).with_name("evaluation.schema.json")
 
+# Share of the clean prediction that the attacked model may draw otherwise now: machines round differently.
+_MOST_DRIFT = 0.02
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateRequest:
@@ -105,7 +108,10 @@ def run_evaluation(
         "survival": _survival(cases),
         "detection": trials.roc(_samples(cases)) if request.trials.detect else None,
     }
-    return {**found, "gates": [gates.judge(gate, cases, untested=_untested) for gate in request.gates]}
+    return {
+        **found,
+        "gates": [gates.judge(gate, cases, untested=lambda case: case["untested"]) for gate in request.gates],
+    }
 
 
 def _sources(request: EvaluateRequest) -> list[Source]:
@@ -193,9 +199,16 @@ def _record(pair: Pair, compared: Comparison, *, judged: bool) -> dict[str, Any]
     """What the run's own report says, and where the files say otherwise."""
     recorded = pair.recorded
     if recorded is None:
-        return {"predictions": "recomputed", "outcome": None, "files_intact": None, "differences": []}
+        changed = compared.size["size"]["l0"]["count"]
+        reason = None if changed else "the adversarial scan is the original, so the model was not tested"
+        return {
+            "predictions": "recomputed", "outcome": None, "files_intact": None, "differences": [], "untested": reason,
+        }  # fmt: skip
     differences = [f"{name} is not the file the report describes" for name in changed_files(recorded)]
     intact = not differences
+    reason = differences[0] if differences else None
+    if recorded.case["attack"]["outcome"] == Outcome.NO_GRADIENT.value:
+        reason = reason or "the attack found no gradient, so the model was not tested"
     if judged:
         for name, now, was in (
             (results.PREDICTION_CLEAN, compared.clean, recorded.prediction_clean),
@@ -204,6 +217,9 @@ def _record(pair: Pair, compared: Comparison, *, judged: bool) -> dict[str, Any]
             other = int(np.count_nonzero(now != was)) if now.shape == was.shape else now.size
             if other:
                 differences.append(f"{name}: the model draws {other} voxels otherwise")
+            # Other settings, or another model: the attack was made for what is not here.
+            if name == results.PREDICTION_CLEAN and other > _MOST_DRIFT * max(int(np.count_nonzero(was)), 1):
+                reason = reason or f"{differences[-1]}, so it is not what was attacked"
     measured = {"post_write": compared.reach(compared.adversarial), **compared.size}
     for path, old, new in _headline_pairs(recorded.case["metrics"], measured):
         # The clean scan is restored by a float32 subtraction, so the last digits may move; labels may not.
@@ -214,6 +230,7 @@ def _record(pair: Pair, compared: Comparison, *, judged: bool) -> dict[str, Any]
         "outcome": recorded.case["attack"]["outcome"],
         "files_intact": intact,
         "differences": differences,
+        "untested": reason,
     }
 
 
@@ -242,15 +259,6 @@ def _against_truth(pair: Pair, compared: Comparison, path: Path, say: Say) -> di
             if both[name][key]["value"] is None:
                 both[name][key] = undefined
     return {**both, "dice_drop": undefined if before is None else {"value": before - after}}
-
-
-def _untested(case: Mapping[str, Any]) -> str | None:
-    """Why a case that was measured proves nothing about the model."""
-    if case["files_intact"] is False:
-        return str(case["differences"][0])
-    if case["outcome"] == Outcome.NO_GRADIENT.value:
-        return "the attack found no gradient, so the model was not tested"
-    return None
 
 
 def _scan_and_target(pair: Pair) -> object:

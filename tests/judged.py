@@ -59,6 +59,7 @@ def case(case_id: str = "scan", *, reached: bool = True, **changes: Any) -> dict
         "outcome": None,
         "files_intact": None,
         "differences": [],
+        "untested": None,
         "goal": {"iou": 0.99, "hit": 0.99, "reached": reached},
         "metrics": metrics_of,
         "ground_truth": None,
@@ -151,5 +152,5 @@ def judged(
         "transfer": evaluation._transfer(cases),
         "survival": evaluation._survival(cases),
         "detection": trials.roc(evaluation._samples(cases)) if detect else None,
-        "gates": [gates.judge(gate, cases, untested=evaluation._untested) for gate in rules],
+        "gates": [gates.judge(gate, cases, untested=lambda case: case["untested"]) for gate in rules],
     }

@@ -416,6 +416,24 @@ def test_what_is_not_known_fails(work: Path, tmp_path: Path) -> None:
     assert "no gradient, so the model was not tested" in result.stderr
 
 
+def test_a_scan_that_was_not_changed_proves_nothing(work: Path) -> None:
+    result = mafl(
+        "evaluate", "--original", work / "scan.nii.gz", "--adversarial", work / "scan.nii.gz", "--target",
+        work / "mask.nii.gz", "--model", work / "model.ts", "--fail-if", "hit_rate > 0.5",
+    )  # fmt: skip
+    assert result.exit_code == 5
+    assert "the adversarial scan is the original, so the model was not tested" in result.stderr
+
+
+@pytest.mark.parametrize("other", [("--intensity", "window:-2,1"), ("-m", "other")], ids=str)
+def test_what_was_not_attacked_like_this_proves_nothing(work: Path, other: tuple[str, str]) -> None:
+    judge = work / f"{other[1]}.ts" if other[0] == "-m" else work / "model.ts"
+    more = () if other[0] == "-m" else other
+    result = mafl("evaluate", work / "fooled", "-m", judge, *more, "--fail-if", "psnr_db > 1000")
+    assert result.exit_code == 5
+    assert "so it is not what was attacked" in result.stderr
+
+
 def test_a_case_that_cannot_be_read_fails_the_gate(work: Path, tmp_path: Path) -> None:
     for name in ("held", "broken"):
         shutil.copytree(work / "held", tmp_path / "runs" / name)

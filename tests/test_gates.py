@@ -15,7 +15,6 @@ from judged import case, curve, failed, judged, survived, transferred, truth
 from scipy.stats import bootstrap
 
 from mafl_cli import gates
-from mafl_cli.attack import Outcome
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.gates import FIGURES, Gate
 
@@ -240,8 +239,8 @@ def test_a_case_that_proves_nothing_fails(rule):
 
 
 def test_files_that_are_not_those_of_the_report_and_an_attack_without_gradient_prove_nothing():
-    changed = case("a", files_intact=False, differences=["target.nii.gz is not the file the report describes"])
-    blind = case("b", reached=False, files_intact=True, outcome=Outcome.NO_GRADIENT.value)
+    changed = case("a", untested="target.nii.gz is not the file the report describes")
+    blind = case("b", reached=False, untested="the attack found no gradient, so the model was not tested")
     whole = case("c", files_intact=True, outcome="goal_reached")
     (gate,) = judged([changed, blind, whole], [gates.parse("target_iou > 1")])["gates"]
     assert [each["status"] for each in gate["cases"]] == ["fail", "fail", "pass"]
