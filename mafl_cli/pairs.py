@@ -5,6 +5,7 @@ Nothing here is taken on trust from a report: volumes, masks and hashes come fro
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -107,17 +108,24 @@ def of_runs(folders: Sequence[Path]) -> list[Source]:
 
 
 def _run_folders(folder: Path) -> list[Path]:
-    """The folder itself if it is a run or a batch, else all below it that are; itself again where there is none."""
-    if not folder.is_dir() or (folder / results.REPORT).is_file() or (folder / results.RUN).is_file():
-        return [folder]
-    batches = {path.parent.parent for path in folder.rglob(results.RUN)}
-    runs = {path.parent for path in folder.rglob(results.REPORT)}
-    # Cases of a batch are found through it; what lies under a name with a dot is half made.
-    alone = {run for run in runs if not batches.intersection((run, *run.parents))}
-    whole = {
-        path for path in alone | batches if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    }
-    return sorted(whole) or [folder]
+    """The folder itself if it is a run or a batch, else all below it that are; itself again where there is none.
+
+    A folder with a changed scan and no report is one too: reading it says so, and it is not passed over. Links are
+    followed; what lies under a name with a dot is half made.
+    """
+    found: list[Path] = []
+    seen: set[Path] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        here = Path(place)
+        if here.resolve() in seen:
+            folders.clear()
+            continue
+        seen.add(here.resolve())
+        if (here / results.RUN).is_file() or results.REPORT in files or results.changed_scans((*files, *folders)):
+            found.append(here)
+            folders.clear()  # What is in it is read through it.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    return found or [folder]
 
 
 def of_files(original: str, adversarial: str, target: str) -> list[Source]:

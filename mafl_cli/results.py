@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -57,6 +57,11 @@ def there(out: Path) -> list[Path]:
     """Results in a folder, of any run."""
     names = {*SEGMENTATIONS, *SEGMENTATIONS.values(), REPORT, TICKET}
     return sorted(path for path in out.iterdir() if path.name in names or _SCANS.fullmatch(path.name))
+
+
+def changed_scans(names: Iterable[str]) -> bool:
+    """Whether one of these names in a folder is that of an adversarial scan or of a perturbation."""
+    return any(_SCANS.fullmatch(name) for name in names)
 
 
 def listed(stage: Path) -> list[dict[str, str]]:

@@ -434,6 +434,18 @@ def test_what_was_not_attacked_like_this_proves_nothing(work: Path, other: tuple
     assert "so it is not what was attacked" in result.stderr
 
 
+def test_no_run_is_passed_over_behind_a_link_or_without_its_report(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work / "held", tmp_path / "runs" / "a")
+    (tmp_path / "runs" / "b").symlink_to(work / "fooled", target_is_directory=True)
+    shutil.copytree(work / "held", tmp_path / "runs" / "c")
+    (tmp_path / "runs" / "c" / "report.json").unlink()
+    (tmp_path / "runs" / "again").symlink_to(tmp_path / "runs", target_is_directory=True)
+    found = evaluated(mafl("evaluate", tmp_path / "runs", "--fail-if", "hit_rate > 0.5", "--json", "-"), code=5)
+    assert [(case["case_id"], case["status"]) for case in found["cases"]] == [
+        ("scan (a)", "ok"), ("scan (fooled)", "ok"), ("c", "failed"),
+    ]  # fmt: skip
+
+
 def test_a_case_that_cannot_be_read_fails_the_gate(work: Path, tmp_path: Path) -> None:
     for name in ("held", "broken"):
         shutil.copytree(work / "held", tmp_path / "runs" / name)
