@@ -105,7 +105,8 @@ def attack(
     before = field.predict(clean)
     overlapping = target.ndim == clean.ndim
     terms = _Terms.of(config, field, before, target, guide, overlapping=overlapping)
-    goal = Goal.of(target, terms.clean, before.logits.shape[1], config, overlapping=overlapping)
+    classes, aims = before.logits.shape[1], {"iou": config.goal_iou, "hit": config.goal_hit}
+    goal = Goal.of(target, terms.clean, classes, **aims, overlapping=overlapping)
 
     low = partial(low_pass, levels=config.low_frequency_levels, spacing=spacing)
     delta = _begin(clean, limits, config, low)
@@ -125,8 +126,9 @@ def attack(
         if not len(rows):
             break
         # 1. The iterate as it would be written, its prediction, and the gradients of the losses.
-        x = limits.project(clean[rows], delta[rows], rows)
-        here = (x - clean[rows]) / native
+        origin = clean[rows]
+        x = limits.project(origin, delta[rows], rows)
+        here = (x - origin).div_(native)
         searching = ~ever_reached[rows]
         # One backward pass is enough for both terms once their gradients have been compared. Not close to the clean
         # image: there the similarity to it is at its top, and its gradient next to nothing.
@@ -149,30 +151,31 @@ def attack(
         terms.pressure.update(rows, slopes.prediction.logits, target[rows], short, (step + 1) / budget)
 
         # 3. Direction: the terms' gradients weighed and added, with momentum.
-        mask_gradient = steps.finite(slopes.gradients[0]) * native * ~limits.frozen[rows]
+        mask_gradient = steps.finite(slopes.gradients[0]).mul_(native).mul_(~limits.frozen[rows])
+        seen = mask_gradient != 0
         if step == 0:
             scaling.first(rows, slopes.values[0], mask_gradient)
         if compare:
             other = steps.length(steps.finite(slopes.gradients[1]) * native)
             feature_gain[rows] = config.feature_weight * steps.distance(steps.length(mask_gradient), other)
         direction = scaling.of_gradient(rows, mask_gradient)
-        direction = _pulled_back(direction, here, size, mask_gradient != 0, config, limits, low)
+        direction = _pulled_back(direction, here, size, seen, config, limits, low)
         direction = scaling.with_momentum(rows, direction, step)
 
         # 4. The step. Rounding is straight-through: a step may be finer than the stored grid.
         exact = here
         if limits.grid is not None:
-            exact = (limits.unrounded(clean[rows], delta[rows], rows) - clean[rows]) / native
+            exact = (limits.unrounded(origin, delta[rows], rows) - origin).div_(native)
         now = steps.Now(step, budget, exact, direction, scaling.reach[rows], verdict.iou)
         delta[rows] = _without_low_frequency(rule(now), config, low)
 
         # 5. Samples that cannot move, or are finished, leave the batch.
-        stuck[rows] |= (mask_gradient == 0).flatten(1).all(dim=1) & ~verdict.reached & (size == 0)
+        stuck[rows] |= ~seen.flatten(1).any(dim=1) & ~verdict.reached & (size == 0)
         if on_step is not None:
             on_step(_record(step, best, loss))
         rows = rows[~stuck[rows] & ~_finished(best, rows, config, late=step >= budget // 2)]
         # Scans are large: nothing of this step must wait in memory while the next one runs the network.
-        del slopes, labels, mask_gradient, direction, exact, now
+        del origin, x, here, slopes, labels, mask_gradient, seen, direction, exact, now
 
     forward += _search_scale(field, clean, goal, limits, scale_search, best)
     outcomes = tuple(
@@ -192,13 +195,15 @@ def attack(
 class _Terms:
     """The losses that need a gradient, with everything they compare with.
 
-    target, clean: (B, *spatial), class indices; pressure: what each voxel counts in the margin loss.
+    target, clean: (B, *spatial), class indices. must: (B,), voxels where they differ.
+    pressure: what each voxel counts in the margin loss.
     features, guide: of the clean scan and of a scan that has the target.
     """
 
     config: AttackConfig
     target: Tensor
     clean: Tensor
+    must: Tensor
     pressure: losses.Pressure
     features: tuple[Patch, ...]
     guide: tuple[Patch, ...] | None
@@ -223,7 +228,8 @@ class _Terms:
         kappa = torch.where(clean == target, torch.minimum(lead, kappa), kappa)
         features = None if guide is None else field.predict(guide).features
         pressure = losses.Pressure(kappa, config.steps, adaptive=config.adaptive_weights)
-        return _Terms(config, target, clean, pressure, before.features, features, overlapping)
+        must = (clean != target).flatten(1).sum(dim=1)
+        return _Terms(config, target, clean, must, pressure, before.features, features, overlapping)
 
     def losses(self, rows: Tensor, *, progress: float, gain: Tensor | None, apart: bool) -> Losses:
         """The mask term, with `gain` (b,) times the feature term on the voxels that miss the target; or both apart."""
@@ -263,8 +269,7 @@ class _Terms:
 
     def _missing(self, rows: Tensor, unmet: Tensor) -> Tensor:
         """Voxels that miss the target as a share of those that had to change, at most 1: (b,)."""
-        must = (self.clean[rows] != self.target[rows]).flatten(1).sum(dim=1).clamp_min(1)
-        return (unmet.flatten(1).sum(dim=1) / must).clamp_max(1)
+        return (unmet.flatten(1).sum(dim=1) / self.must[rows].clamp_min(1)).clamp_max(1)
 
 
 def _begin(clean: Tensor, limits: Limits, config: AttackConfig, low: LowPass) -> Tensor:
@@ -306,18 +311,19 @@ def _pulled_back(
     Gradients of halved squares, δ; or with normalised gradients δ at norm 1.
     seen: bool, like here: voxels that the mask loss has a slope at.
     """
+    pulls: list[Tensor] = []
+    if config.low_frequency == "penalty" and config.low_frequency_weight > 0:
+        # Only where the model looks: no other voxel has a reason to change.
+        pulls.append(low(here).mul_(config.low_frequency_weight).mul_(seen | (here != 0)))
+    if config.l2_weight > 0:
+        pulls.append(losses.size_gradient(here, config.peak_weight).mul_(config.l2_weight))
     if config.gradient_norm == "none":
         norm = _span(limits, here) ** 2
-    elif config.gradient_norm == "distance":
-        norm = torch.ones_like(_span(limits, here))
     else:
         length = size if config.gradient_norm == "l2" else here.flatten(1).abs().sum(dim=1)
         norm = steps.spread_out(torch.where(length > 0, length, torch.ones_like(length)), here)
-    if config.low_frequency == "penalty" and config.low_frequency_weight > 0:
-        # Only where the model looks: no other voxel has a reason to change.
-        direction = direction + config.low_frequency_weight * low(here) * (seen | (here != 0)) / norm
-    if config.l2_weight > 0:
-        direction = direction + config.l2_weight * losses.size_gradient(here, config.peak_weight) / norm
+    for pull in pulls:
+        direction = direction + (pull if config.gradient_norm == "distance" else pull.div_(norm))
     return direction
 
 

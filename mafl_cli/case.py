@@ -84,8 +84,10 @@ class Case(Subject):
 
     def goal(self, config: AttackConfig) -> Goal:
         """What counts as reached."""
-        classes = 2 if self.info.overlapping else len(self.info.classes)
-        return Goal.of(self.wanted, self.clean_labels, classes, config, overlapping=self.info.overlapping)
+        return Goal.of(
+            self.wanted, self.clean_labels, len(self.info.classes),
+            iou=config.goal_iou, hit=config.goal_hit, overlapping=self.info.overlapping,
+        )  # fmt: skip
 
     def differs(self, labels: Tensor) -> Tensor:
         """Where a prediction is not the target: bool (B, *spatial)."""

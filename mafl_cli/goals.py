@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mafl_cli.config import AttackConfig
-
 SLACK = 1e-6
 """For comparing scores: the smallest step a count of voxels can make in float32 is far above it."""
 
@@ -40,49 +38,70 @@ class Verdict:
 class Goal:
     """Targets of a batch with what the clean prediction says, so that `judge` needs only labels.
 
-    target, clean: (B, *spatial) class indices in [0, classes); with overlapping regions (B, R, *spatial), 0 or 1.
+    Classes that exclude each other are one map, overlapping regions one each with the classes 0 and 1: G maps of K
+    classes, n foreground classes in all.
+
+    code: (B, G, voxels), (2 target + changed) K with changed = 1 where the clean prediction is not the target: with the
+        label added, a number for everything that can be asked of a voxel, so that one count answers it all.
+    in_target, in_clean: (B, n), voxels of each foreground class. must: (B,), voxels that have to change.
     """
 
-    target: Tensor
-    clean: Tensor
+    code: Tensor
+    in_target: Tensor
+    in_clean: Tensor
+    must: Tensor
     classes: int
     iou: float
     hit: float
-    overlapping: bool = False
 
     @staticmethod
-    def of(target: Tensor, clean: Tensor, classes: int, config: AttackConfig, *, overlapping: bool = False) -> Goal:
-        return Goal(target, clean, classes, config.goal_iou, config.goal_hit, overlapping)
+    def of(target: Tensor, clean: Tensor, classes: int, *, iou: float, hit: float, overlapping: bool = False) -> Goal:
+        """The goal of these targets.
+
+        target, clean: (B, *spatial), class indices in [0, classes); with overlapping regions (B, R, *spatial), 0 or 1.
+        iou, hit: what a prediction must have, see `Verdict`; the second is asked of the removal too.
+        """
+        if overlapping:
+            classes = 2
+        maps = [x.flatten(2) if overlapping else x.flatten(1).unsqueeze(1) for x in (target, clean)]
+        wanted, before = (_counts(x, classes)[..., 1:].flatten(1) for x in maps)
+        changed = (target != clean).view_as(maps[0])
+        code = (2 * maps[0] + changed) * classes
+        return Goal(code, wanted, before, changed.flatten(1).sum(dim=1), classes, iou, hit)
 
     def __getitem__(self, rows: Tensor) -> Goal:
-        return replace(self, target=self.target[rows], clean=self.clean[rows])
+        return replace(
+            self, code=self.code[rows], in_target=self.in_target[rows], in_clean=self.in_clean[rows],
+            must=self.must[rows],
+        )  # fmt: skip
 
     def judge(self, labels: Tensor) -> Verdict:
-        """labels: like target, the prediction to judge."""
-        in_target, in_clean, in_labels = (self._voxels(x) for x in (self.target, self.clean, labels))
-        right = self._voxels(torch.where(labels == self.target, labels, 0))
-        wanted = in_target > 0
-        union = in_target + in_labels - right
-        iou = _mean(right / union.clamp_min(1), wanted)
+        """labels: like the target, the prediction to judge."""
+        classes = self.classes
+        # Voxels by target, whether they had to change, and label.
+        counts = _counts(self.code + labels.view_as(self.code), 2 * classes**2)
+        counts = counts.view(*counts.shape[:2], classes, 2, classes)
+        right = counts.diagonal(dim1=2, dim2=4)
+        in_labels = counts.sum(dim=(2, 3))[..., 1:].flatten(1)
+        wanted = self.in_target > 0
+        met = right.sum(dim=2)[..., 1:].flatten(1)
+        iou = _mean(met / (self.in_target + in_labels - met).clamp_min(1), wanted)
 
-        changed = (self.target != self.clean).flatten(1)
-        must = changed.sum(dim=1)
-        done = (changed & (labels == self.target).flatten(1)).sum(dim=1)
-        hit = torch.where(must > 0, done / must.clamp_min(1), torch.ones_like(iou))
+        done = right[:, :, 1].sum(dim=(1, 2))
+        hit = torch.where(self.must > 0, done / self.must.clamp_min(1), torch.ones_like(iou))
 
         unwanted = (in_labels * ~wanted).sum(dim=1)
-        before = torch.maximum((in_clean * ~wanted).sum(dim=1), must).clamp_min(1)
+        before = torch.maximum((self.in_clean * ~wanted).sum(dim=1), self.must).clamp_min(1)
         removal = 1 - unwanted / before
         reached = (iou >= self.iou - SLACK) & (hit >= self.hit - SLACK) & (removal >= self.hit - SLACK)
         return Verdict(iou, hit, removal, reached)
 
-    def _voxels(self, labels: Tensor) -> Tensor:
-        """Of each foreground class or region: (B, n). Integer sums, so the order of addition cannot matter."""
-        if self.overlapping:
-            return labels.flatten(2).sum(dim=2)
-        flat = labels.flatten(1)
-        zeros = torch.zeros(len(labels), self.classes, dtype=torch.int64, device=labels.device)
-        return zeros.scatter_add_(1, flat, torch.ones_like(flat))[:, 1:]
+
+def _counts(numbers: Tensor, classes: int) -> Tensor:
+    """How often each number in [0, classes) occurs: (B, G, voxels) -> (B, G, classes). Of whole numbers, so the order
+    of addition cannot matter."""
+    zeros = torch.zeros(*numbers.shape[:2], classes, dtype=torch.int64, device=numbers.device)
+    return zeros.scatter_add_(2, numbers, zeros.new_ones(()).expand_as(numbers))
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:

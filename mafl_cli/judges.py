@@ -158,6 +158,6 @@ class Comparison:
     def reached(self, labels: Labels) -> bool:
         """Whether this prediction of the whole scan is at the goal, as the attack judges it."""
         target, clean, prediction = (torch.from_numpy(x)[None] for x in (self.target, self.clean, labels))
-        classes = 2 if self.overlapping else len(self.names)
-        goal = Goal(target, clean, classes, *self.goal, overlapping=self.overlapping)
+        iou, hit = self.goal
+        goal = Goal.of(target, clean, len(self.names), iou=iou, hit=hit, overlapping=self.overlapping)
         return bool(goal.judge(prediction).reached[0])

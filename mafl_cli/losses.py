@@ -132,11 +132,12 @@ def size_gradient(delta: Tensor, peak_weight: float) -> Tensor:
     Args: delta: (B, C, *spatial). peak_weight: p, at least 0.
     """
     if peak_weight == 0:
-        return delta
-    square = (delta**2).flatten(1)
-    carried = (square**2).sum(dim=1) / square.sum(dim=1).clamp_min(1e-30)
-    relative = delta**2 / carried.clamp_min(1e-30).view(-1, *(1,) * (delta.ndim - 1))
-    return delta * (1 + peak_weight * relative) / (1 + peak_weight)
+        return delta.clone()
+    square = delta**2
+    flat = square.flatten(1)
+    carried = (flat**2).sum(dim=1) / flat.sum(dim=1).clamp_min(1e-30)
+    relative = square.div_(carried.clamp_min(1e-30).view(-1, *(1,) * (delta.ndim - 1)))
+    return relative.mul_(peak_weight).add_(1).mul_(delta).div_(1 + peak_weight)
 
 
 def target_logit(logits: Tensor, target: Tensor) -> Tensor:

@@ -30,9 +30,7 @@ def low_pass(x: Tensor, levels: int = 1, spacing: Sequence[float] | None = None)
     pad = [amount for size, block in zip(sizes[::-1], blocks[::-1], strict=True) for amount in (0, -size % block)]
     padded = F.pad(x, pad, mode="replicate") if any(pad) else x
     pool = F.avg_pool2d if x.ndim == 4 else F.avg_pool3d
-    up = pool(padded, blocks)
-    for axis, block in enumerate(blocks, start=2):
-        up = up.repeat_interleave(block, dim=axis)
+    up = F.interpolate(pool(padded, blocks), scale_factor=[float(block) for block in blocks], mode="nearest")
     inside: tuple[slice, ...] = (slice(None), slice(None), *(slice(size) for size in sizes))
     return up[inside]
 

@@ -547,7 +547,7 @@ def _overall(
 ) -> Outcome:
     """The verdict on the whole scan, judged as one sample on the prediction of the written file."""
     target, before, after = (torch.from_numpy(x)[None] for x in (case.target.labels, clean, post))
-    goal = replace(case.goal(config), target=target, clean=before)
+    goal = replace(case, wanted=target, clean_labels=before).goal(config)
     if bool(goal.judge(after).reached[0]):
         return Outcome.REACHED if found.forward else Outcome.ALREADY
     tried = [outcome for outcome in found.outcomes if outcome is not None]

@@ -111,15 +111,18 @@ class Scaling:
         if self._config.gradient_norm in ("l1", "l2"):
             # Terms were added to a gradient of norm 1; the sum is brought back to it.
             direction = self.of_gradient(rows, direction)
-        velocity = self._velocity[rows] = momentum * self._velocity[rows] + direction
+        # In place where it can be: on a volume, memory is what these lines wait for. Indexing by rows copies.
+        velocity = self._velocity[rows].mul_(momentum).add_(direction)
+        self._velocity[rows] = velocity
         if self._second_moment is None:
             return along(self._config.direction, velocity)
         # Adam (Kingma and Ba, ICLR 2015), with a damping that keeps voxels without influence from moving as fast as
         # those that matter.
-        second = self._second_moment[rows] = 0.99 * self._second_moment[rows] + 0.01 * direction**2
-        mean = velocity * ((1 - momentum) / (1 - momentum ** (step + 1)))
-        rms = (second / (1 - 0.99 ** (step + 1))).sqrt()
-        return mean / (rms + 0.01 * spread_out(peak(rms), rms))
+        second = self._second_moment[rows].mul_(0.99).addcmul_(direction, direction, value=0.01)
+        self._second_moment[rows] = second
+        mean = velocity.mul_((1 - momentum) / (1 - momentum ** (step + 1)))
+        rms = second.div_(1 - 0.99 ** (step + 1)).sqrt_()
+        return mean.div_(rms.add_(0.01 * spread_out(peak(rms), rms)))
 
 
 def along(kind: Direction, velocity: Tensor) -> Tensor:

@@ -116,7 +116,9 @@ def test_a_convolutional_network_draws_the_target(dims: int) -> None:
     config = AttackConfig(steps=60)
     found = attack(field(network), clean, target, config, box(clean))
     assert set(found.outcomes) == {Outcome.REACHED}
-    again = Goal.of(target, labels(network, clean), 3, config).judge(labels(network, found.adversarial))
+    again = Goal.of(target, labels(network, clean), 3, iou=config.goal_iou, hit=config.goal_hit).judge(
+        labels(network, found.adversarial)
+    )
     assert again.reached.all()
     assert torch.equal(again.iou, found.verdict.iou)
     assert torch.equal(again.hit, found.verdict.hit)
@@ -211,7 +213,7 @@ def test_a_goal_outside_the_box_is_not_reached_and_the_closest_is_kept() -> None
     assert set(found.outcomes) == {Outcome.STEP_LIMIT}
     assert (found.verdict.hit > 0.3).all()
     assert not found.verdict.reached.any()
-    goal = Goal.of(target, (clean[:, 0] > 0.5).long(), 2, QUICK)
+    goal = Goal.of(target, (clean[:, 0] > 0.5).long(), 2, iou=1, hit=1)
     assert torch.equal(goal.judge((found.adversarial[:, 0] > 0.5).long()).score, found.verdict.score)
 
 

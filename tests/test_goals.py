@@ -11,7 +11,6 @@ from hypothesis.extra import numpy as hnp
 from monai.metrics import MeanIoU
 from torch import Tensor
 
-from mafl_cli.config import AttackConfig
 from mafl_cli.goals import Goal
 
 
@@ -21,7 +20,7 @@ def labels(*rows: list[int]) -> Tensor:
 
 
 def goal(target: Tensor, clean: Tensor, classes: int, iou: float = 0.99, hit: float = 0.99) -> Goal:
-    return Goal.of(target, clean, classes, AttackConfig(goal_iou=iou, goal_hit=hit))
+    return Goal.of(target, clean, classes, iou=iou, hit=hit)
 
 
 def random_labels(*shape: int, classes: int, seed: int) -> Tensor:
