@@ -123,8 +123,8 @@ def pdgd(case: Case, passes: int) -> Tensor:
 
 def goal_of(case: Case) -> Goal:
     """The default goal of mafl, by which every method is judged."""
-    before = case.field.predict(case.clean).logits
-    return Goal.of(case.target, before.argmax(dim=1), before.shape[1], preset("mafl"))
+    before, config = case.field.predict(case.clean).logits, preset("mafl")
+    return Goal.of(case.target, before.argmax(dim=1), before.shape[1], iou=config.goal_iou, hit=config.goal_hit)
 
 
 def _span(case: Case) -> Tensor:

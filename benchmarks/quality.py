@@ -312,7 +312,7 @@ def _measure(case: Case, solution: Solution) -> Row:
     met = metrics.agreement(
         _volume(labels),
         _volume(case.target),
-        _volume(goal.clean),
+        _volume(case.field.predict(case.clean).logits.argmax(dim=1)),
         class_names=[f"class {index}" for index in range(goal.classes)],
         spacing=(1.0, 1.0, 1.0),
     )

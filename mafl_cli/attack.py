@@ -126,8 +126,8 @@ def attack(
         if not len(rows):
             break
         # 1. The iterate as it would be written, its prediction, and the gradients of the losses.
-        origin = clean[rows]
-        x = limits.project(origin, delta[rows], rows)
+        origin = steps.those(clean, rows)
+        x = limits.project(origin, steps.those(delta, rows), rows)
         here = (x - origin).div_(native)
         searching = ~ever_reached[rows]
         # One backward pass is enough for both terms once their gradients have been compared. Not close to the clean
@@ -148,34 +148,34 @@ def attack(
         # Who has not been at the goal by half time is pressed as hard as can be.
         overdue = ~ever_reached[rows] & (step >= budget // 2)
         short = torch.where(overdue, 1.0, config.aimed - verdict.score)
-        terms.pressure.update(rows, slopes.prediction.logits, target[rows], short, (step + 1) / budget)
+        if config.mask_loss == "margin":
+            terms.pressure.update(rows, short, (step + 1) / budget)
 
         # 3. Direction: the terms' gradients weighed and added, with momentum.
-        mask_gradient = steps.finite(slopes.gradients[0]).mul_(native).mul_(~limits.frozen[rows])
-        seen = mask_gradient != 0
+        mask_gradient = steps.finite(slopes.gradients[0]).mul_(native).mul_(~steps.those(limits.frozen, rows))
         if step == 0:
             scaling.first(rows, slopes.values[0], mask_gradient)
         if compare:
             other = steps.length(steps.finite(slopes.gradients[1]) * native)
             feature_gain[rows] = config.feature_weight * steps.distance(steps.length(mask_gradient), other)
         direction = scaling.of_gradient(rows, mask_gradient)
-        direction = _pulled_back(direction, here, size, seen, config, limits, low)
+        direction = _pulled_back(direction, here, size, mask_gradient, config, limits, low)
         direction = scaling.with_momentum(rows, direction, step)
 
         # 4. The step. Rounding is straight-through: a step may be finer than the stored grid.
         exact = here
         if limits.grid is not None:
-            exact = (limits.unrounded(origin, delta[rows], rows) - origin).div_(native)
+            exact = (limits.unrounded(origin, steps.those(delta, rows), rows) - origin).div_(native)
         now = steps.Now(step, budget, exact, direction, scaling.reach[rows], verdict.iou)
         delta[rows] = _without_low_frequency(rule(now), config, low)
 
         # 5. Samples that cannot move, or are finished, leave the batch.
-        stuck[rows] |= ~seen.flatten(1).any(dim=1) & ~verdict.reached & (size == 0)
+        stuck[rows] |= ~mask_gradient.flatten(1).any(dim=1) & ~verdict.reached & (size == 0)
         if on_step is not None:
             on_step(_record(step, best, loss))
         rows = rows[~stuck[rows] & ~_finished(best, rows, config, late=step >= budget // 2)]
         # Scans are large: nothing of this step must wait in memory while the next one runs the network.
-        del origin, x, here, slopes, labels, mask_gradient, seen, direction, exact, now
+        del origin, x, here, slopes, labels, mask_gradient, direction, exact, now
 
     forward += _search_scale(field, clean, goal, limits, scale_search, best)
     outcomes = tuple(
@@ -235,11 +235,10 @@ class _Terms:
         """The mask term, with `gain` (b,) times the feature term on the voxels that miss the target; or both apart."""
 
         def terms(prediction: Prediction) -> list[Tensor]:
-            logits, target = prediction.logits, self.target[rows]
+            logits, target = prediction.logits, steps.those(self.target, rows)
             mask = losses.mask_loss(
                 self.config.mask_loss, logits, target,
-                kappa=self.pressure.kappa[rows], weight=self.pressure.weight[rows],
-                clean=self.clean[rows], progress=progress,
+                pressure=self.pressure, rows=rows, clean=steps.those(self.clean, rows), progress=progress,
             )  # fmt: skip
             if gain is None:
                 return [mask]
@@ -258,7 +257,7 @@ class _Terms:
             unmet = unmet.amax(dim=1)
         total, mass = torch.zeros(len(rows), device=rows.device), torch.zeros(len(rows), device=rows.device)
         for index, (patch, clean) in enumerate(zip(patches, self.features, strict=True)):
-            seen, reference = patch.see(unmet), clean.features[rows]
+            seen, reference = patch.see(unmet), steps.those(clean.features, rows)
             if self.guide is None:
                 value = losses.feature_cosine(patch.features, reference, seen)
             else:
@@ -301,29 +300,28 @@ def _pulled_back(
     direction: Tensor,
     here: Tensor,
     size: Tensor,
-    seen: Tensor,
+    mask_gradient: Tensor,
     config: AttackConfig,
     limits: Limits,
     low: LowPass,
 ) -> Tensor:
-    """The direction with the terms that depend on the perturbation alone: its low-pass part, and its length.
+    """The direction with the terms that depend on the perturbation alone, added in place: its low-pass part and length.
 
     Gradients of halved squares, δ; or with normalised gradients δ at norm 1.
-    seen: bool, like here: voxels that the mask loss has a slope at.
     """
     pulls: list[Tensor] = []
     if config.low_frequency == "penalty" and config.low_frequency_weight > 0:
-        # Only where the model looks: no other voxel has a reason to change.
-        pulls.append(low(here).mul_(config.low_frequency_weight).mul_(seen | (here != 0)))
+        # Only where the model looks, or the scan is changed: no other voxel has a reason to move.
+        pulls.append(low(here).mul_(config.low_frequency_weight).mul_(torch.logical_or(mask_gradient, here)))
     if config.l2_weight > 0:
         pulls.append(losses.size_gradient(here, config.peak_weight).mul_(config.l2_weight))
-    if config.gradient_norm == "none":
-        norm = _span(limits, here) ** 2
-    else:
-        length = size if config.gradient_norm == "l2" else here.flatten(1).abs().sum(dim=1)
-        norm = steps.spread_out(torch.where(length > 0, length, torch.ones_like(length)), here)
     for pull in pulls:
-        direction = direction + (pull if config.gradient_norm == "distance" else pull.div_(norm))
+        if config.gradient_norm == "none":
+            pull.div_(_span(limits, here) ** 2)
+        elif config.gradient_norm != "distance":
+            length = size if config.gradient_norm == "l2" else here.flatten(1).abs().sum(dim=1)
+            pull.div_(steps.spread_out(torch.where(length > 0, length, torch.ones_like(length)), here))
+        direction.add_(pull)
     return direction
 
 

@@ -70,6 +70,8 @@ class Goal:
         return Goal(code, wanted, before, changed.flatten(1).sum(dim=1), classes, iou, hit)
 
     def __getitem__(self, rows: Tensor) -> Goal:
+        if len(rows) == len(self.must):
+            return self
         return replace(
             self, code=self.code[rows], in_target=self.in_target[rows], in_clean=self.in_clean[rows],
             must=self.must[rows],

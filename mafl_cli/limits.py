@@ -126,7 +126,7 @@ class Limits:
         """The allowed image next to clean + delta. clean: (B, C, *spatial) native; delta: likewise, model units."""
         low, high = per_channel(self.low, clean), per_channel(self.high, clean)
         moved = delta * per_channel(self.unit, delta)
-        keep = self.frozen[rows]
+        keep = steps.those(self.frozen, rows)
         if self.ball is not None:
             moved = self.ball.clip(moved)
             # A clean voxel outside the box would be taken to its border, however far that is.
@@ -146,7 +146,7 @@ class Limits:
             low, high = (
                 torch.where(step > 0, clean + n * finest, end) for n, end in zip(last, (low, high), strict=True)
             )
-        x = torch.clamp(clean + moved, low, high)
+        x = torch.minimum(torch.maximum(clean + moved, low), high)
         keep = keep | (moved == 0)
         if self.nonzero:
             keep |= x == 0

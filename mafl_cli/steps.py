@@ -18,11 +18,9 @@ from mafl_cli.config import AttackConfig, Direction
 
 def length(x: Tensor) -> Tensor:
     """L2 length per sample: (B, ...) -> (B,)."""
-    flat = x.flatten(1)
-    # Scaled by the largest value first: squares of very small or large gradients leave float32's range.
-    largest = peak(x)
-    norms: Tensor = largest * torch.linalg.vector_norm(flat / spread_out(largest, flat), dim=1)
-    return norms
+    # Summed in double precision: squares of very small or large gradients leave float32's range.
+    norms: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1, dtype=torch.float64)
+    return norms.to(x.dtype)
 
 
 def peak(x: Tensor) -> Tensor:
@@ -34,6 +32,11 @@ def peak(x: Tensor) -> Tensor:
 def spread_out(values: Tensor, like: Tensor) -> Tensor:
     """(B,) as (B, 1, ...) for arithmetic with a batch."""
     return values.view(-1, *(1,) * (like.ndim - 1))
+
+
+def those(x: Tensor, rows: Tensor) -> Tensor:
+    """x[rows], only to be read: as long as no sample has left the batch it is x itself, and nothing is copied."""
+    return x if len(rows) == len(x) else x[rows]
 
 
 def finite(x: Tensor) -> Tensor:

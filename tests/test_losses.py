@@ -24,7 +24,7 @@ def labels(*shape: int, classes: int, seed: int = 5) -> Tensor:
 
 
 def margin_hinge(logits: Tensor, target: Tensor, kappa: Tensor, weight: Tensor | None = None) -> Tensor:
-    return losses.margin_hinge(logits, target, kappa, torch.ones_like(kappa) if weight is None else weight)
+    return losses.margin_hinge(margins(logits, target), kappa, torch.ones_like(kappa) if weight is None else weight)
 
 
 # Two voxels, three classes: z = (1, 4, 2) and (0, -1, 5).
@@ -189,9 +189,10 @@ SUMS = ("logit", "dag")
 def loss_of(
     kind: MaskLoss, logits: Tensor, target: Tensor, progress: float = 0.5, clean: Tensor | None = None
 ) -> Tensor:
-    kappa = torch.full(target.shape, 0.1, dtype=logits.dtype)
+    pressure = Pressure(torch.full(target.shape, 0.1, dtype=logits.dtype), 10, adaptive=True)
     clean = torch.zeros_like(target) if clean is None else clean
-    return mask_loss(kind, logits, target, kappa=kappa, weight=torch.ones_like(kappa), clean=clean, progress=progress)
+    rows = torch.arange(len(target))
+    return mask_loss(kind, logits, target, pressure=pressure, rows=rows, clean=clean, progress=progress)
 
 
 # Softmax of log p is p: voxel 0 has (.1, .6, .3), voxel 1 has (.5, .25, .25).
@@ -346,12 +347,16 @@ def pressed(margin: list[float], short: float, steps: int = 150, times: int = 1,
     """Two equal samples of voxels with these margins, kappa 0.5, taken in so many times at the start of a run."""
     options = {"adaptive": True} | options
     pressure = Pressure(torch.full((2, 1, len(margin)), 0.5), steps, **options)
-    values = torch.tensor(margin).view(1, 1, 1, -1).expand(2, 1, 1, -1)
-    logits = torch.cat([0 * values, values], dim=1)
-    target = torch.zeros(2, 1, len(margin), dtype=torch.int64)
     for _ in range(times):
-        pressure.update(EVERYONE, logits, target, torch.full((2,), short), 0.0)
+        press(pressure, EVERYONE, margin, short)
     return pressure
+
+
+def press(pressure: Pressure, rows: Tensor, margin: list[float], short: float, progress: float = 0.0) -> None:
+    values = torch.tensor(margin).view(1, 1, 1, -1).expand(len(rows), 1, 1, -1)
+    logits, target = torch.cat([0 * values, values], dim=1), torch.zeros(len(rows), 1, len(margin), dtype=torch.int64)
+    pressure.loss(rows, logits, target)
+    pressure.update(rows, torch.full((len(rows),), short), progress)
 
 
 def test_missed_voxels_count_more_and_won_ones_less_while_all_rise_until_the_aim() -> None:
@@ -370,15 +375,14 @@ def test_weights_stay_in_bounds_and_kappa_falls_to_a_tenth() -> None:
     assert float(pressed([1.0], 0.5, times=500).weight.max()) == 1e5
     assert float(pressed([-2.0], 0.0, times=500).weight.min()) == pytest.approx(1e-3)
     pressure = pressed([1.0], 0.5)
-    pressure.update(EVERYONE, torch.zeros(2, 2, 1, 1), torch.zeros(2, 1, 1, dtype=torch.int64), torch.zeros(2), 1.0)
+    press(pressure, EVERYONE, [0.0], short=0.0, progress=1.0)
     torch.testing.assert_close(pressure.kappa, torch.full((2, 1, 1), 0.05))
 
 
 def test_a_sample_is_pressed_for_itself_alone() -> None:
     pressure = pressed([1.0, -2.0], 0.5)
     before = pressure.weight.clone()
-    logits = torch.zeros(1, 2, 1, 2)
-    pressure.update(torch.tensor([1]), logits, torch.zeros(1, 1, 2, dtype=torch.int64), torch.ones(1), 0.0)
+    press(pressure, torch.tensor([1]), [0.0, 0.0], short=1.0)
     assert torch.equal(pressure.weight[0], before[0])
     assert not torch.equal(pressure.weight[1], before[1])
 

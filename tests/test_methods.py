@@ -226,7 +226,7 @@ def test_the_judged_image_is_the_one_that_comes_back(name: str) -> None:
     config = preset(name, steps=12)
     # A narrow box, so that most steps end at its border.
     found = attack(field(network), clean, target, config, box(clean, 0.3, 0.7))
-    goal = Goal.of(target, labels(network, clean), 3, config)
+    goal = Goal.of(target, labels(network, clean), 3, iou=config.goal_iou, hit=config.goal_hit)
     assert torch.equal(goal.judge(labels(network, found.adversarial)).score, found.verdict.score)
     torch.testing.assert_close(found.l2, (found.adversarial - clean).flatten(1).norm(dim=1))
 

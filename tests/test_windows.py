@@ -263,10 +263,11 @@ def test_an_attack_around_an_edit_changes_nothing_else_and_draws_the_target() ->
     limits = Limits(
         low=torch.tensor([-5.0]), high=torch.tensor([5.0]), unit=torch.ones(1), frozen=focus.frozen[:, None]
     )
-    found = attack(focus.field, x[at], target[at], AttackConfig(steps=60), limits)
+    config = AttackConfig(steps=60)
+    found = attack(focus.field, x[at], target[at], config, limits)
     after = x.clone()
     after[at] = found.adversarial
-    verdict = Goal.of(target, clean, 2, AttackConfig()).judge(whole.labels(after))
+    verdict = Goal.of(target, clean, 2, iou=config.goal_iou, hit=config.goal_hit).judge(whole.labels(after))
     assert verdict.reached.all()
     assert ((after != x)[:, 0] & (clean == target)).any()
     changed = (after != x)[0, 0].nonzero()
