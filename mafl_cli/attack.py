@@ -102,6 +102,7 @@ def attack(
     """
     limits = limits.within(config)
     native = per_channel(limits.unit, clean)
+    free = native * ~limits.frozen
     before = field.predict(clean)
     overlapping = target.ndim == clean.ndim
     terms = _Terms.of(config, field, before, target, guide, overlapping=overlapping)
@@ -152,7 +153,7 @@ def attack(
             terms.pressure.update(rows, short, (step + 1) / budget)
 
         # 3. Direction: the terms' gradients weighed and added, with momentum.
-        mask_gradient = steps.finite(slopes.gradients[0]).mul_(native).mul_(~steps.those(limits.frozen, rows))
+        mask_gradient = steps.finite(slopes.gradients[0]).mul_(steps.those(free, rows))
         if step == 0:
             scaling.first(rows, slopes.values[0], mask_gradient)
         if compare:

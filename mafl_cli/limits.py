@@ -146,7 +146,8 @@ class Limits:
             low, high = (
                 torch.where(step > 0, clean + n * finest, end) for n, end in zip(last, (low, high), strict=True)
             )
-        x = torch.minimum(torch.maximum(clean + moved, low), high)
+        x = clean + moved
+        x = torch.minimum(torch.maximum(x, low, out=x), high, out=x)
         keep = keep | (moved == 0)
         if self.nonzero:
             keep |= x == 0

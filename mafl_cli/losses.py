@@ -149,7 +149,7 @@ def size_gradient(delta: Tensor, peak_weight: float) -> Tensor:
         return delta.clone()
     square = delta**2
     flat = square.flatten(1)
-    carried = (flat**2).sum(dim=1) / flat.sum(dim=1).clamp_min(1e-30)
+    carried = torch.linalg.vector_norm(flat, dim=1) ** 2 / flat.sum(dim=1).clamp_min(1e-30)
     relative = square.div_(carried.clamp_min(1e-30).view(-1, *(1,) * (delta.ndim - 1)))
     return relative.mul_(peak_weight).add_(1).mul_(delta).div_(1 + peak_weight)
 
