@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mafl_cli import __version__, cluster, engine, report, results
@@ -158,7 +158,11 @@ def _plan(
             }
             _settle(folder, Job(case.case_id, request.attack, ticket), row)
             on_row(case.case_id, row)
-        elif _is_done(folder, ticket, case) or (not request.retry_failed and _has_failed(folder, ticket)):
+        elif _is_done(folder, ticket, case):
+            # A run that was killed between the two may have left word of an earlier failure.
+            (folder / results.FAILED).unlink(missing_ok=True)
+            known += 1
+        elif not request.retry_failed and _has_failed(folder, ticket):
             known += 1
         else:
             _sweep(folder)
@@ -191,15 +195,16 @@ def fingerprint(path: Path) -> list[int]:
 
 def _is_done(folder: Path, ticket: Mapping[str, Any], case: CaseFiles) -> bool:
     found = results.read_object(folder / results.TICKET)
-    if found is None or not (folder / results.REPORT).is_file() or found.get("request") != ticket["request"]:
+    said = _finished(folder)
+    if found is None or said is None or found.get("request") != ticket["request"]:
+        return False
+    entry = said["cases"][0]
+    # Of a series its folder: a data set may have a million slices.
+    if not all((folder / PurePosixPath(file["name"]).parts[0]).exists() for file in entry["files"]):
         return False
     if found.get("files") == ticket["files"]:
         return True
     # Copied or touched: the same bytes are the same files.
-    said = results.read_object(folder / results.REPORT)
-    if said is None:
-        return False
-    entry = said["cases"][0]
     recorded = [each["sha256"] for each in (*entry["inputs"], *entry["target"]["files"])]
     now = [results.sha256(path) if path.is_file() else "" for path in (*case.images, *case.targets)]
     return not case.guides and recorded[: len(now)] == now
@@ -323,7 +328,7 @@ def _row(out: Path, case_id: str) -> dict[str, Any]:
     """What the run says of a case: status "ok", "failed" or "pending"."""
     folder = out / case_id
     failure = results.read_object(folder / results.FAILED)
-    said = None if failure is not None else results.read_object(folder / results.REPORT)
+    said = None if failure is not None else _finished(folder)
     if said is not None:
         case = said["cases"][0]
         return {
@@ -331,12 +336,34 @@ def _row(out: Path, case_id: str) -> dict[str, Any]:
             "status": "ok",
             "error": None,
             "outcome": case["attack"]["outcome"],
-            "figures": {name: pick(case) for name, pick in _FIGURES.items()},
+            "figures": _figures(case),
             "model": {key: said["model"][key] for key in ("name", "sha256", "classes")},
         }
     error = None if failure is None else failure["error"]
     status = "pending" if failure is None else "failed"
     return {"case_id": case_id, "status": status, "error": error, "outcome": None, "figures": None}
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    """The report of a case; None if there is none, or none that is whole: then it is as if it had not been run."""
+    try:
+        said = results.read_report(folder)
+        case = said["cases"][0]
+        _figures(case), _costs(case)
+    except (InputError, KeyError, TypeError, ValueError):
+        return None
+    return said
+
+
+def _figures(case: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: pick(case) for name, pick in _FIGURES.items()}
+
+
+def _costs(case: Mapping[str, Any]) -> tuple[dict[str, float], int, int]:
+    """Seconds of each part, passes, and peak memory in bytes."""
+    passes = case["attack"]["passes"]
+    seconds = {part: float(value) for part, value in case["timing_s"].items()}
+    return seconds, passes["forward"] + passes["backward"], case["memory"]["peak_resident_bytes"] or 0
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -388,13 +415,13 @@ def status(out: Path) -> dict[str, Any]:
         folder = out / case_id
         if (folder / results.FAILED).is_file():
             counts["failed"] += 1
-        elif (said := results.read_object(folder / results.REPORT)) is not None:
+        elif (said := _finished(folder)) is not None:
             counts["ok"] += 1
-            case = said["cases"][0]
-            for part, value in case["timing_s"].items():
+            took, passed, peak = _costs(said["cases"][0])
+            for part, value in took.items():
                 seconds[part] = seconds.get(part, 0.0) + value
-            passes += case["attack"]["passes"]["forward"] + case["attack"]["passes"]["backward"]
-            memory = max(memory, case["memory"]["peak_resident_bytes"] or 0)
+            passes += passed
+            memory = max(memory, peak)
         else:
             counts["running" if any(folder.glob(".mafl-*")) else "pending"] += 1
     done = max(counts["ok"], 1)

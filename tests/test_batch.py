@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -204,8 +205,6 @@ def test_an_interrupt_keeps_what_is_finished_and_is_exit_130(data: Path, tmp_pat
 
 
 def test_changed_inputs_are_attacked_again_and_touched_ones_are_not(data: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "data"
     shutil.copytree(data, copy)
     out = tmp_path / "out"
@@ -217,6 +216,22 @@ def test_changed_inputs_are_attacked_again_and_touched_ones_are_not(data: Path, 
     run(copy, out)
     after = {path.parent.name: path.stat().st_mtime_ns for path in out.glob("c*/report.json")}
     assert [name for name in before if before[name] != after[name]] == ["c2"]
+
+
+def test_results_that_are_no_longer_whole_are_made_again(data: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    report = (out / "c0" / "report.json").read_bytes()
+    # As a full disk, a user and a run that was killed leave them.
+    (out / "c0" / "report.json").write_bytes(report[:200])
+    (out / "c2" / "adversarial.nii.gz").unlink()
+    shutil.copy(out / "c1" / "failed.json", out / "c5")
+    found = json.loads(mafl("status", out, "--json", "-").stdout)
+    assert (found["ok"], found["failed"], found["pending"]) == (1, 4, 1)
+    result = run(data, out)
+    assert result.exit_code == 6, result.stderr
+    assert [line.split(":")[0] for line in result.stderr.splitlines() if ": done" in line] == ["c0", "c2"]
+    assert contents(out) == contents(whole)
 
 
 def test_other_settings_need_another_folder_or_overwrite(data: Path, whole: Path, tmp_path: Path) -> None:
@@ -359,8 +374,6 @@ def test_evaluate_judges_a_batch_and_fails_for_its_failed_cases(whole: Path) -> 
 
 
 def test_a_batch_that_was_cut_short_is_judged_by_all_its_cases(whole: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(whole, tmp_path / "runs" / "night")
     (tmp_path / "runs" / "night" / "report.json").unlink()
     (tmp_path / "runs" / "night" / "c5" / "report.json").unlink()
