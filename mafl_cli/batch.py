@@ -8,6 +8,7 @@ command goes on where it stopped.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -27,7 +28,7 @@ from mafl_cli.config import config_hash
 from mafl_cli.engine import Job, Row
 from mafl_cli.errors import InputError, Interrupted, UsageError
 from mafl_cli.gates import summary_of
-from mafl_cli.names import public_name
+from mafl_cli.names import digest, public_name
 from mafl_cli.publish import cell
 from mafl_cli.subject import Say
 
@@ -125,17 +126,18 @@ def request_hash(attack: AttackRequest) -> str:
         if key
         not in ("images", "out", "targets", "guides", "within", "model", "device", "overwrite", "recipe", "config")
     }
-    files = [
-        fingerprint(path) for path in (*attack.targets, *attack.guides, *([attack.within] if attack.within else []))
-    ]
-    shared = {key: asdict(value) if hasattr(value, "__dataclass_fields__") else value for key, value in plain.items()}
+    mask = attack.recipe.mask if attack.recipe else None
+    shared = (*attack.targets, *attack.guides, *(path for path in (attack.within, mask) if path is not None))
+    # Of their contents: touched or copied, they are the same.
+    files = [digest(path) for path in shared]
+    chosen = {key: asdict(value) if hasattr(value, "__dataclass_fields__") else value for key, value in plain.items()}
     recipe = attack.recipe.text if attack.recipe else None
     try:
         model = results.sha256(attack.model)
     except OSError:
         model = ""  # The loader says what is wrong.
     card = find_card(attack.model)
-    return config_hash(attack.config, asdict(card), json.loads(json.dumps(shared, default=str)), recipe, files, model)
+    return config_hash(attack.config, asdict(card), json.loads(json.dumps(chosen, default=str)), recipe, files, model)
 
 
 # --- which cases --------------------------------------------------------------------------------------------------
@@ -183,14 +185,18 @@ def _files(case: CaseFiles) -> tuple[Path, ...]:
     return (*case.images, *case.targets, *case.guides)
 
 
-def fingerprint(path: Path) -> list[int]:
-    """Size and time of the last change: of a file, or of all files below a folder. Empty if there is nothing."""
+def fingerprint(path: Path) -> str:
+    """Of size, time and number on the disk of a file, or of all files below a folder, without reading them.
+
+    Not of size and time alone: what comes out of one archive often has both in common. Empty if there is nothing.
+    """
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     try:
         stats = [file.stat() for file in files]
     except OSError:
-        return []
-    return [len(stats), sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)]
+        return ""
+    said = repr([(stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in stats])
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def _is_done(folder: Path, ticket: Mapping[str, Any], case: CaseFiles) -> bool:
@@ -205,9 +211,9 @@ def _is_done(folder: Path, ticket: Mapping[str, Any], case: CaseFiles) -> bool:
     if found.get("files") == ticket["files"]:
         return True
     # Copied or touched: the same bytes are the same files.
-    recorded = [each["sha256"] for each in (*entry["inputs"], *entry["target"]["files"])]
+    recorded = [each["sha256"] for each in (*entry["inputs"], *(entry["target"]["files"] if case.targets else ()))]
     now = [results.sha256(path) if path.is_file() else "" for path in (*case.images, *case.targets)]
-    return not case.guides and recorded[: len(now)] == now
+    return len(found.get("files", ())) == len(ticket["files"]) and not case.guides and recorded == now
 
 
 def _has_failed(folder: Path, ticket: Mapping[str, Any]) -> bool:

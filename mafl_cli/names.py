@@ -25,7 +25,7 @@ def public_name(path: Path) -> str:
 
 def token(path: Path) -> str:
     """What stands for a file or folder when names are hidden: made of its contents."""
-    return f"case-{_digest(path)[:12]}"
+    return f"case-{digest(path)[:12]}"
 
 
 class Redaction:
@@ -66,7 +66,7 @@ def _inner_names(path: Path) -> Iterator[str]:
             yield from [Path(name).name for name in archive.namelist()]
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
     """Of a file's bytes, or of the bytes of all files below a folder; of the name where there is nothing to read."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     digest = hashlib.sha256()

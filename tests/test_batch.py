@@ -218,6 +218,43 @@ def test_changed_inputs_are_attacked_again_and_touched_ones_are_not(data: Path, 
     assert [name for name in before if before[name] != after[name]] == ["c2"]
 
 
+def test_another_input_of_the_same_size_and_time_is_another_input(data: Path, tmp_path: Path) -> None:
+    """As what comes out of an archive has in common."""
+    for name in ("a", "b"):
+        image = nib.load(data / "scans" / ("c0.nii.gz" if name == "a" else "c2.nii.gz"))
+        for kind, array in (("scan", image.get_fdata()), ("mask", image.get_fdata() > 0.6)):
+            path = tmp_path / f"{kind}-{name}.nii"
+            nib.save(nib.Nifti1Image(array.astype(np.float32), np.eye(4)), path)
+            os.utime(path, (1e9, 1e9))
+    made = []
+    for lines in (("scan-a.nii,mask-a.nii",), ("scan-b.nii,mask-a.nii",), ("scan-b.nii,mask-b.nii",), ("scan-b.nii,",)):
+        (tmp_path / "cases.csv").write_text("case,image,target\n" + "".join(f"p1,{line}\n" for line in lines))
+        result = mafl(
+            "attack", tmp_path / "cases.csv", "--target", "erase:1", "--model", data / "model.ts", "-o",
+            tmp_path / "out", *STEPS, "--device", "cpu", "--threads", 1,
+        )  # fmt: skip
+        assert result.exit_code == 0, result.stderr
+        made.append((tmp_path / "out" / "p1" / "target.nii.gz").read_bytes())
+        assert "done before" not in result.stderr
+    assert len(set(made)) == 3
+
+
+def test_a_mask_for_all_cases_counts_by_what_is_in_it(data: Path, tmp_path: Path) -> None:
+    mask = tmp_path / "mask.nii.gz"
+    rest = ["--model", data / "model.ts", *STEPS, "--device", "cpu", "--threads", 1]
+    for target in (f"copy:{mask}", mask):
+        shutil.copy(data / "masks" / "c0.nii.gz", mask)
+        out = tmp_path / f"out{len(str(target))}"
+        command = ["attack", data / "scans" / "c0.nii.gz", data / "scans" / "c2.nii.gz", "--target", target, "-o", out]
+        assert mafl(*command, *rest).exit_code == 0
+        os.utime(mask)
+        assert "2 of 2 cases were done before" in mafl(*command, *rest).stderr
+        shutil.copy(data / "masks" / "c5.nii.gz", mask)
+        result = mafl(*command, *rest)
+        assert result.exit_code == 2
+        assert "other settings" in result.stderr
+
+
 def test_results_that_are_no_longer_whole_are_made_again(data: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(whole, out)
