@@ -257,12 +257,12 @@ def _locked(out: Path, part: tuple[int, int]) -> Iterator[None]:
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows has no such lock.
-            pass
-        except OSError as exc:
+        except BlockingIOError as exc:
             raise UsageError(
                 f"{public_name(out)}: another mafl works on it now; wait for it, or choose another part."
             ) from exc
+        except (ImportError, OSError):  # Windows has no such lock, nor have some file systems of clusters.
+            pass
         yield
 
 

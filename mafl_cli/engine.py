@@ -134,12 +134,17 @@ def _step(
     on_row: Callable[[Job, Row], None],
 ) -> None:
     """Hand out jobs, then wait until a worker says something, dies, or is late."""
-    for worker in crew:
-        if worker.ready and not worker.busy and waiting:
+    for place, worker in enumerate(crew):
+        if worker.ready and not worker.busy and not worker.process.is_alive():
+            # Between two jobs nothing is lost with it.
+            worker.dismiss()
+            crew[place] = _Worker.hire(context, worker.number, threads)
+        elif worker.ready and not worker.busy and waiting:
             following = waiting.popleft()
             ahead = waiting[0].request.images if waiting else ()
             worker.job, worker.since = following, time.monotonic()
-            worker.pipe.send(replace(following, read_ahead=ahead))
+            with suppress(OSError):  # One that ends at this moment is heard of below.
+                worker.pipe.send(replace(following, read_ahead=ahead))
     left = [worker.since + timeout - time.monotonic() for worker in crew if worker.busy] if timeout else []
     woken = wait([each for worker in crew for each in (worker.pipe, worker.process.sentinel)], min(left, default=None))
     for place, worker in enumerate(crew):
@@ -163,7 +168,7 @@ def _step(
 
 
 def _heard(worker: _Worker) -> Row | None:
-    """The row of the worker's job; None when it only said that it is ready."""
+    """The row of the worker's job; None when it only said that it is ready, or ended while it had nothing to do."""
     try:
         # A process that has ended may have left its last words in the pipe.
         said = worker.pipe.recv() if worker.pipe.poll() else None
@@ -176,8 +181,10 @@ def _heard(worker: _Worker) -> Row | None:
         row: Row = said
         return row
     worker.process.join()
-    if not worker.busy:
+    if not worker.ready:
         raise MaflError(f"a worker process ended before it had begun ({_cause(worker.process.exitcode)}).")
+    if not worker.busy:
+        return None
     return _ended(worker, "Crashed", f"its process ended ({_cause(worker.process.exitcode)})")
 
 

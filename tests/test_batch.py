@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -108,6 +109,21 @@ def test_a_process_that_dies_is_a_failed_row_and_its_worker_is_replaced(data: Pa
     assert rows["c0"]["status"] == "failed"
     assert rows["c0"]["error"]["message"] == "c0: its process ended (SIGKILL, as when memory runs out)."
     assert rows["c2"]["status"] == "ok"
+
+
+def test_a_worker_that_dies_between_two_cases_costs_nothing(data: Path, tmp_path: Path) -> None:
+    rows = {}
+
+    def ended(job: Job, row: engine.Row) -> None:
+        rows[job.case_id] = row["status"]
+        for process in multiprocessing.active_children():
+            process.kill()
+            process.join()
+
+    engine.run(
+        [_job(data, tmp_path, "c0"), _job(data, tmp_path, "c2")], workers=1, threads=1, timeout=None, on_row=ended
+    )
+    assert rows == {"c0": "ok", "c2": "ok"}
 
 
 @contextmanager
@@ -299,6 +315,19 @@ def test_two_runs_at_one_part_are_refused(data: Path, whole: Path) -> None:
         result = run(data, whole)
     assert result.exit_code == 2
     assert "another mafl works on it now" in result.stderr
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_no_reason_not_to_run(
+    data: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    import fcntl
+
+    def flock(file: object, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert "were done before" in run(data, whole).stderr
 
 
 # --- many machines ------------------------------------------------------------------------------------------------
