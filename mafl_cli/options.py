@@ -209,6 +209,12 @@ def read_part(count: int | None, index: int | None) -> tuple[int, int]:
             return 0, 1
         number, low, high, step = (int(task[key]) for key in ("ID", "MIN", "MAX", "STEP"))
         index, count = (number - low) // max(step, 1), (high - low) // max(step, 1) + 1
+        tasks = os.environ.get("SLURM_ARRAY_TASK_COUNT", str(count))
+        if tasks != str(count):
+            raise UsageError(
+                f"the SLURM array has {tasks} tasks, but their numbers are not evenly spaced, so cases would be left "
+                "out; say which part this is with --num-parts and --part-id."
+            )
     if index >= count:
         raise UsageError(f"--part-id {index}: the {count} parts are 0 to {count - 1}.")
     return index, count
