@@ -150,6 +150,11 @@ def _plan(
     jobs, known = [], 0
     for case in cases:
         folder = request.out / case.case_id
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(
+                f"{public_name(request.out)}: a file lies where the results of {case.case_id} belong; move it, or "
+                "choose another folder with -o."
+            )
         ticket = {"request": settings, "files": [fingerprint(path) for path in _files(case)]}
         if case.problem is not None:
             row = {
@@ -467,7 +472,7 @@ def merge(runs: Sequence[Path], out: Path) -> dict[str, Any]:
         known.append(found)
     if len({each["settings"] for each in known}) > 1:
         raise UsageError("the runs have different settings or models: they are not parts of one.")
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{public_name(out)}: is not empty; choose a new folder with -o.")
     ids = list(dict.fromkeys(case_id for each in known for case_id in each["cases"]))
     there = {case_id: [run for run in runs if _row(run, case_id)["status"] != "pending"] for case_id in ids}

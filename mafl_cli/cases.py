@@ -39,7 +39,7 @@ from mafl_cli.folders import (
     scans_in,
 )  # fmt: skip
 from mafl_cli.manifests import MANIFESTS, of_manifest, of_stdin
-from mafl_cli.names import public_name
+from mafl_cli.names import public_name, token
 
 STDIN = "-"
 
@@ -113,6 +113,22 @@ def find(
             problem=None if each.problem is None else f"{case_id}: {each.problem}",
         )
         for case_id, each in zip(distinct_ids([each.names[0] for each in found]), found, strict=True)
+    ]
+
+
+def redacted(found: Sequence[CaseFiles]) -> list[CaseFiles]:
+    """The cases with hashes for names; what is wrong with one may name its files, and so is not said."""
+    return [
+        replace(
+            case,
+            case_id=case_id,
+            problem=case.problem and f"{case_id}: its files are not in order; `mafl attack --list` says why.",
+        )
+        for case_id, case in zip(
+            distinct_ids([token(case.images[0] if case.images else Path(case.case_id)) for case in found]),
+            found,
+            strict=True,
+        )
     ]
 
 

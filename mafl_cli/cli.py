@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
@@ -33,6 +33,7 @@ from mafl_cli.config import (
 from mafl_cli.console import Voice, deliver, progress_of_cases, progress_of_steps, reported, tell_github, write_all
 from mafl_cli.display import WINDOWS
 from mafl_cli.errors import GateError, PartialError, UsageError
+from mafl_cli.names import public_name
 from mafl_cli.options import (
     BATCH,
     BUDGET,
@@ -473,6 +474,8 @@ def attack(
         if several:
             if dry_run:
                 raise UsageError("--dry-run is for one scan; --list shows the cases of a batch.")
+            if case_timeout is not None and not 0 < case_timeout < float("inf"):
+                raise UsageError("--case-timeout: must be more than 0 seconds.")
             part = read_part(num_parts, part_id)
             batch = _Batch(
                 found, workers, threads, _cluster(engine, scheduler, slurm, workers, case_timeout), part, case_timeout,
@@ -512,7 +515,7 @@ def _list_cases(found: Sequence[CaseFiles], several: bool) -> None:
     if not several:
         raise UsageError("--list shows the cases of a batch; this is one scan.")
     for case in found:
-        print(f"{case.case_id}\t{','.join(path.name for path in case.images)}\t{case.problem or ''}".rstrip())
+        print(f"{case.case_id}\t{','.join(map(public_name, case.images))}\t{case.problem or ''}".rstrip())
 
 
 def _cluster(
@@ -537,12 +540,11 @@ def _cluster(
 def _attack_all(options: _Batch, request: AttackRequest, json_file: str | None, voice: Voice) -> None:
     """Attack every case; what goes wrong with some of them is said, and ends in exit code 6."""
     from mafl_cli import batch
-    from mafl_cli.names import token
+    from mafl_cli.cases import redacted
 
-    found = options.cases
-    if request.redact:
-        found = [replace(case, case_id=token(case.images[0])) if case.images else case for case in found]
-    if not options.resume and (request.out / "report.json").exists():
+    found = redacted(options.cases) if request.redact else options.cases
+    mine = found[options.part[0] :: options.part[1]]
+    if not options.resume and any((request.out / case.case_id).exists() for case in mine):
         raise UsageError(f"{request.out.name}: already holds results, and --no-resume was given.")
     if options.part[1] > 1:
         voice.say(f"part {options.part[0]} of {options.part[1]}")

@@ -36,6 +36,8 @@ _LONGEST = 120
 _UNSAFE = frozenset('<>:"/\\|?*')
 _UNPRINTED = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 _DEVICE = re.compile(r"CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(?:COM|LPT)[0-9¹²³]", re.IGNORECASE)
+# What lies in the folder of a batch beside its cases.
+_BESIDE_CASES = re.compile(r"report\.json|cases\.csv|failed\.txt|page\.html", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def safe_id(name: str) -> str:
     # Windows drops dots and spaces at the end, and what begins with a dot is hidden.
     bare = public_name(Path(printable.strip(". ") or "case"))
     short = bare.encode()[:_LONGEST].decode(errors="ignore").strip(". ")
-    return f"_{short}" if _DEVICE.fullmatch(short.split(".")[0].strip()) else short
+    taken = _DEVICE.fullmatch(short.split(".")[0].strip()) or _BESIDE_CASES.fullmatch(short)
+    return f"_{short}" if taken else short
 
 
 def distinct_ids(names: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -291,7 +292,10 @@ def test_other_settings_need_another_folder_or_overwrite(data: Path, whole: Path
     result = run(data, whole, "--momentum", 0.5)
     assert result.exit_code == 2
     assert "holds results of other settings" in result.stderr
-    assert run(data, whole, "--no-resume").exit_code == 2
+    shutil.copytree(whole, tmp_path / "killed")
+    (tmp_path / "killed" / "report.json").unlink()
+    for out in (whole, tmp_path / "killed"):
+        assert run(data, out, "--no-resume").exit_code == 2
 
 
 def test_failed_cases_are_tried_again_when_that_is_asked_for(data: Path, tmp_path: Path) -> None:
@@ -351,6 +355,14 @@ def test_a_slurm_array_takes_its_parts_and_may_share_the_folder(
             monkeypatch.setenv(f"SLURM_ARRAY_TASK_{key}", str(value))
         assert "part" in run(data, out).stderr
     assert contents(out) == contents(whole)
+
+
+def test_an_array_with_holes_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--array=1,5,7: three tasks would do three of seven parts."""
+    for key, value in {"ID": 5, "MIN": 1, "MAX": 7, "STEP": 1, "COUNT": 3}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{key}", str(value))
+    result = run(data, tmp_path / "out")
+    assert (result.exit_code, "not evenly spaced" in result.stderr) == (2, True)
 
 
 def test_a_dask_cluster_makes_the_same_files_even_if_a_worker_is_killed(
@@ -462,14 +474,48 @@ def test_redacted_batches_name_no_case(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = run(data, out, "--redact")
     written = b"".join(path.read_bytes() for path in out.rglob("*") if path.suffix in (".json", ".csv", ".txt"))
-    for name in ("c0", "c2", "c5"):
-        assert name not in result.stderr + result.stdout
-        assert f'"{name}'.encode() not in written
+    for name in ("c0", "c1", "c2", "c3", "c4", "c5"):
+        assert not re.search(rf"(?<![0-9a-f-]){name}(?![0-9a-f])", result.stderr + result.stdout + written.decode())
         assert not (out / name).exists()
     assert results.REPORT in {path.name for path in out.iterdir()}
+
+
+def test_redacted_cases_of_one_scan_stay_two(data: Path, tmp_path: Path) -> None:
+    lines = [f"anna,{data}/scans/c0.nii.gz,{data}/masks/{mask}.nii.gz" for mask in ("c0", "c5")]
+    lines = ["case,image,target", lines[0], lines[1].replace("anna", "anna-later"), "berta,,"]
+    (tmp_path / "cases.csv").write_text("\n".join(lines))
+    rest = ["--model", data / "model.ts", "-o", tmp_path / "out", *STEPS, "--device", "cpu", "--redact"]
+    result = mafl("attack", tmp_path / "cases.csv", *rest)
+    assert result.exit_code == 6
+    said = (tmp_path / "out" / "report.json").read_text()
+    assert json.loads(said)["aggregate"]["ok"] == 2
+    assert len({row["case_id"] for row in json.loads(said)["cases"]}) == 3
+    assert not any(name in said + result.stderr + result.stdout for name in ("anna", "berta"))
+
+
+def test_a_file_in_the_place_of_a_case_stops_the_batch_before_it_begins(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "c5").write_text("")
+    result = run(data, tmp_path)
+    assert result.exit_code == 2
+    assert "a file lies where the results of c5 belong" in result.stderr
+    assert mafl("merge", tmp_path, "-o", tmp_path / "c5").exit_code in (2, 3)
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+def test_a_timeout_is_a_time(data: Path, tmp_path: Path, seconds: str) -> None:
+    result = run(data, tmp_path / "out", "--case-timeout", seconds)
+    assert (result.exit_code, "--case-timeout" in result.stderr) == (2, True)
 
 
 def test_cases_are_listed_before_they_are_run(data: Path) -> None:
     result = mafl("attack", data / "scans", "--target", data / "masks", "--list")
     assert [line.split("\t")[0] for line in result.stdout.splitlines()] == [f"c{n}" for n in range(6)]
     assert "no mask with this name" in result.stdout
+
+
+def test_a_list_has_a_line_for_each_case_whatever_its_files_are_called(data: Path, tmp_path: Path) -> None:
+    for name in ("a\nb.nii.gz", "\udcff.nii.gz", "1.2.840.113619.2.5.nii.gz"):
+        shutil.copy(data / "scans" / "c0.nii.gz", tmp_path / name)
+    result = mafl("attack", tmp_path, "--target", "erase:1", "--list")
+    assert (result.exit_code, len(result.stdout.splitlines())) == (0, 3)
+    assert "1.2.840" not in result.stdout

@@ -705,6 +705,7 @@ def test_a_scan_named_twice_is_one_case(tmp_path: Path, monkeypatch: pytest.Monk
 def test_names_that_a_system_cannot_have(tmp_path: Path) -> None:
     odd = {
         "CON": "_CON",
+        "Report.json": "_Report.json",
         "nul.nii": "_nul.nii",
         "lpt1": "_lpt1",
         "com¹": "_com¹",
