@@ -277,7 +277,7 @@ def _kept(request: BatchRequest, settings: str) -> Iterator[None]:
     out, path = request.out, request.out / results.RUN
     if (out / results.TARGET).exists():
         raise UsageError(f"{public_name(out)}: holds the results of one case; choose another folder with -o.")
-    before = results.read_object(path)
+    before = results.read_run(out)
     if before is not None and before["settings"] != settings and not request.overwrite:
         raise UsageError(
             f"{public_name(out)}: holds results of other settings or another model; choose another folder with -o, "
@@ -298,7 +298,7 @@ def aggregate(out: Path) -> dict[str, Any]:
     Nothing in them depends on the order, the number of workers, or how often the run was interrupted.
     Raises InputError for a folder that is no batch.
     """
-    known = results.read_object(out / results.RUN)
+    known = results.read_run(out)
     if known is None:
         raise InputError(f"{public_name(out)}: is not the folder of a batch; give the -o folder of `mafl attack`.")
     rows, models = [], {}
@@ -416,7 +416,7 @@ def status(out: Path) -> dict[str, Any]:
         a case, passes, and the largest peak memory, over the finished ones.
     Raises InputError for a folder that is no batch.
     """
-    known = results.read_object(out / results.RUN)
+    known = results.read_run(out)
     if known is None:
         raise InputError(f"{public_name(out)}: is not the folder of a batch; give the -o folder of `mafl attack`.")
     counts = dict.fromkeys(("ok", "failed", "running", "pending"), 0)
@@ -466,7 +466,7 @@ def merge(runs: Sequence[Path], out: Path) -> dict[str, Any]:
     """
     known = []
     for run in runs:
-        found = results.read_object(run / results.RUN)
+        found = results.read_run(run)
         if found is None:
             raise InputError(f"{public_name(run)}: is not the folder of a batch; give the -o folder of `mafl attack`.")
         known.append(found)

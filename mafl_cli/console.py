@@ -43,7 +43,11 @@ class Voice:
         if self.as_json:
             now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
             line = json.dumps({"time": now, "level": level, "message": line, **facts}, ensure_ascii=False)
-        print(line, file=sys.stderr, flush=True)
+        try:
+            print(line, file=sys.stderr, flush=True)
+        except BrokenPipeError:
+            # Whoever listened has left; that is no reason to leave the work undone.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 @contextmanager

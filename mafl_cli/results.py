@@ -220,9 +220,27 @@ def read_object(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def read_run(run: Path) -> dict[str, Any] | None:
+    """What a batch knows of itself: "settings" and "cases"; None for a folder that is no batch.
+
+    Raises InputError when it cannot be what mafl wrote; a case's name must not lead out of the folder.
+    """
+    known = read_object(run / RUN)
+    if known is None and not (run / RUN).is_file():
+        return None
+    try:
+        cases = known["cases"] if known is not None and isinstance(known["settings"], str) else [""]
+        whole = all(name not in ("", ".", "..") and Path(name).name == name for name in cases)
+    except (KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise InputError(f"{public_name(run)}/{RUN}: is damaged; delete it, and give the command of the batch again.")
+    return known
+
+
 def batch_cases(run: Path) -> list[tuple[str, str | None]] | None:
     """The cases of a batch, and of each why it has no results, as a sentence; None for a folder that is no batch."""
-    known = read_object(run / RUN)
+    known = read_run(run)
     if known is None:
         return None
     found: list[tuple[str, str | None]] = []

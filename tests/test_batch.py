@@ -235,6 +235,33 @@ def test_changed_inputs_are_attacked_again_and_touched_ones_are_not(data: Path, 
     assert [name for name in before if before[name] != after[name]] == ["c2"]
 
 
+def test_a_run_goes_on_when_nobody_reads_its_log_any_more(data: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    read, write = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mafl_cli", *command(data, out)],
+        env={**os.environ, "PYTHONPATH": ROOT}, stderr=write, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    os.close(write)
+    os.close(read)
+    assert process.wait(timeout=120) == 6
+    assert contents(out) == contents(whole)
+
+
+@pytest.mark.parametrize(
+    "known", ["{", "{}", "[]", '{"settings": "a", "cases": ["../c0"]}', '{"settings": 1, "cases": 1}']
+)
+def test_a_damaged_list_of_cases_is_bad_input(data: Path, tmp_path: Path, known: str) -> None:
+    (tmp_path / "out" / ".mafl").mkdir(parents=True)
+    (tmp_path / "out" / ".mafl" / "run.json").write_text(known)
+    for result in (
+        mafl("status", tmp_path / "out"),
+        mafl("merge", tmp_path / "out", "-o", tmp_path / "all"),
+        run(data, tmp_path / "out"),
+    ):
+        assert (result.exit_code, "run.json: is damaged" in result.stderr) == (3, True)
+
+
 def test_another_input_of_the_same_size_and_time_is_another_input(data: Path, tmp_path: Path) -> None:
     """As what comes out of an archive has in common."""
     for name in ("a", "b"):
