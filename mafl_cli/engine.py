@@ -12,9 +12,10 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -109,13 +110,14 @@ class _Worker:
     def hire(context: Any, number: int, threads: int) -> _Worker:
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, number, threads), daemon=True)
-        process.start()
+        with _interrupts_kept_off():
+            process.start()
         theirs.close()
         return _Worker(number, process, ours)
 
     def dismiss(self) -> None:
         """End the process, whatever it does."""
-        if self.process.is_alive() and not self.busy:
+        if self.process.is_alive() and self.ready and not self.busy:
             with suppress(OSError):
                 self.pipe.send(None)
             self.process.join(2)
@@ -186,6 +188,21 @@ def _heard(worker: _Worker) -> Row | None:
     if not worker.busy:
         return None
     return _ended(worker, "Crashed", f"its process ended ({_cause(worker.process.exitcode)})")
+
+
+@contextmanager
+def _interrupts_kept_off() -> Iterator[None]:
+    """A terminal interrupts all processes; one that is started here leaves that to this one, from the beginning."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    # It unblocks interrupts when it starts, which the first process would make it do.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ended(worker: _Worker, kind: str, message: str) -> Row:

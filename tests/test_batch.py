@@ -299,6 +299,24 @@ def test_a_mask_for_all_cases_counts_by_what_is_in_it(data: Path, tmp_path: Path
         assert "other settings" in result.stderr
 
 
+def test_an_interrupt_while_workers_start_is_one_line(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mafl_cli", *command(data, out, "--workers", 2)],
+        env={**os.environ, "PYTHONPATH": ROOT}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), start_new_session=True,
+    )  # fmt: skip
+    while not (out / ".mafl" / "run.json").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    time.sleep(0.5)
+    # As a terminal does: to all processes.
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+
+
 def test_results_that_are_no_longer_whole_are_made_again(data: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(whole, out)
