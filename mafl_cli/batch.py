@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from mafl_cli import __version__, cluster, engine, report, results
 from mafl_cli.card import find_card
@@ -257,18 +257,30 @@ def _locked(out: Path, part: tuple[int, int]) -> Iterator[None]:
     results.check_writable(out, overwrite=True)
     own = (out / results.RUN).parent
     own.mkdir(exist_ok=True)
-    with (own / f"part-{part[0]}-of-{part[1]}.lock").open("a") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise UsageError(
-                f"{public_name(out)}: another mafl works on it now; wait for it, or choose another part."
-            ) from exc
-        except (ImportError, OSError):  # Windows has no such lock, nor have some file systems of clusters.
-            pass
+    parts = own / f"parts-of-{part[1]}.lock"
+    with parts.open("a+") as all_parts, (own / f"part-{part[0]}-of-{part[1]}.lock").open("a+") as this_part:
+        _hold(this_part, out)
+        _hold(all_parts, out, shared=True)
+        # Of another number of parts, some have the same cases.
+        for path in own.glob("parts-of-*.lock"):
+            if path != parts:
+                with path.open("a+") as others:
+                    _hold(others, out)
         yield
+
+
+def _hold(file: IO[str], out: Path, *, shared: bool = False) -> None:
+    """Lock a file until it is closed. Raises UsageError if another process has it."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        raise UsageError(
+            f"{public_name(out)}: another mafl works on it now; wait for it, or choose another part."
+        ) from exc
+    except (ImportError, OSError):  # Windows has no such lock, nor have some file systems of clusters.
+        pass
 
 
 @contextmanager

@@ -356,14 +356,19 @@ def test_failed_cases_are_tried_again_when_that_is_asked_for(data: Path, tmp_pat
     assert (data / "scans" / "c1.nii.gz").read_bytes() == broken
 
 
-def test_two_runs_at_one_part_are_refused(data: Path, whole: Path) -> None:
+def test_two_runs_at_the_same_cases_are_refused(data: Path, whole: Path) -> None:
     import fcntl
 
-    with (whole / ".mafl" / "part-0-of-1.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        result = run(data, whole)
-    assert result.exit_code == 2
-    assert "another mafl works on it now" in result.stderr
+    # The same part; and a part of another number, whose cases may be the same.
+    for name, lock in (("part-0-of-1.lock", fcntl.LOCK_EX), ("parts-of-3.lock", fcntl.LOCK_SH)):
+        with (whole / ".mafl" / name).open("a+") as file:
+            fcntl.flock(file, lock)
+            result = run(data, whole)
+        assert result.exit_code == 2
+        assert "another mafl works on it now" in result.stderr
+    with (whole / ".mafl" / "parts-of-1.lock").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert run(data, whole).exit_code == 6
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
