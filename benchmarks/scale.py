@@ -23,7 +23,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from mafl_cli import batch, model, results
+from mafl_cli import batch, model, results, runs
 from mafl_cli.case import AttackRequest
 from mafl_cli.cases import CaseFiles, find
 from mafl_cli.config import preset
@@ -90,7 +90,7 @@ def aggregate(work: Path) -> None:
         (out / case_id / results.REPORT).hardlink_to(out / first / results.REPORT)
     (out / results.RUN).write_text(json.dumps(known))
     started = perf_counter()
-    whole = batch.aggregate(out)
+    whole = runs.aggregate(out)
     assert whole["aggregate"]["ok"] == 10_000
     print(f"aggregate: {perf_counter() - started:.2f} s for 10000 reports")
 

@@ -539,7 +539,7 @@ def _cluster(
 
 def _attack_all(options: _Batch, request: AttackRequest, json_file: str | None, voice: Voice) -> None:
     """Attack every case; what goes wrong with some of them is said, and ends in exit code 6."""
-    from mafl_cli import batch
+    from mafl_cli import batch, runs
     from mafl_cli.cases import redacted
 
     found = redacted(options.cases) if request.redact else options.cases
@@ -577,7 +577,7 @@ def _attack_all(options: _Batch, request: AttackRequest, json_file: str | None, 
             on_jobs=lambda count: bar.show(0, count),
             on_row=ended,
         )
-    deliver(whole, batch.format_batch(whole), json_file, voice)
+    deliver(whole, runs.format_run(whole), json_file, voice)
     counts = whole["aggregate"]
     if counts["failed"]:
         raise PartialError(f"{counts['failed']} of {counts['cases']} cases failed; failed.txt says why.")
@@ -809,10 +809,10 @@ def status(
     """Say how far a batch is, while it runs or afterwards."""
     voice = Voice(-1 if quiet else 0, debug)
     with reported(voice):
-        from mafl_cli import batch
+        from mafl_cli import runs
 
-        found = batch.status(run)
-        deliver(found, batch.format_status(found), json_file, voice)
+        found = runs.status(run)
+        deliver(found, runs.format_status(found), json_file, voice)
 
 
 @app.command(cls=Grouped, epilog=EXIT_CODES)
@@ -826,10 +826,11 @@ def merge(
     """Join the parts of a batch that were run into different folders."""
     voice = Voice(-1 if quiet else 0, debug)
     with reported(voice):
-        from mafl_cli import batch
+        from mafl_cli.runs import format_run
+        from mafl_cli.runs import merge as joined
 
-        whole = batch.merge(runs, out)
-        deliver(whole, batch.format_batch(whole), json_file, voice)
+        whole = joined(runs, out)
+        deliver(whole, format_run(whole), json_file, voice)
 
 
 @app.command(cls=Grouped, epilog=EXIT_CODES)

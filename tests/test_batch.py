@@ -24,7 +24,7 @@ import torch
 from commands import Threshold, mafl, scan_array
 from typer.testing import Result
 
-from mafl_cli import engine, results
+from mafl_cli import engine, locks, results, runs
 from mafl_cli.case import AttackRequest
 from mafl_cli.engine import Job
 
@@ -480,6 +480,35 @@ def test_status_tells_how_far_a_run_is_and_what_a_case_takes(whole: Path) -> Non
     assert (found["ok"], found["failed"], found["pending"], found["running"]) == (3, 3, 0, 0)
     assert set(found["mean_seconds"]) == {"read", "lift", "attack", "write", "measure"}
     assert found["peak_resident_bytes"] > 0
+
+
+def test_what_a_killed_run_left_half_made_is_not_running(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "c0")
+    (out / "c0" / ".mafl-half").mkdir(parents=True)
+
+    def counts() -> tuple[int, int]:
+        found = json.loads(mafl("status", out, "--json", "-").stdout)
+        return found["running"], found["pending"]
+
+    assert counts() == (0, 1)
+    with locks.held(out / ".mafl" / "part-0-of-1.lock"):
+        assert counts() == (1, 0)
+
+
+def test_parts_that_end_together_write_their_tables_one_after_the_other(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "c0")
+    last = threading.Thread(target=runs.aggregate, args=(out,))
+    with locks.held(out / ".mafl" / "tables.lock"):
+        last.start()
+        last.join(0.5)
+        assert last.is_alive()
+        shutil.copytree(whole / "c0", out / "c0")
+    last.join(60)
+    assert (out / "report.json").read_bytes() == (whole / "report.json").read_bytes()
 
 
 def test_logs_can_be_an_object_a_line(data: Path, tmp_path: Path) -> None:

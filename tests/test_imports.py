@@ -11,7 +11,7 @@ import mafl_cli
 
 PACKAGE = Path(mafl_cli.__file__).parent
 LAYERS = [
-    {"errors", "config"},
+    {"errors", "config", "locks"},
     {
         "bundle",
         "card",
@@ -52,6 +52,7 @@ LAYERS = [
     {"judges"},
     {"trials"},
     {"publish"},
+    {"runs"},
     {"pipeline", "evaluation", "pictures", "inspection"},
     {"engine"},
     {"cluster"},
