@@ -143,15 +143,22 @@ def check_writable(out: Path, *, overwrite: bool) -> list[Path]:
 def write_through(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file beside `path`, then rename it there, so that `path` is whole or untouched.
 
+    A link stays a link: the file behind it is replaced. What is no file is written to: root could rename a file over
+    /dev/null.
+
     Raises UsageError if the folder cannot be written to, OutputError if the disk is full.
     """
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mafl-") as folder:
+        if path.exists() and not path.is_file():
+            write(path)
+            return
+        file = path.resolve()
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".mafl-") as folder:
             temporary = Path(folder) / path.name
             write(temporary)
-            temporary.replace(path)
+            temporary.replace(file)
     except OSError as exc:
-        raise _cannot_write(path, exc) from exc
+        raise _cannot_write(path, exc, "choose another name") from exc
 
 
 def write_text(path: Path, text: str) -> None:
@@ -254,8 +261,8 @@ def batch_cases(run: Path) -> list[tuple[str, str | None]] | None:
     return found
 
 
-def _cannot_write(path: Path, exc: OSError) -> MaflError:
+def _cannot_write(path: Path, exc: OSError, advice: str = "choose another folder with -o") -> MaflError:
     name = public_name(path)
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(f"{name}: no space left on the disk; nothing was kept.")
-    return UsageError(f"{name}: cannot be written to ({exc.strerror}); choose another folder with -o.")
+    return UsageError(f"{name}: cannot be written to ({exc.strerror}); {advice}.")

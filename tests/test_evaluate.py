@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -187,6 +188,21 @@ def test_a_verdict_never_takes_the_place_of_what_it_is_about(work: Path, option:
     assert result.exit_code == 2
     assert "is one of the files that are judged" in result.stderr
     assert (work / name).read_bytes() == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs links and pipes")
+def test_a_link_stays_a_link_and_a_pipe_a_pipe(work: Path, tmp_path: Path) -> None:
+    link, pipe = tmp_path / "link.csv", tmp_path / "pipe"
+    link.symlink_to(tmp_path / "cases.csv")
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    result = mafl("evaluate", work / "held", "--csv", link, "--junit", pipe)
+    assert result.exit_code == 0, result.stderr
+    assert link.is_symlink()
+    assert (tmp_path / "cases.csv").read_text().startswith("case_id,")
+    assert pipe.is_fifo()
+    assert os.read(reader, 5) == b"<?xml"
+    os.close(reader)
 
 
 def test_a_windowed_resampled_run_is_drawn_again_as_it_was(work: Path, tmp_path: Path) -> None:
@@ -475,6 +491,7 @@ def test_gates_come_from_a_file_too(work: Path, tmp_path: Path) -> None:
         (["{run}", "--json", "-", "--csv", "-"], "two of them are the same file", 2),
         (["{run}", "--json", "{run}/x", "--csv", "{run}/../fooled/x"], "two of them are the same file", 2),
         (["{run}", "--junit", "{run}/none/j.xml"], "--junit: the folder of this file does not exist", 2),
+        (["{run}", "--csv", "{run}/.."], "cannot be written to (Is a directory); choose another name.", 2),
         (["{run}", "--ground-truth", "{run}"], "holds no mask named scan", 3),
         (["{run}", "--model", "{mask}"], "mask.nii.gz", 4),
     ],
