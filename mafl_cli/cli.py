@@ -433,7 +433,10 @@ def attack(
         )
         seen_as = model_settings(mode, slice_axis, orientation, intensity, spacing, roi, overlap)
         require_folders({"--json": json_file})
-        from mafl_cli import cases, recipes
+        from mafl_cli import cases, folders, recipes
+
+        inputs = [Path(each) for each in (*(images or ()), model, within) if each is not None]
+        require_no_input({"--json": json_file}, [path for path in inputs if not folders.is_folder(path)])
 
         # Channels, and a series, are those of one scan.
         several = channels is None and series is None and bool(images) and cases.is_batch(images or [])
@@ -688,6 +691,7 @@ def evaluate(
     voice = Voice(-1 if quiet else int(verbose), debug)
     with reported(voice):
         from mafl_cli import gates, transforms
+        from mafl_cli.results import read_object
 
         rules = [*map(gates.parse, fail_if or ()), *(gates.read(gates_file) if gates_file else ())]
         chosen = transforms.parse(transform or ())
@@ -699,6 +703,8 @@ def evaluate(
         read = [*(runs or ()), *(model or ()), *(path for path in (ground_truth, gates_file) if path)]
         for scans in (original, adversarial, target):
             read += [Path(part) for part in (scans or "").split(",") if part]
+        # The scans of a pair may lie in a run, beside its report.
+        read += [Path(file) for file in given if Path(file).is_file() and "run" in (read_object(Path(file)) or ())]
         require_no_input(files, read)
         seen_as = model_settings(mode, slice_axis, orientation, intensity, spacing, roi, overlap)
         from mafl_cli import evaluation, publish

@@ -141,15 +141,19 @@ def require_folders(files: Mapping[str, str | None]) -> None:
 
 
 def require_no_input(files: Mapping[str, str | None], read: Sequence[Path]) -> None:
-    """A verdict must not take the place of what it is about: an input, or a file of a run or of a folder of cases."""
+    """What is written must not take the place of what it is about.
+
+    That is an input, a scan of any name, or in a folder that is read the report or the table of a run.
+    """
     inputs = {path.resolve() for path in read}
     for option, file in files.items():
         if file in (None, "-"):
             continue
         place = Path(str(file)).resolve()
-        kept = place.name in ("report.json", "cases.csv") or place.name.endswith((".nii", ".nii.gz", ".dcm"))
-        if place in inputs or (kept and place.exists() and inputs & set(place.parents)):
-            raise UsageError(f"{option} {place.name}: is one of the files that are judged; choose another name.")
+        scan = place.name.endswith((".nii", ".nii.gz", ".dcm"))
+        report = place.name in ("report.json", "cases.csv") and place.exists() and inputs & set(place.parents)
+        if place in inputs or scan or report:
+            raise UsageError(f"{option} {place.name}: is an input, a scan or the report of a run; choose another name.")
 
 
 def between_commas(text: str, option: str) -> tuple[str, ...]:

@@ -174,6 +174,17 @@ def test_json_on_stdout_is_the_report_and_nothing_else(case: Path, models: Path)
     assert json.loads(result.stdout) == json.loads((case / "out" / "report.json").read_text())
 
 
+@pytest.mark.parametrize("name", ["scan.nii.gz", "mask.nii.gz", "flat.ts"])
+def test_json_never_takes_the_place_of_an_input(case: Path, models: Path, name: str) -> None:
+    file = (models if name == "flat.ts" else case) / name
+    before = file.read_bytes()
+    result = attack(case, models, "--json", file)
+    assert result.exit_code == 2
+    assert f"--json {name}: is an input, a scan" in result.stderr
+    assert file.read_bytes() == before
+    assert not (case / "out").exists()
+
+
 def test_quiet_says_nothing(case: Path, models: Path) -> None:
     result = attack(case, models, "-q")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")

@@ -186,8 +186,21 @@ def test_a_verdict_never_takes_the_place_of_what_it_is_about(work: Path, option:
         work / name,
     )
     assert result.exit_code == 2
-    assert "is one of the files that are judged" in result.stderr
+    assert "is an input, a scan or the report of a run" in result.stderr
     assert (work / name).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["report.json", "perturbation.nii.gz", "new.nii.gz"])
+def test_a_verdict_never_takes_the_place_of_a_scan_or_of_a_run_beside_it(work: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(work / "held", tmp_path / "held")
+    before = {path: path.read_bytes() for path in (tmp_path / "held").iterdir()}
+    result = mafl(
+        "evaluate", "--original", work / "scan.nii.gz", "--adversarial", tmp_path / "held" / "adversarial.nii.gz",
+        "--target", work / "mask.nii.gz", "--model", work / "model.ts", "--json", tmp_path / "held" / name,
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert f"--json {name}: is an input, a scan or the report of a run" in result.stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "held").iterdir()} == before
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs links and pipes")
