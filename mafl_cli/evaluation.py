@@ -26,6 +26,8 @@ from mafl_cli.trials import Trials
 
 SCHEMA = Path(__file__).with_name("evaluation.schema.json")
 
+# After these the model withstood the attack or did not; after any other nobody knows.
+_TESTED = [outcome.value for outcome in (Outcome.ALREADY, Outcome.REACHED, Outcome.STEP_LIMIT)]
 # Share of the clean prediction that the attacked model may draw otherwise now: machines round differently.
 _MOST_DRIFT = 0.02
 
@@ -207,8 +209,10 @@ def _record(pair: Pair, compared: Comparison, *, judged: bool) -> dict[str, Any]
     differences = [f"{name} is not the file the report describes" for name in changed_files(recorded)]
     intact = not differences
     reason = differences[0] if differences else None
-    if recorded.case["attack"]["outcome"] == Outcome.NO_GRADIENT.value:
-        reason = reason or "the attack found no gradient, so the model was not tested"
+    outcome = recorded.case["attack"]["outcome"]
+    if outcome not in _TESTED:
+        why = "found no gradient" if outcome == Outcome.NO_GRADIENT.value else "has an unknown outcome"
+        reason = reason or f"the attack {why}, so the model was not tested"
     if judged:
         for name, now, was in (
             (results.PREDICTION_CLEAN, compared.clean, recorded.prediction_clean),
@@ -227,7 +231,7 @@ def _record(pair: Pair, compared: Comparison, *, judged: bool) -> dict[str, Any]
             differences.append(f"{path}: the report says {old}, the files say {new}")
     return {
         "predictions": "recomputed" if judged else "recorded",
-        "outcome": recorded.case["attack"]["outcome"],
+        "outcome": outcome,
         "files_intact": intact,
         "differences": differences,
         "untested": reason,

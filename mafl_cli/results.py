@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -181,7 +182,7 @@ def read_report(run: Path) -> dict[str, Any]:
     if not run.is_dir():
         raise InputError(f"{public_name(run)}: no such run folder; give the -o folder of `mafl attack`.")
     try:
-        report = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        report = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number, parse_float=_finite)
     except FileNotFoundError as exc:
         raise InputError(
             f"{public_name(run)}: holds no {REPORT}; the run did not finish or is another folder."
@@ -198,12 +199,13 @@ def _is_report(report: Any) -> bool:
     try:
         (case,) = report["cases"]
         names = [PurePosixPath(file["name"]) for file in case["files"]]
+        goals = [report["run"]["settings"][key] for key in ("goal_iou", "goal_hit")]
+        sound = all(0 <= goal <= 1 for goal in goals) and isinstance(report["model"]["overlapping"], bool)
         needed = (
             [report["schema_version"], report["tool"], report["run"]["method"], case["case_id"], case["inputs"][0]],
             [report["model"][key] for key in ("name", "sha256", "classes", "overlapping", "channels", "assumptions")],
             [report["model"][key] for key in ("orientation", "intensity")],
             [report["run"]["settings"][key] for key in ("mode", "slice_axis", "spacing", "roi", "overlap")],
-            [float(report["run"]["settings"][key]) for key in ("goal_iou", "goal_hit")],
             [each["format"] for each in case["inputs"]],
             [case["space"]["slice_axis"]["index"], case["space"]["native_units_per_model_unit"][0]],
             [case["attack"]["outcome"], case["metrics"]["post_write"], case["metrics"]["size"]],
@@ -211,11 +213,18 @@ def _is_report(report: Any) -> bool:
         )
     except (KeyError, TypeError, ValueError, IndexError, AttributeError):
         return False
-    return bool(needed) and not any(name.is_absolute() or ".." in name.parts for name in names)
+    return bool(needed) and sound and not any(name.is_absolute() or ".." in name.parts for name in names)
 
 
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is too large")
+    return number
 
 
 def read_object(path: Path) -> dict[str, Any] | None:

@@ -242,7 +242,11 @@ def test_a_windowed_resampled_run_is_drawn_again_as_it_was(work: Path, tmp_path:
         lambda report: report.update(cases=2 * report["cases"]),
         lambda report: report["cases"][0]["files"].append({"name": "../fooled/target.nii.gz", "sha256": "0"}),
         lambda report: report["run"]["settings"].update(goal_iou=float("nan")),
+        lambda report: report["run"]["settings"].update(goal_iou=float("inf")),
+        lambda report: report["run"]["settings"].update(goal_hit="0.5"),
+        lambda report: report["run"]["settings"].update(goal_hit=1.5),
         lambda report: report["run"].pop("settings"),
+        lambda report: report["model"].update(overlapping="no"),
         lambda report: report["cases"][0].update(inputs=[]),
         lambda report: report.update(model=None),
     ],
@@ -251,7 +255,8 @@ def test_a_report_that_was_bent_is_bad_input(work: Path, tmp_path: Path, change:
     shutil.copytree(work / "held", tmp_path / "run")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     change(report)
-    (tmp_path / "run" / "report.json").write_text(json.dumps(report))
+    # 1e999 is JSON, and infinite; Infinity is none.
+    (tmp_path / "run" / "report.json").write_text(json.dumps(report).replace("Infinity", "1e999"))
     result = mafl("evaluate", tmp_path / "run", "--fail-if", "hit_rate > 0.99")
     assert result.exit_code == 3
     assert result.stderr.startswith("mafl: run/report.json: ")
@@ -438,11 +443,12 @@ def test_what_is_not_known_fails(work: Path, tmp_path: Path) -> None:
 
     shutil.copytree(work / "held", tmp_path / "run")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    report["cases"][0]["attack"]["outcome"] = Outcome.NO_GRADIENT.value
-    (tmp_path / "run" / "report.json").write_text(json.dumps(report))
-    result = mafl("evaluate", tmp_path / "run", "--fail-if", "hit_rate > 0.5")
-    assert result.exit_code == 5
-    assert "no gradient, so the model was not tested" in result.stderr
+    for outcome, why in ((Outcome.NO_GRADIENT.value, "found no gradient"), ("Fine.", "has an unknown outcome")):
+        report["cases"][0]["attack"]["outcome"] = outcome
+        (tmp_path / "run" / "report.json").write_text(json.dumps(report))
+        result = mafl("evaluate", tmp_path / "run", "--fail-if", "hit_rate > 0.5")
+        assert result.exit_code == 5
+        assert f"the attack {why}, so the model was not tested" in result.stderr
 
 
 def test_a_scan_that_was_not_changed_proves_nothing(work: Path) -> None:
