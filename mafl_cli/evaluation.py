@@ -275,11 +275,17 @@ def _scan_and_target(pair: Pair) -> object:
 
 
 def _join_curves(groups: Iterable[Sequence[dict[str, Any]]]) -> None:
-    """Runs of one scan and target with different budgets are one curve: each of their cases gets what all show."""
+    """Runs of one scan and target with different budgets are one curve: each of their cases gets what all show.
+
+    The smallest change at a goal is found among the runs that asked for as much or more.
+    """
     for group in groups:
-        together = trials.joined([case["curve"] for case in group])
+        alone = [(case["goal"], dict(case["curve"])) for case in group]
         for case in group:
-            case["curve"] |= {**together, "runs": len(group)}
+            enough = [curve for goal, curve in alone if all(goal[key] >= case["goal"][key] for key in ("iou", "hit"))]
+            together = trials.joined([curve for _, curve in alone])
+            smallest = trials.joined(enough)["smallest_at_goal"]
+            case["curve"] |= {**together, "smallest_at_goal": smallest, "runs": len(group)}
 
 
 # --- over all cases -----------------------------------------------------------------------------------------------

@@ -390,6 +390,18 @@ def test_runs_of_one_scan_with_different_budgets_are_one_curve(work: Path, tmp_p
     assert fooled["area"]["hit_rate"]["value"] >= alone["cases"][0]["curve"]["area"]["hit_rate"]["value"]
 
 
+def test_the_smallest_change_of_a_lower_goal_is_no_answer_to_a_higher_one(work: Path, tmp_path: Path) -> None:
+    assert attack(work, "model.ts", tmp_path / "easy", "--goal-iou", 0.5, "--goal-hit", 0.3).exit_code == 0
+    shutil.copytree(work / "fooled", tmp_path / "strict")
+    judged = ("-m", work / "model.ts", "--json", "-", "--curve")
+    easy, strict = (case["curve"] for case in evaluated(mafl("evaluate", tmp_path, *judged))["cases"])
+    alone = evaluated(mafl("evaluate", work / "fooled", *judged))["cases"][0]["curve"]
+    assert strict["smallest_at_goal"] == alone["smallest_at_goal"]
+    assert easy["smallest_at_goal"]["linf_share"] < strict["smallest_at_goal"]["linf_share"]
+    # The area asks for no goal.
+    assert easy["area"] == strict["area"]
+
+
 def test_the_detector_scores_each_changed_slice_in_both_scans(work: Path) -> None:
     found = evaluated(mafl("evaluate", work / "fooled", "-m", work / "model.ts", "--json", "-", "--detect"))
     changed = np.flatnonzero(load(work / "fooled" / "perturbation.nii.gz").any(axis=(0, 1)))
