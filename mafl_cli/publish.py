@@ -51,7 +51,7 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 def junit(report: Report) -> str:
     """One test for each gate and case (gates on a mean or the like: one test); without gates one for each case."""
     suites = ElementTree.Element("testsuites", name="mafl")
-    model = ", ".join(str(each["name"]) for each in report["models"][:1]) or "no model"
+    model = ", ".join(str(each["name"]) for each in _judges(report)) or "no model"
     suite = ElementTree.SubElement(suites, "testsuite", name=_xml(f"mafl {model}"), time="0")
     for gate in report["gates"]:
         for name, status, reason in _tests(gate):
@@ -113,7 +113,7 @@ def summary(report: Report) -> str:
 
 def _head(report: Report) -> str:
     counts = report["aggregate"]
-    models = ", ".join(_md(each["name"]) for each in report["models"][:1]) or "no model"
+    models = ", ".join(_md(each["name"]) for each in _judges(report)) or "no model"
     failed = [gate for gate in report["gates"] if gate["status"] == "fail"]
     verdict = ""
     if report["gates"]:
@@ -206,13 +206,20 @@ def _models(report: Report) -> str:
     lines = []
     if not report["models"]:
         return ""
-    for index, model in enumerate(report["models"]):
-        role = "judge" if index == 0 else "asked for transfer"
+    judges = _judges(report)
+    for model in report["models"]:
+        role = "judge" if model in judges else "asked for transfer"
         lines.append(
             f"- {_md(model['name'])} ({role}), SHA-256 `{model['sha256']}`, draws {_md(', '.join(model['classes']))}"
         )
         lines += [f"  - assumed: {_md(each)}" for each in model["assumptions"]]
     return "## Models\n\n" + "\n".join(lines)
+
+
+def _judges(report: Report) -> list[Report]:
+    """Whom the figures are about: the model that was given, or those that the runs attacked."""
+    asked = {each["sha256"] for each in report["transfer"]}
+    return [each for each in report["models"] if each["sha256"] not in asked] or report["models"][:1]
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

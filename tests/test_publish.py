@@ -204,6 +204,19 @@ def test_the_card_says_what_was_judged_with_what_result():
     assert "Area under the ROC curve 1.0000" in text
 
 
+def test_every_model_that_was_attacked_is_a_judge_and_those_asked_for_transfer_are_not():
+    def model(letter):
+        return {**MODEL, "name": f"{letter}.ts", "sha256": letter * 64}
+
+    made = judged([case("x"), case("y", transfer=[transferred(0.1, "c" * 64, "c.ts")])], models=[*map(model, "abc")])
+    text = publish.card(made)
+    assert text.startswith("# Robustness of a.ts, b.ts\n")
+    assert re.findall(r"^- (.\.ts) \((.*?)\)", text, re.MULTILINE) == [
+        ("a.ts", "judge"), ("b.ts", "judge"), ("c.ts", "asked for transfer"),
+    ]  # fmt: skip
+    assert read_junit(publish.junit(made)).find("testsuite").get("name") == "mafl a.ts, b.ts"
+
+
 def test_the_summary_is_the_beginning_of_the_card():
     made = judged(mixed(), rules("target_iou > 0.5"))
     assert publish.card(made).startswith(publish.summary(made).rstrip())
