@@ -20,7 +20,12 @@ _NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 def public_name(path: Path) -> str:
     """A file's or folder's name without its folder, as text; of one that is a UID, as PACS exports have, the suffix."""
-    return _UID.sub("dicom", _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", path.name or path.resolve().name))
+    return _UID.sub("dicom", one_line(path.name or path.resolve().name))
+
+
+def one_line(text: str) -> str:
+    """Text that adds no line and moves no cursor."""
+    return _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def token(path: Path) -> str:

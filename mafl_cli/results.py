@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mafl_cli.errors import InputError, MaflError, OutputError, UsageError
-from mafl_cli.names import public_name
+from mafl_cli.names import one_line, public_name
 
 PREDICTION_CLEAN = "prediction_clean.nii.gz"
 PREDICTION_ADVERSARIAL = "prediction_adversarial.nii.gz"
@@ -191,7 +191,16 @@ def read_report(run: Path) -> dict[str, Any]:
         raise InputError(f"{public_name(run)}/{REPORT}: cannot be read as JSON.") from exc
     if not _is_report(report):
         raise InputError(f"{public_name(run)}/{REPORT}: is not a report of this mafl, or not of one case.")
-    return dict(report)
+    return dict(_in_lines(report))
+
+
+def _in_lines(value: Any) -> Any:
+    """JSON with each of its texts on one line: a run may come from anybody, and is quoted in logs."""
+    if isinstance(value, dict):
+        return {one_line(name): _in_lines(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_in_lines(each) for each in value]
+    return one_line(value) if isinstance(value, str) else value
 
 
 def _is_report(report: Any) -> bool:

@@ -263,6 +263,22 @@ def test_a_report_that_was_bent_is_bad_input(work: Path, tmp_path: Path, change:
     assert result.stderr.count("\n") == 1
 
 
+def test_names_in_a_report_add_no_line_and_move_no_cursor(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work / "held", tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    said = "x\n::error::forged\x1b[2J"
+    report["cases"][0]["case_id"] = report["model"]["name"] = said
+    report["cases"][0]["files"].append({"name": said, "sha256": "0"})
+    (tmp_path / "run" / "report.json").write_text(json.dumps(report))
+    (tmp_path / "run" / "x�::error::forged�[2J").touch()
+    for more in (["--fail-if", "hit_rate > 0.99"], ["--curve"]):
+        result = mafl("evaluate", tmp_path / "run", *more)
+        assert result.exit_code != 0
+        assert "forged" in result.stderr
+        assert "\x1b" not in result.stderr
+        assert not any(line.startswith("::") for line in result.stderr.splitlines())
+
+
 def test_a_report_that_says_more_than_the_files_is_seen(work: Path, tmp_path: Path) -> None:
     shutil.copytree(work / "fooled", tmp_path / "run")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
