@@ -249,7 +249,9 @@ def _headline_pairs(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[tupl
 
 def _against_truth(pair: Pair, compared: Comparison, path: Path, say: Say) -> dict[str, Any]:
     """Both predictions against the true classes: what the model was worth, and what the attack takes away."""
-    mask = targets.read_masks((path,), pair.clean[0], compared.names, Masks(), overlapping=compared.overlapping)
+    mask = targets.read_masks(
+        (path,), pair.clean[0], compared.names, Masks(adjustable=False), overlapping=compared.overlapping
+    )
     for warning in mask.warnings:
         say(warning)
     both: dict[str, Any] = {}

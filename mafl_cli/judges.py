@@ -85,7 +85,9 @@ def _target(pair: Pair, subject: Subject, say: Say) -> Labels:
     """The target with the classes of this model."""
     info = subject.info
     if pair.recorded is None:
-        found = targets.read_masks(pair.target, pair.clean[0], info.classes, Masks(), overlapping=info.overlapping)
+        found = targets.read_masks(
+            pair.target, pair.clean[0], info.classes, Masks(adjustable=False), overlapping=info.overlapping
+        )
         for warning in found.warnings:
             say(warning)
         return found.labels

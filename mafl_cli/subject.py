@@ -166,7 +166,7 @@ def prepare_subject(scans: Sequence[Volume], request: ModelRequest, device: torc
     if len(info.channels) != len(scans):
         raise InputError(
             f"{scan.name}: {counted(len(scans), 'channel')} given, the model takes {len(info.channels)} "
-            f"({', '.join(info.channels)}): give their files in this order with --channels."
+            f"({', '.join(info.channels)}): give the files of all channels in this order, separated by commas."
         )
     layout, grids, tiling = laid_out(info.dims)
     assert card.intensity is not None

@@ -48,10 +48,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Masks:
-    """How mask files are read. resample: move them to the image's grid. label_map: old label -> new label."""
+    """How mask files are read. resample: move them to the image's grid. label_map: old label -> new label.
+
+    adjustable: whether the user has options for these two, which messages may advise.
+    """
 
     resample: bool = False
     label_map: Mapping[int, int] = field(default_factory=dict)
+    adjustable: bool = True
 
     def read(
         self, path: Path, like: Volume, *, coded: bool = False
@@ -72,9 +76,10 @@ class Masks:
             labels = geometry.nearest_labels(mask.labels, mask.affine, like.shape, like.affine)
             return labels, Source(mask.name, mask.sha256), (*mask.warnings, *notes)
         if not self.resample:
+            advice = f"Add --resample-target to move {mask.name} to the grid of {like.name} (nearest neighbour)."
             geometry.require_same_space(
                 like.name, like.shape, like.affine, mask.name, mask.labels.shape, mask.affine,
-                f"Add --resample-target to move {mask.name} to the grid of {like.name} (nearest neighbour).",
+                advice if self.adjustable else None,
             )  # fmt: skip
         return self._resampled(mask, like, notes)
 
@@ -149,7 +154,7 @@ def read_target(paths: Sequence[Path], like: Volume, class_names: Sequence[str],
     if len(paths) > 1:
         raise UsageError(f"--target: the model's classes exclude each other: give one mask, not {len(paths)}.")
     labels, source, notes = masks.read(paths[0], like)
-    _require_known(source.name, labels, class_names)
+    _require_known(source.name, labels, class_names, masks)
     return Target(labels, (source,), notes)
 
 
@@ -203,7 +208,7 @@ def code_names(region_names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _require_known(name: str, labels: NDArray[np.int64], class_names: Sequence[str]) -> None:
+def _require_known(name: str, labels: NDArray[np.int64], class_names: Sequence[str], masks: Masks) -> None:
     found, counts = np.unique(labels, return_counts=True)
     unknown = [(int(label), int(n)) for label, n in zip(found, counts, strict=True) if label >= len(class_names)]
     if not unknown:
@@ -211,7 +216,9 @@ def _require_known(name: str, labels: NDArray[np.int64], class_names: Sequence[s
     shown = ", ".join(f"{label} ({n} voxels)" for label, n in unknown[:8])
     more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
     classes = ", ".join(f"{n} {class_name}" for n, class_name in enumerate(class_names))
-    advice = "give a mask with the model's class numbers, or --label-map OLD:NEW"
-    if [label for label, _ in unknown] == [255] and len(found) <= 2:
+    advice = "give a mask with the model's class numbers"
+    if masks.adjustable:
+        advice += ", or --label-map OLD:NEW"
+    if masks.adjustable and [label for label, _ in unknown] == [255] and len(found) <= 2:
         advice = "a 0/255 mask needs --label-map 255:1, or another class number than 1"
     raise InputError(f"{name}: the model cannot draw label {shown}{more}; its classes are {classes}: {advice}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -549,6 +550,32 @@ def test_what_cannot_be_done_is_one_line(work: Path, given: list[str], said: str
     assert (result.exit_code, said in result.stderr) == (code, True), result.stderr
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--target", "small.nii.gz", "Resample small.nii.gz to the grid of"),
+        ("--target", "percent.nii.gz", "1 class 1: give a mask with the model's class numbers."),
+        ("--ground-truth", "small.nii.gz", "Resample small.nii.gz to the grid of"),
+        ("--ground-truth", "percent.nii.gz", "1 class 1: give a mask with the model's class numbers."),
+        ("--original", "mask.nii.gz,mask.nii.gz", "give the files of all channels in this order, separated by commas"),
+    ],
+)
+def test_no_advice_names_an_option_of_another_command(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, value: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mask = load(work / "mask.nii.gz")
+    for name, array in (("mask", mask), ("small", mask[:-2]), ("percent", mask * 255)):
+        save(Path(f"{name}.nii.gz"), array)
+    given = {"--original": "mask.nii.gz", "--target": "mask.nii.gz", "--model": work / "model.ts", option: value}
+    given["--adversarial"] = given["--original"]
+    result = mafl("evaluate", "-q", *(part for each in given.items() for part in each))
+    assert result.exit_code == 3
+    assert said in result.stderr
+    known = mafl("evaluate", "--help").stdout
+    assert [word for word in re.findall(r"--[a-z-]+", result.stderr) if word not in known] == []
 
 
 def test_in_a_github_job_the_page_gets_the_verdict_and_the_log_an_annotation(
