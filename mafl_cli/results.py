@@ -282,5 +282,5 @@ def batch_cases(run: Path) -> list[tuple[str, str | None]] | None:
 def _cannot_write(path: Path, exc: OSError, advice: str = "choose another folder with -o") -> MaflError:
     name = public_name(path)
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(f"{name}: no space left on the disk; nothing was kept.")
+        return OutputError(f"{name}: no space left on the disk; make room, and give the command again.")
     return UsageError(f"{name}: cannot be written to ({exc.strerror}); {advice}.")
