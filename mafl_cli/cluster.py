@@ -6,9 +6,11 @@ asked before the first job. Needs `pip install 'mafl[dask]'`.
 
 from __future__ import annotations
 
+import logging
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 
 from mafl_cli import __version__
 from mafl_cli.engine import Job, Row, attack_one
-from mafl_cli.errors import InputError, UsageError
+from mafl_cli.errors import InputError, MaflError, UsageError
 from mafl_cli.names import public_name
 
 if sys.version_info >= (3, 11):
@@ -49,12 +51,14 @@ def run(
     """Do all jobs on the cluster; arguments and rows as in `engine.run`.
 
     out: the folder of the run, in which the workers look for a file to see that they share it.
-    Raises: UsageError without Dask, without a scheduler, or when workers have another mafl or do not see the folder.
+    Raises: UsageError without Dask, without a scheduler, or when workers have another mafl or do not see the folder;
+        MaflError when the scheduler goes away.
     """
     if not jobs:
         return
     with _client(cluster) as client:
         from distributed import as_completed
+        from distributed.comm import CommClosedError
 
         _require_alike(client, out)
         # With the priority of their order, so that what is begun is what comes first.
@@ -65,11 +69,16 @@ def run(
             ): job
             for number, job in enumerate(jobs)
         }  # fmt: skip
-        for future in as_completed(futures):
-            job = futures.pop(future)
-            on_row(job, _row_of(future, job))
-            # Its result need not stay on the scheduler.
-            future.release()
+        try:
+            for future in as_completed(futures):
+                job = futures.pop(future)
+                on_row(job, _row_of(future, job))
+                # Its result need not stay on the scheduler.
+                future.release()
+        except (CancelledError, CommClosedError) as exc:
+            raise MaflError(
+                "the Dask scheduler has gone; what is finished is kept, and the same command goes on from there."
+            ) from exc
 
 
 def _attack(job: Job, threads: int | None) -> Row:
@@ -94,7 +103,7 @@ def _everywhere(job: Job) -> Job:
 
 
 def _row_of(future: Any, job: Job) -> Row:
-    if future.status == "finished":
+    if future.status != "error":
         row: Row = future.result()
         return row
     kind = type(future.exception()).__name__
@@ -108,6 +117,8 @@ def _client(cluster: Cluster) -> Iterator[Any]:
         from distributed import Client
     except ImportError as exc:
         raise UsageError("--engine dask needs Dask: pip install 'mafl[dask]'.") from exc
+    # What it has to say of a scheduler that is gone is a traceback.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     made = None
     try:
         if cluster.slurm is not None:

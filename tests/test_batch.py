@@ -29,6 +29,7 @@ from mafl_cli.case import AttackRequest
 from mafl_cli.engine import Job
 
 ROOT = str(Path(__file__).resolve().parent.parent)
+ENVIRONMENT = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
 STEPS = ("--steps", 6)
 
 
@@ -415,42 +416,63 @@ def test_an_array_with_holes_is_refused(data: Path, tmp_path: Path, monkeypatch:
     assert (result.exit_code, "not evenly spaced" in result.stderr) == (2, True)
 
 
-def test_a_dask_cluster_makes_the_same_files_even_if_a_worker_is_killed(
-    data: Path, whole: Path, tmp_path: Path
-) -> None:
+@contextmanager
+def dask_cluster(tmp_path: Path, workers: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """A scheduler, whose file is scheduler.json, and its workers, as processes."""
     pytest.importorskip("distributed")
-    environment = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
-    file = tmp_path / "scheduler.json"
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "distributed.cli.dask_scheduler", "--scheduler-file", str(file), "--no-dashboard",
-             "--port", "0"],
-            env=environment, stderr=subprocess.DEVNULL,
-        )
-    ]  # fmt: skip
+    where = ("--scheduler-file", str(tmp_path / "scheduler.json"), "--no-dashboard")
+    commands = [("dask_scheduler", *where, "--port", "0")]
+    commands += [("dask_worker", *where, "--nthreads", "1", "--no-nanny")] * workers
+    started = []
     try:
-        for _ in range(2):
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file), "--nthreads",
-                     "1", "--no-nanny", "--no-dashboard"],
-                    env=environment, stderr=subprocess.DEVNULL,
-                )
-            )  # fmt: skip
-        out = tmp_path / "out"
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mafl_cli", *command(data, out, "--engine", "dask", "--scheduler", file)],
-            env=environment, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        while not list(out.glob("c*/.mafl-*")) and process.poll() is None:
-            time.sleep(0.01)
-        started[1].kill()
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 6, said
+        for name, *options in commands:
+            line = [sys.executable, "-m", f"distributed.cli.{name}", *options]
+            started.append(subprocess.Popen(line, env=ENVIRONMENT, stderr=subprocess.DEVNULL))
+        yield started
     finally:
         for each in started:
             each.kill()
             each.wait()
+
+
+def on_dask(data: Path, out: Path, tmp_path: Path, *more: object) -> subprocess.Popen[str]:
+    arguments = command(data, out, "--engine", "dask", "--scheduler", tmp_path / "scheduler.json", *more)
+    return subprocess.Popen(
+        [sys.executable, "-m", "mafl_cli", *arguments], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(out: Path, pattern: str, process: subprocess.Popen[str]) -> None:
+    while not list(out.glob(pattern)) and process.poll() is None:
+        time.sleep(0.01)
+
+
+def test_a_dask_cluster_makes_the_same_files_even_if_a_worker_is_killed(
+    data: Path, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with dask_cluster(tmp_path, workers=2) as started:
+        process = on_dask(data, out, tmp_path)
+        wait_for(out, "c*/.mafl-*", process)
+        started[1].kill()
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 6, said
+    assert contents(out) == contents(whole)
+
+
+def test_when_the_scheduler_goes_away_no_case_has_failed_for_that(data: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with dask_cluster(tmp_path, workers=1) as started:
+        process = on_dask(data, out, tmp_path)
+        wait_for(out, "c*/report.json", process)
+        started[0].kill()
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("mafl: the Dask scheduler has gone; what is finished is kept")
+    failed = {line.split("\t")[0] for line in (out / "failed.txt").read_text().splitlines()}
+    assert failed <= {"c1", "c3", "c4"}
+    assert run(data, out).exit_code == 6
     assert contents(out) == contents(whole)
 
 
