@@ -99,6 +99,12 @@ def _target(pair: Pair, subject: Subject, say: Say) -> Labels:
         raise InputError(
             f"{info.name}: draws {', '.join(info.classes)}; the target of {pair.case_id} has more classes than these."
         )
+    named = pair.recorded.report["model"]["classes"]
+    if list(info.classes) != named:
+        say(
+            f"{info.name} draws {', '.join(info.classes)}; the target has {', '.join(named)}: "
+            "classes are compared by their numbers."
+        )
     return target
 
 

@@ -115,7 +115,7 @@ def _run_folders(folder: Path) -> list[Path]:
     """
     found: list[Path] = []
     seen: set[Path] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=_not_passed_over):
         here = Path(place)
         if here.resolve() in seen:
             folders.clear()
@@ -126,6 +126,12 @@ def _run_folders(folder: Path) -> list[Path]:
             folders.clear()  # What is in it is read through it.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
     return found or [folder]
+
+
+def _not_passed_over(exc: OSError) -> None:
+    """A folder that is locked may hold the worst run; one that is not there has its own message."""
+    if not isinstance(exc, (FileNotFoundError, NotADirectoryError)):
+        raise InputError(f"{public_name(Path(exc.filename))}: cannot be looked into ({exc.strerror}).") from exc
 
 
 def of_files(original: str, adversarial: str, target: str) -> list[Source]:

@@ -340,6 +340,14 @@ def test_other_models_are_asked_whether_they_are_fooled_too(work: Path) -> None:
     assert [model["name"] for model in found["models"]] == ["model.ts", "other.ts"]
 
 
+def test_classes_of_other_names_are_told(work: Path, tmp_path: Path) -> None:
+    shutil.copy(work / "model.ts", tmp_path / "other.ts")
+    (tmp_path / "other.toml").write_text('[output]\nclasses = ["background", "liver"]\n')
+    result = mafl("evaluate", work / "fooled", "-m", work / "model.ts", "-m", tmp_path / "other.ts")
+    assert result.exit_code == 0, result.stderr
+    assert "other.ts draws background, liver; the target has background, class 1" in result.stderr
+
+
 def test_a_dicom_run_is_judged_too(work: Path, tmp_path: Path) -> None:
     hounsfield = (1000 * (scan_array() - 0.5)).astype(np.int16)
     write_ct(tmp_path / "ct", hounsfield, AFFINE, inter=0.0)
@@ -508,6 +516,24 @@ def test_no_run_is_passed_over_behind_a_link_or_without_its_report(work: Path, t
     assert [(case["case_id"], case["status"]) for case in found["cases"]] == [
         ("scan (a)", "ok"), ("scan (fooled)", "ok"), ("c", "failed"),
     ]  # fmt: skip
+
+
+def test_a_folder_that_cannot_be_looked_into_is_not_passed_over(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("held", "locked"):
+        shutil.copytree(work / "held", tmp_path / "runs" / name)
+    scandir = os.scandir
+
+    def locked(path: Path | str) -> object:
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    result = mafl("evaluate", tmp_path / "runs", "--fail-if", "hit_rate > 0.5")
+    assert result.exit_code == 3
+    assert result.stderr == "mafl: locked: cannot be looked into (Permission denied).\n"
 
 
 def test_a_case_that_cannot_be_read_fails_the_gate(work: Path, tmp_path: Path) -> None:
