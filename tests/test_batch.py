@@ -272,16 +272,20 @@ def test_another_input_of_the_same_size_and_time_is_another_input(data: Path, tm
             nib.save(nib.Nifti1Image(array.astype(np.float32), np.eye(4)), path)
             os.utime(path, (1e9, 1e9))
     made = []
-    for lines in (("scan-a.nii,mask-a.nii",), ("scan-b.nii,mask-a.nii",), ("scan-b.nii,mask-b.nii",), ("scan-b.nii,",)):
-        (tmp_path / "cases.csv").write_text("case,image,target\n" + "".join(f"p1,{line}\n" for line in lines))
+    for rows in (("a,a", "a,a", "b,b"), ("b,a", "a,b", "b,")):
+        lines = [
+            f"p{number},scan-{scan}.nii,{mask and f'mask-{mask}.nii'}\n"
+            for number, (scan, mask) in enumerate(row.split(",") for row in rows)
+        ]
+        (tmp_path / "cases.csv").write_text("case,image,target\n" + "".join(lines))
         result = mafl(
             "attack", tmp_path / "cases.csv", "--target", "erase:1", "--model", data / "model.ts", "-o",
             tmp_path / "out", *STEPS, "--device", "cpu", "--threads", 1,
         )  # fmt: skip
         assert result.exit_code == 0, result.stderr
-        made.append((tmp_path / "out" / "p1" / "target.nii.gz").read_bytes())
+        made.append([(tmp_path / "out" / f"p{number}" / "adversarial.nii.gz").read_bytes() for number in range(3)])
         assert "done before" not in result.stderr
-    assert len(set(made)) == 3
+    assert all(before != after for before, after in zip(*made, strict=True))
 
 
 def test_a_mask_for_all_cases_counts_by_what_is_in_it(data: Path, tmp_path: Path) -> None:
@@ -460,7 +464,7 @@ def test_a_dask_cluster_makes_the_same_files_even_if_a_worker_is_killed(
     assert contents(out) == contents(whole)
 
 
-def test_when_the_scheduler_goes_away_no_case_has_failed_for_that(data: Path, whole: Path, tmp_path: Path) -> None:
+def test_when_the_scheduler_goes_away_no_case_has_failed_for_that(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with dask_cluster(tmp_path, workers=1) as started:
         process = on_dask(data, out, tmp_path)
@@ -472,8 +476,6 @@ def test_when_the_scheduler_goes_away_no_case_has_failed_for_that(data: Path, wh
     assert said.splitlines()[-1].startswith("mafl: the Dask scheduler has gone; what is finished is kept")
     failed = {line.split("\t")[0] for line in (out / "failed.txt").read_text().splitlines()}
     assert failed <= {"c1", "c3", "c4"}
-    assert run(data, out).exit_code == 6
-    assert contents(out) == contents(whole)
 
 
 def test_dask_says_what_it_needs(data: Path, tmp_path: Path) -> None:
