@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -587,6 +587,10 @@ def _peak_memory(device: torch.device) -> dict[str, int | None]:
 
 
 def _peak_resident() -> int | None:
+    with suppress(OSError, StopIteration):
+        # On Linux, getrusage also counts what the parent held when it started this process.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     try:
         import resource
     except ImportError:  # Windows

@@ -506,6 +506,19 @@ def test_status_tells_how_far_a_run_is_and_what_a_case_takes(whole: Path) -> Non
     assert found["peak_resident_bytes"] > 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_the_peak_memory_of_a_worker_is_its_own(data: Path, tmp_path: Path) -> None:
+    """What getrusage says begins with what the parent held."""
+    held = np.ones(2**27)
+    row = {}
+    engine.run(
+        [_job(data, tmp_path, "c0")], workers=1, threads=1, timeout=None, on_row=lambda job, done: row.update(done)
+    )
+    assert row["status"] == "ok"
+    said = json.loads((tmp_path / "c0" / "report.json").read_text())
+    assert 0 < said["cases"][0]["memory"]["peak_resident_bytes"] < held.nbytes
+
+
 def test_what_a_killed_run_left_half_made_is_not_running(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(whole, out)
