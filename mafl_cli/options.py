@@ -208,19 +208,30 @@ def read_part(count: int | None, index: int | None) -> tuple[int, int]:
     if (count is None) != (index is None):
         raise UsageError("--num-parts and --part-id go together.")
     if count is None or index is None:
-        task = {key: os.environ.get(f"SLURM_ARRAY_TASK_{key}", "") for key in ("ID", "MIN", "MAX", "STEP")}
-        if not all(value.isdecimal() for value in task.values()):
-            return 0, 1
-        number, low, high, step = (int(task[key]) for key in ("ID", "MIN", "MAX", "STEP"))
-        index, count = (number - low) // max(step, 1), (high - low) // max(step, 1) + 1
-        tasks = os.environ.get("SLURM_ARRAY_TASK_COUNT", str(count))
-        if tasks != str(count):
-            raise UsageError(
-                f"the SLURM array has {tasks} tasks, but their numbers are not evenly spaced, so cases would be left "
-                "out; say which part this is with --num-parts and --part-id."
-            )
+        return _part_of_array() or (0, 1)
     if index >= count:
         raise UsageError(f"--part-id {index}: the {count} parts are 0 to {count - 1}.")
+    return index, count
+
+
+def _part_of_array() -> tuple[int, int] | None:
+    said = {key: os.environ.get(f"SLURM_ARRAY_TASK_{key}", "") for key in ("ID", "MIN", "MAX", "STEP", "COUNT")}
+    task = {key: int(value) for key, value in said.items() if value.isdecimal()}
+    if "ID" not in task:
+        return None
+    advice = "say which part this is with --num-parts and --part-id."
+    first, step = task.get("MIN", 0), max(task.get("STEP", 1), 1)
+    count = (task["MAX"] - first) // step + 1 if "MAX" in task else task.get("COUNT")
+    if count is None:
+        raise UsageError(f"SLURM says which task of an array this is, but not of how many; {advice}")
+    if task.get("COUNT", count) != count:
+        raise UsageError(
+            f"the SLURM array has {task['COUNT']} tasks, but their numbers are not evenly spaced: cases would be left "
+            f"out; {advice}"
+        )
+    index, rest = divmod(task["ID"] - first, step)
+    if rest or not 0 <= index < count:
+        raise UsageError(f"SLURM's task {task['ID']} is none of the {count} of its array, from {first} on; {advice}")
     return index, count
 
 

@@ -27,6 +27,7 @@ from typer.testing import Result
 from mafl_cli import engine, locks, results, runs
 from mafl_cli.case import AttackRequest
 from mafl_cli.engine import Job
+from mafl_cli.options import read_part
 
 ROOT = str(Path(__file__).resolve().parent.parent)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
@@ -412,12 +413,40 @@ def test_a_slurm_array_takes_its_parts_and_may_share_the_folder(
     assert contents(out) == contents(whole)
 
 
-def test_an_array_with_holes_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """--array=1,5,7: three tasks would do three of seven parts."""
-    for key, value in {"ID": 5, "MIN": 1, "MAX": 7, "STEP": 1, "COUNT": 3}.items():
+@pytest.mark.parametrize(
+    ("array", "part"),
+    [
+        ({"ID": 5, "MIN": 3, "MAX": 5, "STEP": 2, "COUNT": 2}, (1, 2)),
+        ({"ID": 7, "MIN": 1, "MAX": 9}, (6, 9)),
+        ({"ID": 1, "COUNT": 2}, (1, 2)),
+        ({}, (0, 1)),
+    ],
+)
+def test_the_part_is_what_slurm_says(array: dict[str, int], part: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in array.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{key}", str(value))
+    assert read_part(None, None) == part
+    assert read_part(8, 3) == (3, 8)
+
+
+@pytest.mark.parametrize(
+    ("array", "why"),
+    [
+        # --array=1,5,7: three tasks would do three of seven parts.
+        ({"ID": 5, "MIN": 1, "MAX": 7, "STEP": 1, "COUNT": 3}, "not evenly spaced"),
+        ({"ID": 2, "COUNT": 2}, "none of the 2"),
+        ({"ID": 4, "MIN": 3, "MAX": 5, "STEP": 2}, "none of the 2"),
+        ({"ID": 2}, "not of how many"),
+    ],
+    ids=["holes", "from 1 on", "between", "no count"],
+)
+def test_an_array_that_would_leave_cases_out_is_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, array: dict[str, int], why: str
+) -> None:
+    for key, value in array.items():
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{key}", str(value))
     result = run(data, tmp_path / "out")
-    assert (result.exit_code, "not evenly spaced" in result.stderr) == (2, True)
+    assert (result.exit_code, why in result.stderr) == (2, True)
 
 
 @contextmanager
