@@ -180,8 +180,7 @@ def fingerprint(path: Path) -> str:
 
 def _is_done(folder: Path, ticket: Mapping[str, Any], case: CaseFiles) -> bool:
     found = results.read_object(folder / results.TICKET)
-    said = runs.finished(folder)
-    if found is None or said is None or found.get("request") != ticket["request"]:
+    if found is None or found.get("request") != ticket["request"] or (said := runs.finished(folder)) is None:
         return False
     entry = said["cases"][0]
     # Of a series its folder: a data set may have a million slices.

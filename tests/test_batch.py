@@ -186,7 +186,7 @@ def test_killed_at_any_moment_a_run_goes_on_and_ends_as_if_nothing_had_happened(
     out = tmp_path / "out"
     process = subprocess.Popen(
         [sys.executable, "-m", "mafl_cli", *command(data, out)],
-        env={**os.environ, "PYTHONPATH": ROOT}, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        env=ENVIRONMENT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     while not (out / "c0" / "report.json").exists():
         assert process.poll() is None
@@ -208,7 +208,7 @@ def test_an_interrupt_keeps_what_is_finished_and_is_exit_130(data: Path, tmp_pat
     out = tmp_path / "out"
     process = subprocess.Popen(
         [sys.executable, "-m", "mafl_cli", *command(data, out, "--steps", 100_000, "--goal-iou", 1, "--goal-hit", 1)],
-        env={**os.environ, "PYTHONPATH": ROOT}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
         # A shell's background jobs ignore interrupts, and so would this one.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
@@ -243,7 +243,7 @@ def test_a_run_goes_on_when_nobody_reads_its_log_any_more(data: Path, whole: Pat
     read, write = os.pipe()
     process = subprocess.Popen(
         [sys.executable, "-m", "mafl_cli", *command(data, out)],
-        env={**os.environ, "PYTHONPATH": ROOT}, stderr=write, stdout=subprocess.DEVNULL,
+        env=ENVIRONMENT, stderr=write, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     os.close(write)
     os.close(read)
@@ -310,7 +310,7 @@ def test_an_interrupt_while_workers_start_is_one_line(data: Path, tmp_path: Path
     out = tmp_path / "out"
     process = subprocess.Popen(
         [sys.executable, "-m", "mafl_cli", *command(data, out, "--workers", 2)],
-        env={**os.environ, "PYTHONPATH": ROOT}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), start_new_session=True,
     )  # fmt: skip
     while not (out / ".mafl" / "run.json").exists():
