@@ -7,24 +7,20 @@ asked before the first job. Needs `pip install 'mafl[dask]'`.
 from __future__ import annotations
 
 import logging
-import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from mafl_cli import __version__
+from mafl_cli.documents import read_toml
 from mafl_cli.engine import Job, Row, attack_one
 from mafl_cli.errors import InputError, MaflError, UsageError
-from mafl_cli.names import public_name
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from mafl_cli.names import one_line, public_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,29 +143,49 @@ def _client(cluster: Cluster) -> Iterator[Any]:
 
 
 def _slurm(cluster: Cluster) -> Any:
-    try:
-        from dask_jobqueue import SLURMCluster
-    except ImportError as exc:
-        raise UsageError("--slurm needs dask-jobqueue: pip install 'mafl[dask]'.") from exc
     assert cluster.slurm is not None
-    made = SLURMCluster(**slurm_settings(cluster.slurm))
+    settings = slurm_settings(cluster.slurm)
+    from dask_jobqueue import SLURMCluster
+
+    try:
+        made = SLURMCluster(**settings)
+    except Exception as exc:
+        raise _refused(cluster.slurm, exc) from exc
     made.scale(cluster.workers)
     return made
 
 
 def slurm_settings(path: Path) -> dict[str, Any]:
-    """The table [slurm] of a TOML file, as `dask_jobqueue.SLURMCluster` takes it. Raises InputError."""
-    name = public_name(path)
+    """The table [slurm] of a TOML file, as `dask_jobqueue.SLURMCluster` takes it.
+
+    Raises: UsageError without dask-jobqueue; InputError if there is no such table, or no job can be made of it.
+    """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise InputError(f"{name}: cannot be read ({exc.strerror}).") from exc
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise InputError(f"{name}: is not TOML ({exc}).") from exc
-    found = table.get("slurm")
+        from dask_jobqueue import SLURMCluster
+        from dask_jobqueue.core import JobQueueCluster
+    except ImportError as exc:
+        raise UsageError("--slurm needs dask-jobqueue: pip install 'mafl[dask]'.") from exc
+    found = read_toml(path).get("slurm")
     if not isinstance(found, dict):
-        raise InputError(f'{name}: must hold a table [slurm], with lines like: cores = 4, memory = "16GB".')
-    return {"processes": 1, **found}
+        raise InputError(
+            f'{public_name(path)}: must hold a table [slurm], with lines like: cores = 4, memory = "16GB".'
+        )
+    settings = {"processes": 1, **found}
+    # A cluster that refuses its settings is left half made; a job, which takes most of them, is not.
+    own = signature(JobQueueCluster.__init__).parameters
+    try:
+        job = SLURMCluster.job_cls(
+            "tcp://nobody:1", name="nobody", **{key: value for key, value in settings.items() if key not in own}
+        )
+        job.job_script()
+    except Exception as exc:
+        raise _refused(path, exc) from exc
+    return settings
+
+
+def _refused(path: Path, exc: Exception) -> InputError:
+    why = one_line((str(exc).strip() or type(exc).__name__).splitlines()[0])[:200].rstrip(".:")
+    return InputError(f"{public_name(path)}: dask_jobqueue.SLURMCluster refuses its table [slurm]: {why}.")
 
 
 def _require_alike(client: Any, out: Path) -> None:

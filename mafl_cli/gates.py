@@ -10,19 +10,14 @@ from __future__ import annotations
 import math
 import re
 import statistics
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from mafl_cli.documents import read_toml
 from mafl_cli.errors import InputError, UsageError
-from mafl_cli.names import public_name
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from mafl_cli.names import one_line, public_name
 
 Aggregate = Literal["worst", "mean", "median", "p95"]
 Case = Mapping[str, Any]
@@ -34,14 +29,28 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Figure:
-    """A number of one case. pick: it, as `value` or None with a `reason`. beyond: what it is if the goal was not
-    reached, for a figure that is about reaching it: infinite on the side of "no change was enough"."""
+    """A number of one case. pick: it, as `value` or None with a `reason`. span: the lowest and the highest value that
+    it can have. beyond: what it is if the goal was not reached, for a figure that is about reaching it: infinite on
+    the side of "no change was enough"."""
 
     meaning: str
     pick: Callable[[Case], Entry]
     form: str = ".4f"
     unit: str = ""
     beyond: float | None = None
+    span: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def range(self) -> str:
+        """The span in words: "0 to 1", "0 or more", "any number"."""
+        low, high = self.span
+        if math.isinf(low):
+            return "any number"
+        return f"{low:g} or more" if math.isinf(high) else f"{low:g} to {high:g}"
+
+
+_LENGTH = (0.0, math.inf)
+_ANY = (-math.inf, math.inf)
 
 
 def _post(*keys: str) -> Callable[[Case], Entry]:
@@ -118,33 +127,40 @@ FIGURES: dict[str, Figure] = {
     "target_dice": Figure("Dice of the adversarial prediction with the target", _post("target_dice")),
     "hit_rate": Figure("share of the voxels that had to change and did", _post("hit_rate")),
     "collateral": Figure("share of the other voxels that changed class all the same", _post("collateral")),
-    "target_hd95": Figure("HD95 between prediction and target, of the worst class", _worst_distance, ".2f", "mm"),
+    "target_hd95": Figure(
+        "HD95 between prediction and target, of the worst class", _worst_distance, ".2f", "mm", span=_LENGTH
+    ),
     "goal_reached": Figure("1 where the attack reached its goal, else 0", lambda case: _at(case, ("goal", "reached"))),
     "prediction_drop": Figure("1 - Dice of adversarial and clean prediction", _drop),
     "dice_clean": Figure("Dice of the clean prediction with the ground truth", _truth("clean", "dice")),
     "dice_adversarial": Figure(
         "Dice of the adversarial prediction with the ground truth", _truth("adversarial", "dice")
     ),
-    "dice_drop": Figure("Dice with the ground truth that the attack takes away", _truth("dice_drop")),
+    "dice_drop": Figure(
+        "Dice with the ground truth that the attack takes away", _truth("dice_drop"), span=(-1.0, 1.0)
+    ),
     "l0_fraction": Figure("share of the voxels that differ", _size("l0", "fraction")),
-    "l2_model": Figure("length of the change", _size("l2", "model"), ".4g", "model units"),
-    "l2_native": Figure("length of the change", _size("l2", "native"), ".4g", "native units"),
-    "linf_model": Figure("largest change of a voxel", _size("linf", "model"), ".4g", "model units"),
-    "linf_native": Figure("largest change of a voxel", _size("linf", "native"), ".4g", "native units"),
-    "psnr_db": Figure("peak signal-to-noise ratio of the change", _size("psnr_db"), ".2f", "dB"),
-    "ssim": Figure("structural similarity, mean over slices", _size("ssim", "mean"), ".5f"),
-    "ssim_worst": Figure("structural similarity of the slice that changed most visibly", _size("ssim", "worst"), ".5f"),
+    "l2_model": Figure("length of the change", _size("l2", "model"), ".4g", "model units", span=_LENGTH),
+    "l2_native": Figure("length of the change", _size("l2", "native"), ".4g", "native units", span=_LENGTH),
+    "linf_model": Figure("largest change of a voxel", _size("linf", "model"), ".4g", "model units", span=_LENGTH),
+    "linf_native": Figure("largest change of a voxel", _size("linf", "native"), ".4g", "native units", span=_LENGTH),
+    "psnr_db": Figure("peak signal-to-noise ratio of the change", _size("psnr_db"), ".2f", "dB", span=_ANY),
+    "ssim": Figure("structural similarity, mean over slices", _size("ssim", "mean"), ".5f", span=(-1.0, 1.0)),
+    "ssim_worst": Figure(
+        "structural similarity of the slice that changed most visibly", _size("ssim", "worst"), ".5f", span=(-1.0, 1.0)
+    ),
     "low_frequency_share": Figure("share of the change's energy in 2 x 2 block means", _size("low_frequency_share")),
     "psnr_at_goal": Figure(
-        "PSNR of the smallest change that reaches the goal", _at_goal("psnr_db", "psnr_db"), ".2f", "dB", -math.inf
+        "PSNR of the smallest change that reaches the goal",
+        _at_goal("psnr_db", "psnr_db"), ".2f", "dB", -math.inf, _ANY,
     ),
     "linf_at_goal": Figure(
         "largest voxel of the smallest change that reaches the goal",
-        _at_goal("linf_native", "linf", "native"), ".4g", "native units", math.inf,
+        _at_goal("linf_native", "linf", "native"), ".4g", "native units", math.inf, _LENGTH,
     ),
     "l2_at_goal": Figure(
         "length of the smallest change that reaches the goal",
-        _at_goal("l2_model", "l2", "model"), ".4g", "model units", math.inf,
+        _at_goal("l2_model", "l2", "model"), ".4g", "model units", math.inf, _LENGTH,
     ),
     "curve_area": Figure("mean target IoU over budgets from 0 to 10 % of the data range", _curve("area", "target_iou")),
     "curve_hit_area": Figure("mean hit rate over the same budgets", _curve("area", "hit_rate")),
@@ -231,6 +247,9 @@ _EXPRESSION = re.compile(
     re.IGNORECASE,
 )
 
+# Characters of an expression or a name that a message repeats.
+_MOST_SHOWN = 80
+
 _HOLDS: dict[str, Callable[[float, float], bool]] = {
     ">": lambda a, b: a > b,
     ">=": lambda a, b: a >= b,
@@ -260,38 +279,51 @@ class Gate:
 
 
 def parse(text: str, name: str | None = None) -> Gate:
-    """ "target_iou > 0.5", "mean(dice_drop) >= 0.1". Raises UsageError for anything else."""
+    """ "target_iou > 0.5", "mean(dice_drop) >= 0.1".
+
+    Raises UsageError for anything else, and for a rule that every value of its figure, or none, would break.
+    """
     found = _EXPRESSION.fullmatch(text)
+    said = repr(text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "...")
     if found is None:
         raise UsageError(
-            f"--fail-if {text!r} is not understood: write FIGURE > NUMBER (or <, >=, <=), "
+            f"--fail-if {said} is not understood: write FIGURE > NUMBER (or <, >=, <=), "
             f"FIGURE alone or in {', '.join(f'{each}(...)' for each in get_args(Aggregate))}."
         )
     figure, aggregate = found["inner"] or found["figure"], found["aggregate"] or "worst"
     if figure not in FIGURES:
-        raise UsageError(f"--fail-if {text!r}: there is no figure {figure!r}; use {', '.join(FIGURES)}.")
+        raise UsageError(f"--fail-if {said}: there is no figure {figure[:_MOST_SHOWN]!r}; use {', '.join(FIGURES)}.")
     if aggregate not in get_args(Aggregate):
-        raise UsageError(f"--fail-if {text!r}: {aggregate!r} is none of {', '.join(get_args(Aggregate))}.")
+        raise UsageError(f"--fail-if {said}: {aggregate[:_MOST_SHOWN]!r} is none of {', '.join(get_args(Aggregate))}.")
     gate = Gate("", figure, found["operator"], float(found["threshold"]), aggregate)  # type: ignore[arg-type]
     if not math.isfinite(gate.threshold):
-        raise UsageError(f"--fail-if {text!r}: the number is too large.")
+        raise UsageError(f"--fail-if {said}: the number is too large.")
+    outcomes = _outcomes(gate)
+    if len(outcomes) == 1:
+        how = "always fails" if outcomes == {True} else "can never fail"
+        raise UsageError(
+            f"--fail-if {said} {how}: {figure} is {FIGURES[figure].range}; choose a number that it can cross."
+        )
     return Gate(name or gate.expression, gate.figure, gate.operator, gate.threshold, gate.aggregate)
+
+
+def _outcomes(gate: Gate) -> set[bool]:
+    """What a rule can say of its figure, whatever is measured: True where it is broken."""
+    holds = _HOLDS[gate.operator]
+    # Between its ends a figure can have every value; beside the threshold the answer changes.
+    return {holds(value, gate.threshold) for value in FIGURES[gate.figure].span}
 
 
 def read(path: Path) -> tuple[Gate, ...]:
     """The table [gates] of a TOML file: name = "expression". Raises InputError, naming what is wrong."""
     name = public_name(path)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise InputError(f"{name}: cannot be read ({exc.strerror}).") from exc
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise InputError(f"{name}: is not TOML ({exc}).") from exc
+    table = read_toml(path)
     gates = table.get("gates")
     if not isinstance(gates, dict) or not gates or set(table) != {"gates"}:
         raise InputError(f'{name}: must hold one table, [gates], with lines like: fooled = "target_iou > 0.5".')
     for key, text in gates.items():
         if not isinstance(text, str):
+            key = one_line(key)[:_MOST_SHOWN]
             raise InputError(f'{name}: {key} must be an expression in quotes, like "target_iou > 0.5".')
     try:
         return tuple(parse(text, key) for key, text in gates.items())

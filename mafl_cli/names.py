@@ -1,11 +1,13 @@
 """What files are called where others can read it: names that are UIDs are never shown, and with `--redact` none is.
 
-Hashes of a file's contents stand for its name then: equal files keep equal names.
+Names and words of files come from anybody: `one_line` takes out of them what is no text, `harmless` also what a CI job
+would obey. Hashes of a file's contents stand for its name then: equal files keep equal names.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -14,8 +16,14 @@ from pathlib import Path
 
 # Five components and more, or the form made of a UUID.
 _UID = re.compile(r"\d+(?:\.\d+){4,}|2\.25\.\d{10,}")
-# Bytes that are no UTF-8, which no report could hold, and what moves a terminal's cursor.
-_NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# What ends a line, moves a terminal's cursor or turns the direction of writing, what nobody sees, and bytes that are no
+# UTF-8, which no report could hold.
+_NO_TEXT = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+# Words that runners take for commands: GitHub "::" at the beginning of a line and "##[" anywhere, Azure "##vso[".
+_COMMAND = re.compile(r"^(?P<space>\s*:)(?=:)|##(?=\w*\[)")
 
 
 def public_name(path: Path) -> str:
@@ -24,8 +32,19 @@ def public_name(path: Path) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text that adds no line and moves no cursor."""
+    """Text that adds no line, moves no cursor and hides nothing: what would is U+FFFD."""
     return _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def harmless(line: str) -> str:
+    """`one_line`, with a space in what a runner of CI jobs would take for a command of ours."""
+    return _COMMAND.sub(lambda found: f"{found['space'] or '##'} ", one_line(line))
+
+
+def escaped(text: str) -> str:
+    """JSON, or text of one line for it, that says the same without what `harmless` changes: as escapes of JSON."""
+    text = _NO_TEXT.sub(lambda found: found[0] if found[0] == "\n" else json.dumps(found[0])[1:-1], text)
+    return re.sub(r"##(?=\w*\[)", r"#\\u0023", text)
 
 
 def token(path: Path) -> str:

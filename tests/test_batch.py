@@ -28,6 +28,7 @@ from typer.testing import Result
 from mafl_cli import engine, locks, results, runs
 from mafl_cli.case import AttackRequest
 from mafl_cli.engine import Job
+from mafl_cli.errors import InputError
 from mafl_cli.options import read_part
 
 ROOT = str(Path(__file__).resolve().parent.parent)
@@ -524,6 +525,35 @@ def test_slurm_workers_are_asked_for_as_the_file_says(tmp_path: Path) -> None:
         script = cluster.job_script()
     assert "#SBATCH -p gpu" in script
     assert "#SBATCH --gres=gpu:1" in script
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("slurm = 3", "must hold a table"),
+        ("[[slurm]]", "must hold a table"),
+        ("[slurm]\ncores = " + 1500 * "[", "nested too deeply"),
+        ("[slurm]\ncores = " + 5000 * "9", "too many digits"),
+        ("[slurm]\ncores = \udcff", "is not TOML (it is not UTF-8 text"),
+        ('[slurm]\nmemory = "16GB"', "refuses its table"),
+        ('[slurm]\ncores = 4\nmemory = "much"', "refuses its table"),
+        ("[slurm]\ncores = 4\nmemory = [1]", "refuses its table"),
+        ('[slurm]\ncores = {a = 1}\nmemory = "16GB"', "refuses its table"),
+        ('[slurm]\ncores = 4\nmemory = "16GB"\nno_such_word = 1', "refuses its table"),
+        ('[slurm]\ncores = 4\nmemory = "16GB"\njob_extra_directives = 5', "refuses its table"),
+    ],
+    ids=lambda text: text[:24],
+)
+def test_a_table_that_slurm_workers_cannot_be_made_from_is_bad_input(tmp_path: Path, text: str, why: str) -> None:
+    pytest.importorskip("dask_jobqueue")
+    from mafl_cli.cluster import slurm_settings
+
+    path = tmp_path / "cluster.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode(errors="surrogateescape"))
+    with pytest.raises(InputError, match=r"^cluster\.toml: .*" + re.escape(why)) as caught:
+        slurm_settings(path)
+    assert len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
 
 
 # --- looking at it ------------------------------------------------------------------------------------------------

@@ -29,7 +29,8 @@ def blocks(page: str, language: str) -> list[str]:
 def test_every_figure_and_transform_is_explained() -> None:
     text = (DOCS / "evaluate.md").read_text(encoding="utf-8")
     for name, figure in FIGURES.items():
-        assert f"| `{name}` | {figure.meaning}{', ' + figure.unit if figure.unit else ''} |" in text
+        said = f"{figure.meaning}{', ' + figure.unit if figure.unit else ''}"
+        assert f"| `{name}` | {said} | {figure.range} |" in text
     assert all(f"`{kind}`" in text for kind in transforms.KINDS)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,7 @@ def test_the_distance_is_that_of_the_farthest_class_and_unknown_where_a_class_is
 # --- statistics ---------------------------------------------------------------------------------------------------
 
 shares = st.floats(0, 1)
+thresholds = st.floats(0, 1, exclude_min=True, exclude_max=True)
 
 
 @settings(max_examples=60, deadline=None)
@@ -173,7 +175,7 @@ def test_the_worst_case_is_the_one_nearest_to_failing():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(shares, min_size=1, max_size=9), shares)
+@given(st.lists(shares, min_size=1, max_size=9), thresholds)
 def test_aggregates_observe_what_numpy_says(values, threshold):
     cases = ious(*values)
     expected = {"mean": np.mean(values), "median": np.median(values), "p95": np.percentile(values, 95)}
@@ -184,7 +186,7 @@ def test_aggregates_observe_what_numpy_says(values, threshold):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(shares, min_size=1, max_size=6), shares, st.sampled_from([">", ">=", "<", "<="]))
+@given(st.lists(shares, min_size=1, max_size=6), thresholds, st.sampled_from([">", ">=", "<", "<="]))
 def test_a_gate_on_the_worst_case_fails_exactly_if_one_of_its_cases_does(values, threshold, operator):
     result = judge(f"target_iou {operator} {threshold!r}", *ious(*values))
     assert (result["status"] == "fail") == any(each["status"] == "fail" for each in result["cases"])
@@ -201,7 +203,7 @@ def test_a_gate_on_yes_or_no_counts_cases():
 EVERY = [
     f"{aggregate}({{}}) {operator} {threshold}"
     for aggregate in ("worst", "mean", "median", "p95")
-    for operator, threshold in ((">", 1e9), ("<", -1e9))
+    for operator, threshold in ((">", 0.999), ("<", 0.001))
 ]
 
 
@@ -242,7 +244,7 @@ def test_files_that_are_not_those_of_the_report_and_an_attack_without_gradient_p
     changed = case("a", untested="target.nii.gz is not the file the report describes")
     blind = case("b", reached=False, untested="the attack found no gradient, so the model was not tested")
     whole = case("c", files_intact=True, outcome="goal_reached")
-    (gate,) = judged([changed, blind, whole], [gates.parse("target_iou > 1")])["gates"]
+    (gate,) = judged([changed, blind, whole], [gates.parse("target_iou >= 1")])["gates"]
     assert [each["status"] for each in gate["cases"]] == ["fail", "fail", "pass"]
     assert gate["reason"] == (
         "not known, so it fails: a: target.nii.gz is not the file the report describes (and 1 more)"
@@ -299,7 +301,7 @@ def test_the_case_that_no_change_fools_is_named():
 
 
 def test_of_many_worst_cases_only_some_are_named():
-    assert "worst of 5 cases: case0, case1, case2 and 2 more" in judge("ssim > 1", *ious(*5 * [0.5]))["reason"]
+    assert "worst of 5 cases: case0, case1, case2 and 2 more" in judge("ssim >= 1", *ious(*5 * [0.5]))["reason"]
 
 
 # --- expressions --------------------------------------------------------------------------------------------------
@@ -309,20 +311,57 @@ gates_of_any_kind = st.builds(
     st.just("x"),
     st.sampled_from(sorted(FIGURES)),
     st.sampled_from([">", ">=", "<", "<="]),
-    st.floats(allow_nan=False, allow_infinity=False),
+    st.floats(-1e300, 1e300),
     st.sampled_from(["worst", "mean", "median", "p95"]),
 )
 
 
+def decided(gate):
+    """Whether the rule says the same of every value that its figure can have."""
+    low, high = (min(max(end, -1e301), 1e301) for end in FIGURES[gate.figure].span)
+    between = min(max(gate.threshold, low), high)
+    tried = {low, high, between, math.nextafter(between, low), math.nextafter(between, high)}
+    return len({gates._HOLDS[gate.operator](value, gate.threshold) for value in tried}) == 1
+
+
 @settings(max_examples=60, deadline=None)
 @given(gates_of_any_kind)
-def test_an_expression_reads_back_as_the_same_gate(gate):
-    assert gates.parse(gate.expression, "x") == gate
+def test_an_expression_reads_back_as_the_same_gate_or_is_refused_where_it_is_decided_before(gate):
+    if decided(gate):
+        with pytest.raises(UsageError, match=r"can never fail|always fails"):
+            gates.parse(gate.expression)
+    else:
+        assert gates.parse(gate.expression, "x") == gate
+
+
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [("hit_rate > 50", "can never fail: hit_rate is 0 to 1"), ("mean(target_iou) > 1", "can never fail"),
+     ("hit_rate >= 0", "always fails: hit_rate is 0 to 1"), ("p95(collateral) <= 1", "always fails"),
+     ("ssim > 1", "can never fail: ssim is -1 to 1"), ("dice_drop < -1", "can never fail"),
+     ("linf_native < 0", "can never fail: linf_native is 0 or more"), ("l2_at_goal >= 0", "always fails"),
+     ("target_hd95 < -3", "can never fail"), ("goal_reached > 1", "can never fail")],
+)  # fmt: skip
+def test_a_rule_that_nothing_can_break_or_everything_breaks_is_refused_with_the_range(rule, why, tmp_path: Path):
+    with pytest.raises(UsageError, match=re.escape(f"--fail-if {rule!r} {why}")):
+        gates.parse(rule)
+    (tmp_path / "gates.toml").write_text(f'[gates]\nx = "{rule}"\n')
+    with pytest.raises(InputError, match=r"^gates\.toml: .*" + re.escape(why)):
+        gates.read(tmp_path / "gates.toml")
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["hit_rate >= 1", "hit_rate > 0", "hit_rate < 1", "hit_rate <= 0", "psnr_db > 1000", "psnr_at_goal < -5",
+     "linf_native > 1000000", "linf_native <= 0", "ssim < 0", "dice_drop < 0"],
+)  # fmt: skip
+def test_a_rule_that_can_come_true_or_not_is_taken(rule):
+    assert gates.parse(rule).expression == rule
 
 
 @pytest.mark.parametrize(
     ("text", "expression"),
-    [("target_iou>0.5", "target_iou > 0.5"), (" worst( hit_rate )<= +1 ", "hit_rate <= 1"),
+    [("target_iou>0.5", "target_iou > 0.5"), (" worst( hit_rate )< +1 ", "hit_rate < 1"),
      ("mean(psnr_db)<4e1", "mean(psnr_db) < 40"), ("p95(ssim) < .5", "p95(ssim) < 0.5"), ("ssim<1.", "ssim < 1"),
      ("psnr_db >= -0.25", "psnr_db >= -0.25")],
 )  # fmt: skip
@@ -384,14 +423,38 @@ def test_a_file_of_gates_keeps_names_and_order(tmp_path: Path):
         ('[gates]\na = "nothing > 1"', "no figure 'nothing'"),
         ('[gates]\na = "ssim > 1"\na = "ssim > 1"', "is not TOML"),
         ("[gates", "is not TOML"),
+        ("[gates]\na = " + 2000 * "[", "nested too deeply"),
+        ("[gates]\na = " + 1500 * "{x=", "nested too deeply"),
+        ("[gates]\na = " + 5000 * "9", "too many digits"),
+        ("[gates]\na = " + 400 * "9", "a must be an expression"),
+        ("[gates]\na = nan", "a must be an expression"),
+        ('[gates]\na = ["ssim > 0.5"]', "a must be an expression"),
+        ('[gates]\na = "ssim > ' + 5000 * "9" + '"', "the number is too large"),
+        ('[gates]\na = "' + 5000 * "x" + '"', r"xx\.\.\.' is not understood"),
+        ('[gates]\na = "' + 5000 * "x" + ' > 1"', "there is no figure"),
+        ('[gates]\n"\\u001b[2J\\n::error::x" = 1', "must be an expression"),
         ("\udcff", "is not TOML"),
     ],
 )
 def test_a_file_that_holds_no_gates_is_refused(tmp_path: Path, text, why):
     file = tmp_path / "gates.toml"
     file.write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(InputError, match=rf"^gates\.toml: .*{why}"):
+    with pytest.raises(InputError, match=rf"^gates\.toml: .*{why}") as caught:
         gates.read(file)
+    assert len(str(caught.value)) < 900
+    assert not re.search("[\x00-\x1f\x7f-\x9f]", str(caught.value))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
+def test_a_file_of_gates_may_begin_with_a_byte_order_mark_and_end_lines_as_windows_does(tmp_path: Path, encoding):
+    (tmp_path / "gates.toml").write_bytes('[gates]\r\nfooled = "hit_rate > 0.5"\r\n'.encode(encoding))
+    assert [gate.expression for gate in gates.read(tmp_path / "gates.toml")] == ["hit_rate > 0.5"]
+
+
+def test_a_file_of_gates_in_utf_16_is_refused(tmp_path: Path):
+    (tmp_path / "gates.toml").write_bytes('[gates]\nfooled = "hit_rate > 0.5"\n'.encode("utf-16"))
+    with pytest.raises(InputError, match="save it as UTF-8"):
+        gates.read(tmp_path / "gates.toml")
 
 
 def test_a_file_of_gates_that_is_not_there_is_an_input_error(tmp_path: Path):

@@ -155,7 +155,7 @@ def one_line(name):
 def test_no_name_breaks_the_card(name):
     other = {**MODEL, "name": name, "assumptions": [name]}
     made = judged([{**everything(name), "transfer": [transferred(0.3, name=name)]}, failed(name, name)],
-                  [*rules("target_iou < 1"), gates.parse("ssim > 2", name)], models=[other])  # fmt: skip
+                  [*rules("target_iou < 1"), gates.parse("ssim >= 1", name)], models=[other])  # fmt: skip
     text = publish.card(made)
     text.encode()
     assert "<" not in text
@@ -167,10 +167,10 @@ def test_no_name_breaks_the_card(name):
     assert rows[1][-1] == seen
     assert [row[1] for table in tables(text) if table[0][1] == "gate" for row in table[1:]] == [
         "target_iou < 1",
-        seen or "ssim > 2",
+        seen or "ssim >= 1",
     ]
     plain = judged(
-        [everything("scan"), failed()], rules("target_iou < 1", "ssim > 2"), models=[{**MODEL, "assumptions": ["x"]}]
+        [everything("scan"), failed()], rules("target_iou < 1", "ssim >= 1"), models=[{**MODEL, "assumptions": ["x"]}]
     )
     assert kinds(text) <= kinds(publish.card(plain)) | {"text_special"}
     raw = [line for line in text.splitlines() if line.startswith("|")]
@@ -230,7 +230,7 @@ def test_a_card_without_models_gates_or_numbers_has_no_empty_parts():
 
 
 def test_gates_that_pass_are_said_to_pass():
-    assert "**PASSED**: 0 of 1 gates failed." in publish.summary(judged([case()], rules("target_iou > 2")))
+    assert "**PASSED**: 0 of 1 gates failed." in publish.summary(judged([case()], rules("target_iou >= 1")))
 
 
 def test_remarks_name_what_the_files_say_otherwise_or_why_the_goal_was_not_reached():
@@ -316,18 +316,18 @@ def test_only_failed_gates_are_alerts():
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_an_alert_is_one_command_whatever_the_names(name):
-    made = judged([failed(name, name)], [gates.parse("ssim > 2", name)])
+    made = judged([failed(name, name)], [gates.parse("ssim >= 1", name)])
     (line,) = publish.alerts(made)
     line.encode()
     seen = NOT_XML.sub("\ufffd", name)
-    assert read_command(line) == (seen or "ssim > 2", f"not known, so it fails: {seen}: {seen}")
+    assert read_command(line) == (seen or "ssim >= 1", f"not known, so it fails: {seen}: {seen}")
 
 
 # --- the terminal -------------------------------------------------------------------------------------------------
 
 
 def test_one_case_is_shown_in_full():
-    text = publish.terminal(judged([everything("one")], rules("target_iou > 0.1", "target_iou > 2")))
+    text = publish.terminal(judged([everything("one")], rules("target_iou > 0.1", "target_iou >= 1")))
     lines = text.splitlines()
     assert lines[0] == "one   (clean scan -> adversarial scan)"
     assert lines[2].split()[0] == "organ"
@@ -362,9 +362,9 @@ def test_only_failed_cases_can_be_shown():
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_no_name_adds_a_line_or_moves_the_cursor(name):
-    plain = publish.terminal(judged([everything(), failed()], rules("ssim < 2")))
+    plain = publish.terminal(judged([everything(), failed()], rules("ssim < 1")))
     text = publish.terminal(
-        judged([{**everything(name), "transfer": [transferred(0.3, name=name)]}, failed(name, name)], rules("ssim < 2"))
+        judged([{**everything(name), "transfer": [transferred(0.3, name=name)]}, failed(name, name)], rules("ssim < 1"))
     )
     text.encode()
     assert len(text.splitlines()) == len(plain.splitlines())
