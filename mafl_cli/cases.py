@@ -40,6 +40,7 @@ from mafl_cli.folders import (
 )  # fmt: skip
 from mafl_cli.manifests import MANIFESTS, of_manifest, of_stdin
 from mafl_cli.names import public_name, token
+from mafl_cli.quiet import silence
 
 STDIN = "-"
 
@@ -327,7 +328,7 @@ def _study(path: Path) -> str:
     from mafl_cli import stacks
 
     try:
-        with stacks.silence(), path.open("rb") as stream:
+        with silence(), path.open("rb") as stream:
             return str(stacks.parsed(public_name(path), stream, pixels=False).get("StudyInstanceUID") or "")
     except (InputError, OSError):
         return ""

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import typer
 
+from mafl_cli import quiet
 from mafl_cli.errors import MaflError, place_of
 
 
@@ -52,9 +53,10 @@ class Voice:
 
 @contextmanager
 def reported(voice: Voice) -> Iterator[None]:
-    """One line on stderr and the documented exit code for every way a command can end."""
+    """One line on stderr and the documented exit code for every way a command can end; only mafl speaks meanwhile."""
     try:
-        yield
+        with nullcontext() if voice.debug else quiet.libraries():
+            yield
     except (typer.Exit, typer.Abort):
         raise
     except MaflError as exc:

@@ -25,7 +25,8 @@ from mafl_cli import __version__
 from mafl_cli.config import NOTE
 from mafl_cli.dicom import DicomVolume
 from mafl_cli.errors import OutputError
-from mafl_cli.stacks import kind, silence
+from mafl_cli.quiet import silence
+from mafl_cli.stacks import kind
 from mafl_cli.volume import to_stored
 
 # Added to the source's Series Number, so that the new series stands apart from the scanner's in a list.

@@ -10,10 +10,8 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +24,7 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from mafl_cli import stacks
 from mafl_cli.errors import InputError
 from mafl_cli.names import public_name
+from mafl_cli.quiet import mute, silence
 from mafl_cli.stacks import Frame, Stack
 from mafl_cli.volume import Volume, plain_header, require_usable
 
@@ -55,7 +54,7 @@ def read_dicom(path: Path, *, series: str | None = None, allow_gaps: bool = Fals
         InputError for what holds no scan, several series, colours, or pixels that cannot be decoded.
         GeometryError for slices that make no regular volume; names the slices.
     """
-    with stacks.silence():
+    with silence():
         name = public_name(path)
         stack = stacks.choose(name, stacks.find(name, path), series)
         ordered, affine, notes = stacks.ordered(name, stack, allow_gaps)
@@ -67,7 +66,7 @@ def describe_dicom(path: Path) -> dict[str, Any]:
 
     Raises: InputError when there is no scan.
     """
-    with stacks.silence():
+    with silence():
         name = public_name(path)
         found = stacks.find(name, path)
         facts: dict[str, Any] = {
@@ -203,7 +202,8 @@ def _decoded(name: str, dataset: FileDataset, shape: tuple[int, int]) -> NDArray
     if "PixelData" not in dataset:
         raise InputError(f"{name}: its DICOM file has no pixels; export it again.")
     try:
-        return np.asarray(dataset.pixel_array).reshape(-1, *shape)
+        with mute():
+            return np.asarray(dataset.pixel_array).reshape(-1, *shape)
     except Exception as exc:  # Missing codecs and damaged data come as nearly any class.
         if syntax.is_compressed and syntax.is_encapsulated:
             found = _decoded_by_gdcm(dataset, shape)
@@ -235,7 +235,7 @@ def _decoded_by_gdcm(dataset: FileDataset, shape: tuple[int, int]) -> NDArray[An
         bare.SOPInstanceUID = pydicom.uid.generate_uid()
     if "SOPClassUID" not in bare:
         bare.SOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
-    with tempfile.TemporaryDirectory(prefix="mafl-") as folder, _mute():
+    with tempfile.TemporaryDirectory(prefix="mafl-") as folder, mute():
         file = Path(folder) / "pixels.dcm"
         try:
             bare.save_as(file, enforce_file_format=True)
@@ -243,20 +243,6 @@ def _decoded_by_gdcm(dataset: FileDataset, shape: tuple[int, int]) -> NDArray[An
             return np.asarray(pixels).reshape(-1, *shape)
         except Exception:  # The caller says what could not be decoded.
             return None
-
-
-@contextmanager
-def _mute() -> Iterator[None]:
-    """GDCM's codecs print what they try and dislike, straight to the process's standard error."""
-    kept = os.dup(2)
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nothing, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
 
 
 def _rescale(name: str, frame: Frame, dataset: Dataset) -> tuple[float, float]:

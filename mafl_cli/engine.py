@@ -22,6 +22,7 @@ from typing import Any
 
 from mafl_cli.case import AttackRequest
 from mafl_cli.errors import MaflError, place_of
+from mafl_cli.quiet import libraries
 
 Row = dict[str, Any]
 
@@ -77,7 +78,8 @@ def attack_one(job: Job) -> Row:
         return {"status": status, "error": error, "said": said, "seconds": round(time.perf_counter() - started, 3)}
 
     try:
-        run_attack(job.request, say=said.append, ticket=job.ticket)
+        with libraries():
+            run_attack(job.request, say=said.append, ticket=job.ticket)
     except MaflError as exc:
         return row("failed", type(exc).__name__, str(exc))
     except MemoryError:

@@ -19,6 +19,7 @@ from mafl_cli.derived import PATIENT_AND_STUDY, fill_empty, impersonal
 from mafl_cli.dicom import DicomVolume
 from mafl_cli.errors import InputError
 from mafl_cli.names import public_name
+from mafl_cli.quiet import silence
 from mafl_cli.volume import LabelMap, Volume
 
 INSTALL = "pip install 'mafl[dicom]'"
@@ -49,7 +50,7 @@ def read_seg(path: Path, *, coded: bool = False) -> LabelMap:
     import highdicom
 
     raw = path.read_bytes()
-    with stacks.silence():
+    with silence():
         try:
             whole = highdicom.seg.segread(path)
             numbers = [int(number) for number in whole.segment_numbers]
@@ -74,7 +75,7 @@ def place_frames(path: Path, like: Volume, *, coded: bool = False) -> LabelMap |
     apart the others are. coded: as `read_seg`. Raises: InputError when it is damaged, or segments overlap and may not.
     """
     name, raw = public_name(path), path.read_bytes()
-    with stacks.silence():
+    with silence():
         dataset = stacks.parsed(name, io.BytesIO(raw), pixels=True)
         try:
             pixels = np.asarray(dataset.pixel_array).reshape(-1, int(dataset.Rows), int(dataset.Columns))
@@ -179,7 +180,7 @@ def write_seg(
         )
         for number, label in enumerate(names, start=1)
     ]
-    with stacks.silence():
+    with silence():
         try:
             made = hd.seg.Segmentation(
                 source_images=[_source(dataset) for dataset in source.datasets],

@@ -10,12 +10,9 @@ Words. *instance*: a DICOM file, named in messages by its Instance Number, for f
 from __future__ import annotations
 
 import io
-import logging
 import math
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -34,8 +31,10 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
+from mafl_cli import terms
 from mafl_cli.errors import GeometryError, InputError
 from mafl_cli.names import public_name
+from mafl_cli.quiet import silence
 
 # A CT of 2000 slices of 512 x 512 takes 1 GiB.
 _LARGEST_ZIP = 16 * 2**30
@@ -410,10 +409,13 @@ def _why_no_scan(header: FileDataset) -> str | None:
     if not what:
         return "a DICOM object of unknown kind, not a scan"
     if not header.get("Rows") or not header.get("Columns"):
-        return f"{pydicom.uid.UID(what).name} without pixels, not a scan"
+        return f"{terms.uid_name(what, 'a DICOM object of unknown kind')} without pixels, not a scan"
     samples, colours = header.get("SamplesPerPixel", 1), str(header.get("PhotometricInterpretation", "MONOCHROME2"))
-    if samples != 1 or not colours.startswith("MONOCHROME"):
-        return f"a colour image ({colours}): convert it to one plain number per pixel"
+    if samples != 1 or colours not in ("MONOCHROME1", "MONOCHROME2"):
+        known = terms.shown(colours, terms.PHOTOMETRIC_INTERPRETATIONS)
+        if known == terms.NO_TERM:
+            return f"an image whose Photometric Interpretation is {known}; export it again"
+        return f"a colour image ({known}): convert it to one plain number per pixel"
     return None
 
 
@@ -454,7 +456,7 @@ def _frame(source: Source, header: Dataset, index: int, instance: str) -> Frame:
         order=int(header.get("SeriesNumber") or 0),
         instance=instance,
         index=index,
-        modality=str(header.get("Modality") or "unknown modality"),
+        modality=terms.shown(header.get("Modality"), terms.MODALITIES, "unknown modality"),
         localizer="LOCALIZER" in kinds,
         pixels=(
             int(header.Rows),
@@ -484,20 +486,6 @@ def group(header: Dataset, index: int, sequence: str) -> Dataset:
 
 
 # --- small things -------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def silence() -> Iterator[None]:
-    """pydicom and GDCM print what they dislike, values and all: nobody asked for a patient's name on the screen."""
-    logger = logging.getLogger("pydicom")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)
 
 
 def _head(stream: BinaryIO) -> bytes:

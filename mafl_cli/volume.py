@@ -38,6 +38,13 @@ Shape = tuple[int, int, int]
 _GZIP_LEVEL = 1
 
 _NO_EXTENSIONS = bytes(4)
+# What a NIfTI header says of place, type and scaling: all of it numbers. Everything else may be text about a patient.
+_NUMBERS = (
+    *("dim", "pixdim", "dim_info", "xyzt_units", "datatype", "bitpix", "vox_offset", "toffset"),
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z", "slice_start", "slice_end", "slice_code", "slice_duration"),
+    *("scl_slope", "scl_inter", "cal_min", "cal_max"),
+)
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}
 _UNIT_NAMES = {0: "unknown", 1: "meter", 2: "mm", 3: "micron"}
 
@@ -193,13 +200,8 @@ def stored_grid(volume: Volume, save_as: SaveAs) -> StoredGrid | None:
 
 
 def without_notes(volume: _AnyVolume) -> _AnyVolume:
-    """A scan whose NIfTI header says nothing but geometry and type: no extensions, no names, no free text."""
-    header = volume.header.copy()
-    for field in ("descrip", "db_name", "aux_file", "intent_name"):
-        if field in header:  # NIfTI-2 has no db_name.
-            header[field] = b""
-    header["vox_offset"] = header.sizeof_hdr + len(_NO_EXTENSIONS)
-    return replace(volume, header=header, extensions=_NO_EXTENSIONS)
+    """A scan whose NIfTI header says nothing but place, type and scaling: no extensions, no names, no free text."""
+    return replace(volume, header=_numbers(volume.header), extensions=_NO_EXTENSIONS)
 
 
 def write_image(path: Path, like: Volume, data: NDArray[np.float32], *, save_as: SaveAs, note: str) -> None:
@@ -352,7 +354,9 @@ def _load(path: Path) -> _File:
         header["vox_offset"] = offset
         slope, inter = header.get_slope_inter()
     except Exception as exc:  # A corrupt header makes nibabel raise nearly any class.
-        raise InputError(f"{name}: the NIfTI header is corrupt ({exc}); export the scan again.") from exc
+        # Only what nibabel says of a header's numbers: the text of an exception may quote anything.
+        why = log.messages[-1] if log.messages else type(exc).__name__
+        raise InputError(f"{name}: the NIfTI header is corrupt ({why}); export the scan again.") from exc
     if not shape or min(shape) <= 0:
         size = " x ".join(str(n) for n in shape) or "no axes"
         raise InputError(f"{name}: holds no voxels (its header says {size}); export the scan again.")
@@ -408,7 +412,7 @@ def _decompressed(name: str, raw: bytes) -> bytes:
     except EOFError:
         raise InputError(f"{name} is truncated: its gzip data end early; copy or export it again.") from None
     except (OSError, zlib.error) as exc:
-        raise InputError(f"{name}: its gzip data are damaged ({exc}); copy or export it again.") from exc
+        raise InputError(f"{name}: its gzip data are damaged; copy or export it again.") from exc
 
 
 def _header_class(content: bytes) -> type[Nifti1Header] | None:
@@ -457,7 +461,7 @@ def _affine(file: _File, shape: Shape) -> NDArray[np.float64]:
         with np.errstate(all="ignore"):
             affine = _in_mm(file.header, shape, file.header.get_best_affine())
     except Exception as exc:  # A corrupt quaternion makes nibabel raise several classes.
-        raise InputError(f"{file.name}: the affine is unusable ({exc}); repair the header.") from exc
+        raise InputError(f"{file.name}: the affine is unusable ({type(exc).__name__}); repair the header.") from exc
     if not _invertible(affine):
         raise InputError(
             f"{file.name}: the affine is singular or not finite (a spacing of 0, or two axes that coincide); "
@@ -586,17 +590,21 @@ def plain_header(shape: Shape, affine: NDArray[np.float64]) -> Nifti1Header:
 
 def _write_derived(path: Path, like: Volume, voxels: NDArray[Any], dtype: DTypeLike, note: str) -> None:
     """Write an array that shares the scan's grid but is no scan: nothing said about intensities is kept."""
-    header = like.header.copy()
+    header = _numbers(like.header)
     header.set_data_dtype(dtype)
     header["scl_slope"], header["scl_inter"] = 1, 0
     header["cal_min"] = header["cal_max"] = 0
-    header["intent_code"] = header["intent_p1"] = header["intent_p2"] = header["intent_p3"] = 0
-    header["intent_name"] = header["aux_file"] = b""
-    if "db_name" in header:  # NIfTI-2 has none.
-        header["db_name"] = b""
     header["descrip"] = _ascii(note)
-    header["vox_offset"] = header.sizeof_hdr + len(_NO_EXTENSIONS)
     _write(path, header, _NO_EXTENSIONS, voxels.astype(header.get_data_dtype()))
+
+
+def _numbers(header: Nifti1Header) -> Nifti1Header:
+    """A header of the same kind that keeps `_NUMBERS`, for a file without extensions."""
+    new = type(header)(endianness=header.endianness)
+    for field in _NUMBERS:
+        new[field] = header[field]
+    new["vox_offset"] = new.sizeof_hdr + len(_NO_EXTENSIONS)
+    return new
 
 
 def _write(path: Path, header: Nifti1Header, extensions: bytes, voxels: NDArray[Any]) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
 import torch
+import typer.testing
 
 # The networks of the tests are tiny: a second thread costs more than it brings.
 torch.set_num_threads(1)
+# Typer would build all commands anew for each call in the tests' own process, which takes longer than many a call.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 
 @pytest.fixture(scope="session")

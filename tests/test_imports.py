@@ -11,7 +11,7 @@ import mafl_cli
 
 PACKAGE = Path(mafl_cli.__file__).parent
 LAYERS = [
-    {"errors", "config", "locks"},
+    {"errors", "config", "locks", "quiet", "terms"},
     {
         "bundle",
         "card",
@@ -75,6 +75,8 @@ FILES_ONLY = {
     "body",
     "names",
     "documents",
+    "quiet",
+    "terms",
     "cases",
     "folders",
     "datasets",
