@@ -27,6 +27,11 @@ from mafl_cli.errors import Interrupted, UsageError
 from mafl_cli.names import digest, public_name
 from mafl_cli.subject import Say
 
+# What an attack request has that changes no result, or that is hashed by its contents.
+_NOT_HASHED = frozenset(
+    ("images", "out", "targets", "guides", "within", "model", "device", "overwrite", "size_limit", "recipe", "config")
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchRequest:
@@ -94,12 +99,7 @@ def _attack(request: BatchRequest, jobs: Sequence[Job], on_row: Callable[[str, R
 
 def request_hash(attack: AttackRequest) -> str:
     """Of everything that is the same for all cases and may change results; not of where things lie, nor the device."""
-    plain = {
-        key: value
-        for key, value in vars(attack).items()
-        if key
-        not in ("images", "out", "targets", "guides", "within", "model", "device", "overwrite", "recipe", "config")
-    }
+    plain = {key: value for key, value in vars(attack).items() if key not in _NOT_HASHED}
     mask = attack.recipe.mask if attack.recipe else None
     shared = (*attack.targets, *attack.guides, *(path for path in (attack.within, mask) if path is not None))
     # Of their contents: touched or copied, they are the same.

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mafl_cli import sizes
 from mafl_cli.config import Intensity
 from mafl_cli.errors import UsageError
 
@@ -47,9 +48,9 @@ def _documents(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
-                if "/extra/" in member.filename and member.file_size <= _LARGEST:
+                if "/extra/" in member.filename and member.file_size <= _LARGEST and sizes.can_unpack(member):
                     try:
-                        value = json.loads(archive.read(member))
+                        value = json.loads(sizes.unpacked(archive, member))
                     except ValueError:
                         continue  # An extra file may hold anything.
                     if isinstance(value, dict):

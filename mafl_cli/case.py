@@ -33,7 +33,7 @@ class AttackRequest(ModelRequest):
     recipe. masks: how mask files are read. within: a mask; only its voxels may change, and with body_only only those
     of the body. redact: keep the names of the files out of everything, and what is optional out of headers.
     attack_channels: names or numbers of the channels that may change; all if None. save_as: None is float32 for NIfTI,
-    source for DICOM.
+    source for DICOM. size_limit: GiB, see `mafl_cli.sizes`; None is what holds where the request is followed.
     """
 
     images: tuple[Path, ...]
@@ -51,6 +51,7 @@ class AttackRequest(ModelRequest):
     attack_channels: tuple[str, ...] | None = None
     redact: bool = False
     overwrite: bool = False
+    size_limit: float | None = None
     config: AttackConfig = field(default_factory=AttackConfig)
 
 

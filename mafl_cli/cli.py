@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 import typer
 import typer.core
 
-from mafl_cli import __version__
+from mafl_cli import __version__, sizes
 from mafl_cli.config import (
     PRESETS,
     AfterGoal,
@@ -61,6 +61,7 @@ from mafl_cli.options import (
     Overwrite,
     Quiet,
     RoiOption,
+    SizeLimit,
     SliceAxisOption,
     SpacingOption,
     Verbose,
@@ -197,6 +198,7 @@ def attack(
     ] = None,
     out: Annotated[Path, under(FILES, "--out", "-o", metavar="DIR", help="Folder for the results.")] = Path("mafl-out"),
     overwrite: Overwrite = False,
+    size_limit: SizeLimit = None,
     dry_run: Annotated[
         bool,
         under(FILES, "--dry-run", help="Write the clean prediction and the target, say what would change, and stop."),
@@ -400,7 +402,7 @@ def attack(
     also as SEG); and report.json. Every number is measured on the written file, read again.
     """
     voice = Voice(-1 if quiet else int(verbose), debug, log_format == "json")
-    with reported(voice):
+    with reported(voice), sizes.limited(size_limit):
         balls = {"--eps": eps, "--eps-hu": eps_hu, "--eps-range": eps_range, "--budget-eps": budget_eps}
         goals = {"--goal-iou": goal_iou, "--goal-hit": goal_hit, "--after-goal": after_goal}
         config = read_settings(
@@ -472,6 +474,7 @@ def attack(
             attack_channels=None if attack_channels is None else between_commas(attack_channels, "--attack-channels"),
             tap=tap,
             overwrite=overwrite,
+            size_limit=size_limit,
             config=config,
         )
         if several:
@@ -633,6 +636,7 @@ def evaluate(
             "comes with mafl; for a RUN that attacked another one, the predictions in the folder]",
         ),
     ] = None,
+    size_limit: SizeLimit = None,
     # --- trials
     transform: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -689,7 +693,7 @@ def evaluate(
     In a GitHub job a summary of the verdict goes to the job's page, and failed gates are annotated.
     """
     voice = Voice(-1 if quiet else int(verbose), debug)
-    with reported(voice):
+    with reported(voice), sizes.limited(size_limit):
         from mafl_cli import gates, transforms
         from mafl_cli.results import read_object
 
@@ -784,6 +788,7 @@ def visualize(
         ),
     ] = None,
     overwrite: Overwrite = False,
+    size_limit: SizeLimit = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
     debug: Debug = False,
@@ -794,7 +799,7 @@ def visualize(
     course of the search. A page has numbers with explanations, flicker, amplified differences and a table of cases.
     """
     voice = Voice(-1 if quiet else int(verbose), debug)
-    with reported(voice):
+    with reported(voice), sizes.limited(size_limit):
         from mafl_cli import pictures
 
         if open_in is not None:
@@ -847,11 +852,12 @@ def inspect(
         bool, typer.Option("--write", help="Write what is known about a model into the TOML file beside it.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a TOML file that is there.")] = False,
+    size_limit: SizeLimit = None,
     debug: Debug = False,
 ) -> None:
     """Show what mafl sees in a model, a scan or a mask, and what it would assume."""
     voice = Voice(0, debug)
-    with reported(voice):
+    with reported(voice), sizes.limited(size_limit):
         from mafl_cli import inspection
 
         if write:

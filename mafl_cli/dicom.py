@@ -21,7 +21,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 
-from mafl_cli import stacks
+from mafl_cli import codestreams, sizes, stacks
 from mafl_cli.errors import InputError
 from mafl_cli.names import public_name
 from mafl_cli.quiet import mute, silence
@@ -122,6 +122,7 @@ def _volume(name: str, stack: Stack, affine: NDArray[np.float64], notes: Sequenc
         raise InputError(f"{name}: has one bit per pixel, so it is a mask, not a scan.")
     if allocated not in (8, 16, 32) or not 1 <= bits <= allocated or signed not in (0, 1):
         raise InputError(f"{name}: its header gives pixels of {bits} in {allocated} bits, which nothing writes.")
+    sizes.require_voxels(name, (columns, rows, len(stack)), allocated / 8)
     read = _pixels(name, stack, np.dtype(f"{'i' if signed else 'u'}{allocated // 8}"))
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     slopes, inters, notes = read.slopes, read.inters, list(notes)
@@ -202,8 +203,11 @@ def _decoded(name: str, dataset: FileDataset, shape: tuple[int, int]) -> NDArray
     if "PixelData" not in dataset:
         raise InputError(f"{name}: its DICOM file has no pixels; export it again.")
     try:
+        codestreams.require_pixels(name, dataset)
         with mute():
             return np.asarray(dataset.pixel_array).reshape(-1, *shape)
+    except InputError:
+        raise
     except Exception as exc:  # Missing codecs and damaged data come as nearly any class.
         if syntax.is_compressed and syntax.is_encapsulated:
             found = _decoded_by_gdcm(dataset, shape)

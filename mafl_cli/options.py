@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Optional
 import typer
 import typer.core
 
+from mafl_cli import sizes
 from mafl_cli.config import AttackConfig, Mode, Norm, SliceAxisChoice, budget, preset
 from mafl_cli.errors import UsageError
 
@@ -59,6 +60,19 @@ Json = Annotated[
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace results that are there already.", rich_help_panel=FILES)
+]
+
+
+SizeLimit = Annotated[
+    MaybeFloat,
+    typer.Option(
+        sizes.OPTION,
+        metavar="GIB",
+        envvar="MAFL_SIZE_LIMIT",
+        help="Largest scan, mask or archive, as it would be in memory; above it a file is refused before it is "
+        f"unpacked. [default: {sizes.DEFAULT_GIB:g}]",
+        rich_help_panel=FILES,
+    ),
 ]
 
 

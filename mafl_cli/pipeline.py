@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mafl_cli import __version__, metrics, report, results, scans, traces, volume
+from mafl_cli import __version__, metrics, report, results, scans, sizes, traces, volume
 from mafl_cli.attack import Outcome, StepRecord, attack
 from mafl_cli.case import AttackRequest, Case, prepare
 from mafl_cli.config import NOTE, AttackConfig
@@ -63,7 +63,7 @@ def run_attack(
         ticket: written beside the results, for a batch to know what they were made from; see `batch`.
     Raises: the errors of `mafl_cli.errors`; then nothing is left behind.
     """
-    with _hidden(request, say, detail) as hide:
+    with sizes.limited(request.size_limit), _hidden(request, say, detail) as hide:
         return _run_attack(request, hide.say, hide.detail, on_progress, hide.names, ticket)
 
 
@@ -147,7 +147,7 @@ def show_target(
     Returns: see `report.dry_run`.
     Raises: as `run_attack`.
     """
-    with _hidden(request, say, detail) as hide:
+    with sizes.limited(request.size_limit), _hidden(request, say, detail) as hide:
         return _show_target(request, hide.say, hide.detail, hide.names)
 
 

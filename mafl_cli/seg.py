@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import SegmentationStorage, generate_uid
 
-from mafl_cli import __version__, geometry, stacks
+from mafl_cli import __version__, codestreams, geometry, stacks
 from mafl_cli.derived import PATIENT_AND_STUDY, fill_empty, impersonal
 from mafl_cli.dicom import DicomVolume
 from mafl_cli.errors import InputError
@@ -53,8 +53,11 @@ def read_seg(path: Path, *, coded: bool = False) -> LabelMap:
     with silence():
         try:
             whole = highdicom.seg.segread(path)
+            codestreams.require_pixels(name, whole)
             numbers = [int(number) for number in whole.segment_numbers]
             found = whole.get_volume(combine_segments=not coded, relabel=False)
+        except InputError:
+            raise
         except Exception as exc:  # Overlaps, irregular frames and damage come as several classes.
             overlap = "overlap" in str(exc).lower()
             why = "its segments overlap, so it is no label map" if overlap else "it cannot be read as one volume"
@@ -78,6 +81,7 @@ def place_frames(path: Path, like: Volume, *, coded: bool = False) -> LabelMap |
     with silence():
         dataset = stacks.parsed(name, io.BytesIO(raw), pixels=True)
         try:
+            codestreams.require_pixels(name, dataset)
             pixels = np.asarray(dataset.pixel_array).reshape(-1, int(dataset.Rows), int(dataset.Columns))
             fractions = dataset.get("SegmentationType") == "FRACTIONAL"
             if fractions:

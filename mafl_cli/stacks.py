@@ -31,13 +31,10 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from mafl_cli import terms
+from mafl_cli import codestreams, sizes, terms
 from mafl_cli.errors import GeometryError, InputError
 from mafl_cli.names import public_name
 from mafl_cli.quiet import silence
-
-# A CT of 2000 slices of 512 x 512 takes 1 GiB.
-_LARGEST_ZIP = 16 * 2**30
 
 # Share of the distance between slices (or of the pixel spacing) by which a slice may be off its place: positions
 # are written with few digits, and a twentieth of a voxel gives no voxel another label.
@@ -199,16 +196,14 @@ def _zipped(name: str, path: Path) -> Iterator[Source]:
             raise InputError(f"{name}: the archive has entries that point outside of it; do not trust it.")
         if entry.flag_bits & 1:
             raise InputError(f"{name}: the archive is encrypted; unpack it first.")
+        if not sizes.can_unpack(entry):
+            raise InputError(f"{name}: the archive is packed by a rare method; unpack it, and give the folder.")
     total = sum(entry.file_size for entry in entries)
-    if total > _LARGEST_ZIP:
-        raise InputError(
-            f"{name}: unpacks to {total / 2**30:.0f} GiB, more than {_LARGEST_ZIP // 2**30}; unpack it yourself and "
-            "give the folder of one series."
-        )
+    sizes.require(name, "unpacks to {}", total, instead=", or unpack it and give the folder of one series")
 
     def unpacked(entry: zipfile.ZipInfo) -> BinaryIO:
         try:
-            return io.BytesIO(archive.read(entry))
+            return io.BytesIO(sizes.unpacked(archive, entry))
         except Exception as exc:
             raise InputError(f"{name}: an entry of the archive is damaged; copy or export it again.") from exc
 
@@ -380,6 +375,7 @@ def parsed(name: str, stream: BinaryIO, *, pixels: bool) -> FileDataset:
     if not head:
         raise InputError(f"{name} is empty (0 bytes): copy or export the file again.")
     try:
+        codestreams.require_inflatable(name, stream)
         # A header without the preamble is against the standard, and common.
         dataset = pydicom.dcmread(stream, stop_before_pixels=not pixels, force=_looks_raw(head))
         if "TransferSyntaxUID" not in dataset.file_meta:
@@ -391,6 +387,8 @@ def parsed(name: str, stream: BinaryIO, *, pixels: bool) -> FileDataset:
             pass
     except pydicom.errors.InvalidDicomError:
         raise InputError(f"{name} is not a DICOM file: give a scan in NIfTI or DICOM.") from None
+    except InputError:
+        raise
     except Exception as exc:  # A damaged header makes pydicom raise nearly any class, with values in its message.
         raise InputError(f"{name}: is a damaged DICOM file ({type(exc).__name__}); export it again.") from exc
     return dataset

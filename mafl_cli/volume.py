@@ -11,11 +11,8 @@ that have to change.
 
 from __future__ import annotations
 
-import errno
 import gzip
-import hashlib
 import math
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +26,7 @@ from numpy.typing import DTypeLike, NDArray
 from mafl_cli import geometry
 from mafl_cli.config import SaveAs
 from mafl_cli.errors import InputError, OutputError
-from mafl_cli.names import public_name
+from mafl_cli.niftifile import NO_EXTENSIONS, NiftiFile, load, reason
 
 Shape = tuple[int, int, int]
 
@@ -37,7 +34,6 @@ Shape = tuple[int, int, int]
 # 1.2 s and leaves 31 %.
 _GZIP_LEVEL = 1
 
-_NO_EXTENSIONS = bytes(4)
 # What a NIfTI header says of place, type and scaling: all of it numbers. Everything else may be text about a patient.
 _NUMBERS = (
     *("dim", "pixdim", "dim_info", "xyzt_units", "datatype", "bitpix", "vox_offset", "toffset"),
@@ -46,20 +42,9 @@ _NUMBERS = (
     *("scl_slope", "scl_inter", "cal_min", "cal_max"),
 )
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}
+# Above so many, numbers are rather measurements.
+_MOST_LABELS = 64
 _UNIT_NAMES = {0: "unknown", 1: "meter", 2: "mm", 3: "micron"}
-
-_SIGNATURES = (
-    (128, b"DICM", "a DICOM file"),
-    (0, b"PK\x03\x04", "a zip archive"),
-    (0, b"\x89PNG", "a PNG picture"),
-    (0, b"\xff\xd8\xff", "a JPEG picture"),
-    (0, b"\x89HDF", "an HDF5 file"),
-    (0, b"NRRD", "an NRRD file"),
-    (0, b"%PDF", "a PDF"),
-    (0, b"version https://git-lfs", "a Git LFS pointer, the file itself was not downloaded"),
-    (0, b"<", "an HTML or XML page, perhaps a failed download"),
-    (344, b"ni1\0", "the header half of a .hdr/.img pair"),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,12 +138,12 @@ def read_image(path: Path) -> Volume:
     Raises: InputError when it is not a readable NIfTI file, holds more than one volume, colours or complex
         numbers, NaN or Inf, or the same value everywhere, or has no voxels or no usable affine.
     """
-    return _volume(_load(path), constant_is_wrong=True)
+    return _volume(load(path), constant_is_wrong=True)
 
 
 def read_float(path: Path) -> Volume:
     """Read a map of numbers, a perturbation for instance: `read_image`, but all zeros are a legal answer."""
-    return _volume(_load(path), constant_is_wrong=False)
+    return _volume(load(path), constant_is_wrong=False)
 
 
 def read_labels(path: Path) -> LabelMap:
@@ -169,7 +154,7 @@ def read_labels(path: Path) -> LabelMap:
     Raises: InputError as `read_image` (but one label everywhere is legal), and for values that are not whole,
         negative, or above 65535.
     """
-    file = _load(path)
+    file = load(path)
     shape, affine, warnings = _place(file)
     labels = np.empty(shape, np.int64)
     fractions, low, high = 0, 0.0, 0.0
@@ -201,7 +186,7 @@ def stored_grid(volume: Volume, save_as: SaveAs) -> StoredGrid | None:
 
 def without_notes(volume: _AnyVolume) -> _AnyVolume:
     """A scan whose NIfTI header says nothing but place, type and scaling: no extensions, no names, no free text."""
-    return replace(volume, header=_numbers(volume.header), extensions=_NO_EXTENSIONS)
+    return replace(volume, header=_numbers(volume.header), extensions=NO_EXTENSIONS)
 
 
 def write_image(path: Path, like: Volume, data: NDArray[np.float32], *, save_as: SaveAs, note: str) -> None:
@@ -259,7 +244,7 @@ def describe_image(path: Path) -> dict[str, Any]:
 
     Raises: InputError when the file cannot be read as NIfTI at all.
     """
-    file = _load(path)
+    file = load(path)
     header = file.header
     facts: dict[str, Any] = {
         "name": file.name,
@@ -282,14 +267,14 @@ def describe_image(path: Path) -> dict[str, Any]:
     try:
         affine = _affine(file, (i, j, k))
         facts |= {"spacing_mm": list(geometry.spacing(affine)), "axcodes": geometry.axcodes(affine)}
-        facts["warnings"] = [*file.repairs, *_form_warnings(file, (i, j, k), affine)]
+        facts["warnings"] = [*file.notes, *_form_warnings(file, (i, j, k), affine)]
         _volume(file, constant_is_wrong=True)
     except InputError as refusal:
         facts["refused_as_image"] = str(refusal)
     return facts | _describe_values(file)
 
 
-def _describe_values(file: _File) -> dict[str, Any]:
+def _describe_values(file: NiftiFile) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "nan_voxels": 0,
         "infinite_voxels": 0,
@@ -300,147 +285,41 @@ def _describe_values(file: _File) -> dict[str, Any]:
     }
     if file.voxels.dtype.kind not in "iuf" or file.voxels.size == 0:
         return facts
+    # In the order on the disk, which is that of a Fortran array, and in one array: a scan may fill half the memory.
+    values = file.voxels.ravel(order="K").astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
-        values = file.voxels.ravel(order="K").astype(np.float64) * file.slope + file.inter
+        values *= file.slope
+        values += file.inter
     facts["nan_voxels"] = int(np.isnan(values).sum())
     facts["infinite_voxels"] = int(np.isinf(values).sum())
     facts["nonzero_fraction"] = np.count_nonzero(values) / values.size
-    values = values[np.isfinite(values)]
+    if facts["nan_voxels"] or facts["infinite_voxels"]:
+        values = values[np.isfinite(values)]
     if values.size == 0:
         return facts
-    ranks = (0.1, 50.0, 99.9)
-    levels = np.percentile(values, ranks)
     facts["range"] = [float(values.min()), float(values.max())]
+    facts["labels"] = _label_counts(values)
+    ranks = (0.1, 50.0, 99.9)
+    levels = np.percentile(values, ranks, overwrite_input=True)
     facts["percentiles"] = {f"{rank:g}": float(level) for rank, level in zip(ranks, levels, strict=True)}
-    if values.min() >= 0 and (values == np.rint(values)).all():
-        labels, counts = np.unique(values, return_counts=True)
-        if len(labels) <= 64:
-            facts["labels"] = {int(label): int(n) for label, n in zip(labels, counts, strict=True)}
     return facts
 
 
-@dataclass(frozen=True, eq=False)
-class _File:
-    """A NIfTI file taken apart, before anything is asked of its contents."""
-
-    name: str
-    header: Nifti1Header
-    extensions: bytes
-    voxels: NDArray[Any]
-    """The header's own shape and dtype, Fortran order, a view of the bytes read."""
-    slope: float
-    inter: float
-    sha256: str
-    repairs: tuple[str, ...]
-    """What nibabel found odd in the header."""
+def _label_counts(values: NDArray[np.float64]) -> dict[int, int] | None:
+    """Voxels of each label, if these are whole numbers from 0 on and few."""
+    found: dict[int, int] = {}
+    for part in np.array_split(values, max(1, values.size >> 20)):
+        labels, counts = np.unique(part, return_counts=True)
+        if labels[0] < 0 or (labels != np.rint(labels)).any():
+            return None
+        for label, count in zip(labels, counts, strict=True):
+            found[int(label)] = found.get(int(label), 0) + int(count)
+        if len(found) > _MOST_LABELS:
+            return None
+    return dict(sorted(found.items()))
 
 
-def _load(path: Path) -> _File:
-    name = public_name(path)
-    raw = _read_bytes(path)
-    content = _decompressed(name, raw)
-    header_class = _header_class(content)
-    suffix_known = name.lower().endswith((".nii", ".nii.gz"))
-    if header_class is None or not suffix_known:
-        advice = "rename it to .nii or .nii.gz" if header_class else "give NIfTI (.nii, .nii.gz) or DICOM"
-        raise InputError(f"{name} is not a NIfTI file but {_sniff(content)}: {advice}.")
-    log = _HeaderLog()
-    try:
-        header = header_class(content[: header_class.sizeof_hdr], check=False)
-        header.check_fix(logger=log, error_level=40)
-        shape, dtype = header.get_data_shape(), header.get_data_dtype()
-        # Some programs leave 0 for "right after the header"; a file we write says it in full.
-        offset = header.get_data_offset() or header.sizeof_hdr + len(_NO_EXTENSIONS)
-        header["vox_offset"] = offset
-        slope, inter = header.get_slope_inter()
-    except Exception as exc:  # A corrupt header makes nibabel raise nearly any class.
-        # Only what nibabel says of a header's numbers: the text of an exception may quote anything.
-        why = log.messages[-1] if log.messages else type(exc).__name__
-        raise InputError(f"{name}: the NIfTI header is corrupt ({why}); export the scan again.") from exc
-    if not shape or min(shape) <= 0:
-        size = " x ".join(str(n) for n in shape) or "no axes"
-        raise InputError(f"{name}: holds no voxels (its header says {size}); export the scan again.")
-    count = math.prod(shape)
-    needed = offset + count * dtype.itemsize
-    if len(content) < needed:
-        raise InputError(
-            f"{name} is truncated: {len(content)} of {needed} bytes are there; copy or export the file again."
-        )
-    return _File(
-        name=name,
-        header=header,
-        extensions=content[header_class.sizeof_hdr : offset],
-        voxels=np.frombuffer(content, dtype, count, offset).reshape(shape, order="F"),
-        slope=1.0 if slope is None else float(slope),
-        inter=0.0 if inter is None else float(inter),
-        sha256=hashlib.sha256(raw).hexdigest(),
-        repairs=tuple(f"{name}: odd NIfTI header: {message}." for message in log.messages),
-    )
-
-
-class _HeaderLog:
-    """Stands in for nibabel's logger, which would print on stderr."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def log(self, level: int, message: str) -> None:
-        if level >= 30:
-            self.messages.append(message)
-
-
-def _read_bytes(path: Path) -> bytes:
-    if path.is_dir():
-        raise InputError(f"{public_name(path)} is a folder: give a file.")
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{public_name(path)} does not exist: check the path.") from None
-    except OSError as exc:
-        raise InputError(f"{public_name(path)} cannot be read: {_reason(exc)}.") from exc
-    if not raw:
-        raise InputError(f"{public_name(path)} is empty (0 bytes): copy or export the file again.")
-    return raw
-
-
-def _decompressed(name: str, raw: bytes) -> bytes:
-    """Contents decide, not the suffix: uncompressed .nii.gz files exist, and gzipped .nii too."""
-    if not raw.startswith(b"\x1f\x8b"):
-        return raw
-    try:
-        return gzip.decompress(raw)
-    except EOFError:
-        raise InputError(f"{name} is truncated: its gzip data end early; copy or export it again.") from None
-    except (OSError, zlib.error) as exc:
-        raise InputError(f"{name}: its gzip data are damaged; copy or export it again.") from exc
-
-
-def _header_class(content: bytes) -> type[Nifti1Header] | None:
-    if content[344:348] == b"n+1\0":
-        return Nifti1Header  # type: ignore[no-any-return]
-    if content[4:8] == b"n+2\0" and len(content) >= Nifti2Header.sizeof_hdr:
-        return Nifti2Header  # type: ignore[no-any-return]
-    return None
-
-
-def _sniff(content: bytes) -> str:
-    """What a file seems to be, as a noun phrase."""
-    if _header_class(content):
-        return "a NIfTI file with another suffix"
-    for offset, magic, what in _SIGNATURES:
-        if content[offset : offset + len(magic)] == magic:
-            return what
-    if content[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c"):
-        return "an Analyze 7.5 or damaged NIfTI header"
-    if not content[:4096].strip(b"\0"):
-        return "a file of zero bytes, perhaps a failed copy"
-    head = content[:512]
-    if all(byte >= 0x20 or byte in b"\t\r\n" for byte in head) and b"\0" not in head:
-        return "a text file"
-    return "something unknown"
-
-
-def _place(file: _File) -> tuple[Shape, NDArray[np.float64], tuple[str, ...]]:
+def _place(file: NiftiFile) -> tuple[Shape, NDArray[np.float64], tuple[str, ...]]:
     """The (I, J, K) grid of a file that holds one volume of plain numbers: shape, affine in mm, warnings."""
     name, dims = file.name, file.voxels.shape
     if file.voxels.dtype.kind not in "iuf":
@@ -453,10 +332,10 @@ def _place(file: _File) -> tuple[Shape, NDArray[np.float64], tuple[str, ...]]:
         raise InputError(f"{name} holds {what}: extract one 3D volume first.")
     shape = (dims[0], dims[1], dims[2] if len(dims) > 2 else 1)
     affine = _affine(file, shape)
-    return shape, affine, file.repairs + _form_warnings(file, shape, affine)
+    return shape, affine, file.notes + _form_warnings(file, shape, affine)
 
 
-def _affine(file: _File, shape: Shape) -> NDArray[np.float64]:
+def _affine(file: NiftiFile, shape: Shape) -> NDArray[np.float64]:
     try:
         with np.errstate(all="ignore"):
             affine = _in_mm(file.header, shape, file.header.get_best_affine())
@@ -490,7 +369,7 @@ def _in_mm(header: Nifti1Header, shape: Shape, affine: NDArray[np.float64]) -> N
     return affine
 
 
-def _form_warnings(file: _File, shape: Shape, affine: NDArray[np.float64]) -> tuple[str, ...]:
+def _form_warnings(file: NiftiFile, shape: Shape, affine: NDArray[np.float64]) -> tuple[str, ...]:
     sform, qform = int(file.header["sform_code"]), int(file.header["qform_code"])
     if sform == 0 and qform == 0:
         return (
@@ -515,7 +394,7 @@ def _form_warnings(file: _File, shape: Shape, affine: NDArray[np.float64]) -> tu
     )
 
 
-def _volume(file: _File, *, constant_is_wrong: bool) -> Volume:
+def _volume(file: NiftiFile, *, constant_is_wrong: bool) -> Volume:
     shape, affine, warnings = _place(file)
     data = np.empty(shape, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -547,7 +426,7 @@ def require_usable(name: str, data: NDArray[np.float32], *, constant_is_wrong: b
         raise InputError(f"{name}: is constant, every voxel is {data.min():g}; give another scan.")
 
 
-def _native_slices(file: _File, shape: Shape) -> Iterator[NDArray[np.float64]]:
+def _native_slices(file: NiftiFile, shape: Shape) -> Iterator[NDArray[np.float64]]:
     """(I, J) native values, one slice after the other: a whole scan in float64 would triple the memory."""
     stored = file.voxels.reshape(shape, order="F")
     for k in range(shape[2]):
@@ -584,7 +463,7 @@ def plain_header(shape: Shape, affine: NDArray[np.float64]) -> Nifti1Header:
     header.set_sform(affine, code="scanner")
     header.set_qform(affine, code="scanner", strip_shears=True)
     header.set_xyzt_units("mm")
-    header["vox_offset"] = header.sizeof_hdr + len(_NO_EXTENSIONS)
+    header["vox_offset"] = header.sizeof_hdr + len(NO_EXTENSIONS)
     return header
 
 
@@ -595,7 +474,7 @@ def _write_derived(path: Path, like: Volume, voxels: NDArray[Any], dtype: DTypeL
     header["scl_slope"], header["scl_inter"] = 1, 0
     header["cal_min"] = header["cal_max"] = 0
     header["descrip"] = _ascii(note)
-    _write(path, header, _NO_EXTENSIONS, voxels.astype(header.get_data_dtype()))
+    _write(path, header, NO_EXTENSIONS, voxels.astype(header.get_data_dtype()))
 
 
 def _numbers(header: Nifti1Header) -> Nifti1Header:
@@ -603,7 +482,7 @@ def _numbers(header: Nifti1Header) -> Nifti1Header:
     new = type(header)(endianness=header.endianness)
     for field in _NUMBERS:
         new[field] = header[field]
-    new["vox_offset"] = new.sizeof_hdr + len(_NO_EXTENSIONS)
+    new["vox_offset"] = new.sizeof_hdr + len(NO_EXTENSIONS)
     return new
 
 
@@ -620,13 +499,7 @@ def _write(path: Path, header: Nifti1Header, extensions: bytes, voxels: NDArray[
                 packed.write(header.binaryblock + extensions)
                 packed.write(body)
     except OSError as exc:
-        raise OutputError(f"{path.name} cannot be written: {_reason(exc)}.") from exc
-
-
-def _reason(error: OSError) -> str:
-    if error.errno == errno.ENOSPC:
-        return "no space left on the disk"
-    return (error.strerror or "the system gives no reason").lower()
+        raise OutputError(f"{path.name} cannot be written: {reason(exc)}.") from exc
 
 
 def _ascii(note: str) -> bytes:

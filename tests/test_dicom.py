@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, generate_uid
 
-from mafl_cli import stacks
 from mafl_cli.dicom import describe_dicom, read_dicom
 from mafl_cli.errors import GeometryError, InputError, MaflError
 from mafl_cli.scans import is_dicom
@@ -187,14 +186,6 @@ def test_archives_that_point_outside_are_refused(ct, tmp_path, name):
     with zipfile.ZipFile(tmp_path / "study.zip", "w") as archive:
         archive.writestr(zipfile.ZipInfo(name), next(ct.iterdir()).read_bytes())
     with pytest.raises(InputError, match=r"study.zip: the archive has entries that point outside of it"):
-        read_dicom(tmp_path / "study.zip")
-
-
-def test_archives_that_unpack_to_too_much_are_refused(ct, tmp_path, monkeypatch):
-    with zipfile.ZipFile(tmp_path / "study.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("zeros", bytes(2**20))
-    monkeypatch.setattr(stacks, "_LARGEST_ZIP", 2**19)
-    with pytest.raises(InputError, match=r"study.zip: unpacks to"):
         read_dicom(tmp_path / "study.zip")
 
 
@@ -444,9 +435,9 @@ def test_odd_archives_end_in_one_sentence(ct, tmp_path):
         archive.writestr(".", b"x")
         archive.writestr("IM", next(ct.iterdir()).read_bytes())
     assert read_or_explain(tmp_path / "dot.zip")
-    with zipfile.ZipFile(tmp_path / "lzma.zip", "w", zipfile.ZIP_LZMA) as archive:
+    with zipfile.ZipFile(tmp_path / "deflated.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("IM", next(ct.iterdir()).read_bytes())
-    raw = bytearray((tmp_path / "lzma.zip").read_bytes())
+    raw = bytearray((tmp_path / "deflated.zip").read_bytes())
     raw[60:120] = bytes(60)
-    (tmp_path / "lzma.zip").write_bytes(bytes(raw))
-    assert "an entry of the archive is damaged" in read_or_explain(tmp_path / "lzma.zip")
+    (tmp_path / "deflated.zip").write_bytes(bytes(raw))
+    assert "an entry of the archive is damaged" in read_or_explain(tmp_path / "deflated.zip")

@@ -11,10 +11,11 @@ import mafl_cli
 
 PACKAGE = Path(mafl_cli.__file__).parent
 LAYERS = [
-    {"errors", "config", "locks", "quiet", "terms"},
+    {"errors", "config", "locks", "quiet", "sizes", "terms"},
     {
         "bundle",
         "card",
+        "codestreams",
         "geometry",
         "losses",
         "lowfreq",
@@ -24,6 +25,7 @@ LAYERS = [
         "metrics",
         "names",
         "documents",
+        "niftifile",
         "body",
         "gates",
         "transforms",
@@ -63,6 +65,9 @@ LAYERS = [
     {"__main__"},
 ]
 FILES_ONLY = {
+    "sizes",
+    "codestreams",
+    "niftifile",
     "geometry",
     "volume",
     "stacks",
