@@ -29,6 +29,7 @@ from mafl_cli.folders import (
     folded,
     grouped,
     holds_cases,
+    holds_slices,
     is_folder,
     is_nifti,
     is_there,
@@ -264,7 +265,7 @@ def _kind(folder: Path) -> Kind:
         return "dataset"
     if any(anatomy(inside)):
         return "bids"
-    if any(not is_zip(path) and scans.is_dicom(path) for path in inside.other):
+    if holds_slices(inside):
         return "scan"
     if inside.nifti or any(map(is_zip, inside.other)):
         return "files"
@@ -325,11 +326,11 @@ def _several_studies(files: Sequence[Path]) -> bool:
 
 def _study(path: Path) -> str:
     """Study Instance UID; "" for a file that has none or is damaged."""
-    from mafl_cli import stacks
+    from mafl_cli import frames
 
     try:
         with silence(), path.open("rb") as stream:
-            return str(stacks.parsed(public_name(path), stream, pixels=False).get("StudyInstanceUID") or "")
+            return str(frames.parsed(public_name(path), stream, pixels=False).get("StudyInstanceUID") or "")
     except (InputError, OSError):
         return ""
 

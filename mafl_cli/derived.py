@@ -25,8 +25,8 @@ from mafl_cli import __version__
 from mafl_cli.config import NOTE
 from mafl_cli.dicom import DicomVolume
 from mafl_cli.errors import OutputError
+from mafl_cli.frames import Pixels, kind
 from mafl_cli.quiet import silence
-from mafl_cli.stacks import kind
 from mafl_cli.volume import to_stored
 
 # Added to the source's Series Number, so that the new series stands apart from the scanner's in a list.
@@ -113,7 +113,7 @@ def write_series(folder: Path, like: DicomVolume, data: NDArray[np.float32], der
             for index, source in enumerate(like.datasets):
                 slices = sorted((frame, k) for k, (place, frame) in enumerate(like.frames) if place == index)
                 pixels = stored[[k for _, k in slices]]
-                dataset = _derived(source, pixels, like.stored_range, derivation, series, study, now)
+                dataset = _derived(source, pixels, derivation, series, study, now)
                 if "NumberOfFrames" in dataset:
                     dataset.NumberOfFrames = len(slices)
                 if "PerFrameFunctionalGroupsSequence" in dataset:
@@ -146,7 +146,6 @@ def impersonal(source: Dataset) -> Dataset:
 def _derived(
     source: Dataset,
     pixels: NDArray[Any],
-    stored_range: tuple[float, float],
     derivation: str,
     series: str,
     study: str,
@@ -192,11 +191,11 @@ def _derived(
     if "SharedFunctionalGroupsSequence" in new:
         _say_derived_frames(new, purposed, derivation)
 
-    allocated = int(source.BitsAllocated)
-    new.HighBit = int(source.BitsStored) - 1
-    low, high = stored_range
-    body = np.clip(pixels, low, high).astype(f"<{pixels.dtype.kind}{allocated // 8}").tobytes()
-    new.add_new("PixelData", "OB" if allocated == 8 else "OW", body + b"\0" * (len(body) % 2))
+    # As this file stores them: the others of the series may have other bits.
+    own = Pixels.of(source)
+    new.HighBit = own.high
+    body = np.clip(pixels, *own.limits).astype(own.dtype.newbyteorder("<")).tobytes()
+    new.add_new("PixelData", "OB" if own.allocated == 8 else "OW", body + b"\0" * (len(body) % 2))
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = uid.UID(kind(source))
     meta.MediaStorageSOPInstanceUID = new.SOPInstanceUID

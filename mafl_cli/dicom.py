@@ -23,9 +23,10 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 
 from mafl_cli import codestreams, sizes, stacks
 from mafl_cli.errors import InputError
+from mafl_cli.frames import PHYSICAL, Frame, Pixels, Stack, group, named, parsed
+from mafl_cli.lattice import ordered, slack
 from mafl_cli.names import public_name
 from mafl_cli.quiet import mute, silence
-from mafl_cli.stacks import Frame, Stack
 from mafl_cli.volume import Volume, plain_header, require_usable
 
 
@@ -37,6 +38,8 @@ class DicomVolume(Volume):
     """The instances, without their pixels."""
     frames: tuple[tuple[int, int], ...]
     """For each slice its place in `datasets`, and its frame in there."""
+    crude: float
+    """Radians by which its directions may be off for the digits that they are written with."""
 
     @property
     def format(self) -> Literal["nifti", "dicom"]:
@@ -48,7 +51,8 @@ def read_dicom(path: Path, *, series: str | None = None, allow_gaps: bool = Fals
 
     Args:
         path: a folder (with all below it), a .zip, a DICOMDIR, or a single file.
-        series: its number in the list that the error for several series shows, or its Series Instance UID.
+        series: its number in the list that the error for several series shows, or its Series Instance UID. Images
+            that a header calls something else than slices (a localizer, say) are only read when they are chosen.
         allow_gaps: take slices at uneven distances as if they were even.
     Raises:
         InputError for what holds no scan, several series, colours, or pixels that cannot be decoded.
@@ -56,13 +60,13 @@ def read_dicom(path: Path, *, series: str | None = None, allow_gaps: bool = Fals
     """
     with silence():
         name = public_name(path)
-        stack = stacks.choose(name, stacks.find(name, path), series)
-        ordered, affine, notes = stacks.ordered(name, stack, allow_gaps)
-        return _volume(name, ordered, affine, (*notes, *stacks.siblings(name, path, ordered)))
+        chosen, aside = stacks.choose(name, stacks.find(name, path), series)
+        stack, affine, notes = ordered(name, chosen, allow_gaps)
+        return _volume(name, stack, affine, (*aside, *notes, *stacks.siblings(name, path, stack)))
 
 
 def describe_dicom(path: Path) -> dict[str, Any]:
-    """What `mafl inspect` says about DICOM: a table of the stacks; of a single one also its grid and its values.
+    """What `mafl inspect` says about DICOM: a table of the stacks; of the one to read also its grid and its values.
 
     Raises: InputError when there is no scan.
     """
@@ -72,13 +76,12 @@ def describe_dicom(path: Path) -> dict[str, Any]:
         facts: dict[str, Any] = {
             "name": name,
             "format": "DICOM",
-            "stacks": [stacks.describe(number, stack) for number, stack in enumerate(found, start=1)],
+            "stacks": [stacks.describe(number, stack) for number, stack in enumerate(found.stacks, start=1)],
         }
-        if len(found) > 1:
-            return facts
         try:
-            ordered, affine, notes = stacks.ordered(name, found[0], allow_gaps=False)
-            scan = _volume(name, ordered, affine, notes)
+            chosen, aside = stacks.choose(name, found, None)
+            stack, affine, notes = ordered(name, chosen, allow_gaps=False)
+            scan = _volume(name, stack, affine, (*aside, *notes))
         except InputError as refusal:
             return facts | {"refused_as_image": str(refusal)}
     values = scan.data if scan.padding is None else scan.data[~scan.padding]
@@ -90,7 +93,7 @@ def describe_dicom(path: Path) -> dict[str, Any]:
         "axcodes": scan.axcodes,
         "dtype": scan.dtype.name,
         "rescale_slope": sorted({float(slope) for slope in scan.slope.flat}),
-        "stored_range": list(scan.stored_range),
+        "stored_range": [float(scan.stored_range[0].min()), float(scan.stored_range[1].max())],
         "padding_voxels": 0 if scan.padding is None else int(scan.padding.sum()),
         "range": [float(values.min()), float(values.max())],
         "percentiles": {f"{r:g}": float(v) for r, v in zip(ranks, np.percentile(values, ranks), strict=True)},
@@ -110,6 +113,9 @@ class _Pixels:
     padding: NDArray[np.bool_]
     slopes: NDArray[np.float64]
     inters: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    """What each slice can store."""
     datasets: list[Dataset]
     frames: list[tuple[int, int]]
     digests: list[str]
@@ -117,22 +123,19 @@ class _Pixels:
 
 def _volume(name: str, stack: Stack, affine: NDArray[np.float64], notes: Sequence[str]) -> DicomVolume:
     """Read and decode the pixels of an ordered stack."""
-    rows, columns, allocated, bits, signed, photometric = stack[0].pixels
-    if allocated == 1:
-        raise InputError(f"{name}: has one bit per pixel, so it is a mask, not a scan.")
-    if allocated not in (8, 16, 32) or not 1 <= bits <= allocated or signed not in (0, 1):
-        raise InputError(f"{name}: its header gives pixels of {bits} in {allocated} bits, which nothing writes.")
-    sizes.require_voxels(name, (columns, rows, len(stack)), allocated / 8)
-    read = _pixels(name, stack, np.dtype(f"{'i' if signed else 'u'}{allocated // 8}"))
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    slopes, inters, notes = read.slopes, read.inters, list(notes)
-    if photometric == "MONOCHROME1" and stack[0].modality not in stacks.PHYSICAL:
+    for frame in stack:
+        _require_plain(name, frame, stack)
+    rows, columns = stack[0].size
+    sizes.require_voxels(name, (columns, rows, len(stack)), max(frame.pixels.allocated for frame in stack) / 8)
+    read, notes = _pixels(name, stack), list(notes)
+    slopes, inters = read.slopes, read.inters
+    turned = np.array([f.pixels.photometric == "MONOCHROME1" and f.modality not in PHYSICAL for f in stack])
+    if turned.any():
         # Small numbers are bright: what a network expects is what is seen.
-        slopes, inters = -slopes, inters + (low + high) * slopes
+        inters = np.where(turned, inters + (read.low + read.high) * slopes, inters)
+        slopes = np.where(turned, -slopes, slopes)
         notes.append(f"{name}: is stored inverted (MONOCHROME1); turned round, so that larger is brighter.")
-    if np.ptp(slopes) == np.ptp(inters) == 0:
-        slopes, inters = slopes[:1], inters[:1]
-    slope, inter = slopes.reshape(1, 1, -1), inters.reshape(1, 1, -1)
+    slope, inter = _along_slices(slopes, inters)
     stored, padding = read.stored.transpose(2, 1, 0), read.padding.transpose(2, 1, 0)
     data = np.empty(stored.shape, np.float32)
     for k in range(len(stack)):
@@ -148,32 +151,71 @@ def _volume(name: str, stack: Stack, affine: NDArray[np.float64], notes: Sequenc
         stored=stored,
         slope=slope,
         inter=inter,
-        stored_range=(low, high),
-        header=plain_header((columns, rows, len(stack)), affine),
+        stored_range=_along_slices(read.low, read.high),
+        header=plain_header(data.shape, affine),
         extensions=bytes(4),
         sha256=read.digests[0] if one else hashlib.sha256("".join(read.digests).encode()).hexdigest(),
         warnings=tuple(notes),
         padding=padding if padding.any() else None,
         datasets=tuple(read.datasets),
         frames=tuple(read.frames),
+        crude=slack(stack[0]),
     )
 
 
-def _pixels(name: str, stack: Stack, dtype: np.dtype[Any]) -> _Pixels:
+def _require_plain(name: str, frame: Frame, stack: Stack) -> None:
+    """Raise InputError for pixels that are no plain numbers in the lowest bits; names the slices."""
+    pixels = frame.pixels
+    if pixels.allocated == 1:
+        raise InputError(f"{name}: has one bit per pixel, so it is a mask, not a scan.")
+    if pixels.allocated not in (8, 16, 32) or not 1 <= pixels.stored <= pixels.allocated or pixels.signed not in (0, 1):
+        raise InputError(
+            f"{name}: its header gives pixels of {pixels.stored} in {pixels.allocated} bits, which nothing writes."
+        )
+    if pixels.high != pixels.stored - 1:
+        wrong = [each for each in stack if each.pixels.high != each.pixels.stored - 1]
+        raise InputError(
+            f"{name}: {named(wrong)}: the {pixels.stored} bits of a pixel end at bit {pixels.high} (High Bit), not at "
+            f"bit {pixels.stored - 1} as DICOM asks, so the numbers may be shifted: export the series again, or use "
+            "NIfTI."
+        )
+
+
+def _along_slices(*values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Two numbers of each slice, as (1, 1, K), or (1, 1, 1) where all slices have the same."""
+    first, second = (each.reshape(1, 1, -1) for each in values)
+    alike = np.ptp(first) == np.ptp(second) == 0
+    return (first[..., :1], second[..., :1]) if alike else (first, second)
+
+
+def _pixels(name: str, stack: Stack) -> _Pixels:
     """Decode each file once, however many of its frames are in the stack."""
-    rows, columns = stack[0].pixels[:2]
-    found = _Pixels(np.empty(0), np.empty(0, bool), np.ones(len(stack)), np.zeros(len(stack)), [], [], [])
+    rows, columns = stack[0].size
+    # Slices may differ in sign and width: the type is one that holds them all.
+    dtype = np.result_type(*{frame.pixels.dtype for frame in stack})
+    limits = np.array([frame.pixels.limits for frame in stack], np.float64)
+    found = _Pixels(
+        stored=np.empty(0),
+        padding=np.empty(0, bool),
+        slopes=np.ones(len(stack)),
+        inters=np.zeros(len(stack)),
+        low=limits[:, 0],
+        high=limits[:, 1],
+        datasets=[],
+        frames=[],
+        digests=[],
+    )
     places: dict[int, int] = {}
-    decoded: dict[int, NDArray[Any]] = {}
+    arrays: dict[int, NDArray[Any]] = {}
     for k, frame in enumerate(stack):
         key = id(frame.source)
         if key not in places:
             with frame.source.open() as stream:
                 raw = stream.read()
-            file = stacks.parsed(frame.source.name, io.BytesIO(raw), pixels=True)
+            file = parsed(frame.source.name, io.BytesIO(raw), pixels=True)
             # The frames of one file may lie anywhere in the stack; of all others only the last is kept.
-            decoded = {key: _decoded(frame.source.name, file, (rows, columns))} | {
-                other: pixels for other, pixels in decoded.items() if len(pixels) > 1
+            arrays = {key: decoded(frame.source.name, file, (rows, columns))} | {
+                other: pixels for other, pixels in arrays.items() if len(pixels) > 1
             }
             if not found.stored.size:  # Not before the first slice is there: a damaged header can ask for any size.
                 stored = np.empty((len(stack), rows, columns), dtype)
@@ -187,15 +229,15 @@ def _pixels(name: str, stack: Stack, dtype: np.dtype[Any]) -> _Pixels:
         dataset = found.datasets[places[key]]
         found.frames.append((places[key], frame.index))
         try:
-            found.stored[k] = decoded[key][frame.index]
+            found.stored[k] = arrays[key][frame.index]
             found.slopes[k], found.inters[k] = _rescale(name, frame, dataset)
-            found.padding[k] = _padded(dataset, found.stored[k])
+            found.padding[k] = _padded(dataset, frame.pixels, found.stored[k])
         except (TypeError, ValueError, IndexError) as exc:  # No number, several where one belongs, too few frames.
             raise InputError(f"{name}: the header of {frame.instance} is damaged; export it again.") from exc
     return found
 
 
-def _decoded(name: str, dataset: FileDataset, shape: tuple[int, int]) -> NDArray[Any]:
+def decoded(name: str, dataset: FileDataset, shape: tuple[int, int]) -> NDArray[Any]:
     """(frames, rows, columns), as stored. pydicom decodes what it has codecs for, GDCM (in SimpleITK) the rest."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if not isinstance(syntax, pydicom.uid.UID) or not syntax.is_transfer_syntax:
@@ -222,7 +264,7 @@ def _decoded(name: str, dataset: FileDataset, shape: tuple[int, int]) -> NDArray
 
 
 def _decoded_by_gdcm(dataset: FileDataset, shape: tuple[int, int]) -> NDArray[Any] | None:
-    """As `_decoded`; None where GDCM cannot either. Only what describes the pixels goes to the temporary file."""
+    """As `decoded`; None where GDCM cannot either. Only what describes the pixels goes to the temporary file."""
     import SimpleITK
 
     bare = Dataset()
@@ -252,7 +294,7 @@ def _decoded_by_gdcm(dataset: FileDataset, shape: tuple[int, int]) -> NDArray[An
 def _rescale(name: str, frame: Frame, dataset: Dataset) -> tuple[float, float]:
     if dataset.get("ModalityLUTSequence"):
         raise InputError(f"{name}: its values are given by a Modality LUT, which cannot be written back: use NIfTI.")
-    values = stacks.group(dataset, frame.index, "PixelValueTransformationSequence")
+    values = group(dataset, frame.index, "PixelValueTransformationSequence")
     slope, inter = values.get("RescaleSlope"), values.get("RescaleIntercept")
     slope, inter = 1.0 if slope is None else float(slope), 0.0 if inter is None else float(inter)
     if not math.isfinite(slope * inter) or slope == 0:
@@ -260,16 +302,16 @@ def _rescale(name: str, frame: Frame, dataset: Dataset) -> tuple[float, float]:
     return slope, inter
 
 
-def _padded(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_]:
+def _padded(dataset: Dataset, pixels: Pixels, stored: NDArray[Any]) -> NDArray[np.bool_]:
     """Pixel Padding Value, or the range up to its limit (DICOM PS3.3 C.7.5.1.1.2)."""
     value = dataset.get("PixelPaddingValue")
     if value is None:
         return np.zeros(stored.shape, bool)
     limit = dataset.get("PixelPaddingRangeLimit", value)
     # Some programs write the bits of a negative number as an unsigned one, and no unused bit means anything.
-    size = 2 ** int(dataset.get("BitsStored", 8 * stored.dtype.itemsize))
+    size = 2**pixels.stored
     ends = [int(end) % size for end in (value, limit)]
-    if stored.dtype.kind == "i":
+    if pixels.signed:
         ends = [end - size if end >= size // 2 else end for end in ends]
     padded: NDArray[np.bool_] = (stored >= min(ends)) & (stored <= max(ends))
     return padded

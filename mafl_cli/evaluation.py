@@ -76,6 +76,11 @@ def run_evaluation(
             on_case(number, len(sources))
         try:
             pair = source.read()
+            if pair.recorded is None:  # What an attack says of its scan it has said.
+                for warning in dict.fromkeys(
+                    note for scan in (*pair.clean, *pair.adversarial) for note in scan.warnings
+                ):
+                    say(warning)
             models = request.models or _attacked(pair, request, hashes)
             judges = [Judge.of(pair, model, hashes[model.model], device, say) for model in models]
             for facts in [_facts(judge) for judge in judges] or [_recorded_facts(pair)]:

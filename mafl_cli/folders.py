@@ -247,6 +247,17 @@ def first_nifti(folder: Path) -> Path | None:
     return next(filter(is_nifti, _walk(folder)), None)
 
 
+def holds_slices(inside: Contents) -> bool:
+    """Whether DICOM slices lie directly in a folder: then it is the folder of a scan, whatever else is in there.
+
+    A DICOM SEG among NIfTI files is one of the masks that may lie there.
+    """
+    return any(
+        not is_zip(path) and scans.is_dicom(path) and not (inside.nifti and scans.is_mask(path))
+        for path in inside.other
+    )
+
+
 def holds_cases(path: Path) -> bool:
     """Whether this is a folder of NIfTI files or of folders, and not the one folder of a DICOM series."""
     if not path.is_dir():

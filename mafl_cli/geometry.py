@@ -131,6 +131,21 @@ def is_part_of(shape: Sequence[int], affine: Affine, whole_shape: Sequence[int],
     )
 
 
+def turn_onto(
+    shape: Sequence[int], affine: Affine, onto_shape: Sequence[int], onto: Affine
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """How the axes of one grid are those of another in another order or direction; None if the voxels are not the same.
+
+    Returns: the axes in the order of the other grid, as `numpy.transpose` takes them, and those to flip after that.
+    """
+    if sorted(shape) != sorted(onto_shape) or not is_part_of(shape, affine, onto_shape, onto):
+        return None
+    step = np.rint(np.linalg.inv(onto) @ affine)[:3, :3].astype(int)
+    order = tuple(int(axis) for axis in np.abs(step).argmax(axis=1))
+    flips = tuple(axis for axis in range(3) if step[axis, order[axis]] < 0)
+    return order, flips
+
+
 @dataclass(frozen=True)
 class SliceAxis:
     """The array axis along which a scan is cut into slices, and why it was chosen."""

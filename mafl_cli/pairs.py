@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mafl_cli import results, scans, targets, volume
 from mafl_cli.cases import find
 from mafl_cli.errors import InputError, UsageError
-from mafl_cli.folders import MaskFolder, by_case, holds_cases, natural
+from mafl_cli.folders import MaskFolder, by_case, contents, holds_cases, holds_slices, natural
 from mafl_cli.geometry import require_same_space
 from mafl_cli.manifests import MANIFESTS
 from mafl_cli.names import public_name, stem
@@ -78,10 +78,19 @@ class Source:
                 f"{self.case_id}: {len(clean)} original and {len(adversarial)} adversarial scans; "
                 "give one of each for every channel."
             )
-        first = clean[0]
-        for other in (*clean[1:], *adversarial):
-            require_same_space(first.name, first.shape, first.affine, other.name, other.shape, other.affine)
+        clean, adversarial = (
+            tuple(_on_grid_of(clean[0], scan) for scan in channels) for channels in (clean, adversarial)
+        )
         return Pair(self.case_id, clean, adversarial, self.target)
+
+
+def _on_grid_of(first: volume.Volume, scan: volume.Volume) -> volume.Volume:
+    """A scan with the axes of another in the order of that one: converters turn them. Raises GeometryError."""
+    turned = scans.turned_onto(scan, first.shape, first.affine)
+    if turned is None:
+        require_same_space(first.name, first.shape, first.affine, scan.name, scan.shape, scan.affine)
+        return scan
+    return turned
 
 
 # --- finding ------------------------------------------------------------------------------------------------------
@@ -142,7 +151,7 @@ def of_files(original: str, adversarial: str, target: str) -> list[Source]:
     """
     one, other, mask = Path(original), Path(adversarial), Path(target)
     masks = _listed(target, "--target")
-    if not holds_cases(other):
+    if not other.is_dir() or holds_slices(contents(other)):
         scan, changed = _listed(original, "--original"), _listed(adversarial, "--adversarial")
         return [Source(stem(public_name(scan[0])), original=scan, adversarial=changed, target=masks)]
     if not one.is_dir():
@@ -275,7 +284,7 @@ def _volumes(
     clean, changed = [], []
     names = results.adversarial([each["format"] for each in inputs])
     for name, change in zip(names, results.perturbation(len(names)), strict=True):
-        adversarial = scans.read_scan(run / name, allow_gaps=True)
+        adversarial = scans.read_written(run / name)
         perturbation = volume.read_float(run / change)
         require_same_space(name, adversarial.shape, adversarial.affine, change, perturbation.shape, perturbation.affine)
         changed.append(adversarial)

@@ -231,8 +231,7 @@ class _Written:
         names = results.adversarial([scan.format for scan in case.scans])
         for name, scan, data in zip(names, case.scans, adversarial, strict=True):
             scans.write_scan(self.stage / name, scan, data, save_as=case.save_as, note=NOTE, derivation=self._how())
-            # The slices of a derived series may be as uneven as those of its source.
-            again.append(scans.read_scan(self.stage / name, allow_gaps=True))
+            again.append(scans.read_written(self.stage / name))
         for name, scan, after in zip(results.perturbation(len(names)), case.scans, again, strict=True):
             volume.write_float(self.stage / name, scan, after.data - scan.data, NOTE)
         return again

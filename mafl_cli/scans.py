@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mafl_cli import volume
+from mafl_cli import geometry, volume
 from mafl_cli.config import SaveAs
 from mafl_cli.volume import Volume
 
@@ -22,6 +22,13 @@ def is_dicom(path: Path) -> bool:
     from mafl_cli import stacks
 
     return stacks.is_dicom(path)
+
+
+def is_mask(path: Path) -> bool:
+    """Whether a file is a DICOM SEG."""
+    from mafl_cli import seg
+
+    return seg.is_seg(path)
 
 
 def is_whole_folder(path: Path) -> bool:
@@ -45,6 +52,43 @@ def read_scan(path: Path, *, series: str | None = None, allow_gaps: bool = False
     from mafl_cli import dicom
 
     return dicom.read_dicom(path, series=series, allow_gaps=allow_gaps)
+
+
+def read_written(path: Path) -> Volume:
+    """Read back what `write_scan` wrote: whatever its source was, and however uneven. Raises: as `read_scan`."""
+    # A folder of ours holds one series; choosing it takes even what its header calls no slices.
+    return read_scan(path, series="1", allow_gaps=True)
+
+
+def turned_onto(scan: Volume, shape: volume.Shape, affine: NDArray[np.float64]) -> Volume | None:
+    """A scan with its axes in the order and direction of a grid that has the same voxels, to be compared, not written.
+
+    None when the voxels are others. The scan itself where nothing is to turn.
+    """
+    if geometry.same_space(shape, affine, scan.shape, scan.affine):
+        return scan
+    turn = geometry.turn_onto(scan.shape, scan.affine, shape, affine)
+    if turn is None:
+        return None
+    order, flips = turn
+
+    def turned(array: NDArray[Any]) -> NDArray[Any]:
+        return np.flip(array.transpose(order), flips)
+
+    return Volume(
+        name=scan.name,
+        data=np.ascontiguousarray(turned(scan.data)),
+        affine=affine,
+        stored=turned(scan.stored),
+        slope=turned(scan.slope),
+        inter=turned(scan.inter),
+        stored_range=(turned(scan.stored_range[0]), turned(scan.stored_range[1])),
+        header=volume.plain_header(shape, affine),
+        extensions=bytes(4),
+        sha256=scan.sha256,
+        warnings=scan.warnings,
+        padding=None if scan.padding is None else np.ascontiguousarray(turned(scan.padding)),
+    )
 
 
 def write_scan(

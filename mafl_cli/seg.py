@@ -1,23 +1,27 @@
-"""DICOM Segmentation (SEG) objects: read one as a mask, write masks as one, with highdicom (extra `dicom`)."""
+"""DICOM Segmentation (SEG) objects: read one as a mask; write masks as one, with highdicom (extra `dicom`)."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.datadict import dictionary_description, tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import SegmentationStorage, generate_uid
 
-from mafl_cli import __version__, codestreams, geometry, stacks
+from mafl_cli import __version__, geometry, stacks
 from mafl_cli.derived import PATIENT_AND_STUDY, fill_empty, impersonal
-from mafl_cli.dicom import DicomVolume
+from mafl_cli.dicom import DicomVolume, decoded
 from mafl_cli.errors import InputError
+from mafl_cli.frames import LABEL_MAP_SEGMENTATION, Frame, Source, frames_of, group, kind, parsed
+from mafl_cli.lattice import LPS_TO_RAS, aligned, spanned
 from mafl_cli.names import public_name
 from mafl_cli.quiet import silence
 from mafl_cli.volume import LabelMap, Volume
@@ -27,7 +31,7 @@ INSTALL = "pip install 'mafl[dicom]'"
 
 def is_seg(path: Path) -> bool:
     """Whether a file is a DICOM SEG."""
-    return stacks.sop_class(path) in (SegmentationStorage, stacks.LABEL_MAP_SEGMENTATION)
+    return stacks.sop_class(path) in (SegmentationStorage, LABEL_MAP_SEGMENTATION)
 
 
 def available() -> bool:
@@ -37,97 +41,174 @@ def available() -> bool:
     return find_spec("highdicom") is not None
 
 
-def read_seg(path: Path, *, coded: bool = False) -> LabelMap:
-    """Read a SEG: label n is segment number n. Only the slices between its first and last frame are there.
+def read_seg(path: Path, *, like: Volume | None = None, coded: bool = False) -> LabelMap:
+    """Read a SEG: label n is segment number n.
 
-    coded: segments may overlap; segment n adds 2 ** (n - 1) to a voxel.
-    Raises: InputError when it is damaged, its segments overlap (or are more than 16) and may not, or highdicom is not
-        installed.
+    Frames are placed one by one, by their own coordinates, for a SEG leaves out empty ones. Of fractions, probabilities
+    and occupancies alike, a voxel is inside a segment at half of Maximum Fractional Value and above; what is exactly
+    half in two segments belongs to the one of the lower number. Pixel Padding Value of a label map is background.
+
+    Args:
+        like: a scan. The mask is on its grid if every frame lies voxel on voxel in it, else on one of its own:
+            (columns, rows, slices), from the first to the last slice that has a frame.
+        coded: segments may overlap; segment n adds 2 ** (n - 1) to a voxel.
+    Raises: InputError when it is damaged, its segments overlap (or are more than 16) and may not, or its frames lie on
+        no grid.
     """
-    name = public_name(path)
-    if not available():
-        raise InputError(f"{name}: reading DICOM SEG needs highdicom: {INSTALL}.")
-    import highdicom
-
-    raw = path.read_bytes()
     with silence():
+        return _Segments.read(path).mask(like, coded=coded)
+
+
+@dataclass(frozen=True, eq=False)
+class _Segments:
+    """The frames of a SEG, decoded. fractions: Maximum Fractional Value; None where pixels are inside or not."""
+
+    name: str
+    sha256: str
+    dataset: Dataset
+    frames: list[Frame]
+    pixels: NDArray[Any]
+    """(frames, rows, columns)."""
+    label_map: bool
+    fractions: int | None
+
+    @staticmethod
+    def read(path: Path) -> _Segments:
+        """Raises InputError."""
+        name, raw = public_name(path), path.read_bytes()
+        dataset = parsed(name, io.BytesIO(raw), pixels=True)
         try:
-            whole = highdicom.seg.segread(path)
-            codestreams.require_pixels(name, whole)
-            numbers = [int(number) for number in whole.segment_numbers]
-            found = whole.get_volume(combine_segments=not coded, relabel=False)
+            said = str(dataset.get("SegmentationType", ""))
+            # First, for it refuses what declares too much.
+            pixels = decoded(name, dataset, (int(dataset.Rows), int(dataset.Columns)))
+            frames = frames_of(Source(name, lambda: io.BytesIO(raw)), dataset)
+            if not all(frame.placed and frame.spacing is not None and (frame.spacing > 0).all() for frame in frames):
+                raise InputError(
+                    f"{name}: its frames have no place in the patient; export the segments as NIfTI masks."
+                )
+            return _Segments(
+                name,
+                hashlib.sha256(raw).hexdigest(),
+                dataset,
+                frames,
+                pixels,
+                said == "LABELMAP" or kind(dataset) == LABEL_MAP_SEGMENTATION,
+                int(dataset.MaximumFractionalValue) if said == "FRACTIONAL" else None,
+            )
         except InputError:
             raise
-        except Exception as exc:  # Overlaps, irregular frames and damage come as several classes.
-            overlap = "overlap" in str(exc).lower()
-            why = "its segments overlap, so it is no label map" if overlap else "it cannot be read as one volume"
-            raise InputError(f"{name}: {why} ({type(exc).__name__}); export the segments as NIfTI masks.") from exc
-        if coded and max(numbers) > 16:
-            raise InputError(f"{name}: has segment number {max(numbers)}; at most 16 regions may overlap.")
-        labels = np.asarray(found.array).astype(np.int64)
-        if coded:
-            labels = (labels > 0) @ (1 << (np.array(numbers) - 1))
-        affine = stacks.LPS_TO_RAS @ np.asarray(found.affine, dtype=np.float64)
-    return LabelMap(name, labels, affine, hashlib.sha256(raw).hexdigest(), ())
+        except Exception as exc:  # Damage comes as nearly any class.
+            raise _damaged(name, exc) from exc
 
+    def mask(self, like: Volume | None, *, coded: bool) -> LabelMap:
+        """As `read_seg`."""
+        if like is not None:
+            labels = self._drawn(like.shape, like.affine, like.crude if isinstance(like, DicomVolume) else 0.0, coded)
+            if labels is not None:
+                return LabelMap(self.name, labels, like.affine, self.sha256, self._notes(like))
+        shape, affine = spanned(self.name, self.frames)
+        labels = self._drawn(shape, affine, 0.0, coded)
+        if labels is None:
+            raise InputError(f"{self.name}: its frames lie on no common grid; export the segments as NIfTI masks.")
+        return LabelMap(self.name, labels, affine, self.sha256, self._notes(like))
 
-def place_frames(path: Path, like: Volume, *, coded: bool = False) -> LabelMap | None:
-    """A SEG whose every frame lies on a slice of `like`, voxel on voxel; None when one does not.
+    def _drawn(
+        self, shape: tuple[int, int, int], affine: NDArray[np.float64], crude: float, coded: bool
+    ) -> NDArray[np.int64] | None:
+        """Labels (I, J, K) on a grid; None when a frame does not lie on its voxels.
 
-    Frames are placed one by one, by their own coordinates: a SEG leaves out empty frames, and need not say how far
-    apart the others are. coded: as `read_seg`. Raises: InputError when it is damaged, or segments overlap and may not.
-    """
-    name, raw = public_name(path), path.read_bytes()
-    with silence():
-        dataset = stacks.parsed(name, io.BytesIO(raw), pixels=True)
+        crude: radians by which the directions of the grid may be off. coded: as `read_seg`.
+        """
+        labels = np.zeros(shape, np.int64)
+        # How much of a voxel its segment has: only halves can belong to two of them.
+        share = None if self.fractions is None else np.zeros(shape, np.int64)
         try:
-            codestreams.require_pixels(name, dataset)
-            pixels = np.asarray(dataset.pixel_array).reshape(-1, int(dataset.Rows), int(dataset.Columns))
-            fractions = dataset.get("SegmentationType") == "FRACTIONAL"
-            if fractions:
-                pixels = pixels >= 0.5 * int(dataset.MaximumFractionalValue)
-            labels = np.zeros(like.shape, np.int64)
-            for index, frame in enumerate(pixels):
-                at = _places(dataset, index, frame.shape, like)
+            for frame, pixels in zip(self.frames, self.pixels, strict=True):
+                at = _places(self.name, frame, shape, affine, crude)
                 if at is None:
                     return None
-                drawn = frame.astype(np.int64)
-                number = stacks.group(dataset, index, "SegmentIdentificationSequence").get("ReferencedSegmentNumber")
-                if dataset.get("SegmentationType") != "LABELMAP":
-                    drawn = (drawn > 0) * int(number)
-                there = drawn > 0
-                spot = tuple(axis[there] for axis in at)
-                before, new = labels[spot], drawn[there]
+                numbers = self._numbers(frame, pixels)
+                there = numbers > 0
+                spot, new = tuple(axis[there] for axis in at), numbers[there]
                 if coded:
-                    new = before | (1 << (new - 1))
-                elif ((before > 0) & (before != new)).any():
+                    if new.size and new.max() > 16:
+                        raise InputError(f"{self.name}: has a segment number above 16; at most 16 regions may overlap.")
+                    labels[spot] |= 1 << (new - 1)
+                    continue
+                clash = (labels[spot] > 0) & (labels[spot] != new)
+                if share is not None:
+                    parts = pixels[there].astype(np.int64)
+                    halves = clash & (share[spot] + parts <= (self.fractions or 0))
+                    new, clash = np.where(halves, np.minimum(new, labels[spot]), new), clash & ~halves
+                    share[spot] = np.maximum(share[spot], parts)
+                if clash.any():
                     raise InputError(
-                        f"{name}: its segments overlap, so it is no label map; export them as NIfTI masks."
+                        f"{self.name}: its segments overlap, so it is no label map; export them as NIfTI masks."
                     )
                 labels[spot] = new
         except InputError:
             raise
-        except Exception as exc:  # Damage comes as nearly any class.
-            raise InputError(f"{name}: is a damaged DICOM SEG ({type(exc).__name__}); export it again.") from exc
-    if coded and labels.max() >= 2**16:
-        raise InputError(f"{name}: has a segment number above 16; at most 16 regions may overlap.")
-    return LabelMap(name, labels, like.affine, hashlib.sha256(raw).hexdigest(), ())
+        except Exception as exc:
+            raise _damaged(self.name, exc) from exc
+        return labels
+
+    def _numbers(self, frame: Frame, pixels: NDArray[Any]) -> NDArray[np.int64]:
+        """Segment numbers (rows, columns), 0 for none."""
+        if self.label_map:
+            padding = self.dataset.get("PixelPaddingValue")
+            outside = 0 if padding is None else int(padding)
+            return np.where(pixels == outside, 0, pixels).astype(np.int64)
+        number = int(group(self.dataset, frame.index, "SegmentIdentificationSequence").ReferencedSegmentNumber)
+        inside = pixels > 0 if self.fractions is None else 2 * pixels.astype(np.int64) >= max(self.fractions, 1)
+        return np.where(inside, np.int64(number), 0)
+
+    def _notes(self, like: Volume | None) -> tuple[str, ...]:
+        """What the user of a mask should know."""
+        notes = []
+        if self.fractions is not None:
+            notes.append(f"{self.name}: holds fractions; a voxel is inside a segment at one half and above.")
+        drawn_in = str(self.dataset.get("FrameOfReferenceUID") or "")
+        scanned_in = str(like.datasets[0].get("FrameOfReferenceUID") or "") if isinstance(like, DicomVolume) else ""
+        if like is not None and drawn_in and scanned_in and drawn_in != scanned_in:
+            notes.append(
+                f"{self.name}: has another frame of reference than {like.name}: it was drawn on another scan, or the "
+                "patient had moved; its places are taken as they stand."
+            )
+        return tuple(notes)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `mafl inspect` says of how it is stored."""
+        facts: dict[str, Any] = {"segmentation": "label map" if self.label_map else "binary"}
+        if self.fractions is not None:
+            said = str(self.dataset.get("SegmentationFractionalType", "")).lower()
+            facts["segmentation"] = "fractional" + (f", {said}" if said in ("probability", "occupancy") else "")
+            facts["inside_from"] = 0.5
+        if self.label_map and self.dataset.get("PixelPaddingValue") is not None:
+            facts["padding_value"] = int(self.dataset.PixelPaddingValue)
+        return facts
 
 
-def _places(dataset: Dataset, index: int, shape: tuple[int, ...], like: Volume) -> tuple[NDArray[np.int64], ...] | None:
-    """(rows, columns) voxel indices i, j, k of a frame's pixels in `like`; None if they are not its voxels."""
-    position = stacks.group(dataset, index, "PlanePositionSequence").ImagePositionPatient
-    turn = stacks.group(dataset, index, "PlaneOrientationSequence").ImageOrientationPatient
-    spacing = stacks.group(dataset, index, "PixelMeasuresSequence").PixelSpacing
+def _damaged(name: str, exc: Exception) -> InputError:
+    return InputError(f"{name}: is a damaged DICOM SEG ({type(exc).__name__}); export it again.")
+
+
+def _places(
+    name: str, frame: Frame, shape: tuple[int, int, int], affine: NDArray[np.float64], crude: float
+) -> tuple[NDArray[np.int64], ...] | None:
+    """(rows, columns) voxel indices i, j, k of a frame's pixels on a grid; None if they are not its voxels."""
+    assert frame.position is not None
+    assert frame.spacing is not None
+    along_row, along_column = aligned(name, frame, affine, crude).T
     plane = np.zeros((4, 3))
-    plane[:3, 0] = np.array(turn[3:], dtype=np.float64) * float(spacing[0])
-    plane[:3, 1] = np.array(turn[:3], dtype=np.float64) * float(spacing[1])
-    plane[:, 2] = *(float(part) for part in position), 1
-    grid = np.linalg.inv(like.affine) @ stacks.LPS_TO_RAS @ plane
-    rows, columns = np.meshgrid(*(np.arange(size) for size in shape), indexing="ij")
+    plane[:3, 0] = along_column * frame.spacing[0]
+    plane[:3, 1] = along_row * frame.spacing[1]
+    plane[:, 2] = *frame.position, 1
+    grid = np.linalg.inv(affine) @ LPS_TO_RAS @ plane
+    rows, columns = np.meshgrid(*(np.arange(size) for size in frame.size), indexing="ij")
     exact = [axis[0] * rows + axis[1] * columns + axis[2] for axis in grid[:3]]
     whole = [np.rint(axis).astype(np.int64) for axis in exact]
-    for axis, near, size in zip(exact, whole, like.shape, strict=True):
+    for axis, near, size in zip(exact, whole, shape, strict=True):
         if np.abs(axis - near).max() > 0.05 or near.min() < 0 or near.max() >= size:
             return None
     return tuple(whole)
@@ -135,11 +216,14 @@ def _places(dataset: Dataset, index: int, shape: tuple[int, ...], like: Volume) 
 
 def describe_seg(path: Path) -> dict[str, Any]:
     """What `mafl inspect` says about a SEG. Raises: as `read_seg`."""
-    mask = read_seg(path)
+    with silence():
+        stored = _Segments.read(path)
+        mask = stored.mask(None, coded=False)
     labels, counts = np.unique(mask.labels, return_counts=True)
     return {
         "name": mask.name,
         "format": "DICOM SEG",
+        **stored.facts,
         "sha256": mask.sha256,
         "shape": list(mask.labels.shape),
         "spacing_mm": list(geometry.spacing(mask.affine)),
@@ -166,6 +250,9 @@ def write_seg(
         return f"highdicom is not installed: {INSTALL}"
     if not masks.any():
         return "there is no voxel to draw"
+    files = len(source.datasets)
+    if files > 1 and any("NumberOfFrames" in dataset for dataset in source.datasets):
+        return f"the slices lie in {files} multi-frame files, and a SEG is only written for one, or for single slices"
     import highdicom as hd
 
     order = np.array([k for _, _, k in sorted((place, frame, k) for k, (place, frame) in enumerate(source.frames))])
@@ -206,8 +293,14 @@ def write_seg(
         except OSError:
             raise
         except Exception as exc:  # highdicom asks more of the source than many scanners write.
-            return f"the source lacks what a SEG must refer to ({type(exc).__name__})"
+            return _missing(exc) or f"highdicom makes no SEG that refers to this scan ({type(exc).__name__})"
     return None
+
+
+def _missing(exc: Exception) -> str | None:
+    """The attribute whose absence an error is about, if it is one of the standard's."""
+    tag = tag_for_keyword(exc.name or "") if isinstance(exc, AttributeError) else None
+    return None if tag is None else f"the scan has no {dictionary_description(tag)}, which a SEG must refer to"
 
 
 def _source(dataset: Dataset) -> Dataset:

@@ -1,108 +1,48 @@
 """Which DICOM frames make one volume, and where each of them lies.
 
-A *stack* is what can be one volume: frames of one series with equal size, orientation, spacing and pixel format. A
-stack whose slices do not follow each other at one distance is refused: programs that go on with the mean distance
-(most of them only warn) place every slice wrongly.
+A *stack* is what can be one volume: frames of one series with equal size, orientation and spacing, all of them slices
+or all of one other kind. How their numbers are stored may differ: each is read as its own header says.
 
-Words. *instance*: a DICOM file, named in messages by its Instance Number, for file names are often UIDs.
+Words. *instance*: a DICOM file, named in messages by its Instance Number, for file names are often UIDs. *flavour*: as
+in `mafl_cli.flavours`.
 """
 
 from __future__ import annotations
 
 import io
-import math
+import re
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
-import pydicom
-from numpy.typing import NDArray
-from pydicom.dataset import Dataset, FileDataset
-from pydicom.uid import (
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    MediaStorageDirectoryStorage,
-    ParametricMapStorage,
-    RTDoseStorage,
-    SegmentationStorage,
-)
+from pydicom.uid import MediaStorageDirectoryStorage
 
-from mafl_cli import codestreams, sizes, terms
+from mafl_cli import sizes
 from mafl_cli.errors import GeometryError, InputError
+from mafl_cli.frames import (
+    NO_PIXELS,
+    PHYSICAL,
+    Frame,
+    Source,
+    Stack,
+    frames_of,
+    head,
+    is_dicom_head,
+    kind,
+    named,
+    parsed,
+    why_no_scan,
+)
 from mafl_cli.names import public_name
 from mafl_cli.quiet import silence
 
-# Share of the distance between slices (or of the pixel spacing) by which a slice may be off its place: positions
-# are written with few digits, and a twentieth of a voxel gives no voxel another label.
-_OFF = 0.05
-
 # Series of which an error lists the details.
 _LISTED = 20
-
-# Modalities whose numbers mean something by themselves, and whose images are slices of something.
-PHYSICAL = ("CT", "MR", "NM", "PT")
-
-# Label Map Segmentation Storage, the newer kind of SEG.
-LABEL_MAP_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.7"
-
-# Objects with pixels that are no scans, and what to do with them.
-_NO_SCANS: dict[str, str] = {
-    LABEL_MAP_SEGMENTATION: "a segmentation (DICOM SEG), which can be a --target, not a scan",
-    SegmentationStorage: "a segmentation (DICOM SEG), which can be a --target, not a scan",
-    RTDoseStorage: "an RT Dose, not a scan",
-    ParametricMapStorage: "a Parametric Map, whose numbers are no scan's: convert it to NIfTI if it is one",
-    MediaStorageDirectoryStorage: "a DICOMDIR whose folder holds no scan",
-}
-
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
-
-@dataclass(frozen=True)
-class Source:
-    """One file in a folder or archive."""
-
-    name: str
-    open: Callable[[], BinaryIO]
-
-
-@dataclass(frozen=True, eq=False)
-class Frame:
-    """What must be known of one slice before its pixels are read. Lengths in mm, DICOM's LPS axes."""
-
-    source: Source
-    series: str
-    order: int
-    instance: str
-    """"instance 12", or "frame 3": how to name it to the user."""
-    index: int
-    """In its file."""
-    modality: str
-    localizer: bool
-    pixels: tuple[Any, ...]
-    """Rows, columns, bits allocated and stored, sign, photometric interpretation."""
-    position: NDArray[np.float64] | None
-    orientation: NDArray[np.float64] | None
-    """Six direction cosines: along a row, along a column."""
-    spacing: NDArray[np.float64] | None
-    """Between rows, between columns."""
-    thickness: float | None
-    notes: tuple[str, ...]
-
-    def fits(self, other: Frame) -> bool:
-        """Whether both can be slices of one stack, wherever they are."""
-        return (
-            self.series == other.series
-            and self.pixels == other.pixels
-            and _close(self.orientation, other.orientation, 1e-3)
-            and _close(self.spacing, other.spacing, 1e-3)
-        )
-
-
-Stack = list[Frame]
+_NIFTI, _NO_DICOM = "NIfTI file", "file of another kind"
 
 
 def is_dicom(path: Path) -> bool:
@@ -111,10 +51,10 @@ def is_dicom(path: Path) -> bool:
         return True
     try:
         with path.open("rb") as file:
-            head = _head(file)
+            first = head(file)
     except OSError:
         return False
-    return head.startswith(b"PK\x03\x04") or _is_dicom_head(head)
+    return first.startswith(b"PK\x03\x04") or is_dicom_head(first)
 
 
 def is_directory_file(path: Path) -> bool:
@@ -136,39 +76,77 @@ def sop_class(path: Path) -> str:
 # --- which slices belong together ---------------------------------------------------------------------------------
 
 
-def find(name: str, path: Path) -> list[Stack]:
-    """All stacks in `path`, by series number. Raises InputError when there is none."""
+@dataclass(frozen=True)
+class Found:
+    """All stacks of a folder, by series number. beside: what else lies there that may be meant, and how many of it."""
+
+    stacks: list[Stack]
+    beside: Mapping[str, int]
+
+
+def find(name: str, path: Path) -> Found:
+    """All stacks in `path`. Raises InputError when there is none."""
     frames: list[Frame] = []
-    others: dict[str, int] = {}
+    others: Counter[str] = Counter()
     if is_directory_file(path):
         path = path.parent
     folder = path.is_dir() or _is_zip(path)
     for source in _sources(name, path):
         with source.open() as stream:
-            if folder and not _is_dicom_head(_head(stream)):
-                others["no DICOM"] = others.get("no DICOM", 0) + 1
+            if folder and not is_dicom_head(head(stream)):
+                others[_NIFTI if source.name.lower().endswith((".nii", ".nii.gz")) else _NO_DICOM] += 1
                 continue
             # Only as far as the pixels: a series is gone through to find its slices before any is decoded.
             header = parsed(source.name, stream, pixels=False)
-        what = _why_no_scan(header)
+        what = why_no_scan(header)
         if what is None:
-            frames += _frames(source, header)
+            frames += frames_of(source, header)
         elif folder:
-            others[what] = others.get(what, 0) + 1
+            others[what] += 1
         else:
             raise InputError(f"{name} is {what}.")
     if not frames:
         there = "; ".join(f"{count} x {what}" for what, count in others.items()) or "no files"
-        raise InputError(f"{name} holds no DICOM image ({there}): give the folder of a series.")
+        advice = (
+            "" if set(others) - {_NIFTI, _NO_DICOM} else " Give the folder of a series, or a NIfTI file by its name."
+        )
+        raise InputError(f"{name} holds no DICOM slices of a volume, but {there}.{advice}")
     stacks: list[Stack] = []
-    for frame in frames:
+    for frame in _told_apart(frames):
         for stack in stacks:
             if frame.fits(stack[0]):
                 stack.append(frame)
                 break
         else:
             stacks.append([frame])
-    return sorted(stacks, key=lambda stack: (stack[0].order, stack[0].series))
+    beside = {what: count for what, count in others.items() if what != _NO_DICOM and NO_PIXELS not in what}
+    return Found(sorted(stacks, key=lambda stack: (stack[0].order, stack[0].series)), beside)
+
+
+def _told_apart(frames: Sequence[Frame]) -> list[Frame]:
+    """Frames with names that no other of their series has: with the file where numbers alone would not do."""
+    names = Counter((frame.series, frame.instance) for frame in frames)
+    sources = list({id(frame.source): frame.source for frame in frames}.values())
+    once = Counter(source.name for source in sources)
+    # Files in several folders may have one name, and names that are UIDs are not shown.
+    files = {
+        id(source): source.name if once[source.name] == 1 else f"file {number} of {len(sources)}"
+        for number, source in enumerate(sources, start=1)
+    }
+    # Of several multi-frame files all, or frame 3 would be the one file's that has so many.
+    many = {frame.series for frame in frames if names[frame.series, "frame 1"] > 1}
+
+    def named_by_file(frame: Frame) -> Frame:
+        number = frame.instance.startswith(("frame ", "instance "))
+        file = files[id(frame.source)]
+        return replace(frame, instance=f"{frame.instance} of {file}" if number else file)
+
+    return [
+        named_by_file(frame)
+        if names[frame.series, frame.instance] > 1 or (frame.series in many and frame.instance.startswith("frame "))
+        else frame
+        for frame in frames
+    ]
 
 
 def _sources(name: str, path: Path) -> Iterator[Source]:
@@ -213,41 +191,108 @@ def _zipped(name: str, path: Path) -> Iterator[Source]:
             yield Source(public_name(Path(file.name)), lambda entry=entry: unpacked(entry))  # type: ignore[misc]
 
 
-def choose(name: str, stacks: list[Stack], series: str | None) -> Stack:
+def choose(name: str, found: Found, series: str | None) -> tuple[Stack, tuple[str, ...]]:
+    """The stack to read, and what the user should know of the others.
+
+    What a header calls no slice of a volume is only taken if the user chooses it.
+    Raises: InputError when there are several series, or none that is one of slices; GeometryError when the slices of
+        the one that is meant are not one stack.
+    """
+    stacks = found.stacks
+    meant = _meant(name, stacks, series)
+    slices = [stack for stack in meant if not stack[0].flavour] or meant
+    if len(slices) > 1:
+        raise _several(name, slices, stacks)
+    (chosen,) = slices
+    first = chosen[0]
+    if first.flavour and first.modality in PHYSICAL and series is None:
+        raise InputError(
+            f"{name} is {first.flavour} by its header, and no slices of a volume: give the series of slices, or "
+            f"--series {stacks.index(chosen) + 1} to take it as it is."
+        )
+    between = [frame for stack in stacks if _interleaved(chosen, stack) for frame in stack]
+    if between:
+        raise GeometryError(
+            f"{name}: {named(between)} of the same series lie{'s' if len(between) == 1 else ''} between the slices of "
+            f"this stack and differ{'s' if len(between) == 1 else ''} in {_differences(first, between)}: each is only "
+            "part of a volume: export the series again, all slices alike."
+        )
+    notes = []
+    if first.flavour:
+        notes.append(f"{name}: is {first.flavour} by its header, and no slices of a volume; taken as it is.")
+    aside = [f"{_counted(stack)} ({stack[0].flavour})" for stack in meant if stack not in slices]
+    aside += [f"{count} x {re.split('[,:]', what)[0]}" for what, count in found.beside.items()]
+    if aside:
+        notes.append(f"{name}: only the slices of one series are read; left aside: {', '.join(aside)}.")
+    return chosen, tuple(notes)
+
+
+def _meant(name: str, stacks: list[Stack], series: str | None) -> list[Stack]:
+    """The stacks that the user may mean."""
     if series is None:
-        candidates = stacks
-    elif series.isdecimal():
+        return stacks
+    if series.isdecimal():
         if not 1 <= int(series) <= len(stacks):
             raise InputError(f"{name}: there is no series {series}. {_listing(stacks)}")
-        candidates = [stacks[int(series) - 1]]
-    else:
-        candidates = [stack for stack in stacks if stack[0].series == series]
-        if not candidates:
-            raise InputError(f"{name}: there is no series with this UID. {_listing(stacks)}")
-    if len(candidates) == 1:
-        return candidates[0]
+        return [stacks[int(series) - 1]]
+    meant = [stack for stack in stacks if stack[0].series == series]
+    if not meant:
+        raise InputError(f"{name}: there is no series with this UID. {_listing(stacks)}")
+    return meant
+
+
+def _several(name: str, candidates: list[Stack], stacks: list[Stack]) -> InputError:
+    """Why several stacks are not one volume, and what to do."""
     if len({stack[0].series for stack in candidates}) > 1:
-        raise InputError(f"{name} holds several series: choose one with --series NUMBER. {_listing(stacks)}")
+        return InputError(f"{name} holds several series: choose one with --series NUMBER. {_listing(stacks)}")
     most = max(candidates, key=len)
     odd = [frame for stack in candidates if stack is not most for frame in stack]
-    what = _odd_ones_out(most[0], odd)
-    raise GeometryError(
-        f"{name}: {_named(odd)} of the series {'differs' if len(odd) == 1 else 'differ'} from the other {len(most)} in "
-        f"{what}: take one stack with --series NUMBER. {_listing(stacks)}"
+    what = (
+        f"{name}: {named(odd)} of the series {'differs' if len(odd) == 1 else 'differ'} from the other {len(most)} in "
+        f"{_differences(most[0], odd)}"
     )
+    if any(_interleaved(one, other) for one in candidates for other in candidates):
+        # To take every second slice would be to attack half a patient at twice the distances.
+        return GeometryError(f"{what}, and lie among them: no stack is a volume by itself: export the series again.")
+    return GeometryError(f"{what}: take one stack with --series NUMBER. {_listing(stacks)}")
 
 
-def _odd_ones_out(usual: Frame, odd: Stack) -> str:
+def _interleaved(stack: Stack, other: Stack) -> bool:
+    """Whether slices of another stack of the same series lie between those of this one."""
+    first, second = stack[0], other[0]
+    if stack is other or first.series != second.series or first.flavour != second.flavour:
+        return False
+    if not all(frame.placed for frame in (*stack, *other)):
+        return False
+    normals = [np.cross(frame.orientation[:3], frame.orientation[3:]) for frame in (first, second)]  # type: ignore[index]
+    normal = normals[0]
+    if not abs(float(normal @ normals[1])) > 0.9 * float(np.linalg.norm(normal) * np.linalg.norm(normals[1])):
+        return False
+    depths = np.sort([float(frame.position @ normal) for frame in stack])
+    for frame in other:
+        depth = float(frame.position @ normal)
+        after = int(np.searchsorted(depths, depth))
+        if 0 < after < len(depths):
+            low, high = depths[after - 1], depths[after]
+            # At the place of a slice it is another picture of it, not one in between.
+            if min(depth - low, high - depth) > 0.1 * (high - low):
+                return True
+    return False
+
+
+def _differences(usual: Frame, odd: Stack) -> str:
     kinds = []
-    if any(not _close(frame.orientation, usual.orientation, 1e-3) for frame in odd):
-        kinds.append("orientation (a localizer?)" if any(frame.localizer for frame in odd) else "orientation")
-    if any(frame.pixels[:2] != usual.pixels[:2] for frame in odd):
+    if any(not frame.turned_as(usual) for frame in odd):
+        kinds.append("orientation (a localizer?)" if any(frame.flavour for frame in odd) else "orientation")
+    if any(frame.size != usual.size for frame in odd):
         kinds.append("size")
-    if any(not _close(frame.spacing, usual.spacing, 1e-3) for frame in odd):
+    if any(not frame.spaced_as(usual) for frame in odd):
         kinds.append("pixel spacing")
-    if any(frame.pixels[2:] != usual.pixels[2:] for frame in odd):
-        kinds.append("pixel format")
     return " and ".join(kinds)
+
+
+def _counted(stack: Stack) -> str:
+    return f"{len(stack)} image{'' if len(stack) == 1 else 's'}"
 
 
 def _listing(stacks: Sequence[Stack]) -> str:
@@ -261,97 +306,14 @@ def _listing(stacks: Sequence[Stack]) -> str:
 
 
 def describe(number: int, stack: Stack) -> dict[str, Any]:
-    rows, columns = stack[0].pixels[:2]
+    rows, columns = stack[0].size
     return {
         "series": number,
-        "modality": stack[0].modality + (" localizer" if stack[0].localizer else ""),
+        "modality": stack[0].modality + (f" ({stack[0].flavour})" if stack[0].flavour else ""),
         "frames": len(stack),
         "columns": columns,
         "rows": rows,
     }
-
-
-# --- the grid -----------------------------------------------------------------------------------------------------
-
-
-def ordered(name: str, stack: Stack, allow_gaps: bool) -> tuple[Stack, NDArray[np.float64], tuple[str, ...]]:
-    """Slices along the normal, the affine (voxel -> mm RAS+), and what is odd about them."""
-    first = stack[0]
-    notes = list(dict.fromkeys(note for frame in stack for note in frame.notes))
-    if first.orientation is None or any(frame.position is None for frame in stack):
-        if len(stack) > 1:
-            without = [frame for frame in stack if frame.position is None or frame.orientation is None]
-            raise GeometryError(
-                f"{name}: {_named(without)} {'has' if len(without) == 1 else 'have'} no position or orientation in the "
-                "patient, so the slices make no volume (a film, or a scan without geometry): give one frame, or NIfTI."
-            )
-        notes.append(f"{name}: has no position in the patient: left and right are a guess.")
-        position, orientation = np.zeros(3), np.array([1.0, 0, 0, 0, 1, 0])
-    else:
-        position, orientation = first.position, first.orientation  # type: ignore[assignment]
-    spacing = first.spacing
-    if spacing is None:
-        notes.append(f"{name}: has no pixel spacing; 1 mm is assumed.")
-        spacing = np.ones(2)
-    along_row, along_column = orientation[:3], orientation[3:]
-    normal = np.cross(along_row, along_column)
-    if not np.linalg.norm(normal) > 0.5 or not (spacing > 0).all():
-        raise GeometryError(f"{name}: the orientation or pixel spacing in the header is unusable; export it again.")
-    step = normal * (first.thickness or 1.0)
-    if len(stack) > 1:
-        stack = sorted(stack, key=lambda frame: float(_position(frame) @ normal))
-        position = _position(stack[0])
-        step = (_position(stack[-1]) - position) / (len(stack) - 1)
-        notes += _require_even(name, stack, normal, float(spacing.min()), allow_gaps)
-        tilt = math.degrees(math.acos(min(1.0, float(step @ normal) / float(np.linalg.norm(step)))))
-        if tilt > 0.5:
-            notes.append(f"{name}: the slices are sheared by {tilt:.1f} degrees (gantry tilt); the affine keeps it.")
-    affine = np.eye(4)
-    affine[:3, 0] = along_row * spacing[1]
-    affine[:3, 1] = along_column * spacing[0]
-    affine[:3, 2] = step
-    affine[:3, 3] = position
-    return stack, LPS_TO_RAS @ affine, tuple(notes)
-
-
-def _require_even(name: str, stack: Stack, normal: NDArray[np.float64], pixel: float, allow_gaps: bool) -> list[str]:
-    """Raise GeometryError unless slices, sorted, follow each other on a line at one distance."""
-    places = np.stack([_position(frame) for frame in stack])
-    depth = places @ normal
-    steps = np.diff(depth)
-    usual = float(np.median(steps))
-    twins = np.nonzero(steps <= max(_OFF * usual, 1e-3))[0]
-    if len(twins):
-        pairs = [f"{stack[n].instance} and {stack[n + 1].instance}" for n in twins[:4]]
-        more = f" and {len(twins) - 4} more pairs" if len(twins) > 4 else ""
-        raise GeometryError(
-            f"{name}: {'; '.join(pairs)}{more} lie at the same place: the series holds copies, or several time points, "
-            "echoes or reconstructions: keep one of each."
-        )
-    along = (depth - depth[0]) / (depth[-1] - depth[0])
-    aside = np.linalg.norm(places - places[0] - along[:, None] * (places[-1] - places[0]), axis=1)
-    if aside.max() > max(_OFF * pixel, 1e-2):
-        wrong = [stack[n] for n in np.nonzero(aside > max(_OFF * pixel, 1e-2))[0]]
-        raise GeometryError(
-            f"{name}: {_named(wrong)} {'lies' if len(wrong) == 1 else 'lie'} up to {aside.max():.3g} mm beside the "
-            "line of the other slices: they make no volume."
-        )
-    off = np.abs(steps - usual)
-    gaps = np.nonzero(off > max(_OFF * usual, 1e-2))[0]
-    if not len(gaps):
-        return []
-    shown = [f"{steps[n]:.4g} mm between {stack[n].instance} and {stack[n + 1].instance}" for n in gaps[:4]] + (
-        [f"{len(gaps) - 4} more"] if len(gaps) > 4 else []
-    )
-    what = f"{name}: slices are {usual:.4g} mm apart, but {', '.join(shown)}"
-    if not allow_gaps:
-        raise GeometryError(f"{what}: are slices missing? Complete the series, or go on with --allow-gaps.")
-    return [f"{what}: taken as evenly spaced; lengths in mm and places are off."]
-
-
-def _position(frame: Frame) -> NDArray[np.float64]:
-    assert frame.position is not None
-    return frame.position
 
 
 def siblings(name: str, path: Path, stack: Stack) -> tuple[str, ...]:
@@ -366,142 +328,6 @@ def siblings(name: str, path: Path, stack: Stack) -> tuple[str, ...]:
     )
 
 
-# --- one file -----------------------------------------------------------------------------------------------------
-
-
-def parsed(name: str, stream: BinaryIO, *, pixels: bool) -> FileDataset:
-    """One file, from a stream at its beginning. Raises InputError when it is no DICOM or damaged."""
-    head = _head(stream)
-    if not head:
-        raise InputError(f"{name} is empty (0 bytes): copy or export the file again.")
-    try:
-        codestreams.require_inflatable(name, stream)
-        # A header without the preamble is against the standard, and common.
-        dataset = pydicom.dcmread(stream, stop_before_pixels=not pixels, force=_looks_raw(head))
-        if "TransferSyntaxUID" not in dataset.file_meta:
-            implicit, little = dataset.original_encoding
-            dataset.file_meta.TransferSyntaxUID = (
-                ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-            )
-        for _ in dataset:  # Elements are only decoded when touched: better here than later.
-            pass
-    except pydicom.errors.InvalidDicomError:
-        raise InputError(f"{name} is not a DICOM file: give a scan in NIfTI or DICOM.") from None
-    except InputError:
-        raise
-    except Exception as exc:  # A damaged header makes pydicom raise nearly any class, with values in its message.
-        raise InputError(f"{name}: is a damaged DICOM file ({type(exc).__name__}); export it again.") from exc
-    return dataset
-
-
-def kind(header: Dataset) -> str:
-    """SOP Class UID, "" if the file says none."""
-    return str(header.get("SOPClassUID") or getattr(header, "file_meta", Dataset()).get("MediaStorageSOPClassUID", ""))
-
-
-def _why_no_scan(header: FileDataset) -> str | None:
-    """What an object is, as a noun phrase, if it is no scan."""
-    what = kind(header)
-    if what in _NO_SCANS:
-        return _NO_SCANS[what]
-    if not what:
-        return "a DICOM object of unknown kind, not a scan"
-    if not header.get("Rows") or not header.get("Columns"):
-        return f"{terms.uid_name(what, 'a DICOM object of unknown kind')} without pixels, not a scan"
-    samples, colours = header.get("SamplesPerPixel", 1), str(header.get("PhotometricInterpretation", "MONOCHROME2"))
-    if samples != 1 or colours not in ("MONOCHROME1", "MONOCHROME2"):
-        known = terms.shown(colours, terms.PHOTOMETRIC_INTERPRETATIONS)
-        if known == terms.NO_TERM:
-            return f"an image whose Photometric Interpretation is {known}; export it again"
-        return f"a colour image ({known}): convert it to one plain number per pixel"
-    return None
-
-
-def _frames(source: Source, header: Dataset) -> list[Frame]:
-    try:
-        number = header.get("InstanceNumber")
-        count = int(header.get("NumberOfFrames") or 1)
-        # Any number can stand in a header: each frame must have a place of its own.
-        if count != 1 and count != len(header.get("PerFrameFunctionalGroupsSequence") or ()):
-            raise InputError(
-                f"{source.name}: says it has {count} frames, but not where each lies (a film, or damaged); export "
-                "single slices, or use NIfTI."
-            )
-        instance = f"instance {int(number)}" if number is not None else f"the file {source.name}"
-        return [
-            _frame(source, header, index, f"frame {index + 1}" if count > 1 else instance) for index in range(count)
-        ]
-    except InputError:
-        raise
-    except Exception as exc:  # Values of the wrong kind or number, in any of a dozen attributes.
-        raise InputError(
-            f"{source.name}: its DICOM header is damaged ({type(exc).__name__}); export it again."
-        ) from exc
-
-
-def _frame(source: Source, header: Dataset, index: int, instance: str) -> Frame:
-    kinds = [str(part).upper() for part in header.get("ImageType") or ()]
-    measures = group(header, index, "PixelMeasuresSequence")
-    spacing, notes = _vector(measures.get("PixelSpacing"), 2), []
-    if spacing is None:
-        spacing = _vector(header.get("ImagerPixelSpacing"), 2)
-        if spacing is not None:
-            notes.append(f"{source.name}: pixel spacing is that of the detector, not of the patient.")
-    thickness = measures.get("SpacingBetweenSlices") or measures.get("SliceThickness")
-    return Frame(
-        source=source,
-        series=str(header.get("SeriesInstanceUID", "")),
-        order=int(header.get("SeriesNumber") or 0),
-        instance=instance,
-        index=index,
-        modality=terms.shown(header.get("Modality"), terms.MODALITIES, "unknown modality"),
-        localizer="LOCALIZER" in kinds,
-        pixels=(
-            int(header.Rows),
-            int(header.Columns),
-            int(header.get("BitsAllocated", 16)),
-            int(header.get("BitsStored", header.get("BitsAllocated", 16))),
-            int(header.get("PixelRepresentation", 0)),
-            str(header.get("PhotometricInterpretation", "MONOCHROME2")),
-        ),
-        position=_vector(group(header, index, "PlanePositionSequence").get("ImagePositionPatient"), 3),
-        orientation=_vector(group(header, index, "PlaneOrientationSequence").get("ImageOrientationPatient"), 6),
-        spacing=spacing,
-        thickness=abs(float(thickness)) if thickness else None,
-        notes=tuple(notes),
-    )
-
-
-def group(header: Dataset, index: int, sequence: str) -> Dataset:
-    """Where an attribute of a frame is: its own functional group, that of all frames, or the file's top level."""
-    per_frame = header.get("PerFrameFunctionalGroupsSequence") or ()
-    groups = [per_frame[index]] if index < len(per_frame) else []
-    for item in [*groups, *(header.get("SharedFunctionalGroupsSequence") or ())]:
-        if item.get(sequence):
-            found: Dataset = item.get(sequence)[0]
-            return found
-    return header
-
-
-# --- small things -------------------------------------------------------------------------------------------------
-
-
-def _head(stream: BinaryIO) -> bytes:
-    """The preamble and what follows it; the stream is at its beginning before and after."""
-    head = stream.read(132)
-    stream.seek(0)
-    return head
-
-
-def _is_dicom_head(head: bytes) -> bool:
-    return head[128:132] == b"DICM" or _looks_raw(head)
-
-
-def _looks_raw(raw: bytes) -> bool:
-    """Whether bytes begin with an element of group 0002 or 0008, as DICOM without a preamble does."""
-    return len(raw) >= 8 and ((raw[:2] in (b"\x02\0", b"\x08\0") and raw[3:4] == b"\0") or raw[:2] == b"\0\x08")
-
-
 def _is_zip(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
@@ -512,29 +338,3 @@ def _opened(path: Path) -> BinaryIO:
         return path.open("rb")
     except OSError as exc:
         raise InputError(f"{public_name(path)} cannot be read: {(exc.strerror or 'no reason given').lower()}.") from exc
-
-
-def _vector(value: Any, count: int) -> NDArray[np.float64] | None:
-    if value is None or isinstance(value, str) or not hasattr(value, "__len__") or len(value) != count:
-        return None
-    vector = np.array([float(part) for part in value])
-    return vector if np.isfinite(vector).all() else None
-
-
-def _close(a: NDArray[np.float64] | None, b: NDArray[np.float64] | None, tolerance: float) -> bool:
-    if a is None or b is None:
-        return a is b
-    return bool(np.abs(a - b).max() <= tolerance)
-
-
-def _named(frames: Sequence[Frame]) -> str:
-    """ "instances 3, 4 and 2 more": a few, then how many."""
-    names = [frame.instance for frame in frames]
-    if len(names) == 1:
-        return names[0]
-    kind = names[0].split(" ")[0]
-    if all(name.startswith(f"{kind} ") and kind in ("instance", "frame") for name in names):
-        numbers = [name.split(" ")[1] for name in names]
-        shown = ", ".join(numbers[:8])
-        return f"{kind}s {shown}" + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

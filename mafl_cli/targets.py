@@ -127,7 +127,7 @@ def _read(path: Path, like: Volume, coded: bool) -> LabelMap:
             raise InputError(f"{name}: a folder with {len(found)} DICOM SEG files; give one mask, NIfTI or SEG.")
         path = found[0]
     if seg.is_seg(path):
-        return seg.place_frames(path, like, coded=coded) or seg.read_seg(path, coded=coded)
+        return seg.read_seg(path, like=like, coded=coded)
     raise InputError(f"{name}: is DICOM, but no segmentation (SEG); give a mask, NIfTI or SEG.")
 
 

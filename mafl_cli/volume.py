@@ -66,8 +66,8 @@ class Volume:
     slope: NDArray[np.float64]
     inter: NDArray[np.float64]
     """Both (1, 1, 1), or (1, 1, K) where each slice has its own: native = stored * slope + inter."""
-    stored_range: tuple[float, float]
-    """Lowest and highest number that the file can store."""
+    stored_range: tuple[NDArray[np.float64], NDArray[np.float64]]
+    """Lowest and highest number that the file can store; shapes as `slope`."""
     header: Nifti1Header
     """As on disk, scl_slope and scl_inter included; copied, never changed."""
     extensions: bytes
@@ -181,7 +181,8 @@ def stored_grid(volume: Volume, save_as: SaveAs) -> StoredGrid | None:
     if save_as == "float32" or volume.dtype.kind == "f":
         return None
     first, last = (volume.inter + volume.slope * limit for limit in volume.stored_range)
-    return StoredGrid(np.abs(volume.slope), np.minimum(first, last), np.maximum(first, last))
+    # Slices may differ in their limits alone, and then all three have an entry for each.
+    return StoredGrid(*np.broadcast_arrays(np.abs(volume.slope), np.minimum(first, last), np.maximum(first, last)))
 
 
 def without_notes(volume: _AnyVolume) -> _AnyVolume:
@@ -435,24 +436,28 @@ def _native_slices(file: NiftiFile, shape: Shape) -> Iterator[NDArray[np.float64
         yield native
 
 
-def _stored_range(dtype: np.dtype[Any]) -> tuple[float, float]:
+def _stored_range(dtype: np.dtype[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The type's limits as floats it can hold: the largest 64-bit integer would round up, out of range."""
     if dtype.kind == "f":
-        return float(np.finfo(dtype).min), float(np.finfo(dtype).max)
-    limits = np.iinfo(dtype)
-    high = float(limits.max)
-    return float(limits.min), high if int(high) <= limits.max else float(np.nextafter(high, 0))
+        low, high = float(np.finfo(dtype).min), float(np.finfo(dtype).max)
+    else:
+        limits = np.iinfo(dtype)
+        low, high = float(limits.min), float(limits.max)
+        high = high if int(high) <= limits.max else float(np.nextafter(high, 0))
+    return np.full((1, 1, 1), low), np.full((1, 1, 1), high)
 
 
 def to_stored(like: Volume, data: NDArray[np.float32]) -> NDArray[Any]:
     """Native values (I, J, K) as `like` stores them; voxels equal to `like.data` keep their bits."""
     changed = data != like.data
-    slope, inter = (np.broadcast_to(values, like.shape)[changed] for values in (like.slope, like.inter))
+    slope, inter, low, high = (
+        np.broadcast_to(values, like.shape)[changed] for values in (like.slope, like.inter, *like.stored_range)
+    )
     values = (data[changed].astype(np.float64) - inter) / slope
     if like.dtype.kind != "f":
         values = np.rint(values)
     voxels: NDArray[Any] = like.stored.copy(order="K")
-    voxels[changed] = np.clip(values, *like.stored_range)
+    voxels[changed] = np.clip(values, low, high)
     return voxels
 
 

@@ -28,7 +28,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBa
 from mafl_cli import batch, bundle, engine, sizes
 from mafl_cli.dicom import read_dicom
 from mafl_cli.errors import InputError, UsageError
-from mafl_cli.seg import place_frames
+from mafl_cli.seg import read_seg
 from mafl_cli.volume import read_image, read_labels
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
@@ -196,7 +196,7 @@ def test_a_segmentation_is_refused_by_its_frames(ct: Path) -> None:
     path = ct.parent / "seg.dcm"
     dataset.save_as(path)
     with pytest.raises(InputError, match=r"seg\.dcm: declares 4 x 5 x 16777216 voxels of 1 bits"), sizes.limited(1):
-        place_frames(path, scan)
+        read_seg(path, like=scan)
 
 
 def test_the_extras_of_a_bundle_are_no_larger_than_they_declare(tmp_path: Path) -> None:
