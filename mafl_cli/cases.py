@@ -32,7 +32,6 @@ from mafl_cli.folders import (
     holds_slices,
     is_folder,
     is_nifti,
-    is_there,
     is_zip,
     may_be_dicom,
     nfc,
@@ -40,7 +39,7 @@ from mafl_cli.folders import (
     scans_in,
 )  # fmt: skip
 from mafl_cli.manifests import MANIFESTS, of_manifest, of_stdin
-from mafl_cli.names import public_name, token
+from mafl_cli.names import is_there, public_name, token
 from mafl_cli.quiet import silence
 
 STDIN = "-"

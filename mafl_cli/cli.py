@@ -66,6 +66,7 @@ from mafl_cli.options import (
     SpacingOption,
     Verbose,
     between_commas,
+    files_between_commas,
     model_at_hand,
     model_settings,
     read_ball,
@@ -449,7 +450,7 @@ def attack(
         if target is None and not any(case.targets for case in found):
             raise UsageError("no target: give --target, a mask or a recipe such as erase:1.")
         recipe = None if target is None else recipes.parse(target)
-        masks = () if target is None or recipe else tuple(map(Path, between_commas(target, "--target")))
+        masks = () if target is None or recipe else files_between_commas(target, "--target")
         from mafl_cli import pipeline, report
         from mafl_cli.targets import Masks
 
@@ -465,7 +466,7 @@ def attack(
             within=within,
             body_only=body_only,
             redact=redact,
-            guides=() if guide is None else tuple(map(Path, between_commas(guide, "--guide"))),
+            guides=() if guide is None else files_between_commas(guide, "--guide"),
             model=_model(model, voice),
             **seen_as,
             save_as=save_as,
@@ -705,8 +706,9 @@ def evaluate(
         if len({Path(file).resolve() for file in given}) < len(given):
             raise UsageError("--json, --junit, --card and --csv: two of them are the same file, or both are stdout.")
         read = [*(runs or ()), *(model or ()), *(path for path in (ground_truth, gates_file) if path)]
-        for scans in (original, adversarial, target):
-            read += [Path(part) for part in (scans or "").split(",") if part]
+        named = {"--original": original, "--adversarial": adversarial, "--target": target}
+        for option, scans in named.items():
+            read += () if scans is None else files_between_commas(scans, option)
         # The scans of a pair may lie in a run, beside its report.
         read += [Path(file) for file in given if Path(file).is_file() and "run" in (read_object(Path(file)) or ())]
         require_no_input(files, read)

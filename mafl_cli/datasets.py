@@ -16,18 +16,18 @@ from mafl_cli.folders import (
     Contents,
     Found,
     MaskFolder,
+    Places,
     case_name,
     contents,
     decoded,
     grouped,
-    is_there,
     natural,
     nfc,
     numbered,
     read_bytes,
     what_is_missing,
 )  # fmt: skip
-from mafl_cli.names import public_name
+from mafl_cli.names import is_there, public_name
 
 _DRAWN = ("mask", "dseg", "probseg", "defacemask")
 _SAID = ("channel_names", "modality", "training", "test", "testing", "dataset")
@@ -89,9 +89,10 @@ def of_dataset(folder: Path, file: Path | None) -> list[Found]:
         raise InputError(f"{name}: its files end in {ending}, but mafl reads .nii.gz and .nii: convert them.")
     known = facts.get("channel_names") or facts.get("modality")
     channels = len(known) if isinstance(known, (dict, list)) else None
+    places = Places(folder)
     listed = {
-        "Ts": _entries(name, folder, facts.get("test") or facts.get("testing")),
-        "Tr": _entries(name, folder, facts.get("training")) or _named_entries(name, folder, facts.get("dataset")),
+        "Ts": _entries(name, places, facts.get("test") or facts.get("testing")),
+        "Tr": _entries(name, places, facts.get("training")) or _named_entries(name, places, facts.get("dataset")),
     }
     for which, entries in listed.items():
         labels = folder / f"labels{which}"
@@ -125,19 +126,19 @@ def _facts(file: Path) -> Mapping[str, Any]:
     return facts
 
 
-def _entries(name: str, folder: Path, listed: object) -> list[_Entry]:
+def _entries(name: str, places: Places, listed: object) -> list[_Entry]:
     """Of a list with paths, or with {"image": path or paths, "label": path}."""
     if not isinstance(listed, list):
         return []
     return [
-        _entry(name, folder, each.get("image"), each.get("label"))
+        _entry(name, places, each.get("image"), each.get("label"))
         if isinstance(each, dict)
-        else _entry(name, folder, each, None)
+        else _entry(name, places, each, None)
         for each in listed
     ]
 
 
-def _named_entries(name: str, folder: Path, listed: object) -> list[_Entry]:
+def _named_entries(name: str, places: Places, listed: object) -> list[_Entry]:
     """Of nnU-Net's {case: {"images": [paths], "label": path}}."""
     if not isinstance(listed, dict):
         return []
@@ -145,16 +146,16 @@ def _named_entries(name: str, folder: Path, listed: object) -> list[_Entry]:
     for case, each in listed.items():
         if not isinstance(each, dict):
             raise InputError(f"{name}: is damaged: a case has no images.")
-        entries.append(replace(_entry(name, folder, each.get("images"), each.get("label")), name=case))
+        entries.append(replace(_entry(name, places, each.get("images"), each.get("label")), name=case))
     return entries
 
 
-def _entry(name: str, folder: Path, images: object, label: object) -> _Entry:
+def _entry(name: str, places: Places, images: object, label: object) -> _Entry:
     paths = images if isinstance(images, list) else [images]
     texts = [path for path in paths if isinstance(path, str) and path]
     if not texts or len(texts) < len(paths):
         raise InputError(f"{name}: is damaged: a case has no images.")
-    return _Entry(tuple(folder / path for path in texts), folder / label if isinstance(label, str) and label else None)
+    return _Entry(tuple(map(places.path, texts)), places.path(label) if isinstance(label, str) and label else None)
 
 
 def _of_entries(entries: Sequence[_Entry], channels: int | None) -> list[Found]:

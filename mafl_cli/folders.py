@@ -18,7 +18,7 @@ from pathlib import Path, PureWindowsPath
 
 from mafl_cli import scans
 from mafl_cli.errors import InputError
-from mafl_cli.names import public_name
+from mafl_cli.names import is_there, public_name
 
 NIFTI = (".nii", ".nii.gz")
 SUFFIX = re.compile(r"(?:\.nii)?\.gz$|\.(?:nii|zip|dcm)$", re.IGNORECASE)
@@ -105,14 +105,6 @@ def nfc(text: str) -> str:
 def folded(text: str) -> str:
     """What file systems that do not tell letters apart compare."""
     return nfc(text.casefold())
-
-
-def is_there(path: Path) -> bool:
-    """As Path.exists, which raises an error for names that are too long for the disk."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
 
 
 def is_folder(path: Path) -> bool:
@@ -281,6 +273,52 @@ def what_is_missing(paths: Iterable[Path]) -> str | None:
     """The first file that is not there, as a problem."""
     gone = next((path for path in paths if not is_there(path)), None)
     return None if gone is None else f"{shown_path(str(gone))} is not there."
+
+
+class Places:
+    """Where the files are that a list names, relative to a folder.
+
+    Lists come from other systems: what is not there as it is written is looked for with Windows' backslashes as
+    slashes, and in the other forms of Unicode (a Mac writes ö as o and two dots).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._names: dict[Path, dict[str, str]] = {}
+
+    def path(self, text: str) -> Path:
+        """The file's place, also if nothing is there."""
+        return self.find(text) or self._folder / text.strip()
+
+    def find(self, text: str) -> Path | None:
+        """The file or folder that a text names; None if there is none."""
+        spelled = list(
+            dict.fromkeys(each for whole in (text, text.strip()) for each in (whole, whole.replace("\\", "/")))
+        )
+        return next(filter(is_there, (self._folder / each for each in spelled)), None) or next(
+            filter(None, (self._in_other_form(Path(each)) for each in spelled if not each.isascii())), None
+        )
+
+    def _in_other_form(self, path: Path) -> Path | None:
+        place = self._folder
+        for part in path.parts:
+            if not is_there(place / part):
+                part = self._by_form(place).get(nfc(part), "")
+                if not part:
+                    return None
+            place = place / part
+        return place
+
+    def _by_form(self, folder: Path) -> dict[str, str]:
+        """Names in a folder by their common form, but for those that several share."""
+        if folder not in self._names:
+            try:
+                names = [path.name for path in folder.iterdir()]
+            except OSError:
+                names = []
+            several = Counter(map(nfc, names))
+            self._names[folder] = {nfc(name): name for name in names if several[nfc(name)] == 1}
+        return self._names[folder]
 
 
 class MaskFolder:

@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import TextIO, get_args
 
 from mafl_cli.errors import InputError
-from mafl_cli.folders import Found, decoded, is_there, natural, nfc, read_bytes, safe_id, shown_path, what_is_missing
-from mafl_cli.names import public_name
+from mafl_cli.folders import Found, Places, decoded, natural, nfc, read_bytes, safe_id, shown_path, what_is_missing
+from mafl_cli.names import between, public_name
 
 MANIFESTS = (".csv", ".tsv", ".jsonl", ".ndjson")
 
 _KNOWN = ("case", "image", "target", "ground_truth", "guide")
 _ALLOWED = "case, image (or image_0, image_1, ..., or channel:NAME), target, ground_truth, guide"
 _CHANNEL = re.compile(r"image_[0-9]+|channel:.+", re.DOTALL)
+
+# With its end, that of old Macs too.
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+_SEPARATOR = re.compile(r"\"?sep=(.)\"?", re.IGNORECASE)
 
 Cell = str | list[str]
 _Rows = list[tuple[int, dict[str, Cell]]]
@@ -30,12 +34,15 @@ def of_manifest(path: Path) -> list[Found]:
     name = public_name(path)
     text = decoded(name, read_bytes(path))
     suffix = path.suffix.lower()
-    rows = _json_rows(name, text) if suffix in (".jsonl", ".ndjson") else _rows(name, text, suffix == ".tsv")
+    if suffix in (".jsonl", ".ndjson"):
+        rows = _json_rows(name, text)
+    else:
+        rows = _rows(name, text, "\t" if suffix == ".tsv" else ",")
     return _of_rows(name, rows, path.parent)
 
 
 def of_stdin(stdin: TextIO) -> list[Found]:
-    """Its first line says what it is: JSON begins with a brace, TSV has a tab."""
+    """Its first line says what it is: that of JSON begins with a brace, that of a table names columns."""
     name = "standard input"
     try:
         # Bytes, where there are any: what comes in is UTF-8, whatever the terminal speaks.
@@ -43,29 +50,35 @@ def of_stdin(stdin: TextIO) -> list[Found]:
     except (OSError, ValueError) as exc:
         raise InputError(f"{name} cannot be read.") from exc
     text = decoded(name, given)
-    first = text.lstrip("\r\n ").partition("\n")[0]
-    rows = _json_rows(name, text) if first.startswith("{") else _rows(name, text, "\t" in first)
+    rows = _json_rows(name, text) if text.lstrip().startswith("{") else _rows(name, text)
     return _of_rows(name, rows, Path())
 
 
-def _rows(name: str, text: str, tabs: bool) -> _Rows:
-    """The lines of a table, each with its number and what stands under its columns' names."""
+def _rows(name: str, text: str, usual: str = ",") -> _Rows:
+    """The lines of a table, each with its number and what stands under its columns' names.
+
+    usual: what stands between cells if the line of columns does not say it.
+    """
+    start, above, delimiter = _header(text, usual)
     lines: list[tuple[int, list[str]]] = []
+    # A name may begin with a space; before a quote it is there for the eye.
+    spaced = re.search(f'{re.escape(delimiter)} +"', text) is not None
     reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter="\t" if tabs else ",", strict=True, skipinitialspace=True
+        io.StringIO(text[start:], newline=""), delimiter=delimiter, strict=True, skipinitialspace=spaced
     )
     try:
         for line in reader:
-            cells = [cell.strip() for cell in line]
-            if any(cells):
-                lines.append((reader.line_num, cells))
+            cells = [cell if cell.strip() else "" for cell in line]
+            # A case may be called #1, but then it has a scan.
+            if any(cells) and not (cells[0].lstrip().startswith("#") and not any(cells[1:])):
+                lines.append((above + reader.line_num, cells))
     except csv.Error as exc:
-        raise InputError(f"{name}: line {reader.line_num} cannot be read ({exc}); look at its quotes.") from None
+        raise InputError(
+            f"{name}: line {above + reader.line_num} cannot be read ({exc}); look at its quotes."
+        ) from None
     if not lines:
         raise InputError(f"{name}: is empty.")
     header = lines[0][1]
-    if len(header) == 1 and ";" in header[0]:
-        raise InputError(f"{name}: its columns stand between semicolons; save it with commas, or as .tsv.")
     columns = [_column(cell) for cell in header]
     twice = [column for column, count in Counter(columns).items() if column and count > 1]
     if twice:
@@ -81,10 +94,32 @@ def _rows(name: str, text: str, tabs: bool) -> _Rows:
     return rows
 
 
+def _header(text: str, usual: str) -> tuple[int, int, str]:
+    """Where the line of columns begins, how many lines are above it, and what stands between the cells of the table.
+
+    Above it there may be comments, and the line in which Excel says what stands between cells (sep=;).
+    """
+    start, said = 0, None
+    for above, line in enumerate(_LINE.findall(text)):
+        content = line.strip("\r\n ")
+        if found := _SEPARATOR.fullmatch(content):
+            said = found[1]
+        elif content and not content.startswith("#"):
+            return start, above, said or max((usual, ",", "\t", ";"), key=lambda each: _columns(content, each))
+        start += len(line)
+    return start, 0, usual
+
+
+def _columns(line: str, delimiter: str) -> int:
+    """How many columns of a manifest a line names, if this stands between them."""
+    cells = [_column(cell.strip(' "')) for cell in line.split(delimiter)]
+    return sum(cell in _KNOWN or _CHANNEL.fullmatch(cell) is not None for cell in cells)
+
+
 def _json_rows(name: str, text: str) -> _Rows:
     rows: _Rows = []
     # Not splitlines: it also splits at what may stand in a JSON text.
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(_LINE.findall(text), start=1):
         if not line.strip():
             continue
         try:
@@ -105,7 +140,7 @@ def _cell(name: str, number: int, column: str, value: object) -> Cell:
     if value is None:
         return ""
     if isinstance(value, str):
-        return value.strip()
+        return value if value.strip() else ""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, list) and _column(column) in ("image", "target", "guide"):
@@ -148,10 +183,11 @@ def _of_rows(name: str, rows: _Rows, folder: Path) -> list[Found]:
     if channels and channels[0].startswith("image_"):
         channels.sort(key=natural)
     found: list[Found] = []
+    places = Places(folder)
     lines: dict[str, int] = {}
     for number, row in rows:
-        case = row.get("case", "")
-        if not isinstance(case, str) or not case:
+        case = str(row.get("case", "")).strip()
+        if not case:
             raise InputError(f"{name}: line {number} names no case.")
         if nfc(case) in lines:
             raise InputError(
@@ -159,19 +195,19 @@ def _of_rows(name: str, rows: _Rows, folder: Path) -> list[Found]:
                 "name of its own."
             )
         lines[nfc(case)] = number
-        found.append(_of_row(f"{name}: line {number}", row, channels, folder))
+        found.append(_of_row(f"{name}: line {number}", row, channels, places))
     if not found:
         raise InputError(f"{name}: lists no case.")
     return found
 
 
-def _of_row(where: str, row: Mapping[str, Cell], channels: Sequence[str], folder: Path) -> Found:
+def _of_row(where: str, row: Mapping[str, Cell], channels: Sequence[str], places: Places) -> Found:
     # A channel's own column holds one path, whatever characters are in it.
     cells = [str(row.get(column, "")) for column in channels]
-    images = tuple(folder / cell for cell in cells if cell) if channels else _paths(where, row, "image", folder)
-    targets, truth, guides = (_paths(where, row, column, folder) for column in ("target", "ground_truth", "guide"))
+    images = tuple(map(places.path, filter(None, cells))) if channels else _paths(where, row, "image", places)
+    targets, truth, guides = (_paths(where, row, column, places) for column in ("target", "ground_truth", "guide"))
     target = row.get("target")
-    if isinstance(target, str) and _is_recipe(target) and not is_there(folder / target):
+    if isinstance(target, str) and _is_recipe(target) and places.find(target) is None:
         raise InputError(
             f"{where}: the target is a recipe, but a manifest names masks: give a recipe for all cases with --target."
         )
@@ -183,17 +219,19 @@ def _of_row(where: str, row: Mapping[str, Cell], channels: Sequence[str], folder
         problem = f"has no file for {shown_path(channels[cells.index('')])}."
     else:
         problem = what_is_missing((*images, *targets, *truth, *guides))
-    name = nfc(str(row["case"]))
+    name = nfc(str(row["case"]).strip())
     return Found((name,), images, targets, truth[0] if truth else None, guides, problem, listed=True)
 
 
-def _paths(where: str, row: Mapping[str, Cell], column: str, folder: Path) -> tuple[Path, ...]:
-    """Files between semicolons; in JSON also those of a list."""
+def _paths(where: str, row: Mapping[str, Cell], column: str, places: Places) -> tuple[Path, ...]:
+    """Files between semicolons, unless they are in the name of one; in JSON also those of a list."""
     cell = row.get(column, "")
-    parts = cell if isinstance(cell, list) else [part.strip() for part in cell.split(";")] if cell else []
-    if not all(parts):
+    if isinstance(cell, list) or not cell:
+        return tuple(map(places.path, cell))
+    found = between(cell, ";", lambda text: places.find(text) is not None)
+    if found is None:
         raise InputError(f"{where}: {column}: there is nothing before or after a semicolon.")
-    return tuple(folder / part for part in parts)
+    return tuple(map(places.path, found))
 
 
 def _is_recipe(text: str) -> bool:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,6 +29,39 @@ _COMMAND = re.compile(r"^(?P<space>\s*:)(?=:)|##(?=\w*\[)")
 def public_name(path: Path) -> str:
     """A file's or folder's name without its folder, as text; of one that is a UID, as PACS exports have, the suffix."""
     return _UID.sub("dicom", one_line(path.name or path.resolve().name))
+
+
+def is_there(path: Path) -> bool:
+    """As Path.exists, which raises an error for names that no disk can have."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def between(text: str, separator: str, there: Callable[[str], bool]) -> tuple[str, ...] | None:
+    """The names of files in a text. What is there under a name with separators in it is one file.
+
+    there: whether a file of this name is there.
+    Returns None where nothing stands before or after a separator.
+    """
+    parts = text.split(separator)
+    names: list[str] = []
+    while parts:
+        # The longest first: all of it may be the name of one file.
+        counts = range(len(parts), 0, -1)
+        spelled = ((n, each) for n in counts for each in _with_and_without_spaces(separator.join(parts[:n])))
+        count, name = next((each for each in spelled if there(each[1])), (1, parts[0].strip()))
+        if not name:
+            return None
+        names.append(name)
+        del parts[:count]
+    return tuple(names)
+
+
+def _with_and_without_spaces(text: str) -> tuple[str, ...]:
+    bare = text.strip()
+    return () if not bare else (text,) if text == bare else (text, bare)
 
 
 def one_line(text: str) -> str:

@@ -14,6 +14,7 @@ import typer.core
 from mafl_cli import sizes
 from mafl_cli.config import AttackConfig, Mode, Norm, SliceAxisChoice, budget, preset
 from mafl_cli.errors import UsageError
+from mafl_cli.names import between, is_there
 
 # Headings of --help, in their order.
 FILES, GOAL, METHOD, BUDGET, MODEL_INPUT, OUTPUT = "Files", "Goal", "Method", "Budget", "Model input", "Output"
@@ -178,6 +179,14 @@ def between_commas(text: str, option: str) -> tuple[str, ...]:
     return parts
 
 
+def files_between_commas(text: str, option: str) -> tuple[Path, ...]:
+    """Files between commas; a file that is there may have commas in its name. Raises as `between_commas`."""
+    found = between(text, ",", lambda name: is_there(Path(name)))
+    if found is None:
+        raise UsageError(f"{option}: there is nothing before or after a comma.")
+    return tuple(map(Path, found))
+
+
 def _numbers(text: str, option: str) -> list[float]:
     try:
         return [float(part) for part in between_commas(text, option)]
@@ -198,7 +207,7 @@ def read_label_map(text: str | None) -> dict[int, int]:
 
 def read_images(given: list[str], channels: str | None) -> tuple[Path, ...]:
     """The files of all channels: those listed, or the numbered siblings of IMAGE, or IMAGE alone."""
-    listed = () if channels is None else tuple(map(Path, between_commas(channels, "--channels")))
+    listed = () if channels is None else files_between_commas(channels, "--channels")
     if len(given) > 1:
         raise UsageError("--channels are those of one scan; several IMAGEs are a batch, with numbered channels.")
     if not given:

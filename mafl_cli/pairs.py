@@ -23,7 +23,7 @@ from mafl_cli.errors import InputError, UsageError
 from mafl_cli.folders import MaskFolder, by_case, contents, holds_cases, holds_slices, natural
 from mafl_cli.geometry import require_same_space
 from mafl_cli.manifests import MANIFESTS
-from mafl_cli.names import public_name, stem
+from mafl_cli.names import between, is_there, public_name, stem
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +189,7 @@ def mask_of(path: Path, case_id: str) -> Path:
 
     Raises InputError if there is none.
     """
-    if path.suffix.lower() in (*MANIFESTS, ".json"):
+    if path.suffix.lower() in (*MANIFESTS, ".json") and not path.is_dir():
         mask = _listed_masks(path).get(case_id)
         if mask is None:
             raise InputError(f"{public_name(path)}: names no ground truth for {case_id}.")
@@ -208,9 +208,9 @@ def _listed_masks(path: Path) -> dict[str, Path | None]:
 
 
 def _listed(text: str, option: str) -> tuple[Path, ...]:
-    """Files separated by commas; one file if there is one of that name."""
-    parts = [text] if Path(text).exists() else [part.strip() for part in text.split(",")]
-    if not all(parts):
+    """Files separated by commas; one that is there may have commas in its name."""
+    parts = between(text, ",", lambda name: is_there(Path(name)))
+    if parts is None:
         raise UsageError(f"{option}: there is nothing before or after a comma.")
     return tuple(map(Path, parts))
 

@@ -28,7 +28,7 @@ from scipy import ndimage
 
 from mafl_cli import geometry
 from mafl_cli.errors import InputError, UsageError
-from mafl_cli.names import public_name
+from mafl_cli.names import is_there, public_name
 
 Kind = Literal["erase", "shift", "dilate", "erode", "swap", "copy"]
 Labels = NDArray[np.int64]
@@ -81,11 +81,15 @@ class Frame:
 
 
 def parse(text: str) -> Recipe | None:
-    """A recipe, or None when the text is none but a file's name. Raises UsageError for a recipe that is incomplete."""
+    """A recipe, or None when the text is none but a file's name, or the name of a file that is there.
+
+    Raises UsageError for a recipe that is incomplete.
+    """
     kind = text.split(":", 1)[0]
-    if ":" not in text or kind not in get_args(Kind):
+    if ":" not in text or kind not in get_args(Kind) or is_there(Path(text)):
         return None
-    body, sphere = _without_sphere(text, kind)
+    whole = kind == "copy" and is_there(Path(text.partition(":")[2]))
+    body, sphere = (text, None) if whole else _without_sphere(text, kind)
     rest = body.split(":", 1)[1]
     if kind == "copy":
         mask = Path(rest)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mafl_cli import geometry
 from mafl_cli.errors import GeometryError, InputError, UsageError
-from mafl_cli.names import public_name
+from mafl_cli.names import is_there, public_name
 from mafl_cli.scans import is_dicom
 from mafl_cli.volume import LabelMap, Volume, read_labels
 
@@ -152,6 +152,9 @@ def read_target(paths: Sequence[Path], like: Volume, class_names: Sequence[str],
     Raises: as `Masks.read`; UsageError for several files; InputError for labels the model cannot draw.
     """
     if len(paths) > 1:
+        gone = [public_name(path) for path in paths if not is_there(path)]
+        if gone:
+            raise InputError(f"--target: {','.join(gone)} does not exist: check the path.")
         raise UsageError(f"--target: the model's classes exclude each other: give one mask, not {len(paths)}.")
     labels, source, notes = masks.read(paths[0], like)
     _require_known(source.name, labels, class_names, masks)

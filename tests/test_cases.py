@@ -485,7 +485,9 @@ def test_standard_input_says_by_its_first_line_what_it_is(
         ("case,image_1,image_2\n", "must be image_0, image_1, ... without a gap"),
         ("case,image_0,image_00\n", "must be image_0, image_1, ... without a gap"),
         ("case,image,Image\n", "l.csv: has the column image twice."),
-        ("case;image\n", "save it with commas, or as .tsv"),
+        ("case;image;age\n", "l.csv: unknown column age; there may be"),
+        ("case\timage\tage\n", "l.csv: unknown column age; there may be"),
+        ('# list\nsep=;\ncase;image\n"a;b.nii\n', "l.csv: line 4 cannot be read ("),
         ("case,image\na,b.nii,c.nii\n", "l.csv: line 2 has a cell under no column's name"),
         ("case,image\n\n,b.nii\n", "l.csv: line 3 names no case."),
         ("case,image\na,x;;y\n", "l.csv: line 2: image: there is nothing before or after a semicolon."),
@@ -517,6 +519,67 @@ def test_a_table_that_cannot_be_used(tmp_path: Path, text: str, said: str) -> No
 )
 def test_json_lines_that_cannot_be_used(tmp_path: Path, text: str, said: str) -> None:
     assert said in refusal(table(tmp_path / "l.jsonl", text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "case\timage\ttarget\na\ta, 1.nii;b.nii\tm.nii\n",
+        'case;image;target\na;"a, 1.nii;b.nii";m.nii\n',
+        'sep=;\r\ncase;image;target\r\na;"a, 1.nii;b.nii";m.nii\r\n',
+        '"sep=\t"\n"case"\t"image"\t"target"\n"a"\t"a, 1.nii;b.nii"\t"m.nii"\n',
+        'sep=,\ncase,image,target\na,"a, 1.nii;b.nii",m.nii\n',
+        '\ufeff# from the PACS\n\n#\ncase,image,target\na,"a, 1.nii;b.nii",m.nii\n# the end\n#,,\n',
+        'case,image,target\ra,"a, 1.nii;b.nii",m.nii\r',
+        'case,image,target\na,".\\a, 1.nii;sub\\..\\b.nii",.\\m.nii\n',
+    ],
+    ids=["tabs", "semicolons", "sep=;", "sep=tab", "sep=,", "comments", "old-mac", "backslashes"],
+)
+@pytest.mark.parametrize("name", ["l.csv", "l.tsv"])
+def test_tables_of_other_programs(tmp_path: Path, text: str, name: str) -> None:
+    touch(tmp_path, "a, 1.nii", "b.nii", "m.nii", "sub/x.nii")
+    (tmp_path / name).write_bytes(text.encode())
+    (case,) = find([str(tmp_path / name)])
+    assert case.problem is None
+    assert [path.name for path in (*case.images, *case.targets)] == ["a, 1.nii", "b.nii", "m.nii"]
+
+
+def test_a_case_may_be_called_like_a_comment(tmp_path: Path) -> None:
+    touch(tmp_path, "#1.nii")
+    found = find([table(tmp_path / "l.csv", "#case,image\ncase,image\n#1,#1.nii\n# a word,\n")])
+    assert shown(found, tmp_path) == {"#1": ["#1.nii"]}
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "dataset"])
+def test_names_are_found_in_any_form_of_unicode(tmp_path: Path, kind: str) -> None:
+    apart, joined = (unicodedata.normalize(form, "Größe/ä;ö.nii") for form in ("NFD", "NFC"))
+    for there, named in ((apart, joined), (joined, apart)):
+        folder = tmp_path / f"{kind}{there == apart}"
+        touch(folder, there)
+        if kind == "csv":
+            source = table(folder / "l.csv", f"case,image\na,{named}\n")
+        elif kind == "json":
+            source = table(folder / "l.jsonl", json.dumps({"case": "a", "image": [named]}))
+        else:
+            source = table(folder / "dataset.json", json.dumps({"test": [named]}))
+        (case,) = find([str(source)])
+        assert case.images == (folder / there,)
+        assert case.problem is None
+    # Where both are there, each is itself.
+    touch(folder, apart, joined)
+    both = find([table(folder / "l.csv", f"case,image\na,{apart}\nb,{joined}\n")])
+    assert [case.images for case in both] == [(folder / apart,), (folder / joined,)]
+
+
+def test_what_is_there_under_a_name_is_that_file(tmp_path: Path) -> None:
+    touch(tmp_path, "a;b.nii", "a", "b.nii", "x;y;z.nii", " c.nii", "erase:1")
+    text = "case,image,target\n1,a;b.nii,\n2,a; b.nii,erase:1\n3,x;y;z.nii;a;b.nii;b.nii,\n4, c.nii,\n5, a,\n"
+    found = find([table(tmp_path / "l.csv", text)])
+    assert problems(found) == []
+    assert shown(found, tmp_path) == {
+        "1": ["a;b.nii"], "2": ["a", "b.nii"], "3": ["x;y;z.nii", "a;b.nii", "b.nii"], "4": [" c.nii"], "5": ["a"]
+    }  # fmt: skip
+    assert found[1].targets == (tmp_path / "erase:1",)
 
 
 def test_a_manifest_in_another_encoding(tmp_path: Path) -> None:
