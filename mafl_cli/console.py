@@ -16,6 +16,7 @@ import typer
 
 from mafl_cli import quiet
 from mafl_cli.errors import MaflError, place_of
+from mafl_cli.names import escaped, harmless
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class Voice:
     def _put(self, level: str, line: str, facts: Mapping[str, Any]) -> None:
         if self.as_json:
             now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-            line = json.dumps({"time": now, "level": level, "message": line, **facts}, ensure_ascii=False)
+            line = escaped(json.dumps({"time": now, "level": level, "message": line, **facts}, ensure_ascii=False))
+        else:
+            line = _plain(line)
         try:
             print(line, file=sys.stderr, flush=True)
         except BrokenPipeError:
@@ -138,6 +141,16 @@ def progress_of_cases(voice: Voice, unit: str) -> Iterator[Bar]:
         yield Bar(bar)
 
 
+def show_text(text: str) -> None:
+    """Lines on stdout. Like those on stderr they quote names from files: nothing in them moves a cursor, hides, or is
+    a command to the runner of a CI job."""
+    print(_plain(text))
+
+
+def _plain(text: str) -> str:
+    return "\n".join("\t".join(map(harmless, line.split("\t"))) for line in text.split("\n"))
+
+
 def deliver(report: dict[str, Any], summary: str, json_file: str | None, voice: Voice) -> None:
     """The summary, or with `--json -` the JSON, on stdout; with `--json FILE` the JSON there."""
     from mafl_cli.report import to_json
@@ -151,7 +164,7 @@ def deliver(report: dict[str, Any], summary: str, json_file: str | None, voice: 
 
         write_text(Path(json_file), to_json(report))
     if voice.level >= 0:
-        print(summary)
+        show_text(summary)
 
 
 def write_all(texts: Mapping[str | None, Callable[[], str]]) -> None:

@@ -18,10 +18,13 @@ from pathlib import Path
 _UID = re.compile(r"\d+(?:\.\d+){4,}|2\.25\.\d{10,}")
 # What ends a line, moves a terminal's cursor or turns the direction of writing, what nobody sees, and bytes that are no
 # UTF-8, which no report could hold.
-_NO_TEXT = re.compile(
-    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
+_NOT_SEEN = (
+    "\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f"
 )
+_NO_TEXT = re.compile(f"[\x00-\x1f{_NOT_SEEN}]")
+# What stands below a space is an escape in JSON already, or between its lines.
+_NO_TEXT_IN_JSON = re.compile(f"[{_NOT_SEEN}]")
 # Words that runners take for commands: GitHub "::" at the beginning of a line and "##[" anywhere, Azure "##vso[".
 _COMMAND = re.compile(r"^(?P<space>\s*:)(?=:)|##(?=\w*\[)")
 
@@ -75,8 +78,8 @@ def harmless(line: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """JSON, or text of one line for it, that says the same without what `harmless` changes: as escapes of JSON."""
-    text = _NO_TEXT.sub(lambda found: found[0] if found[0] == "\n" else json.dumps(found[0])[1:-1], text)
+    """JSON that says the same without what `harmless` changes: with escapes of its own in the place of it."""
+    text = _NO_TEXT_IN_JSON.sub(lambda found: json.dumps(found[0])[1:-1], text)
     return re.sub(r"##(?=\w*\[)", r"#\\u0023", text)
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mafl_cli.errors import OutputError, UsageError
+from mafl_cli.names import one_line
 from mafl_cli.planes import PageVolumes, Stack
 from mafl_cli.report import NOTICE
 
@@ -143,7 +144,7 @@ def _page(title: str, index: Mapping[str, Any], planes: Mapping[int, Sequence[st
     )
     data = [("index", _json(index)), *((f"planes-{number}", _json(found)) for number, found in planes.items())]
     parts: dict[str, str] = {
-        "title": html.escape(title).encode("ascii", "xmlcharrefreplace").decode("ascii"),
+        "title": html.escape(one_line(title)).encode("ascii", "xmlcharrefreplace").decode("ascii"),
         "notice": NOTICE,
         # Hashes rather than 'unsafe-inline': should anything else ever get into the page, it will not run.
         "policy": f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "

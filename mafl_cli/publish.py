@@ -13,6 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from mafl_cli.gates import FIGURES, shown
+from mafl_cli.names import harmless, one_line
 from mafl_cli.report import NOTICE, format_size, number
 from mafl_cli.trials import CURVE_END
 
@@ -34,12 +35,13 @@ _LIMITS = (
 )
 
 
-# What ends a line, moves a cursor or is no character: names may hold it, lines of text must not.
-_NOT_IN_LINES = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# Between words; a line has spaces there.
+_BREAKS = re.compile("[\t-\r\x1c-\x1f\x85\u2028\u2029]")
 
 
 def _line(text: object) -> str:
-    return _NOT_IN_LINES.sub(lambda found: " " if found[0].isspace() else "\N{REPLACEMENT CHARACTER}", str(text))
+    """Text of one line, as a terminal and everybody else can take it; see `names.one_line`."""
+    return one_line(_BREAKS.sub(" ", str(text)))
 
 
 # --- JUnit --------------------------------------------------------------------------------------------------------
@@ -92,7 +94,7 @@ def _error(case: Report) -> str:
 
 
 def _xml(text: str) -> str:
-    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", harmless(_line(text)))
 
 
 # --- Markdown -----------------------------------------------------------------------------------------------------
@@ -231,10 +233,20 @@ def _value(entry: Report, form: str = ".4f") -> str:
     return "-" if entry["value"] is None else f"{entry['value']:{form}}"
 
 
+# What GitHub and GitLab make links and mentions of, escaped or not.
+_LINKED = re.compile(r"[@#]|://|www\.|(?:mailto|xmpp):|[!$%~&^]\d|\bGH-\d", re.IGNORECASE)
+# In code nothing can be escaped.
+_NOT_IN_CODE = str.maketrans({"|": "\N{BROKEN BAR}", "<": "\u2039", ">": "\u203a"})
+
+
 def _md(text: str) -> str:
-    """Plain text in Markdown, in a table too: no markup, no HTML, one line."""
-    one_line = " ".join(_line(text).split())
-    safe = re.sub(r"([\\`*_{}\[\]#|~!$])", r"\\\1", one_line)
+    """Plain text in Markdown, in a table too: no markup, no HTML, one line; as code if there are links in it."""
+    plain = harmless(" ".join(_line(text).split()))
+    if _LINKED.search(plain):
+        fence = "`" * (1 + max(map(len, re.findall("`+", plain)), default=0))
+        inner = plain.translate(_NOT_IN_CODE)
+        return f"{fence} {inner} {fence}" if inner.startswith("`") or inner.endswith("`") else f"{fence}{inner}{fence}"
+    safe = re.sub(r"([\\`*_{}\[\]|~!$])", r"\\\1", plain)
     # At the beginning these would make a list.
     safe = re.sub(r"^(\d*)([-+.)])", r"\1\\\2", safe)
     return safe.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -243,9 +255,8 @@ def _md(text: str) -> str:
 # --- the rest -----------------------------------------------------------------------------------------------------
 
 
-_FORMULA = frozenset(
-    "=+-@\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
-)
+# These signs in both widths, at the beginning of a cell, or behind what separates cells in many countries.
+_FORMULA = re.compile("(^|;)(?=\\s*[=+@\\-\uff1d\uff0b\uff20\uff0d])")
 
 
 def table(report: Report) -> str:
@@ -264,8 +275,7 @@ def table(report: Report) -> str:
 
 def cell(text: str) -> str:
     """One line that no spreadsheet runs: what begins like a formula, in full width too, is quoted as they do."""
-    line = _line(text)
-    return f"'{line}" if line.lstrip()[:1] in _FORMULA else line
+    return _FORMULA.sub(r"\1'", harmless(_line(text)))
 
 
 def alerts(report: Report) -> list[str]:
@@ -278,8 +288,8 @@ def alerts(report: Report) -> list[str]:
 
 
 def _command(text: str, more: str = "") -> str:
-    text = _xml(text)
-    for sign in "%\r\n" + more:
+    text = harmless(_line(text))
+    for sign in "%" + more:
         text = text.replace(sign, f"%{ord(sign):02X}")
     return text
 

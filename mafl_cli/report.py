@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mafl_cli import __version__
 from mafl_cli.config import AttackConfig, config_hash
-from mafl_cli.names import stem
+from mafl_cli.names import escaped, stem
 
 if TYPE_CHECKING:
     import torch
@@ -181,8 +181,8 @@ def renamed_target(target: Mapping[str, Any], names: Callable[[str], str]) -> di
 
 
 def to_json(report: Mapping[str, Any]) -> str:
-    """Strict JSON text, one key a line. Raises ValueError on NaN or Infinity."""
-    return json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    """Strict JSON text, one key a line, that can be printed anywhere. Raises ValueError on NaN or Infinity."""
+    return escaped(json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)) + "\n"
 
 
 def format_summary(report: Mapping[str, Any]) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import json
 import re
+import unicodedata
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,7 +18,8 @@ from hypothesis import strategies as st
 from judged import MODEL, case, curve, detected, failed, judged, survived, transferred, truth
 from markdown_it import MarkdownIt
 
-from mafl_cli import gates, publish
+from mafl_cli import gates, publish, report
+from mafl_cli.names import harmless
 
 JUNIT = xmlschema.XMLSchema(Path(__file__).with_name("junit.xsd"))
 
@@ -28,9 +31,20 @@ HOSTILE = [
     "[link](http://x)", "![i](x)", "\\", "\\|", "~~a~~", "# head", "- item", "1. item", "$x$ $y$", "=1+1",
     "%0A::error::x",
     "a:b,c", "line\u2028separator\x85", "", "{{x}}", "| - |",
+    "::error::x", " \u3000::set-output name=a::b", "##[error]x", "x##vso[task.complete]y", "####[group]",
+    "##teamcity[x]",
+    "section_start:1:x\r\x1b[0Kh", "\x1b]8;;http://e.example\x1b\\x\x1b]8;;\x07", "\x9b2J",
+    "a\u202e\u2066\u200b\u200d\xad\ufeffb", "\U000e0041tag", "@octocat", "x (@org/team)", "https://e.example/?a=1",
+    "WWW.e.example", "mailto:a", "a@e.example", "#1", "!2 $3", "GH-4", "`@a` | <b>", "``@", "@\\",
+    "<img src=x onerror=y>", "[x](javascript:y)", "=cmd|' /C calc'!A0", "x;=1+1", "x; -1",
 ]  # fmt: skip
 
 anything = st.text(st.characters(codec=None), max_size=12)
+
+
+def plain(name):
+    """A name as every form shows it: one line, nothing that moves or hides, nothing that a CI job obeys."""
+    return harmless(re.sub("[\t-\r\x1c-\x1f\x85\u2028\u2029]", " ", name))
 
 
 def rules(*texts):
@@ -103,17 +117,18 @@ NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 def test_junit_brings_any_name_through(name):
     made = judged([case(name), failed(name, name)], rules("target_iou < 1"), models=[{**MODEL, "name": name}])
     root = read_junit(publish.junit(made))
-    seen = NOT_XML.sub("\ufffd", name)
+    seen = NOT_XML.sub("\ufffd", plain(name))
     assert [test.get("name") for test in root.iter("testcase")] == [seen, seen]
     assert root.find(".//error").get("message") == seen
-    assert root[0].get("name") == f"mafl {seen or 'no model'}"
+    named = plain(f"mafl {name or 'no model'}")
+    assert root[0].get("name") == NOT_XML.sub("\ufffd", named)
 
 
 @settings(max_examples=60, deadline=None)
 @given(anything)
 def test_junit_is_wellformed_for_any_text(name):
     root = ElementTree.fromstring(publish.junit(judged([failed(name, name)])).encode())
-    assert root.find(".//testcase").get("name") == NOT_XML.sub("\ufffd", name)
+    assert root.find(".//testcase").get("name") == NOT_XML.sub("\ufffd", plain(name))
 
 
 # --- Markdown -----------------------------------------------------------------------------------------------------
@@ -147,8 +162,11 @@ def kinds(markdown):
 
 
 def one_line(name):
-    controls = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-    return " ".join(controls.sub(lambda found: " " if found[0].isspace() else "\ufffd", name).split())
+    """A name as the card shows it: as code, in which three signs have others in their place, if it would be a link."""
+    seen = harmless(" ".join(plain(name).split()))
+    if re.search(r"[@#]|://|www\.|(mailto|xmpp):|[!$%~&^]\d|\bGH-\d", seen, re.IGNORECASE):
+        seen = seen.translate(str.maketrans("|<>", "¦‹›"))
+    return seen
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
@@ -271,12 +289,13 @@ def test_csv_keeps_every_digit_and_leaves_what_is_undefined_empty():
 
 @pytest.mark.parametrize(
     "text",
-    ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", " =1", "＝1", "＋1", "－1", "＠x", "\x00=1", "\u00a0=1"],
+    ["a;=1+1", "a;\u3000@x",
+     "=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", " =1", "＝1", "＋1", "－1", "＠x", "\x00=1", "\u00a0=1"],
     ids=ascii,
 )  # fmt: skip
 def test_what_begins_like_a_formula_is_text_in_a_spreadsheet(text):
     _, row = rows_of(publish.table(judged([failed(text, text)])))
-    for cell in (row[0], row[2]):
+    for cell in (*row[0].split(";"), *row[2].split(";")):
         assert not cell.strip().startswith(tuple("=+-@＝＋－＠"))
 
 
@@ -319,8 +338,21 @@ def test_an_alert_is_one_command_whatever_the_names(name):
     made = judged([failed(name, name)], [gates.parse("ssim >= 1", name)])
     (line,) = publish.alerts(made)
     line.encode()
-    seen = NOT_XML.sub("\ufffd", name)
-    assert read_command(line) == (seen or "ssim >= 1", f"not known, so it fails: {seen}: {seen}")
+    seen = plain(f"not known, so it fails: {name}: {name}")
+    assert read_command(line) == (plain(name) or "ssim >= 1", seen)
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
+def test_no_form_has_a_line_that_a_runner_obeys_or_signs_that_move_or_hide(name):
+    other = {**MODEL, "name": name, "classes": [name], "assumptions": [name]}
+    made = judged([{**everything(name), "transfer": [transferred(0.3, name=name)]}, failed(name, name)],
+                  [gates.parse("ssim >= 1", name)], models=[other])  # fmt: skip
+    forms = (publish.junit, publish.card, publish.summary, publish.table, publish.terminal, report.to_json)
+    for form in forms:
+        text = form(made) if form is not publish.terminal else "\n".join(map(harmless, form(made).split("\n")))
+        assert not re.search(r"^\s*::|##\w*\[", text, re.MULTILINE), form
+        assert not set(map(unicodedata.category, text.replace("\n", ""))) & {"Cc", "Cf", "Cs", "Zl", "Zp"}, form
+    assert json.loads(report.to_json(made)) == json.loads(json.dumps(made))
 
 
 # --- the terminal -------------------------------------------------------------------------------------------------
