@@ -112,7 +112,7 @@ def attack(
     low = partial(low_pass, levels=config.low_frequency_levels, spacing=spacing)
     delta = _begin(clean, limits, config, low)
     rule, scaling = _rule(config, limits, clean), steps.Scaling(config, clean)
-    best = _Best.at(clean, goal.judge(terms.clean), config.aimed)
+    best = _Best.at(clean, goal.judge(terms.clean), config.aimed, bounded=config.eps is not None)
     ever_reached = best.reached.clone()
     feature_gain = torch.zeros(len(clean), device=clean.device)
     loss = torch.zeros_like(feature_gain)
@@ -347,7 +347,8 @@ class _Best:
     """The best iterate of each sample so far, and how many steps ago it last got clearly better.
 
     Among iterates at the goal, one percent of the target more is worth 20 percent of length up to `aim`, and 0.2
-    percent beyond it.
+    percent beyond it. bounded: within a ball a change that moves the prediction nowhere is kept rather than none, for
+    it shows that something was tried.
     """
 
     x: Tensor
@@ -359,12 +360,13 @@ class _Best:
     cost: Tensor
     since: Tensor
     aim: float
+    bounded: bool
 
     @staticmethod
-    def at(clean: Tensor, verdict: Verdict, aim: float) -> _Best:
+    def at(clean: Tensor, verdict: Verdict, aim: float, *, bounded: bool) -> _Best:
         none = torch.zeros(len(clean), device=clean.device)
         parts = (verdict.iou, verdict.hit, verdict.removal, verdict.reached)
-        return _Best(clean.clone(), *parts, none, torch.zeros_like(none), torch.zeros_like(none).long(), aim)
+        return _Best(clean.clone(), *parts, none, torch.zeros_like(none), torch.zeros_like(none).long(), aim, bounded)
 
     def verdict(self) -> Verdict:
         return Verdict(self.iou, self.hit, self.removal, self.reached)
@@ -375,7 +377,8 @@ class _Best:
         short = self.aim - verdict.score
         cost = l2 * (1 + torch.where(short > 0, 20 * short, 0.2 * short))
         cheaper = cost < self.cost[rows]
-        closer = (verdict.score > was.score) | ((verdict.score == was.score) & (l2 < self.l2[rows]))
+        smaller = (l2 < self.l2[rows]) if not self.bounded else (l2 > 0) & ((l2 < self.l2[rows]) | (self.l2[rows] == 0))
+        closer = (verdict.score > was.score) | ((verdict.score == was.score) & smaller)
         better = torch.where(was.reached, verdict.reached & cheaper, verdict.reached | closer)
         clearly = better & (~was.reached | (cost < 0.995 * self.cost[rows]))
         # Patience counts only once the goal is reached: before that every step is worth taking.

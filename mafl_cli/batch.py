@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mafl_cli import cluster, engine, locks, report, results, runs
+from mafl_cli import cluster, engine, locks, records, report, results, runs
 from mafl_cli.card import find_card
 from mafl_cli.case import AttackRequest
 from mafl_cli.cases import CaseFiles
@@ -179,7 +179,7 @@ def fingerprint(path: Path) -> str:
 
 
 def _is_done(folder: Path, ticket: Mapping[str, Any], case: CaseFiles) -> bool:
-    found = results.read_object(folder / results.TICKET)
+    found = records.read_object(folder / results.TICKET)
     if found is None or found.get("request") != ticket["request"] or (said := runs.finished(folder)) is None:
         return False
     entry = said["cases"][0]
@@ -191,11 +191,12 @@ def _is_done(folder: Path, ticket: Mapping[str, Any], case: CaseFiles) -> bool:
     # Copied or touched: the same bytes are the same files.
     recorded = [each["sha256"] for each in (*entry["inputs"], *(entry["target"]["files"] if case.targets else ()))]
     now = [results.sha256(path) if path.is_file() else "" for path in (*case.images, *case.targets)]
-    return len(found.get("files", ())) == len(ticket["files"]) and not case.guides and recorded == now
+    before = found.get("files")
+    return isinstance(before, list) and len(before) == len(ticket["files"]) and not case.guides and recorded == now
 
 
 def _has_failed(folder: Path, ticket: Mapping[str, Any]) -> bool:
-    found = results.read_object(folder / results.FAILED)
+    found = records.read_object(folder / results.FAILED)
     return found is not None and found.get("ticket") == ticket
 
 
@@ -253,7 +254,7 @@ def _claim(request: BatchRequest, settings: str) -> None:
     out, path = request.out, request.out / results.RUN
     if (out / results.TARGET).exists():
         raise UsageError(f"{public_name(out)}: holds the results of one case; choose another folder with -o.")
-    before = results.read_run(out)
+    before = records.read_run(out)
     if before is not None and before["settings"] != settings and not request.overwrite:
         raise UsageError(
             f"{public_name(out)}: holds results of other settings or another model; choose another folder with -o, "

@@ -5,7 +5,6 @@ Nothing heavy is imported here, so that `--help` answers at once; each command i
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,16 @@ from mafl_cli.config import (
     SaveAs,
     Step,
 )
-from mafl_cli.console import Voice, deliver, progress_of_cases, progress_of_steps, reported, tell_github, write_all
+from mafl_cli.console import (
+    Voice,
+    deliver,
+    progress_of_cases,
+    progress_of_steps,
+    reported,
+    show_text,
+    tell_github,
+    write_all,
+)
 from mafl_cli.display import WINDOWS
 from mafl_cli.errors import GateError, PartialError, UsageError
 from mafl_cli.names import public_name
@@ -69,6 +77,7 @@ from mafl_cli.options import (
     files_between_commas,
     model_at_hand,
     model_settings,
+    models_at_hand,
     read_ball,
     read_images,
     read_label_map,
@@ -522,7 +531,7 @@ def _list_cases(found: Sequence[CaseFiles], several: bool) -> None:
     if not several:
         raise UsageError("--list shows the cases of a batch; this is one scan.")
     for case in found:
-        print(f"{case.case_id}\t{','.join(map(public_name, case.images))}\t{case.problem or ''}".rstrip())
+        show_text(f"{case.case_id}\t{','.join(map(public_name, case.images))}\t{case.problem or ''}".rstrip())
 
 
 def _cluster(
@@ -634,7 +643,7 @@ def evaluate(
             metavar="FILE",
             help="TorchScript or .pt2 model that draws the predictions; the first judges, more are asked whether they "
             "are fooled too. It is a program: use only files you trust. [default: $MAFL_MODEL, else the model that "
-            "comes with mafl; for a RUN that attacked another one, the predictions in the folder]",
+            "comes with mafl; a RUN that attacked another one passes no gate without it]",
         ),
     ] = None,
     size_limit: SizeLimit = None,
@@ -696,7 +705,7 @@ def evaluate(
     voice = Voice(-1 if quiet else int(verbose), debug)
     with reported(voice), sizes.limited(size_limit):
         from mafl_cli import gates, transforms
-        from mafl_cli.results import read_object
+        from mafl_cli.records import read_object
 
         rules = [*map(gates.parse, fail_if or ()), *(gates.read(gates_file) if gates_file else ())]
         chosen = transforms.parse(transform or ())
@@ -718,7 +727,7 @@ def evaluate(
         from mafl_cli.subject import ModelRequest
         from mafl_cli.trials import Trials
 
-        at_hand = [] if model or not runs else [model_at_hand()]
+        at_hand = () if model or not runs else models_at_hand()
         judges = [_model(None, voice)] if not model and not runs else model or []
         request = evaluation.EvaluateRequest(
             runs=tuple(runs or ()),
@@ -735,7 +744,8 @@ def evaluate(
         with progress_of_cases(voice, "case") as bar:
             measured = evaluation.run_evaluation(request, say=voice.say, on_case=bar.show)
         for case in measured["cases"]:
-            for line in case.get("differences", ()):
+            lines = (*case.get("differences", ()), case.get("untested"))
+            for line in dict.fromkeys(line for line in lines if line is not None):
                 voice.say(f"{case['case_id']}: {line}")
         write_all(
             {
@@ -746,7 +756,7 @@ def evaluate(
             }
         )
         if voice.level >= 0 and "-" not in files.values():
-            print(publish.terminal(measured))
+            show_text(publish.terminal(measured))
         tell_github(publish.summary(measured), publish.alerts(measured), voice)
         _require_passed(measured)
 
@@ -806,7 +816,7 @@ def visualize(
 
         if open_in is not None:
             for run in runs:
-                print(pictures.view(run, open_in, overwrite=overwrite))
+                show_text(pictures.view(run, open_in, overwrite=overwrite))
             if out is None:
                 return
         voice.say(pictures.show(runs, out, rows=rows, window=window, max_mb=max_mb, overwrite=overwrite))
@@ -861,15 +871,16 @@ def inspect(
     voice = Voice(0, debug)
     with reported(voice), sizes.limited(size_limit):
         from mafl_cli import inspection
+        from mafl_cli.report import to_json
 
         if write:
-            print(f"wrote {inspection.write_card(file, overwrite=overwrite).name}")
+            show_text(f"wrote {inspection.write_card(file, overwrite=overwrite).name}")
             return
         facts = inspection.inspect(file)
         if as_json:
-            print(json.dumps(facts, indent=1, allow_nan=False))
+            print(to_json(facts), end="")
         else:
-            print(inspection.format_facts(facts))
+            show_text(inspection.format_facts(facts))
 
 
 def main() -> None:

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from mafl_cli import __version__, gates, report, results, targets, trials
+from mafl_cli import __version__, gates, metrics, report, results, targets, trials
 from mafl_cli.attack import Outcome
-from mafl_cli.errors import MaflError, UsageError
+from mafl_cli.errors import MaflError, UsageError, place_of
 from mafl_cli.gates import Gate
 from mafl_cli.judges import Comparison, Judge
 from mafl_cli.model import pick_device
-from mafl_cli.pairs import Pair, Source, changed_files, distinct, mask_of, of_files, of_runs
+from mafl_cli.pairs import Pair, Recorded, Source, changed_files, distinct, mask_of, of_files, of_runs
 from mafl_cli.subject import ModelRequest, Say
 from mafl_cli.targets import Masks
 from mafl_cli.trials import Trials
@@ -28,8 +28,11 @@ SCHEMA = Path(__file__).with_name("evaluation.schema.json")
 
 # After these the model withstood the attack or did not; after any other nobody knows.
 _TESTED = [outcome.value for outcome in (Outcome.ALREADY, Outcome.REACHED, Outcome.STEP_LIMIT)]
+_UNTESTED = {Outcome.NO_GRADIENT.value: "found no gradient"}
 # Share of the clean prediction that the attacked model may draw otherwise now: machines round differently.
 _MOST_DRIFT = 0.02
+# Of the data range: no larger change is there for a 32-bit float.
+_ROUNDING = 2.0**-23
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +41,9 @@ class EvaluateRequest:
 
     runs: result folders, or folders of them; or else original, adversarial and target: files (several channels
     separated by commas) or folders. models: the first judges, the others are asked whether they are fooled too. Without
-    any, a result folder is judged by the model it attacked if that is one of those at_hand, else by the predictions in
-    it. ground_truth: a mask, or a folder of masks by the names of the cases.
+    any, a result folder is judged by the model it attacked if that is one of those at_hand; else the predictions in it
+    are measured, but prove nothing: no gate passes on them. ground_truth: a mask, or a folder of masks by the names of
+    the cases.
     """
 
     runs: tuple[Path, ...] = ()
@@ -87,11 +91,12 @@ def run_evaluation(
                 seen.setdefault(facts["sha256"], facts)
             cases.append(_judged(pair, judges, request, say))
             alike.setdefault(_scan_and_target(pair), []).append(cases[-1])
-        except MaflError as exc:
+        except Exception as exc:
             if len(sources) == 1:
                 raise
-            say(f"{source.case_id}: {exc}")
-            cases.append(_failed(source.case_id, type(exc).__name__, str(exc)))
+            cases.append(_failed(source.case_id, exc))
+            said = cases[-1]["error"]["message"]
+            say(said if said.startswith(f"{source.case_id}: ") else f"{source.case_id}: {said}")
     for case, name in zip(cases, distinct([case["case_id"] for case in cases], sources), strict=True):
         case["case_id"] = name
     if request.trials.curve:
@@ -198,49 +203,91 @@ def _judged(pair: Pair, judges: Sequence[Judge], request: EvaluateRequest, say: 
     }
 
 
-def _failed(case_id: str, kind: str, message: str) -> dict[str, Any]:
-    return {"case_id": case_id, "status": "failed", "error": {"type": kind, "message": message}}
+def _failed(case_id: str, exc: Exception) -> dict[str, Any]:
+    """What is wrong with one case ends the judgement of no other, an error of ours included."""
+    message = str(exc) if isinstance(exc, MaflError) else f"internal error ({type(exc).__name__}{place_of(exc)})."
+    return {"case_id": case_id, "status": "failed", "error": {"type": type(exc).__name__, "message": message}}
 
 
 def _record(pair: Pair, compared: Comparison, *, judged: bool) -> dict[str, Any]:
-    """What the run's own report says, and where the files say otherwise."""
-    recorded = pair.recorded
+    """What the run's own report says, where the files say otherwise, and why the case proves nothing, if so."""
+    recorded, unchanged = pair.recorded, _unchanged(compared)
     if recorded is None:
-        changed = compared.size["size"]["l0"]["count"]
-        reason = None if changed else "the adversarial scan is the original, so the model was not tested"
         return {
-            "predictions": "recomputed", "outcome": None, "files_intact": None, "differences": [], "untested": reason,
+            "predictions": "recomputed", "outcome": None, "files_intact": None, "differences": [],
+            "untested": unchanged,
         }  # fmt: skip
-    differences = [f"{name} is not the file the report describes" for name in changed_files(recorded)]
-    intact = not differences
-    reason = differences[0] if differences else None
+    strangers = [f"{name} is not the file the report describes" for name in changed_files(recorded)]
     outcome = recorded.case["attack"]["outcome"]
-    if outcome not in _TESTED:
-        why = "found no gradient" if outcome == Outcome.NO_GRADIENT.value else "has an unknown outcome"
-        reason = reason or f"the attack {why}, so the model was not tested"
-    if judged:
-        for name, now, was in (
-            (results.PREDICTION_CLEAN, compared.clean, recorded.prediction_clean),
-            (results.PREDICTION_ADVERSARIAL, compared.adversarial, recorded.prediction_adversarial),
-        ):
-            other = int(np.count_nonzero(now != was)) if now.shape == was.shape else now.size
-            if other:
-                differences.append(f"{name}: the model draws {other} voxels otherwise")
-            # Other settings, or another model: the attack was made for what is not here.
-            if name == results.PREDICTION_CLEAN and other > _MOST_DRIFT * max(int(np.count_nonzero(was)), 1):
-                reason = reason or f"{differences[-1]}, so it is not what was attacked"
-    measured = {"post_write": compared.reach(compared.adversarial), **compared.size}
-    for path, old, new in _headline_pairs(recorded.case["metrics"], measured):
-        # The clean scan is restored by a float32 subtraction, so the last digits may move; labels may not.
-        if (old is None) != (new is None) or (old is not None and abs(old - new) > 1e-3 * max(abs(old), 1e-9)):
-            differences.append(f"{path}: the report says {old}, the files say {new}")
+    redrawn, replaced = _redrawn(recorded, compared) if judged else ([], None)
+    numbers = _differing_numbers(recorded, compared.reach(compared.adversarial), compared.size)
+    # A mask that was put in with its hash is seen by the numbers, which are those of the masks that were written.
+    own = _differing_numbers(recorded, _recorded_reach(recorded), compared.size) if redrawn else numbers
+    what = _UNTESTED.get(outcome, "has an unknown outcome")
+    model = recorded.report["model"]["name"]
+    reasons = [
+        *strangers[:1],
+        None if outcome in _TESTED else f"the attack {what}, so the model was not tested",
+        unchanged,
+        f"{own[0]}, so the report is not about these files" if own else None,
+        replaced,
+        None if judged else f"only the folder says what {model} draws, for it is not at hand; give it with --model",
+    ]
     return {
         "predictions": "recomputed" if judged else "recorded",
         "outcome": outcome,
-        "files_intact": intact,
-        "differences": differences,
-        "untested": reason,
+        "files_intact": not strangers,
+        "differences": [*strangers, *redrawn, *numbers],
+        "untested": next((reason for reason in reasons if reason is not None), None),
     }
+
+
+def _unchanged(compared: Comparison) -> str | None:
+    """Why the pair shows nothing: there is no change, or none that is more than rounding."""
+    channels = compared.size["size_per_channel"]
+    if not any(each["l0"]["count"] for each in channels):
+        return "the adversarial scan is the original, so the model was not tested"
+    if all(each["linf"]["native"] <= _ROUNDING * each["data_range"]["value"] for each in channels):
+        return "the adversarial scan differs from the original by rounding alone, so the model was not tested"
+    return None
+
+
+def _redrawn(recorded: Recorded, compared: Comparison) -> tuple[list[str], str | None]:
+    """Which masks of the folder the model draws otherwise now, and why it is not what was attacked, if it is not."""
+    differences, reason = [], None
+    for name, now, was in (
+        (results.PREDICTION_CLEAN, compared.clean, recorded.prediction_clean),
+        (results.PREDICTION_ADVERSARIAL, compared.adversarial, recorded.prediction_adversarial),
+    ):
+        other = int(np.count_nonzero(now != was)) if now.shape == was.shape else now.size
+        if other:
+            differences.append(f"{name}: the model draws {other} voxels otherwise")
+        # Other settings, or another model: the attack was made for what is not here.
+        if name == results.PREDICTION_CLEAN and other > _MOST_DRIFT * max(int(np.count_nonzero(was)), 1):
+            reason = f"{differences[-1]}, so it is not what was attacked"
+    return differences, reason
+
+
+def _recorded_reach(recorded: Recorded) -> dict[str, Any]:
+    """What the masks in the folder measure among themselves."""
+    model = recorded.report["model"]
+    return metrics.reach(
+        recorded.prediction_adversarial,
+        recorded.target,
+        recorded.prediction_clean,
+        classes=len(model["classes"]),
+        overlapping=model["overlapping"],
+    )
+
+
+def _differing_numbers(recorded: Recorded, post: Mapping[str, Any], size: Mapping[str, Any]) -> list[str]:
+    """Headline numbers of the report that are not those of the files."""
+    differences = []
+    for path, old, new in _headline_pairs(recorded.case["metrics"], {"post_write": post, **size}):
+        # The clean scan is restored by a float32 subtraction, so the last digits may move; labels may not.
+        if (old is None) != (new is None) or (old is not None and abs(old - new) > 1e-3 * max(abs(old), 1e-9)):
+            differences.append(f"{path}: the report says {old}, the files say {new}")
+    return differences
 
 
 def _headline_pairs(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

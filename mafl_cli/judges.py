@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mafl_cli import metrics, targets
+from mafl_cli import metrics, results, targets
+from mafl_cli.card import check_orientation
 from mafl_cli.config import AttackConfig, Intensity
-from mafl_cli.errors import InputError
+from mafl_cli.errors import InputError, UsageError
 from mafl_cli.goals import Goal
+from mafl_cli.names import public_name
 from mafl_cli.pairs import Pair
 from mafl_cli.subject import ModelRequest, Say, Subject, prepare_subject
 from mafl_cli.targets import Masks
@@ -27,15 +29,20 @@ def _as_attacked(model: ModelRequest, sha256: str, pair: Pair) -> ModelRequest:
     if recorded is None or recorded.report["model"]["sha256"] != sha256:
         return model
     said, settings = recorded.report["model"], recorded.report["run"]["settings"]
-    intensity: dict[str, Any] = {
+    given: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in said["intensity"].items()
     }
+    try:
+        orientation = check_orientation(said["orientation"])
+        intensity = Intensity(**given)
+    except UsageError as exc:
+        raise InputError(f"{public_name(recorded.folder)}/{results.REPORT}: {exc}") from exc
     return replace(
         model,
         mode=settings["mode"] if model.mode == "auto" else model.mode,
         slice_axis=model.slice_axis or settings["slice_axis"],
-        orientation=model.orientation or said["orientation"],
-        intensity=model.intensity or Intensity(**intensity),
+        orientation=model.orientation or orientation,
+        intensity=model.intensity or intensity,
         spacing=model.spacing or tuple(settings["spacing"] or (0,)),
         roi=model.roi or tuple(settings["roi"] or (0,)),
         overlap=settings["overlap"] if model.overlap is None else model.overlap,
@@ -143,7 +150,7 @@ class Comparison:
             clean, adversarial = recorded.prediction_clean, recorded.prediction_adversarial
             target = recorded.target
             units = recorded.case["space"]["native_units_per_model_unit"]
-            slice_axis = recorded.case["space"]["slice_axis"]["index"]
+            slice_axis = int(recorded.case["space"]["slice_axis"]["index"])
         whole, each = metrics.size_of_channels(
             pair.clean, pair.adversarial, units=units, channels=channels, slice_axis=slice_axis
         )

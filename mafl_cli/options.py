@@ -289,3 +289,10 @@ def model_at_hand() -> Path:
     from mafl_cli.subject import DEMO_MODEL
 
     return Path(os.environ.get("MAFL_MODEL") or DEMO_MODEL)
+
+
+def models_at_hand() -> tuple[Path, ...]:
+    """Those among which the one that a run attacked is looked for."""
+    from mafl_cli.subject import DEMO_MODEL
+
+    return tuple(dict.fromkeys((model_at_hand(), DEMO_MODEL)))

@@ -5,7 +5,6 @@ Nothing here is taken on trust from a report: volumes, masks and hashes come fro
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,13 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mafl_cli import results, scans, targets, volume
+from mafl_cli import records, results, scans, targets, volume
 from mafl_cli.cases import find
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.folders import MaskFolder, by_case, contents, holds_cases, holds_slices, natural
 from mafl_cli.geometry import require_same_space
 from mafl_cli.manifests import MANIFESTS
 from mafl_cli.names import between, is_there, public_name, stem
+from mafl_cli.runfolders import Place, places
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,50 +97,20 @@ def _on_grid_of(first: volume.Volume, scan: volume.Volume) -> volume.Volume:
 
 
 def of_runs(folders: Sequence[Path]) -> list[Source]:
-    """Every result folder among these or below them, each once, in the order of their names.
+    """Every result folder among these or below them, each once, in the order of their names; see `runfolders`.
 
-    One that is not there or holds none is a source too: reading it raises InputError.
+    One that is not there, holds none or cannot be judged is a source too: reading it raises InputError.
     """
-    found: list[Source] = []
-    for folder in folders:
-        for inner in _run_folders(folder):
-            known = results.batch_cases(inner)
-            if known is None:
-                found.append(Source(public_name(inner.resolve()), run=inner))
-            else:
-                # Of a batch all cases, those without results too: what failed must not be passed over.
-                found += [Source(name, run=inner / name, missing=missing) for name, missing in known]
-    # Each once, however often it was named.
-    once = list({(source.run or Path()).resolve(): source for source in found}.values())
-    names = _distinct([source.case_id for source in once])
-    return [replace(source, case_id=name) for name, source in zip(names, once, strict=True)]
-
-
-def _run_folders(folder: Path) -> list[Path]:
-    """The folder itself if it is a run or a batch, else all below it that are; itself again where there is none.
-
-    A folder with a changed scan and no report is one too: reading it says so, and it is not passed over. Links are
-    followed; what lies under a name with a dot is half made.
-    """
-    found: list[Path] = []
-    seen: set[Path] = set()
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=_not_passed_over):
-        here = Path(place)
-        if here.resolve() in seen:
-            folders.clear()
-            continue
-        seen.add(here.resolve())
-        if (here / results.RUN).is_file() or results.REPORT in files or results.changed_scans((*files, *folders)):
-            found.append(here)
-            folders.clear()  # What is in it is read through it.
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-    return found or [folder]
-
-
-def _not_passed_over(exc: OSError) -> None:
-    """A folder that is locked may hold the worst run; one that is not there has its own message."""
-    if not isinstance(exc, (FileNotFoundError, NotADirectoryError)):
-        raise InputError(f"{public_name(Path(exc.filename))}: cannot be looked into ({exc.strerror}).") from exc
+    found: dict[Path, Place] = {}
+    for place in (place for folder in folders for place in places(folder)):
+        # Each once, however often it was named; what is out of its place below one may be named as another.
+        before = found.setdefault(place.folder.resolve(), place)
+        if before.missing is not None and place.missing is None:
+            found[place.folder.resolve()] = place
+    names = _distinct([place.name for place in found.values()])
+    return [
+        Source(name, run=place.folder, missing=place.missing) for name, place in zip(names, found.values(), strict=True)
+    ]
 
 
 def of_files(original: str, adversarial: str, target: str) -> list[Source]:
@@ -243,7 +213,7 @@ def read_run(run: Path) -> Pair:
     The clean scan is the adversarial file minus the perturbation file; in float32, so its last digit may differ.
     Raises: as `Source.read`.
     """
-    report = results.read_report(run)
+    report = records.read_report(run)
     case = report["cases"][0]
     for file in case["files"]:
         if not (run / file["name"]).is_file():

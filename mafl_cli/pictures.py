@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from mafl_cli import display, figures, page, pairs, results, targets, viewers, volume
+from mafl_cli import display, figures, page, pairs, records, results, targets, viewers, volume
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.names import public_name
 
 # A page goes through mail gateways, and most of them stop larger ones.
 MAX_MB = 20.0
+# Of regions that may overlap: each set of them has a name and a colour.
+_MOST_REGIONS = 16
 
 
 def show(
@@ -58,7 +60,7 @@ def show(
 
 def _drawn(run: Path, window: str | None, rows: int, said: list[str]) -> Callable[[Path], None]:
     """What draws the figure; then `said` has the slices shown."""
-    report = results.read_report(run)
+    report = records.read_report(run)
     shown = _Shown.of(run, report)
 
     def paint(temporary: Path) -> None:
@@ -80,7 +82,7 @@ def _paged(
     sources: Sequence[pairs.Source], window: str | None, max_mb: float, said: list[str]
 ) -> Callable[[Path], None]:
     """What writes the page; then `said` has a sentence on its size."""
-    reports = {source: results.read_report(source.run) for source in sources if source.run and not source.missing}
+    reports, problems = _reports(sources)
     shown = {source: _Shown.of(source.run, report) for source, report in reports.items() if source.run}
     names = pairs.distinct(
         [shown[source].case["case_id"] if source in shown else source.case_id for source in sources], sources
@@ -89,7 +91,7 @@ def _paged(
     cases = []
     for source, name in zip(sources, names, strict=True):
         report, each = reports.get(source, some), shown.get(source)
-        entry = {"status": "failed", "error": source.missing, "metrics": None} if each is None else dict(each.case)
+        entry = {"status": "failed", "error": problems[source], "metrics": None} if each is None else dict(each.case)
         cases.append(
             page.PageCase(
                 report={**entry, "case_id": name},
@@ -104,6 +106,21 @@ def _paged(
     values = [each.window(window) for each in shown.values()]
     title = names[0] if len(cases) == 1 else f"{len(cases)} cases"
     return lambda temporary: said.append(page.write(temporary, cases, title=title, max_mb=max_mb, window=values[0]))
+
+
+def _reports(sources: Sequence[pairs.Source]) -> tuple[dict[pairs.Source, Any], dict[pairs.Source, str]]:
+    """Reports of the runs that have one, and why the others have none. Raises InputError where none has one."""
+    reports, problems = {}, {}
+    for source in sources:
+        try:
+            if source.missing is not None or source.run is None:
+                raise InputError(source.missing or "there is no run.")
+            reports[source] = records.read_report(source.run)
+        except InputError as exc:
+            problems[source] = str(exc)
+    if not reports:
+        raise InputError(next(iter(problems.values())))
+    return reports, problems
 
 
 @dataclass(frozen=True)
@@ -139,7 +156,7 @@ class _Shown:
             "adversarial": adversarial.data,
             **masks,
             "affine": adversarial.affine,
-            "slice_axis": self.case["space"]["slice_axis"]["index"],
+            "slice_axis": int(self.case["space"]["slice_axis"]["index"]),
             "unit": "HU" if self.channel == "CT" else "native units",
         }
 
@@ -154,7 +171,7 @@ def view(run: Path, viewer: viewers.Viewer, *, overwrite: bool) -> str:
 
     Raises InputError for a run that cannot be read, UsageError if another file has the place of the labels.
     """
-    said = results.read_report(run)
+    said = records.read_report(run)
     case = said["cases"][0]
     scan = run / results.adversarial([each["format"] for each in case["inputs"]])[_most_changed(case)]
     mask, path = run / results.PREDICTION_ADVERSARIAL, run / viewers.LABEL_FILES[viewer]
@@ -190,6 +207,9 @@ def _most_changed(case: Mapping[str, Any]) -> int:
 def _label_names(said: Mapping[str, Any]) -> Sequence[str]:
     """What each number in the run's masks stands for: the classes, or what regions its bit code has."""
     names: Sequence[str] = said["model"]["classes"]
+    if said["model"]["overlapping"] and len(names) > _MOST_REGIONS:
+        case_id = said["cases"][0]["case_id"]
+        raise InputError(f"{case_id}: has {len(names)} regions that may overlap; up to {_MOST_REGIONS} can be shown.")
     return targets.code_names(names) if said["model"]["overlapping"] else names
 
 

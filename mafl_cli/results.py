@@ -1,21 +1,18 @@
-"""The result folder: what its files are called, how they get there whole or not at all, how they are read again."""
+"""The result folder: what its files are called, and how they get there whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import json
-import math
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
-from mafl_cli.errors import InputError, MaflError, OutputError, UsageError
-from mafl_cli.names import one_line, public_name
+from mafl_cli.errors import MaflError, OutputError, UsageError
+from mafl_cli.names import public_name
 
 PREDICTION_CLEAN = "prediction_clean.nii.gz"
 PREDICTION_ADVERSARIAL = "prediction_adversarial.nii.gz"
@@ -33,6 +30,8 @@ SEGMENTATIONS = {
     name: name.removesuffix(".nii.gz") + ".dcm" for name in (PREDICTION_CLEAN, PREDICTION_ADVERSARIAL, TARGET)
 }
 
+# Folders and files of ours that are not finished.
+_STAGE = ".mafl-"
 _SCANS = re.compile(r"(adversarial|perturbation)(_\d{4})?(\.nii\.gz)?")
 
 
@@ -65,6 +64,11 @@ def changed_scans(names: Iterable[str]) -> bool:
     return any(_SCANS.fullmatch(name) for name in names)
 
 
+def is_stage(path: Path) -> bool:
+    """Whether a folder is where an attack at work, or one that was killed, gathers what it will leave."""
+    return path.name.startswith(_STAGE) and path.is_dir() and (not any(path.iterdir()) or bool(there(path)))
+
+
 def listed(stage: Path) -> list[dict[str, str]]:
     """Name and SHA-256 of every file below a folder; the files of a series by their path in it."""
     files = sorted(path for path in stage.rglob("*") if path.is_file())
@@ -82,7 +86,7 @@ def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
     OutputError if the disk fills up.
     """
     made = check_writable(out, overwrite=overwrite)
-    stage = Path(tempfile.mkdtemp(prefix=".mafl-", dir=out))
+    stage = Path(tempfile.mkdtemp(prefix=_STAGE, dir=out))
     try:
         yield stage
         earlier = there(out)
@@ -131,7 +135,7 @@ def check_writable(out: Path, *, overwrite: bool) -> list[Path]:
                 break
             made.append(folder)
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=out, prefix=".mafl-"):
+        with tempfile.NamedTemporaryFile(dir=out, prefix=_STAGE):
             pass
     except OSError as exc:
         for folder in made:
@@ -154,7 +158,7 @@ def write_through(path: Path, write: Callable[[Path], object]) -> None:
             write(path)
             return
         file = path.resolve()
-        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".mafl-") as folder:
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=_STAGE) as folder:
             temporary = Path(folder) / path.name
             write(temporary)
             temporary.replace(file)
@@ -174,109 +178,6 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def read_report(run: Path) -> dict[str, Any]:
-    """The report of a finished run folder. Raises InputError if there is none or it cannot be read."""
-    path = run / REPORT
-    if not run.is_dir():
-        raise InputError(f"{public_name(run)}: no such run folder; give the -o folder of `mafl attack`.")
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number, parse_float=_finite)
-    except FileNotFoundError as exc:
-        raise InputError(
-            f"{public_name(run)}: holds no {REPORT}; the run did not finish or is another folder."
-        ) from exc
-    except (OSError, ValueError, RecursionError) as exc:
-        raise InputError(f"{public_name(run)}/{REPORT}: cannot be read as JSON.") from exc
-    if not _is_report(report):
-        raise InputError(f"{public_name(run)}/{REPORT}: is not a report of this mafl, or not of one case.")
-    return dict(_in_lines(report))
-
-
-def _in_lines(value: Any) -> Any:
-    """JSON with each of its texts on one line: a run may come from anybody, and is quoted in logs."""
-    if isinstance(value, dict):
-        return {one_line(name): _in_lines(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_in_lines(each) for each in value]
-    return one_line(value) if isinstance(value, str) else value
-
-
-def _is_report(report: Any) -> bool:
-    """Whether everything is there that is read of a report; its files must lie in its folder."""
-    try:
-        (case,) = report["cases"]
-        names = [PurePosixPath(file["name"]) for file in case["files"]]
-        goals = [report["run"]["settings"][key] for key in ("goal_iou", "goal_hit")]
-        sound = all(0 <= goal <= 1 for goal in goals) and isinstance(report["model"]["overlapping"], bool)
-        needed = (
-            [report["schema_version"], report["tool"], report["run"]["method"], case["case_id"], case["inputs"][0]],
-            [report["model"][key] for key in ("name", "sha256", "classes", "overlapping", "channels", "assumptions")],
-            [report["model"][key] for key in ("orientation", "intensity")],
-            [report["run"]["settings"][key] for key in ("mode", "slice_axis", "spacing", "roi", "overlap")],
-            [each["format"] for each in case["inputs"]],
-            [case["space"]["slice_axis"]["index"], case["space"]["native_units_per_model_unit"][0]],
-            [case["attack"]["outcome"], case["metrics"]["post_write"], case["metrics"]["size"]],
-            [each["l2"]["model"] for each in case["metrics"]["size_per_channel"]],
-        )
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
-        return False
-    return bool(needed) and sound and not any(name.is_absolute() or ".." in name.parts for name in names)
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text} is too large")
-    return number
-
-
-def read_object(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None where there is none that can be read."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def read_run(run: Path) -> dict[str, Any] | None:
-    """What a batch knows of itself: "settings" and "cases"; None for a folder that is no batch.
-
-    Raises InputError when it cannot be what mafl wrote; a case's name must not lead out of the folder.
-    """
-    known = read_object(run / RUN)
-    if known is None and not (run / RUN).is_file():
-        return None
-    try:
-        cases = known["cases"] if known is not None and isinstance(known["settings"], str) else [""]
-        whole = all(name not in ("", ".", "..") and Path(name).name == name for name in cases)
-    except (KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise InputError(f"{public_name(run)}/{RUN}: is damaged; delete it, and give the command of the batch again.")
-    return known
-
-
-def batch_cases(run: Path) -> list[tuple[str, str | None]] | None:
-    """The cases of a batch, and of each why it has no results, as a sentence; None for a folder that is no batch."""
-    known = read_run(run)
-    if known is None:
-        return None
-    found: list[tuple[str, str | None]] = []
-    for case_id in known["cases"]:
-        failure = read_object(run / case_id / FAILED)
-        if failure is not None:
-            found.append((case_id, str(failure["error"]["message"])))
-        else:
-            there = (run / case_id / REPORT).is_file()
-            found.append((case_id, None if there else f"{case_id}: was not attacked yet."))
-    return found
 
 
 def _cannot_write(path: Path, exc: OSError, advice: str = "choose another folder with -o") -> MaflError:

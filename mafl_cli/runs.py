@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mafl_cli import __version__, locks, report, results
+from mafl_cli import __version__, locks, records, report, results
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.gates import summary_of
-from mafl_cli.names import public_name
+from mafl_cli.names import one_line, public_name
 from mafl_cli.publish import cell
 
 TABLE = "cases.csv"
@@ -43,7 +43,7 @@ _FIGURES: dict[str, Callable[[Mapping[str, Any]], Any]] = {
 
 
 def _known(run: Path) -> dict[str, Any]:
-    known = results.read_run(run)
+    known = records.read_run(run)
     if known is None:
         raise InputError(f"{public_name(run)}: is not the folder of a batch; give the -o folder of `mafl attack`.")
     return known
@@ -91,7 +91,7 @@ def _write_tables(out: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     }
     results.write_text(out / results.REPORT, report.to_json(whole))
     results.write_text(out / TABLE, _table(rows))
-    failures = [f"{row['case_id']}\t{row['error']['message']}\n" for row in rows if row["status"] == "failed"]
+    failures = [f"{row['case_id']}\t{one_line(row['error']['message'])}\n" for row in rows if row["status"] == "failed"]
     results.write_text(out / FAILURES, "".join(failures))
     return whole
 
@@ -99,8 +99,8 @@ def _write_tables(out: Path, known: Mapping[str, Any]) -> dict[str, Any]:
 def _row(out: Path, case_id: str) -> dict[str, Any]:
     """What the run says of a case: status "ok", "failed" or "pending"."""
     folder = out / case_id
-    failure = results.read_object(folder / results.FAILED)
-    said = None if failure is not None else finished(folder)
+    error = records.read_failure(folder)
+    said = None if error is not None else finished(folder)
     if said is not None:
         case = said["cases"][0]
         return {
@@ -111,20 +111,34 @@ def _row(out: Path, case_id: str) -> dict[str, Any]:
             "figures": _figures(case),
             "model": {key: said["model"][key] for key in ("name", "sha256", "classes")},
         }
-    error = None if failure is None else failure["error"]
-    status = "pending" if failure is None else "failed"
+    status = "pending" if error is None else "failed"
     return {"case_id": case_id, "status": status, "error": error, "outcome": None, "figures": None}
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """The report of a case; None if there is none, or none that is whole: then it is as if it had not been run."""
+    """The report of a case; None if there is none, or none that is whole: then it is as if it had not been run.
+
+    Only what tables and resuming read of it is looked at: there may be ten thousand.
+    """
+    said = records.read_object(folder / results.REPORT)
     try:
-        said = results.read_report(folder)
-        case = said["cases"][0]
-        _figures(case), _costs(case)
-    except (InputError, KeyError, TypeError, ValueError):
+        return said if said is not None and _is_whole(said) else None
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None
-    return said
+
+
+def _is_whole(said: Mapping[str, Any]) -> bool:
+    (case,) = said["cases"]
+    seconds, *costs = _costs(case)
+    numbers = [*_figures(case).values(), *seconds.values(), *costs]
+    files = (*case["inputs"], *case["target"]["files"], *case["files"])
+    texts = [case["attack"]["outcome"], said["model"]["name"], *said["model"]["classes"]]
+    texts += [each["sha256"] for each in (said["model"], *files)]
+    return (
+        all(value is None or isinstance(value, (int, float)) for value in numbers)
+        and all(isinstance(text, str) for text in texts)
+        and all(isinstance(file["name"], str) and file["name"] for file in case["files"])
+    )
 
 
 def _figures(case: Mapping[str, Any]) -> dict[str, Any]:

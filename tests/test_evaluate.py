@@ -269,7 +269,7 @@ def test_names_in_a_report_add_no_line_and_move_no_cursor(work: Path, tmp_path: 
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     said = "x\n::error::forged\x1b[2J"
     report["cases"][0]["case_id"] = report["model"]["name"] = said
-    report["cases"][0]["files"].append({"name": said, "sha256": "0"})
+    report["cases"][0]["files"].append({"name": said, "sha256": 64 * "0"})
     (tmp_path / "run" / "report.json").write_text(json.dumps(report))
     (tmp_path / "run" / "x�::error::forged�[2J").touch()
     for more in (["--fail-if", "hit_rate > 0.99"], ["--curve"]):
@@ -446,7 +446,7 @@ def test_trials_need_the_attacked_model(work: Path) -> None:
 
 
 def test_a_gate_passes_the_model_that_holds_and_fails_the_one_that_is_fooled(work: Path, tmp_path: Path) -> None:
-    gate = ("--fail-if", "hit_rate > 0.5", "--junit", tmp_path / "junit.xml")
+    gate = ("-m", work / "model.ts", "--fail-if", "hit_rate > 0.5", "--junit", tmp_path / "junit.xml")
     held = mafl("evaluate", work / "held", *gate)
     assert held.exit_code == 0, held.stderr
     assert "PASS  fail if hit_rate > 0.5: hit_rate is 0.0" in held.stdout
@@ -466,15 +466,16 @@ def test_several_runs_fail_for_the_worst_and_may_pass_for_the_mean(work: Path, t
     for name in ("fooled", "held"):
         shutil.copytree(work / name, tmp_path / "runs" / name)
     result = mafl(
-        "evaluate", tmp_path / "runs", "--fail-if", "hit_rate > 0.9", "--fail-if", "mean(hit_rate) > 0.9", "--json", "-"
-    )
+        "evaluate", tmp_path / "runs", "-m", work / "model.ts", "--fail-if", "hit_rate > 0.9", "--fail-if",
+        "mean(hit_rate) > 0.9", "--json", "-",
+    )  # fmt: skip
     worst, mean = evaluated(result, code=5)["gates"]
     assert (worst["status"], mean["status"]) == ("fail", "pass")
     assert [each["status"] for each in worst["cases"]] == ["fail", "pass"]
 
 
 def test_what_is_not_known_fails(work: Path, tmp_path: Path) -> None:
-    result = mafl("evaluate", work / "held", "--fail-if", "dice_drop > 0.1")
+    result = mafl("evaluate", work / "held", "-m", work / "model.ts", "--fail-if", "dice_drop > 0.1")
     assert result.exit_code == 5
     assert "needs --ground-truth" in result.stderr
 
@@ -531,9 +532,11 @@ def test_a_folder_that_cannot_be_looked_into_is_not_passed_over(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", locked)
-    result = mafl("evaluate", tmp_path / "runs", "--fail-if", "hit_rate > 0.5")
-    assert result.exit_code == 3
-    assert result.stderr == "mafl: locked: cannot be looked into (Permission denied).\n"
+    result = mafl("evaluate", tmp_path / "runs", "-m", work / "model.ts", "--fail-if", "hit_rate > 0.5")
+    assert result.exit_code == 5
+    assert "not known, so it fails: locked: locked: cannot be looked into (Permission denied)." in result.stderr
+    result = mafl("evaluate", tmp_path / "runs" / "locked", "--fail-if", "hit_rate > 0.5")
+    assert (result.exit_code, result.stderr) == (3, "mafl: locked: cannot be looked into (Permission denied).\n")
 
 
 def test_a_case_that_cannot_be_read_fails_the_gate(work: Path, tmp_path: Path) -> None:
@@ -548,7 +551,8 @@ def test_a_case_that_cannot_be_read_fails_the_gate(work: Path, tmp_path: Path) -
 
 def test_gates_come_from_a_file_too(work: Path, tmp_path: Path) -> None:
     (tmp_path / "gates.toml").write_text('[gates]\nmoved = "hit_rate > 0.5"\nvisible = "psnr_db < 10"\n')
-    found = evaluated(mafl("evaluate", work / "fooled", "--gates", tmp_path / "gates.toml", "--json", "-"), code=5)
+    judge = ("-m", work / "model.ts", "--json", "-")
+    found = evaluated(mafl("evaluate", work / "fooled", "--gates", tmp_path / "gates.toml", *judge), code=5)
     assert [(gate["name"], gate["status"]) for gate in found["gates"]] == [("moved", "fail"), ("visible", "pass")]
 
 
@@ -611,7 +615,7 @@ def test_in_a_github_job_the_page_gets_the_verdict_and_the_log_an_annotation(
     page.write_text("before\n")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    result = mafl("evaluate", work / "fooled", "--fail-if", "hit_rate > 0.5", "--json", "-")
+    result = mafl("evaluate", work / "fooled", "-m", work / "model.ts", "--fail-if", "hit_rate > 0.5", "--json", "-")
     evaluated(result, code=5)
     assert page.read_text().startswith("before\n# Robustness of model.ts\n\n**FAILED**: 1 of 1 gates failed.")
     assert "::error title=hit_rate > 0.5::hit_rate is " in result.stderr

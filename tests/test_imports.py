@@ -53,7 +53,7 @@ LAYERS = [
     {"derived", "seg"},
     {"scans", "targets", "folders"},
     {"datasets", "manifests"},
-    {"subject", "report", "results", "traces", "figures", "planes", "page", "cases"},
+    {"subject", "report", "results", "records", "runfolders", "traces", "figures", "planes", "page", "cases"},
     {"case", "pairs"},
     {"judges"},
     {"trials"},

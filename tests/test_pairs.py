@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -310,9 +311,128 @@ def test_runs_are_found_below_folders_in_the_order_of_their_names(tmp_path: Path
     assert [source.case_id for source in of_runs([tmp_path / "b", tmp_path / "a"])] == ["b", "first", "second"]
 
 
-def test_what_is_half_made_is_no_run(tmp_path: Path):
-    empty_runs(tmp_path / "runs" / "a", tmp_path / "runs" / "a2" / ".mafl-x1", tmp_path / "runs" / ".trash" / "b")
-    assert [source.case_id for source in of_runs([tmp_path / "runs"])] == ["a"]
+def reasons(*folders: Path) -> dict[str, str | None]:
+    """What is found, and why it cannot be judged."""
+    return {source.case_id: source.missing for source in of_runs(folders)}
+
+
+def test_what_is_half_made_hidden_or_empty_is_found_with_the_reason(tmp_path: Path):
+    empty_runs(tmp_path / "runs" / "a", tmp_path / "runs" / "b" / ".mafl-x1", tmp_path / "runs" / ".trash" / "c")
+    empty_runs(tmp_path / "runs" / ".d")
+    (tmp_path / "runs" / "e").mkdir()
+    (tmp_path / "runs" / "killed" / ".mafl-x2").mkdir(parents=True)
+    found = reasons(tmp_path / "runs")
+    assert list(found) == ["a", "b", "e", "killed", ".d", "c"]
+    assert (found["a"], found["b"], found["killed"]) == (None, None, None)
+    for hidden in (".d", "c"):
+        assert found[hidden] == f"{hidden}: is behind a name with a dot, and is not judged; rename it, or name it."
+    assert found["e"] == "e: is empty, so that nothing was attacked here."
+    for name in ("b", "killed"):
+        source = next(each for each in of_runs([tmp_path / "runs"]) if each.case_id == name)
+        with pytest.raises(InputError, match=rf"^{name}: holds no report\.json; the run did not finish"):
+            source.read()
+
+
+def test_files_that_mafl_was_writing_when_it_was_killed_are_no_attack(tmp_path: Path):
+    empty_runs(tmp_path / "a")
+    (tmp_path / ".mafl-x3").mkdir()
+    (tmp_path / ".mafl-x3" / "page.html").write_text("")
+    (tmp_path / ".mafl-x4").write_text("")
+    assert reasons(tmp_path) == {"a": None}
+
+
+def test_a_run_inside_a_run_is_found_and_judged_where_it_is_named(tmp_path: Path):
+    empty_runs(tmp_path / "a", tmp_path / "a" / "more" / "inner")
+    (tmp_path / "a" / "empty").mkdir()
+    inside = "inner: lies inside the results of a, and is not judged with them; move it elsewhere, or name it too."
+    assert reasons(tmp_path) == {"a": None, "inner": inside}
+    assert reasons(tmp_path, tmp_path / "a" / "more") == {"a": None, "inner": None}
+
+
+def test_a_link_to_a_run_that_is_found_does_not_put_it_out_of_its_place(tmp_path: Path):
+    empty_runs(tmp_path / "a", tmp_path / "b")
+    (tmp_path / ".latest").symlink_to(tmp_path / "b", target_is_directory=True)
+    (tmp_path / "a" / "next").symlink_to(tmp_path / "b", target_is_directory=True)
+    assert reasons(tmp_path) == {"a": None, "b": None}
+
+
+def batch(folder: Path, cases: Sequence[str], done: Sequence[str] = ()) -> Path:
+    """The folder of a batch: its list, and cases of which some are done and the others failed."""
+    (folder / ".mafl").mkdir(parents=True)
+    (folder / ".mafl" / "run.json").write_text(json.dumps({"settings": "x", "cases": list(cases)}))
+    for name in cases:
+        (folder / name).mkdir(parents=True)
+        (folder / name / ".case.json").write_text("{}")
+        word = json.dumps({"error": {"type": "InputError", "message": f"{name}.nii: is damaged."}})
+        (folder / name / ("report.json" if name in done else "failed.json")).write_text(word)
+    return folder
+
+
+def test_of_a_batch_every_case_is_found_and_what_lies_between_them(tmp_path: Path):
+    night = batch(tmp_path / "night", ["c1", "c2"], done=["c2"])
+    empty_runs(night / "other", night / "c2" / "again")
+    advice = "and is not judged with them; move it elsewhere, or name it too."
+    assert reasons(tmp_path) == {
+        "c1": "c1.nii: is damaged.",
+        "c2": None,
+        "again": f"again: lies inside the results of c2, {advice}",
+        "other": f"other: lies inside the results of night, {advice}",
+    }
+
+
+@pytest.mark.parametrize("left", ["tickets", "failures", "tables", "report"])
+def test_a_batch_that_was_copied_without_its_hidden_files_may_lack_cases(tmp_path: Path, left: str):
+    night = batch(tmp_path / "night", ["c1", "c2"], done=["c1", "c2"] if left != "failures" else ["c2"])
+    shutil.rmtree(night / ".mafl")
+    if left != "tickets":
+        for name in ("c1", "c2"):
+            (night / name / ".case.json").unlink()
+    for name in {"tables": ("cases.csv", "failed.txt"), "report": ("report.json",)}.get(left, ()):
+        (night / name).write_text('{"command": "attack-batch"}')
+    found = reasons(night)
+    assert list(found) == ["night", "c1", "c2"]
+    assert "holds cases of a batch but not its list of them" in found["night"]
+    (first, *_) = of_runs([night / "c1"])
+    assert first.missing is None
+    if left == "failures":
+        with pytest.raises(InputError, match=r"^c1\.nii: is damaged\.$"):
+            first.read()
+
+
+@pytest.mark.parametrize("cases", [[], ["c1"], ["c1", "c2"]])
+def test_a_batch_in_which_everything_failed_is_as_many_cases(tmp_path: Path, cases: list[str]):
+    found = reasons(batch(tmp_path / "night", cases))
+    assert list(found) == (cases or ["night"])
+    assert None not in found.values()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"cases": []}', '{"settings": "x", "cases": "abc"}', '{"settings": "x", "cases": [1]}',
+     '{"settings": "x", "cases": ["../a"]}', '{"settings": "x", "cases": {"a": 1}}', "[" * 100_000, "\udcff",
+     '{"settings": "x", "cases": ["a"], "cases": []}'],
+    ids=lambda text: text[:40],
+)  # fmt: skip
+def test_a_damaged_list_of_cases_is_one_case_that_cannot_be_judged_beside_the_others(tmp_path: Path, text: str):
+    night = batch(tmp_path / "runs" / "night", ["c1"], done=["c1"])
+    (night / ".mafl" / "run.json").write_bytes(text.encode(errors="surrogateescape"))
+    empty_runs(tmp_path / "runs" / "z")
+    found = reasons(tmp_path / "runs")
+    assert list(found) == ["night", "c1", "z"]
+    assert "is damaged; delete it" in found["night"]
+    assert (found["c1"], found["z"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"error": 3}', '{"error": {"type": "x"}}', '{"error": {"type": 1, "message": []}}', "\0",
+             "[" * 100_000], ids=lambda text: text[:40],
+)  # fmt: skip
+def test_a_damaged_word_of_a_failure_is_a_failure(tmp_path: Path, text: str):
+    night = batch(tmp_path / "night", ["c1", "c2"])
+    (night / "c1" / "failed.json").write_text(text)
+    said = "c1: failed, but its failed.json is damaged, so that nobody knows why."
+    assert reasons(night) == {"c1": said, "c2": "c2.nii: is damaged."}
+    assert mafl("status", night, "--json", "-").exit_code == 0
 
 
 def test_a_dot_above_the_folder_that_was_named_does_not_hide_it(tmp_path: Path):
