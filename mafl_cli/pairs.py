@@ -221,6 +221,10 @@ def read_run(run: Path) -> Pair:
     clean, adversarial = _volumes(run, case["inputs"])
     masks = _label_maps(run, adversarial[0])
     names = report["model"]["classes"]
+    known = 2 ** len(names) if report["model"]["overlapping"] else len(names)
+    for name, mask in masks.items():
+        if mask.max() >= known:
+            raise InputError(f"{public_name(run)}: {name} has classes that its {results.REPORT} does not name.")
     if report["model"]["overlapping"]:
         masks = {name: targets.decoded(mask, len(names)) for name, mask in masks.items()}
     recorded = Recorded(

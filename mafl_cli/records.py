@@ -72,6 +72,12 @@ def _problem(found: Mapping[str, Any]) -> str | None:
     )  # fmt: skip
     if any(len(each) != channels for each in of_channels):
         return "its numbers of channels differ"
+    dims, settings = found["model"]["dims"], found["run"]["settings"]
+    spacing, roi = settings["spacing"] or [0], settings["roi"]
+    if settings["mode"] != f"{dims}d" or case["space"]["mode"] != f"{dims}d":
+        return f"its mode is not that of a {dims}-D model"
+    if (roi is not None and len(roi) != dims) or (any(spacing) and len(spacing) not in (dims, 3)):
+        return f"its spacing or roi is not that of a {dims}-D model"
     return None
 
 

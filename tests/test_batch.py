@@ -25,8 +25,9 @@ import torch
 from commands import Threshold, mafl, scan_array
 from typer.testing import Result
 
-from mafl_cli import engine, locks, results, runs
+from mafl_cli import batch, engine, locks, results, runs
 from mafl_cli.case import AttackRequest
+from mafl_cli.cases import CaseFiles
 from mafl_cli.engine import Job
 from mafl_cli.errors import InputError
 from mafl_cli.options import read_part
@@ -554,6 +555,15 @@ def test_a_table_that_slurm_workers_cannot_be_made_from_is_bad_input(tmp_path: P
         slurm_settings(path)
     assert len(str(caught.value)) < 400
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("files", [5, None, {}, "x"], ids=str)
+def test_a_damaged_ticket_is_that_of_no_finished_case(whole: Path, tmp_path: Path, files: object) -> None:
+    case = CaseFiles(case_id="c0", images=(tmp_path / "gone.nii",))
+    folder = Path(shutil.copytree(whole / "c0", tmp_path / "c0"))
+    ticket = json.loads((folder / results.TICKET).read_text())
+    (folder / results.TICKET).write_text(json.dumps({**ticket, "files": files}))
+    assert not batch._is_done(folder, ticket, case)
 
 
 # --- looking at it ------------------------------------------------------------------------------------------------

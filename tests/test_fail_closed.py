@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -347,8 +348,11 @@ def test_a_report_with_a_byte_order_mark_is_read(work: Path, tmp_path: Path) -> 
         lambda report: report["model"].update(channels=["a", "b"]),
         lambda report: report["cases"][0]["space"].update(native_units_per_model_unit=[1, 1]),
         lambda report: report["cases"][0]["inputs"].append(report["cases"][0]["inputs"][0]),
+        lambda report: report["run"]["settings"].update(spacing=[1]),
+        lambda report: report["run"]["settings"].update(roi=[1, 2, 3]),
+        lambda report: report["run"]["settings"].update(mode="3d"),
     ],
-    ids=["orientation", "window", "channels", "units", "inputs"],
+    ids=["orientation", "window", "channels", "units", "inputs", "spacing", "roi", "mode"],
 )
 def test_a_report_of_the_right_form_that_cannot_be_is_bad_input_by_name(
     work: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object]
@@ -358,6 +362,19 @@ def test_a_report_of_the_right_form_that_cannot_be_is_bad_input_by_name(
     result = judge(work, run)
     assert result.exit_code == 3
     assert result.stderr.startswith("mafl: run/report.json: ")
+
+
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_masks_with_classes_that_the_report_does_not_name_are_bad_input(
+    work: Path, tmp_path: Path, overlapping: bool
+) -> None:
+    run = copied(work, tmp_path / "run")
+    bent(run, lambda report: report["model"].update(classes=["a"], overlapping=overlapping))
+    forged(run, "target.nii.gz", lambda mask: mask + 5)
+    for model in (True, False):
+        result = judge(work, run, model=model, gates=())
+        assert result.exit_code == 3
+        assert re.match(r"mafl: run: \w+\.nii\.gz has classes that its report\.json does not name\.\n$", result.stderr)
 
 
 def test_an_error_of_ours_in_one_case_ends_no_other_judgement(
