@@ -86,9 +86,10 @@ def spanned(name: str, frames: Stack) -> tuple[tuple[int, int, int], NDArray[np.
     gaps = np.diff(depths)
     gaps, count, step = gaps[gaps > 1e-2], 1, normal * (first.apart or first.thickness or 1.0)
     if len(gaps):
-        # Where the header does not say how far slices are apart, the smallest distance may be that of several.
-        stated = [] if first.apart is None else [first.apart]
-        steps = (int(np.rint(depths[-1] / apart)) for apart in (*stated, *(gaps.min() / n for n in range(1, 5))))
+        # Where the header does not say how far slices are apart, the smallest distance may be that of two or three.
+        nearest = float(gaps.min())
+        distances = (nearest, nearest / 2, nearest / 3) if first.apart is None else (first.apart, nearest)
+        steps = (int(np.rint(depths[-1] / apart)) for apart in distances)
         found = next((n for n in steps if _fall_on(depths, depths[-1] / max(n, 1))), 0)
         if not found:
             raise GeometryError(f"{name}: its frames lie at uneven distances; export the segments as NIfTI masks.")

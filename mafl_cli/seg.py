@@ -253,6 +253,9 @@ def write_seg(
     files = len(source.datasets)
     if files > 1 and any("NumberOfFrames" in dataset for dataset in source.datasets):
         return f"the slices lie in {files} multi-frame files, and a SEG is only written for one, or for single slices"
+    # highdicom's own words for this and the above are one ValueError.
+    if not all(dataset.get("FrameOfReferenceUID") for dataset in source.datasets):
+        return "the scan has no Frame of Reference UID, which a SEG must refer to"
     import highdicom as hd
 
     order = np.array([k for _, _, k in sorted((place, frame, k) for k, (place, frame) in enumerate(source.frames))])

@@ -468,3 +468,66 @@ def test_what_is_no_run_is_said_when_it_is_read(tmp_path: Path, kind: str):
     (source,) = of_runs([path])
     with pytest.raises(InputError, match=r"^x: (no such run folder|holds no report\.json)"):
         source.read()
+
+
+# --- the same voxels in another order -----------------------------------------------------------------------------
+
+
+def converted(path: Path, data: np.ndarray, turn: str) -> Path:
+    """A NIfTI file as a converter leaves it: axes in another order and direction, the same voxels."""
+    image = nib.Nifti1Image(data, AFFINE).as_reoriented(
+        nib.orientations.ornt_transform(nib.io_orientation(AFFINE), nib.orientations.axcodes2ornt(turn))
+    )
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("turn", ["LPS", "LAS", "IPR", "ASL", "RAS"])
+@pytest.mark.parametrize("dicom", ["original", "adversarial"])
+def test_a_series_and_its_conversion_are_one_grid(tmp_path: Path, turn: str, dicom: str):
+    data = np.random.default_rng(0).integers(0, 500, (6, 5, 4)).astype(np.int16)
+    write_ct(tmp_path / "series", data, AFFINE, inter=0.0)
+    changed = data.copy()
+    changed[1, 2, 3] += 7
+    files = tmp_path / "series", converted(tmp_path / "scan.nii.gz", changed, turn)
+    original, adversarial = files if dicom == "original" else files[::-1]
+    (source,) = of_files(str(original), str(adversarial), str(tmp_path / "mask.nii.gz"))
+    pair = source.read()
+    clean, after = pair.clean[0], pair.adversarial[0]
+    assert clean.data.shape == after.data.shape
+    np.testing.assert_allclose(clean.affine, after.affine, atol=1e-4)
+    (place,) = np.argwhere(clean.data != after.data)
+    np.testing.assert_allclose(clean.affine @ [*place, 1], AFFINE @ [1, 2, 3, 1], atol=1e-3)
+    assert after.data[tuple(place)] - clean.data[tuple(place)] == (7 if dicom == "original" else -7)
+
+
+def test_another_grid_is_still_another_grid(tmp_path: Path):
+    ct(tmp_path / "series")
+    moved = AFFINE.copy()
+    moved[0, 3] += 0.5
+    for affine, shape in ((moved, (6, 5, 4)), (AFFINE, (5, 6, 4)), (AFFINE, (6, 5, 3))):
+        nifti(tmp_path / "scan.nii.gz", scan_array(shape), affine)
+        (source,) = of_files(str(tmp_path / "series"), str(tmp_path / "scan.nii.gz"), "mask.nii.gz")
+        with pytest.raises(GeometryError, match="not on the same grid"):
+            source.read()
+
+
+def test_a_series_and_its_conversion_are_judged(tmp_path: Path):
+    data = np.rint(1000 * scan_array((16, 14, 4))).astype(np.int16)
+    write_ct(tmp_path / "series", data, AFFINE, slope=0.001, inter=0.0)
+    changed = converted(tmp_path / "scan.nii.gz", (np.clip(data - 100, 0, None) / 1000).astype(np.float32), "LPS")
+    mask = converted(tmp_path / "mask.nii.gz", (data > 600).astype(np.uint8), "LPS")
+    torch.jit.script(Threshold(2)).save(tmp_path / "model.ts")
+    told = {}
+    for adversarial in (
+        changed,
+        nifti(tmp_path / "same.nii.gz", nib.as_closest_canonical(nib.load(changed)).get_fdata()),
+    ):
+        result = mafl(
+            "evaluate", "--original", tmp_path / "series", "--adversarial", adversarial, "--target", mask,
+            "--model", tmp_path / "model.ts", "--device", "cpu", "--json", "-",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        told[adversarial.name] = json.loads(result.stdout)["cases"][0]["metrics"]
+    assert told["scan.nii.gz"] == told["same.nii.gz"]
+    assert told["scan.nii.gz"]["post_write"]["target_iou"]["value"] > 0.2
