@@ -20,6 +20,7 @@ from mafl_cli.limits import Grid, Limits
 from mafl_cli.model import ModelInfo
 from mafl_cli.preprocess import Preprocessing
 from mafl_cli.recipes import Recipe
+from mafl_cli.scans import prepared
 from mafl_cli.subject import ModelRequest, Say, Subject, counted, prepare_subject, read_channels
 from mafl_cli.targets import Masks, Source, Target, read_masks
 
@@ -31,7 +32,7 @@ class AttackRequest(ModelRequest):
     images: one file (or DICOM folder) for each channel of the model, in its order. series, allow_gaps: see
     `dicom.read_dicom`. targets: one mask, or one for each region that may overlap others; none with a
     recipe. masks: how mask files are read. within: a mask; only its voxels may change, and with body_only only those
-    of the body. redact: keep the names of the files out of everything, and what is optional out of headers.
+    of the body. redact: keep the names of the files out of everything, and text, patient and study out of headers.
     attack_channels: names or numbers of the channels that may change; all if None. save_as: None is float32 for NIfTI,
     source for DICOM. size_limit: GiB, see `mafl_cli.sizes`; None is what holds where the request is followed.
     """
@@ -104,9 +105,8 @@ def prepare(
     lap: called after each part with its name, "read" or "lift".
     Raises: the errors of `mafl_cli.errors`, each naming the file and what to do.
     """
-    scans = read_channels(request.images, say, series=request.series, allow_gaps=request.allow_gaps)
-    if request.redact:
-        scans = tuple(volume.without_notes(each) for each in scans)
+    read = read_channels(request.images, say, series=request.series, allow_gaps=request.allow_gaps)
+    scans = tuple(prepared(each, redact=request.redact) for each in read)
     lap("read")
     scan = scans[0]
     save_as = request.save_as or ("source" if any(each.format == "dicom" for each in scans) else "float32")

@@ -398,7 +398,11 @@ def attack(
     ] = None,
     redact: Annotated[
         bool,
-        under(OUTPUT, "--redact", help="Hashes instead of the names of scans and masks, and no free text in headers."),
+        under(
+            OUTPUT,
+            "--redact",
+            help="Hashes instead of the names of scans and masks; no text in headers, no patient or study in DICOM.",
+        ),
     ] = False,
     json_file: Json = None,
     quiet: Quiet = False,

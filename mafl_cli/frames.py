@@ -209,7 +209,7 @@ def why_no_scan(header: FileDataset) -> str | None:
 def frames_of(source: Source, header: Dataset) -> list[Frame]:
     """The frames of one file, in its order. Raises InputError when its header does not say where they are."""
     try:
-        number = header.get("InstanceNumber")
+        number = _whole(header.get("InstanceNumber"))
         count = int(header.get("NumberOfFrames") or 1)
         # Any number can stand in a header: each frame must have a place of its own.
         if count != 1 and count != len(header.get("PerFrameFunctionalGroupsSequence") or ()):
@@ -217,7 +217,7 @@ def frames_of(source: Source, header: Dataset) -> list[Frame]:
                 f"{source.name}: says it has {count} frames, but not where each lies (a film, or damaged); export "
                 "single slices, or use NIfTI."
             )
-        instance = f"instance {int(number)}" if number is not None else f"the file {source.name}"
+        instance = f"instance {number}" if number is not None else f"the file {source.name}"
         return [
             _frame(source, header, index, f"frame {index + 1}" if count > 1 else instance) for index in range(count)
         ]
@@ -243,7 +243,7 @@ def _frame(source: Source, header: Dataset, index: int, instance: str) -> Frame:
     return Frame(
         source=source,
         series=str(header.get("SeriesInstanceUID", "")),
-        order=int(header.get("SeriesNumber") or 0),
+        order=_whole(header.get("SeriesNumber")) or 0,
         instance=instance,
         index=index,
         modality=terms.shown(header.get("Modality"), terms.MODALITIES, "unknown modality"),
@@ -288,6 +288,14 @@ def is_dicom_head(first: bytes) -> bool:
 def _looks_raw(raw: bytes) -> bool:
     """Whether bytes begin with an element of group 0002 or 0008, as DICOM without a preamble does."""
     return len(raw) >= 8 and ((raw[:2] in (b"\x02\0", b"\x08\0") and raw[3:4] == b"\0") or raw[:2] == b"\0\x08")
+
+
+def _whole(value: Any) -> int | None:
+    """A number that only names or sorts; None where a header has none, or something else in its place."""
+    try:
+        return int(value) if int(value) == float(value) else None
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def _vector(value: Any, count: int) -> NDArray[np.float64] | None:

@@ -91,6 +91,20 @@ def turned_onto(scan: Volume, shape: volume.Shape, affine: NDArray[np.float64]) 
     )
 
 
+def prepared(scan: Volume, *, redact: bool) -> Volume:
+    """A scan of which no more is left than may be written again.
+
+    redact: no free text either, and no patient.
+    Raises: as `derived.prepared`.
+    """
+    if scan.format == "nifti":
+        return volume.without_notes(scan) if redact else scan
+    from mafl_cli import derived, dicom
+
+    assert isinstance(scan, dicom.DicomVolume)
+    return derived.prepared(volume.without_notes(scan) if redact else scan, redact=redact)
+
+
 def write_scan(
     path: Path, like: Volume, data: NDArray[np.float32], *, save_as: SaveAs, note: str, derivation: str
 ) -> None:

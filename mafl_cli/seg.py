@@ -17,10 +17,10 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import SegmentationStorage, generate_uid
 
 from mafl_cli import __version__, geometry, stacks
-from mafl_cli.derived import PATIENT_AND_STUDY, fill_empty, impersonal
 from mafl_cli.dicom import DicomVolume, decoded
 from mafl_cli.errors import InputError
 from mafl_cli.frames import LABEL_MAP_SEGMENTATION, Frame, Source, frames_of, group, kind, parsed
+from mafl_cli.kept import PATIENT_AND_STUDY, fill_empty, kept, opened
 from mafl_cli.lattice import LPS_TO_RAS, aligned, spanned
 from mafl_cli.names import public_name
 from mafl_cli.quiet import silence
@@ -292,6 +292,8 @@ def write_seg(
                 series_description=description,
                 content_description="Not for clinical use",
             )
+            if "FrameOfReferenceUID" not in made:  # Such images must have an orientation, which may be unknown.
+                made.PatientOrientation = ""
             made.save_as(path)
         except OSError:
             raise
@@ -308,7 +310,7 @@ def _missing(exc: Exception) -> str | None:
 
 def _source(dataset: Dataset) -> Dataset:
     """An instance as a SEG may refer to it: nothing personal that the SEG would copy, and all that it must."""
-    whole = impersonal(dataset)
+    whole = opened(kept(dataset))
     fill_empty(whole, PATIENT_AND_STUDY)
     # All text was decoded on reading, and highdicom knows only some of the other character sets.
     whole.SpecificCharacterSet = "ISO_IR 192"
