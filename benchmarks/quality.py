@@ -38,7 +38,7 @@ from cases import Case, all_names, is_volume, load_case
 from torch import Tensor
 
 from mafl_cli import attack as engine
-from mafl_cli import goals, limits, losses, lowfreq, metrics, model, preprocess, steps, windows
+from mafl_cli import goals, limits, losses, lowfreq, metrics, model, perturbation, preprocess, steps, windows
 from mafl_cli.config import config_hash, preset
 
 PRESETS = ("mafl-paper", "pgd", "mifgsm", "segpgd", "cospgd", "ssah", "dag")
@@ -346,9 +346,9 @@ def _measure(case: Case, solution: Solution) -> Row:
 
 
 def _sizes(case: Case, adversarial: Tensor) -> list[dict[str, Any]]:
-    """`metrics.size` of each channel, in model units."""
+    """`perturbation.size` of each channel, in model units."""
     return [
-        metrics.size(
+        perturbation.size(
             _volume(case.clean[:, channel] / unit),
             _volume(adversarial[:, channel] / unit),
             unit=1.0,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mafl_cli import metrics, results, targets
+from mafl_cli import metrics, perturbation, results, targets
 from mafl_cli.card import check_orientation
 from mafl_cli.config import AttackConfig, Intensity
 from mafl_cli.errors import InputError, UsageError
@@ -151,7 +151,7 @@ class Comparison:
             target = recorded.target
             units = recorded.case["space"]["native_units_per_model_unit"]
             slice_axis = int(recorded.case["space"]["slice_axis"]["index"])
-        whole, each = metrics.size_of_channels(
+        whole, each = perturbation.size_of_channels(
             pair.clean, pair.adversarial, units=units, channels=channels, slice_axis=slice_axis
         )
         size = {"size": whole, "size_per_channel": each}

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mafl_cli import __version__, metrics, report, results, scans, sizes, traces, volume
+from mafl_cli import __version__, metrics, perturbation, report, results, scans, sizes, traces, volume
 from mafl_cli.attack import Outcome, StepRecord, attack
 from mafl_cli.case import AttackRequest, Case, prepare
 from mafl_cli.config import NOTE, AttackConfig
@@ -443,7 +443,7 @@ def _measure(
             labels, target.labels, clean, names=names, overlapping=case.info.overlapping, spacing=scan.spacing
         )
 
-    size, sizes = metrics.size_of_channels(
+    size, sizes = perturbation.size_of_channels(
         case.scans, again, units=units, channels=case.info.channels, slice_axis=case.slices.index
     )
     after, memory = agreement(post), case.to_labels(found.labels)

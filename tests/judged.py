@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mafl_cli import __version__, evaluation, gates, metrics, report, trials
+from mafl_cli import __version__, evaluation, gates, metrics, perturbation, report, trials
 from mafl_cli.gates import Gate
 
 SHAPE = (14, 12, 3)
@@ -27,7 +27,7 @@ def _measured() -> dict[str, Any]:
     scan = np.random.default_rng(0).random(SHAPE).astype(np.float32)
     change = np.where(clean != target, np.float32(0.01), np.float32(0))
     how = {"class_names": NAMES, "spacing": (1, 1, 2)}
-    size = metrics.size(scan, scan + change, unit=2.0, data_range=None, slice_axis=2, spacing=(1, 1, 2))
+    size = perturbation.size(scan, scan + change, unit=2.0, data_range=None, slice_axis=2, spacing=(1, 1, 2))
     return {
         "clean": metrics.agreement(clean, target, clean, **how),
         "post_write": metrics.agreement(adversarial, target, clean, **how),

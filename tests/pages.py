@@ -11,7 +11,7 @@ from math import ceil
 import numpy as np
 from test_figures import case, ras
 
-from mafl_cli import metrics
+from mafl_cli import metrics, perturbation
 from mafl_cli.page import PageCase, PageVolumes
 
 MASKS = ("prediction_clean", "prediction_adversarial", "target")
@@ -31,7 +31,7 @@ def page_case(
             masks[key], masks["target"], masks["prediction_clean"], class_names=classes, spacing=(0.8, 1.1, 3.0)
         )
 
-    size = metrics.size(
+    size = perturbation.size(
         volumes["clean"], volumes["adversarial"], unit=1000.0, data_range=None, slice_axis=slice_axis, spacing=(1, 1, 1)
     )
     report = {

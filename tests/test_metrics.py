@@ -18,7 +18,7 @@ from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from sklearn.metrics import f1_score, jaccard_score
 
-from mafl_cli import metrics
+from mafl_cli import metrics, perturbation
 from mafl_cli.errors import UsageError
 
 NAMES = ("background", "organ", "lesion")
@@ -47,7 +47,7 @@ def agree(prediction, target, clean=None, *, names=NAMES, spacing=SPACING):
 
 def measure(clean, adversarial, **changes):
     settings = {"unit": 1.0, "data_range": 100.0, "slice_axis": 2, "spacing": SPACING, **changes}
-    return metrics.size(clean, adversarial, **settings)
+    return perturbation.size(clean, adversarial, **settings)
 
 
 # --- agreement with the target ------------------------------------------------------------------------------
@@ -410,7 +410,7 @@ def test_a_useless_data_range_is_refused(data_range):
 def test_default_range_forgets_a_few_hot_voxels():
     clean = np.linspace(0, 1000, 100_000).reshape(100, 100, 10)
     clean[0, 0, :5] = 30_000
-    found = metrics.default_data_range(clean)
+    found = perturbation.default_data_range(clean)
     assert found["value"] == pytest.approx(998, abs=0.1)
     assert "p99.9" in found["rule"]
 
@@ -418,12 +418,12 @@ def test_default_range_forgets_a_few_hot_voxels():
 def test_default_range_of_a_nearly_empty_scan():
     clean = np.zeros((30, 30, 30), np.float32)
     clean[3, 3, 3] = 12
-    assert metrics.default_data_range(clean) == {"value": 12.0, "rule": "max - min of the clean scan"}
+    assert perturbation.default_data_range(clean) == {"value": 12.0, "rule": "max - min of the clean scan"}
 
 
 def test_no_data_range_means_the_default_and_says_so():
     clean, adversarial = scans()
-    default = metrics.default_data_range(clean)
+    default = perturbation.default_data_range(clean)
     result = measure(clean, adversarial, data_range=None)
     assert result["data_range"] == default
     assert result == {**measure(clean, adversarial, data_range=default["value"]), "data_range": default}
@@ -564,13 +564,13 @@ def test_padding_is_no_part_of_any_mean_or_range():
     after = clean.copy()
     after[4:9, 3:12, 1:3] += 0.1
     how = {"unit": 2.0, "data_range": None, "slice_axis": 2, "spacing": (1, 1, 2)}
-    alone = metrics.size(clean, after, **how)
+    alone = perturbation.size(clean, after, **how)
     wide, changed = (np.concatenate([np.full((9, 20, 5), -2000, np.float32), array]) for array in (clean, after))
     padding = wide == -2000
-    found = metrics.size(wide, changed, padding=padding, **how)
+    found = perturbation.size(wide, changed, padding=padding, **how)
     for name in ("l0", "l2", "linf", "mean_abs", "data_range", "psnr_db", "psnr_changed_slices_db", "volume_mm3"):
         assert found[name] == pytest.approx(alone[name]), name
-    ignored = metrics.size(wide, changed, **how)
+    ignored = perturbation.size(wide, changed, **how)
     assert ignored["psnr_db"]["value"] > found["psnr_db"]["value"] + 20
     assert found["ssim"]["worst"]["value"] < ignored["ssim"]["worst"]["value"]
 
