@@ -231,7 +231,10 @@ def _say_derived(new: Dataset) -> None:
     """Image Type, and Frame Type of each frame."""
     enhanced = "SharedFunctionalGroupsSequence" in new
     second = "PRIMARY" if enhanced or new.SOPClassUID in _PRIMARY else "SECONDARY"
-    new.ImageType = ["DERIVED", second, *_flavours(new.get("ImageType"))]
+    flavours = _flavours(new.get("ImageType"))
+    if new.SOPClassUID == uid.CTImageStorage and flavours[:1] == ["OTHER"]:
+        flavours[0] = "AXIAL"  # CT has no other word for what is no localizer.
+    new.ImageType = ["DERIVED", second, *flavours]
     groups = [*new.get("SharedFunctionalGroupsSequence", ()), *new.get("PerFrameFunctionalGroupsSequence", ())]
     for item in groups:
         for element in item:
