@@ -8,8 +8,11 @@ import sys
 import unicodedata
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
-from commands import mafl
+import torch
+from commands import Threshold, mafl, scan_array
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,7 +75,7 @@ def test_what_nobody_obeys_stays_as_it_is(text: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such names")
-@pytest.mark.parametrize("text", ["::error::forged", "##[error]x", "\x1b[2Jx", "x\u202ey", "##vso[x]"], ids=ascii)
+@pytest.mark.parametrize("text", ["::error::a##[error]b##vso[c]", "\x1b[2Jx\u202ey"], ids=ascii)
 def test_names_of_files_do_nothing_in_any_command(tmp_path: Path, text: str) -> None:
     file, folder = tmp_path / f"{text}.nii.gz", tmp_path / text
     file.write_bytes(b"nothing")
@@ -90,3 +93,27 @@ def test_names_of_files_do_nothing_in_any_command(tmp_path: Path, text: str) -> 
         assert said.strip()
         assert not obeyed(said), command
         assert not moves(said), command
+
+
+def test_words_of_a_card_do_nothing_in_any_command(tmp_path: Path) -> None:
+    texts = ("::error::a##[error]b", "\x1b[2Jx\u202ey\u200b", "@me https://e.example")
+    obeying, moving, linking = map(json.dumps, texts)
+    nib.save(nib.Nifti1Image(scan_array((16, 14, 3)), np.eye(4)), tmp_path / "scan.nii.gz")
+    torch.jit.script(Threshold(2)).save(tmp_path / "model.ts")
+    card = f"name = {obeying}\n[input]\nchannels = [{moving}]\n[output]\nclasses = [{linking}, {obeying}]\n"
+    model = tmp_path / "model.ts"
+    model.with_suffix(".toml").write_text(card)
+    attack = ("attack", tmp_path / "scan.nii.gz", "-t", "erase:1", "-m", model, "--steps", 2)
+    out = tmp_path / "out"
+    commands = [
+        ("inspect", model), ("inspect", model, "--json"),
+        (*attack, "-o", out, "--dry-run"), (*attack, "-o", out, "--log-format", "json"), ("evaluate", out, "-m", model),
+        ("evaluate", out, "--curve"), ("visualize", out, "-o", tmp_path / "figure.png"),
+        *(("evaluate", out, "-m", model, form, "-") for form in ("--card", "--json")),
+    ]  # fmt: skip
+    for each in commands:
+        result = mafl(*each)
+        assert result.exit_code == (2 if "--curve" in each else 0), result.stderr
+        for said in (result.stdout, result.stderr):
+            assert not obeyed(said), each
+            assert not moves(said), each
