@@ -67,6 +67,8 @@ def run_batch(
         after everything that is known has been written.
     """
     settings = request_hash(request.attack)
+    if request.cluster is not None:
+        cluster.check(request.cluster)
     try:
         with _part_held(request.out, request.part):
             _claim(request, settings)

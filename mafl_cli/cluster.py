@@ -7,8 +7,11 @@ asked before the first job. Needs `pip install 'mafl[dask]'`.
 from __future__ import annotations
 
 import logging
+import shutil
+import subprocess
+import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -75,6 +78,30 @@ def run(
             raise MaflError(
                 "the Dask scheduler has gone; what is finished is kept, and the same command goes on from there."
             ) from exc
+
+
+def check(cluster: Cluster) -> None:
+    """Ask for workers without having any, so that what cannot begin is refused before there is a folder of results.
+
+    Raises: UsageError where there is no such scheduler, or no SLURM; InputError if SLURM would take no such job.
+    """
+    if cluster.slurm is None:
+        with _client(cluster):
+            return
+    settings = slurm_settings(cluster.slurm)
+    from dask_jobqueue import SLURMCluster
+
+    command = SLURMCluster.job_cls.submit_command
+    if shutil.which(command) is None:
+        raise UsageError(f"--slurm: there is no {command} here; give the command on a login node of the cluster.")
+    script = _job(settings).job_script()
+    with tempfile.TemporaryDirectory(prefix="mafl-") as folder:
+        path = Path(folder) / "job.sh"
+        path.write_text(script, encoding="utf-8")
+        # It says whether it would take the job, and does not.
+        asked = subprocess.run([command, "--test-only", str(path)], capture_output=True, text=True, check=False)
+    if asked.returncode:
+        raise _refused(cluster.slurm, asked.stderr, command)
 
 
 def _attack(job: Job, threads: int | None) -> Row:
@@ -150,7 +177,7 @@ def _slurm(cluster: Cluster) -> Any:
     try:
         made = SLURMCluster(**settings)
     except Exception as exc:
-        raise _refused(cluster.slurm, exc) from exc
+        raise _refused(cluster.slurm, str(exc).strip() or type(exc).__name__) from exc
     made.scale(cluster.workers)
     return made
 
@@ -161,8 +188,7 @@ def slurm_settings(path: Path) -> dict[str, Any]:
     Raises: UsageError without dask-jobqueue; InputError if there is no such table, or no job can be made of it.
     """
     try:
-        from dask_jobqueue import SLURMCluster
-        from dask_jobqueue.core import JobQueueCluster
+        import dask_jobqueue  # noqa: F401
     except ImportError as exc:
         raise UsageError("--slurm needs dask-jobqueue: pip install 'mafl[dask]'.") from exc
     found = read_toml(path).get("slurm")
@@ -171,21 +197,26 @@ def slurm_settings(path: Path) -> dict[str, Any]:
             f'{public_name(path)}: must hold a table [slurm], with lines like: cores = 4, memory = "16GB".'
         )
     settings = {"processes": 1, **found}
-    # A cluster that refuses its settings is left half made; a job, which takes most of them, is not.
-    own = signature(JobQueueCluster.__init__).parameters
     try:
-        job = SLURMCluster.job_cls(
-            "tcp://nobody:1", name="nobody", **{key: value for key, value in settings.items() if key not in own}
-        )
-        job.job_script()
+        _job(settings).job_script()
     except Exception as exc:
-        raise _refused(path, exc) from exc
+        raise _refused(path, str(exc).strip() or type(exc).__name__) from exc
     return settings
 
 
-def _refused(path: Path, exc: Exception) -> InputError:
-    why = one_line((str(exc).strip() or type(exc).__name__).splitlines()[0])[:200].rstrip(".:")
-    return InputError(f"{public_name(path)}: dask_jobqueue.SLURMCluster refuses its table [slurm]: {why}.")
+def _job(settings: Mapping[str, Any]) -> Any:
+    """A job of a cluster with these settings. The cluster, if it refuses them, would be left half made."""
+    from dask_jobqueue import SLURMCluster
+    from dask_jobqueue.core import JobQueueCluster
+
+    own = signature(JobQueueCluster.__init__).parameters
+    taken = {key: value for key, value in settings.items() if key not in own}
+    return SLURMCluster.job_cls("tcp://nobody:1", name="nobody", **taken)
+
+
+def _refused(path: Path, why: str, who: str = "dask_jobqueue.SLURMCluster") -> InputError:
+    first = one_line((why.strip() or "it does not say why").splitlines()[0])[:200].rstrip(".:")
+    return InputError(f"{public_name(path)}: {who} refuses its table [slurm]: {first}.")
 
 
 def _require_alike(client: Any, out: Path) -> None:

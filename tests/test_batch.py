@@ -566,6 +566,33 @@ def test_a_damaged_ticket_is_that_of_no_finished_case(whole: Path, tmp_path: Pat
     assert not batch._is_done(folder, ticket, case)
 
 
+@pytest.mark.parametrize(
+    ("sbatch", "code", "words"),
+    [
+        (None, 2, "mafl: --slurm: there is no sbatch here; give the command on a login node of the cluster.\n"),
+        (
+            "echo 'sbatch: error: invalid partition specified: gpu' >&2; exit 1",
+            3,
+            "mafl: cluster.toml: sbatch refuses its table [slurm]: sbatch: error: invalid partition specified: gpu.\n",
+        ),
+    ],
+    ids=["none", "refuses"],
+)
+def test_without_a_slurm_that_takes_the_job_nothing_is_begun(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sbatch: str | None, code: int, words: str
+) -> None:
+    pytest.importorskip("dask_jobqueue")
+    (tmp_path / "cluster.toml").write_text('[slurm]\nqueue = "gpu"\ncores = 4\nmemory = "16GB"\n')
+    (tmp_path / "bin").mkdir()
+    if sbatch is not None:
+        (tmp_path / "bin" / "sbatch").write_text(f"#!/bin/sh\n{sbatch}\n")
+        (tmp_path / "bin" / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    result = run(data, tmp_path / "out", "--engine", "dask", "--slurm", tmp_path / "cluster.toml", "-q")
+    assert (result.exit_code, result.stderr) == (code, words)
+    assert not (tmp_path / "out").exists()
+
+
 # --- looking at it ------------------------------------------------------------------------------------------------
 
 

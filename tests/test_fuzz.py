@@ -1,0 +1,111 @@
+"""The judge of `tools/fuzz.py`: what must not be seen is seen."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+if sys.platform != "linux":
+    pytest.skip("forks and limits are Linux's", allow_module_level=True)
+
+pytest.importorskip("highdicom")
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
+
+from fuzzing import counts, drive, judge, stock
+from fuzzing.forks import Child, Limits, Room
+
+# In a fork of its own the command warns as it does outside of tests, and the judge looks whether it did.
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+
+
+def test_the_same_seed_is_the_same_order() -> None:
+    assert drive.order(1, 200) == drive.order(1, 200)
+    assert {name for name, _ in drive.order(1, 20)} == set(drive.READERS)
+
+
+def _say(text: str, code: int) -> Callable[[], int]:
+    def work() -> int:
+        print(text, file=sys.stderr)
+        return code
+
+    return work
+
+
+def _leave(code: int, where: str) -> Callable[[], int]:
+    def work() -> int:
+        (Path(where) if where else Path(os.environ["TMPDIR"]) / "left").write_text("x")
+        print("mafl: no.", file=sys.stderr)
+        return code
+
+    return work
+
+
+def _take(size: int) -> int:
+    assert len(bytearray(size)) == size
+    return 0
+
+
+def _hang() -> int:
+    time.sleep(60)
+    return 0
+
+
+def _crash() -> int:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("work", "kinds"),
+    [
+        (_say("", 0), set()),
+        (_say("mafl: scan.nii: is empty.", 3), set()),
+        (_say("mafl: internal error.", 1), {"exit 1"}),
+        (_say("what", 77), {"exit code"}),
+        (_say("Traceback (most recent call last):\nmafl: no.", 3), {"traceback"}),
+        (_say(f"mafl: {stock.MARK} is no scan.", 3), {"marker"}),
+        (_say("mafl: one.\nmafl: two.", 3), {"sentence"}),
+        (_say("no name before it.", 3), {"sentence"}),
+        (_say("UserWarning: odd", 0), {"noise"}),
+        (_say("mafl: \x1b[31mred.", 3), {"control character"}),
+        (_leave(3, "half.nii"), {"left behind"}),
+        (_leave(3, ""), {"left in temporary"}),
+        (_leave(3, "given.nii"), {"input changed"}),
+        (_leave(0, "out"), set()),
+        (lambda: _say(f"mafl: {Path.cwd()}: no.", 3)(), {"path"}),
+        (lambda: _take(2**28), {"memory"}),
+        (_hang, {"hang"}),
+        (_crash, {"crash"}),
+    ],
+)
+def test_what_must_not_be_seen_is_seen(tmp_path: Path, work: Callable[[], int], kinds: set[str]) -> None:
+    room = Room(tmp_path / "room").make()
+    (room.place / "given.nii").write_bytes(b"good")
+    before = judge.Before.of(room.place)
+    ended = Child(room, work, Limits(wall_s=1.0 if work is _hang else 60.0)).wait()
+    largest = ended.peak_bytes - 1 if kinds == {"memory"} else judge.LARGEST
+    seen = judge.judge(room, judge.Trial(("x",), "", results=("out",)), before, ended, largest)
+    assert {each.kind for each in seen} == kinds
+
+
+def test_figures_are_put_between_the_marks_of_a_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{counts.BEGIN}\nold\n{counts.END}\nafter\n")
+    part = counts.Part(inputs=3, exits={0: 1, 3: 2}, kinds={"crash": 1, "unheard of": 2})
+    settings = {"minutes": 1.0, "jobs": 1, "command": "python tools/fuzz.py"}
+    counts.write_figures(page, counts.figures({"nifti": part}, settings))
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "| crashes | 1 |" in text
+    assert "| others | 2 |" in text
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="no place for figures"):
+        counts.write_figures(page, "x")
