@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mafl_cli import cluster, engine, locks, records, report, results, runs
+from mafl_cli import cluster, engine, interrupts, locks, records, report, results, runs, staging
 from mafl_cli.card import find_card
 from mafl_cli.case import AttackRequest
 from mafl_cli.cases import CaseFiles
 from mafl_cli.cluster import Cluster
 from mafl_cli.config import config_hash
 from mafl_cli.engine import Job, Row
-from mafl_cli.errors import Interrupted, UsageError
+from mafl_cli.errors import DiskFullError, Interrupted, MaflError, UsageError
 from mafl_cli.names import digest, public_name
 from mafl_cli.subject import Say
 
@@ -64,7 +63,8 @@ def run_batch(
 
     on_jobs: called with the number of cases that are left to do. on_row: with the row (see `engine.run`) of each.
     Raises: UsageError if another run is at this part of the folder, or the folder is of other settings; Interrupted,
-        after everything that is known has been written.
+        or DiskFullError, after everything that is known has been written, as far as it can be: cases that were not
+        finished are as if they had not been begun.
     """
     settings = request_hash(request.attack)
     if request.cluster is not None:
@@ -79,17 +79,25 @@ def run_batch(
                 say(f"{known} of {len(mine)} cases were done before")
             try:
                 _attack(request, jobs, on_row)
-            finally:
-                for job in jobs:
-                    _sweep(request.out / job.case_id)
-                whole = runs.aggregate(request.out)
+            except BaseException:
+                _sweep(request, jobs)
+                with suppress(MaflError):  # What ended the run is what the user must know.
+                    runs.aggregate(request.out)
+                raise
+            _sweep(request, jobs)
+            return runs.aggregate(request.out)
     except KeyboardInterrupt as exc:
-        raise Interrupted("interrupted; what is finished is kept, and the same command goes on from there.") from exc
-    return whole
+        said = "interrupted; what is finished is kept, and the same command goes on from there."
+        raise Interrupted(said, interrupts.exit_code(exc)) from exc
 
 
 def _attack(request: BatchRequest, jobs: Sequence[Job], on_row: Callable[[str, Row], None]) -> None:
     def done(job: Job, row: Row) -> None:
+        if row["status"] == "failed" and row["error"]["type"] == DiskFullError.__name__:
+            raise DiskFullError(
+                f"{public_name(request.out)}: no space left on the disk; make room: what is finished is kept, and the "
+                "same command goes on from there."
+            )
         _settle(request.out / job.case_id, job, row)
         on_row(job.case_id, row)
 
@@ -126,6 +134,7 @@ def _plan(
     jobs, known = [], 0
     for case in cases:
         folder = request.out / case.case_id
+        staging.recover(folder)
         if folder.exists() and not folder.is_dir():
             raise UsageError(
                 f"{public_name(request.out)}: a file lies where the results of {case.case_id} belong; move it, or "
@@ -148,7 +157,6 @@ def _plan(
         elif not request.retry_failed and _has_failed(folder, ticket):
             known += 1
         else:
-            _sweep(folder)
             attack = replace(
                 request.attack,
                 images=case.images,
@@ -207,21 +215,22 @@ def _settle(folder: Path, job: Job, row: Row) -> None:
     if row["status"] == "ok":
         (folder / results.FAILED).unlink(missing_ok=True)
         return
-    folder.mkdir(parents=True, exist_ok=True)
     said = {"case_id": job.case_id, "error": row["error"], "ticket": job.ticket}
-    # What an earlier run has left is not the result of this one.
-    (folder / results.REPORT).unlink(missing_ok=True)
-    results.write_text(folder / results.FAILED, report.to_json(said))
+    with results.written_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        results.write_text(folder / results.FAILED, report.to_json(said))
+        # What an earlier run has left is not the result of this one.
+        (folder / results.REPORT).unlink(missing_ok=True)
 
 
-def _sweep(folder: Path) -> None:
-    """Take away what a killed worker has left half made."""
-    for path in folder.glob(".mafl-*"):
-        shutil.rmtree(path, ignore_errors=True)
+def _sweep(request: BatchRequest, jobs: Sequence[Job]) -> None:
+    """Take away what killed workers have left half made."""
+    staging.recover(request.out)
+    for job in jobs:
+        folder = request.out / job.case_id
+        staging.recover(folder)
         with suppress(OSError):
-            path.unlink(missing_ok=True)
-    with suppress(OSError):
-        folder.rmdir()
+            folder.rmdir()
 
 
 # --- the folder ---------------------------------------------------------------------------------------------------
@@ -232,18 +241,19 @@ def _part_held(out: Path, part: tuple[int, int]) -> Iterator[None]:
     """Hold this part of the folder. Raises UsageError if another process has it, or parts of another number."""
     results.check_writable(out, overwrite=True)
     own = (out / results.RUN).parent
-    own.mkdir(exist_ok=True)
     index, count = part
     parts = own / f"parts-of-{count}.lock"
     with ExitStack() as stack:
         try:
-            stack.enter_context(locks.held(own / f"part-{index}-of-{count}.lock"))
-            stack.enter_context(locks.held(parts, shared=True))
-            # Of another number of parts, some have the same cases.
-            for path in own.glob("parts-of-*.lock"):
-                if path != parts:
-                    with locks.held(path):
-                        pass
+            with results.written_to(out):
+                own.mkdir(exist_ok=True)
+                stack.enter_context(locks.held(own / f"part-{index}-of-{count}.lock"))
+                stack.enter_context(locks.held(parts, shared=True))
+                # Of another number of parts, some have the same cases.
+                for path in own.glob("parts-of-*.lock"):
+                    if path != parts:
+                        with locks.held(path):
+                            pass
         except BlockingIOError as exc:
             raise UsageError(
                 f"{public_name(out)}: another mafl works on it now; wait for it, or choose another part."

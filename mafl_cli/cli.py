@@ -87,6 +87,7 @@ from mafl_cli.options import (
     require_no_input,
     under,
 )
+from mafl_cli.streams import prepared, put
 from mafl_cli.viewers import Viewer
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ if TYPE_CHECKING:
 
 EXIT_CODES = """
 Exit codes: 0 done · 1 internal error, or the results could not be written · 2 usage (also: no such device, output
-exists) · 3 bad input or geometry · 4 model unusable · 5 gate failed · 6 some cases failed · 130 interrupted.
+exists) · 3 bad input or geometry · 4 model unusable · 5 gate failed · 6 some cases failed · 130 interrupted (143 by
+SIGTERM, 129 by SIGHUP).
 """
 
 app = typer.Typer(
@@ -882,14 +884,15 @@ def inspect(
             return
         facts = inspection.inspect(file)
         if as_json:
-            print(to_json(facts), end="")
+            put(to_json(facts))
         else:
             show_text(inspection.format_facts(facts))
 
 
 def main() -> None:
     """Entry point of the console command."""
-    app()
+    with prepared():
+        app()
 
 
 def _require_passed(measured: Mapping[str, Any]) -> None:

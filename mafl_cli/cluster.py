@@ -19,7 +19,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from mafl_cli import __version__
+from mafl_cli import __version__, results, staging
 from mafl_cli.documents import read_toml
 from mafl_cli.engine import Job, Row, attack_one
 from mafl_cli.errors import InputError, MaflError, UsageError
@@ -49,7 +49,7 @@ def run(
 ) -> None:
     """Do all jobs on the cluster; arguments and rows as in `engine.run`.
 
-    out: the folder of the run, in which the workers look for a file to see that they share it.
+    out: the folder of the run, in which the workers look for a new one to see that they share it.
     Raises: UsageError without Dask, without a scheduler, or when workers have another mafl or do not see the folder;
         MaflError when the scheduler goes away.
     """
@@ -221,14 +221,13 @@ def _refused(path: Path, why: str, who: str = "dask_jobqueue.SLURMCluster") -> I
 
 def _require_alike(client: Any, out: Path) -> None:
     """Ask every worker for its version, and whether it sees the folder of the run."""
-    sentinel = out / f".mafl-{uuid.uuid4().hex}"
-    sentinel.write_text(__version__)
-    try:
-        answers = client.run(_answer, str(sentinel.resolve()))
-    except Exception as exc:
-        raise UsageError(f"--scheduler: the workers cannot run mafl ({type(exc).__name__}): install it there.") from exc
-    finally:
-        sentinel.unlink(missing_ok=True)
+    with results.written_to(out), staging.workspace(out) as work:
+        try:
+            answers = client.run(_answer, str(work.new.resolve()))
+        except Exception as exc:
+            raise UsageError(
+                f"--scheduler: the workers cannot run mafl ({type(exc).__name__}): install it there."
+            ) from exc
     for version, sees in answers.values():
         if version != __version__:
             raise UsageError(f"--scheduler: a worker has mafl {version}, this is {__version__}; they must be equal.")
@@ -238,8 +237,8 @@ def _require_alike(client: Any, out: Path) -> None:
             )
 
 
-def _answer(sentinel: str) -> tuple[str, bool]:
-    return __version__, Path(sentinel).is_file()
+def _answer(folder: str) -> tuple[str, bool]:
+    return __version__, Path(folder).is_dir()
 
 
 def _resources(client: Any) -> dict[str, int] | None:

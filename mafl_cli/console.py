@@ -14,8 +14,8 @@ from typing import Any
 
 import typer
 
-from mafl_cli import quiet
-from mafl_cli.errors import MaflError, place_of
+from mafl_cli import interrupts, quiet, streams
+from mafl_cli.errors import MaflError, disk_full, is_disk_full, place_of
 from mafl_cli.names import escaped, harmless
 
 
@@ -47,18 +47,14 @@ class Voice:
             line = escaped(json.dumps({"time": now, "level": level, "message": line, **facts}, ensure_ascii=False))
         else:
             line = _plain(line)
-        try:
-            print(line, file=sys.stderr, flush=True)
-        except BrokenPipeError:
-            # Whoever listened has left; that is no reason to leave the work undone.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def reported(voice: Voice) -> Iterator[None]:
     """One line on stderr and the documented exit code for every way a command can end; only mafl speaks meanwhile."""
     try:
-        with nullcontext() if voice.debug else quiet.libraries():
+        with interrupts.as_exceptions(), nullcontext() if voice.debug else quiet.libraries():
             yield
     except (typer.Exit, typer.Abort):
         raise
@@ -67,20 +63,23 @@ def reported(voice: Voice) -> Iterator[None]:
             raise
         voice.fail(str(exc))
         raise typer.Exit(exc.exit_code) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as exc:
         voice.fail("interrupted; nothing was kept.")
         # CPython notes an interrupt that leaves an exec() of a string, as libraries use while they are imported, and
         # then exits as if nobody had caught it. The next exec() forgets that.
         exec("")
-        raise typer.Exit(130) from None
+        raise typer.Exit(interrupts.exit_code(exc)) from None
     except BrokenPipeError:
         # The reader of a pipe (head, jq) has left; Python would complain again while closing stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.discard(sys.stdout)
         raise typer.Exit(1) from None
     except Exception as exc:
         if voice.debug:
             raise
         # Not its message: that may quote a header or a path, and logs are passed on.
+        if is_disk_full(exc):
+            voice.fail(str(disk_full("the results or temporary files")))
+            raise typer.Exit(1) from None
         voice.fail(f"internal error ({type(exc).__name__}{place_of(exc)}); run again with --debug.")
         raise typer.Exit(1) from None
 
@@ -144,7 +143,7 @@ def progress_of_cases(voice: Voice, unit: str) -> Iterator[Bar]:
 def show_text(text: str) -> None:
     """Lines on stdout. Like those on stderr they quote names from files: nothing in them moves a cursor, hides, or is
     a command to the runner of a CI job."""
-    print(_plain(text))
+    streams.put(f"{_plain(text)}\n")
 
 
 def _plain(text: str) -> str:
@@ -156,8 +155,7 @@ def deliver(report: dict[str, Any], summary: str, json_file: str | None, voice: 
     from mafl_cli.report import to_json
 
     if json_file == "-":
-        sys.stdout.write(to_json(report))
-        sys.stdout.flush()
+        streams.put(to_json(report))
         return
     if json_file is not None:
         from mafl_cli.results import write_text
@@ -173,8 +171,7 @@ def write_all(texts: Mapping[str | None, Callable[[], str]]) -> None:
 
     for file, text in texts.items():
         if file == "-":
-            sys.stdout.write(text())
-            sys.stdout.flush()
+            streams.put(text())
         elif file is not None:
             write_text(Path(file), text())
 
@@ -184,7 +181,7 @@ def tell_github(summary: str, alerts: list[str], voice: Voice) -> None:
     page = os.environ.get("GITHUB_STEP_SUMMARY")
     if page:
         try:
-            with Path(page).open("a", encoding="utf-8") as file:
+            with Path(page).open("a", encoding="utf-8", errors=streams.ESCAPED) as file:
                 file.write(summary + "\n")
         except OSError:
             voice.say("$GITHUB_STEP_SUMMARY: cannot be written to; the verdict is not on the job's page.")

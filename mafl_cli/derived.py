@@ -26,7 +26,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from mafl_cli import __version__
 from mafl_cli.config import NOTE
 from mafl_cli.dicom import DicomVolume
-from mafl_cli.errors import InputError, OutputError
+from mafl_cli.errors import InputError, cannot_be_written
 from mafl_cli.frames import Pixels
 from mafl_cli.kept import PATIENT_AND_STUDY, Kept, coded, fill_empty, kept, opened, redacted
 from mafl_cli.quiet import silence
@@ -135,9 +135,7 @@ def write_series(folder: Path, like: DicomVolume, data: NDArray[np.float32], der
                 _add_pixels(dataset, source, stored[[k for _, k in slices]])
                 _save(folder / f"{index + 1:04d}.dcm", dataset)
     except OSError as exc:
-        raise OutputError(
-            f"{folder.name}: cannot be written ({exc.strerror or 'the system gives no reason'})."
-        ) from exc
+        raise cannot_be_written(folder.name, exc) from exc
 
 
 def _save(file: Any, dataset: Dataset) -> None:

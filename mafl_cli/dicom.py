@@ -21,8 +21,8 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 
-from mafl_cli import codestreams, sizes, stacks
-from mafl_cli.errors import InputError
+from mafl_cli import codestreams, sizes, stacks, staging
+from mafl_cli.errors import InputError, is_disk_full
 from mafl_cli.frames import PHYSICAL, Frame, Pixels, Stack, group, named, parsed
 from mafl_cli.lattice import ordered, slack
 from mafl_cli.names import public_name
@@ -281,13 +281,15 @@ def _decoded_by_gdcm(dataset: FileDataset, shape: tuple[int, int]) -> NDArray[An
         bare.SOPInstanceUID = pydicom.uid.generate_uid()
     if "SOPClassUID" not in bare:
         bare.SOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
-    with tempfile.TemporaryDirectory(prefix="mafl-") as folder, mute():
-        file = Path(folder) / "pixels.dcm"
+    with staging.workspace(Path(tempfile.gettempdir())) as work, mute():
+        file = work.new / "pixels.dcm"
         try:
             bare.save_as(file, enforce_file_format=True)
             pixels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file), imageIO="GDCMImageIO"))
             return np.asarray(pixels).reshape(-1, *shape)
-        except Exception:  # The caller says what could not be decoded.
+        except Exception as exc:  # The caller says what could not be decoded.
+            if is_disk_full(exc):
+                raise
             return None
 
 

@@ -12,16 +12,17 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from mafl_cli import interrupts
 from mafl_cli.case import AttackRequest
-from mafl_cli.errors import MaflError, place_of
+from mafl_cli.errors import DiskFullError, MaflError, disk_full, is_disk_full, place_of
 from mafl_cli.quiet import libraries
 
 Row = dict[str, Any]
@@ -85,6 +86,8 @@ def attack_one(job: Job) -> Row:
     except MemoryError:
         return row("failed", "MemoryError", f"{job.case_id}: the memory of this machine is too small for it.")
     except Exception as exc:
+        if is_disk_full(exc):
+            return row("failed", DiskFullError.__name__, str(disk_full(job.case_id)))
         # Not its message: that may quote a header or a path, and logs are passed on.
         return row(
             "failed", type(exc).__name__, f"{job.case_id}: internal error ({type(exc).__name__}{place_of(exc)})."
@@ -112,7 +115,11 @@ class _Worker:
     def hire(context: Any, number: int, threads: int) -> _Worker:
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, number, threads), daemon=True)
-        with _interrupts_kept_off():
+        if os.name == "posix":
+            # It would unblock interrupts when it starts, which the first process would make it do.
+            resource_tracker.ensure_running()
+        # A terminal interrupts all processes; one that is started here leaves that to this one, from the beginning.
+        with interrupts.put_off():
             process.start()
         theirs.close()
         return _Worker(number, process, ours)
@@ -192,21 +199,6 @@ def _heard(worker: _Worker) -> Row | None:
     return _ended(worker, "Crashed", f"its process ended ({_cause(worker.process.exitcode)})")
 
 
-@contextmanager
-def _interrupts_kept_off() -> Iterator[None]:
-    """A terminal interrupts all processes; one that is started here leaves that to this one, from the beginning."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    # It unblocks interrupts when it starts, which the first process would make it do.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _ended(worker: _Worker, kind: str, message: str) -> Row:
     assert worker.job is not None
     if worker.process.is_alive():
@@ -229,21 +221,16 @@ def _cause(code: int) -> str:
 def _serve(pipe: Connection, number: int, threads: int) -> None:
     """Do jobs until None comes, or nobody is there any more."""
     # The parent hears of an interrupt and ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+    interrupts.ignore()
+    threading.Thread(target=_watch, daemon=True).start()
     import torch
 
     torch.set_num_threads(threads)
-    pipe.send("ready")
-    while True:
-        try:
-            given: Job | None = pipe.recv()
-        except EOFError:
-            return
-        if given is None:
-            return
-        threading.Thread(target=_read_ahead, args=(given.read_ahead,), daemon=True).start()
-        pipe.send(attack_one(replace(given, request=_placed(given.request, number))))
+    with suppress(EOFError, OSError):  # Nobody is there any more.
+        pipe.send("ready")
+        while (given := pipe.recv()) is not None:
+            threading.Thread(target=_read_ahead, args=(given.read_ahead,), daemon=True).start()
+            pipe.send(attack_one(replace(given, request=_placed(given.request, number))))
 
 
 def _placed(request: AttackRequest, number: int) -> AttackRequest:
@@ -255,10 +242,12 @@ def _placed(request: AttackRequest, number: int) -> AttackRequest:
     return request
 
 
-def _watch(parent: int) -> None:
+def _watch() -> None:
     """End with the parent, however it ends: nobody would take the results, and another run may be at the same case."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    # At once, and where the parent has ended before this process had begun, too.
+    parent.join()
     os._exit(1)
 
 

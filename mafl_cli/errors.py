@@ -5,6 +5,7 @@ Every message is one sentence a user can act on: which file (its name, never its
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 
@@ -40,6 +41,10 @@ class OutputError(MaflError):
     """The results could not be written: disk full, folder gone. Nothing partial is left behind."""
 
 
+class DiskFullError(OutputError):
+    """No space is left on the disk, or none that this user may take: nobody's input is to blame."""
+
+
 class GateError(MaflError):
     """The results are there, and do not pass what was asked of them."""
 
@@ -53,9 +58,34 @@ class PartialError(MaflError):
 
 
 class Interrupted(MaflError):
-    """The user stopped a batch; what was finished is there."""
+    """The user, or the system, stopped it; what was finished is there. exit_code: 128 and the signal's number."""
 
-    exit_code = 130
+    def __init__(self, message: str, exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def is_disk_full(exc: BaseException | None) -> bool:
+    """Whether this came of a full disk: libraries raise errors of their own from the system's."""
+    seen: set[int] = set()
+    while exc is not None and id(exc) not in seen:
+        if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        seen.add(id(exc))
+        exc = exc.__cause__ or exc.__context__
+    return False
+
+
+def cannot_be_written(name: str, exc: OSError) -> OutputError:
+    """One sentence on a file that the system refuses to write."""
+    if is_disk_full(exc):
+        return disk_full(name)
+    return OutputError(f"{name}: cannot be written ({exc.strerror or 'the system gives no reason'}).")
+
+
+def disk_full(name: str) -> DiskFullError:
+    """name: of what could not be written."""
+    return DiskFullError(f"{name}: no space left on the disk; make room, and give the command again.")
 
 
 def place_of(exc: Exception) -> str:

@@ -8,6 +8,7 @@ gives the same bytes.
 
 from __future__ import annotations
 
+import io
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from mafl_cli import plots
 from mafl_cli.display import CLASS_COLOURS
-from mafl_cli.errors import OutputError, UsageError
+from mafl_cli.errors import UsageError, cannot_be_written
 from mafl_cli.geometry import Affine, spacing
 from mafl_cli.names import public_name
 from mafl_cli.plots import number
@@ -514,10 +515,14 @@ def _save(figure: Figure, path: Path) -> None:
         ".pdf": {"Creator": None, "Producer": None, "CreationDate": None},
         ".svg": {"Date": None, "Creator": None},
     }
+    suffix = path.suffix.lower()
+    drawn = io.BytesIO()
+    with warnings.catch_warnings():
+        # A class named in a script that the bundled font lacks still has its number.
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        figure.savefig(drawn, format=suffix[1:], metadata=metadata[suffix])
     try:
-        with warnings.catch_warnings():
-            # A class named in a script that the bundled font lacks still has its number.
-            warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
-            figure.savefig(path, metadata=metadata[path.suffix.lower()])
+        # At once: what draws says many things of a disk that is full, few of them that it is.
+        path.write_bytes(drawn.getvalue())
     except OSError as exc:
-        raise OutputError(f"{path.name}: cannot be written ({exc.strerror}).") from exc
+        raise cannot_be_written(path.name, exc) from exc

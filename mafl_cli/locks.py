@@ -27,6 +27,22 @@ def held(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[No
         yield
 
 
+@contextmanager
+def taken_over(path: Path) -> Iterator[bool]:
+    """Hold a file whose holder has ended: True. False if nobody can, or where it cannot be known who holds it."""
+    try:
+        file = path.open("r+")
+    except OSError:
+        yield False
+        return
+    with file:
+        try:
+            free = _lock(file, shared=False, wait=False)
+        except BlockingIOError:
+            free = False
+        yield free
+
+
 def is_free(path: Path) -> bool:
     """Whether nobody holds this file; False where that cannot be known. Needs no right to write."""
     try:

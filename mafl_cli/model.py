@@ -23,7 +23,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from mafl_cli.card import ModelCard, find_card
 from mafl_cli.config import Activation, Intensity, Precision
 from mafl_cli.errors import ModelError, UsageError
-from mafl_cli.modelfile import REFUSALS, ModelFile, last_line, quiet_torchscript, read_model
+from mafl_cli.modelfile import REFUSALS, ModelFile, import_compiler, last_line, quiet_torchscript, read_model
 
 DIVISORS = (1, 2, 4, 8, 16, 32, 64)
 KEPT_GRAPHS = 12
@@ -211,6 +211,7 @@ class Segmenter:
         if shape in self._lifted:
             self._lifted.move_to_end(shape)
             return self._lifted[shape]
+        import_compiler()
         try:
             with quiet_torchscript(), self._casting():
                 graph = make_fx(self._module, _error_on_data_dependent_ops=False)(x.detach().clone())

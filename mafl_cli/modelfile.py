@@ -6,6 +6,9 @@ A model file is a program. It is only run, never unpickled into this process: ch
 from __future__ import annotations
 
 import hashlib
+import importlib
+import os
+import sys
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -120,6 +123,26 @@ def quiet_torchscript() -> Iterator[None]:
         for category in (DeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=category)
         yield
+
+
+def import_compiler() -> None:
+    """Import what tracing asks of PyTorch's compiler, but let it make no cache folder in the temporary directory.
+
+    Nothing is compiled here, so it would stay empty; and on a full disk, tracing would fail for it.
+    """
+    name, variable = "torch._inductor.compiler_bisector", "TORCHINDUCTOR_CACHE_DIR"
+    if name in sys.modules:
+        return
+    before = os.environ.get(variable)
+    # One that is there already, and that no other user can put anything into.
+    os.environ[variable] = str(Path(torch.__file__).parent)
+    try:
+        with suppress(ImportError):  # Older releases have none.
+            importlib.import_module(name)
+    finally:
+        del os.environ[variable]
+        if before is not None:
+            os.environ[variable] = before
 
 
 def last_line(exc: BaseException) -> str:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mafl_cli.errors import OutputError, UsageError
+from mafl_cli.errors import UsageError, cannot_be_written
 from mafl_cli.names import one_line
 from mafl_cli.planes import PageVolumes, Stack
 from mafl_cli.report import NOTICE
@@ -106,7 +106,7 @@ def write(
     try:
         path.write_bytes(text.encode("ascii"))
     except OSError as exc:
-        raise OutputError(f"{path.name}: cannot be written ({exc.strerror}).") from exc
+        raise cannot_be_written(path.name, exc) from exc
     return str(index["said"])
 
 

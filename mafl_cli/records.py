@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from mafl_cli import report, results
+from mafl_cli import report, results, staging
 from mafl_cli.documents import read_json
 from mafl_cli.errors import InputError
 from mafl_cli.names import public_name
@@ -27,6 +27,7 @@ def read_report(run: Path) -> dict[str, Any]:
     Raises InputError if there is none, or none that mafl can have written.
     """
     name = public_name(run)
+    staging.recover(run)
     if not run.is_dir():
         raise InputError(f"{name}: no such run folder; give the -o folder of `mafl attack`.")
     failure = read_failure(run)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mafl_cli.errors import MaflError, OutputError, UsageError
+from mafl_cli import interrupts, staging, streams
+from mafl_cli.errors import Interrupted, MaflError, UsageError, disk_full, is_disk_full
 from mafl_cli.names import public_name
 
 PREDICTION_CLEAN = "prediction_clean.nii.gz"
@@ -30,8 +28,6 @@ SEGMENTATIONS = {
     name: name.removesuffix(".nii.gz") + ".dcm" for name in (PREDICTION_CLEAN, PREDICTION_ADVERSARIAL, TARGET)
 }
 
-# Folders and files of ours that are not finished.
-_STAGE = ".mafl-"
 _SCANS = re.compile(r"(adversarial|perturbation)(_\d{4})?(\.nii\.gz)?")
 
 
@@ -55,8 +51,11 @@ def _numbered(stem: str, count: int) -> tuple[str, ...]:
 
 def there(out: Path) -> list[Path]:
     """Results in a folder, of any run."""
-    names = {*SEGMENTATIONS, *SEGMENTATIONS.values(), REPORT, TICKET}
-    return sorted(path for path in out.iterdir() if path.name in names or _SCANS.fullmatch(path.name))
+    return sorted(path for path in out.iterdir() if _is_result(path.name))
+
+
+def _is_result(name: str) -> bool:
+    return name in {*SEGMENTATIONS, *SEGMENTATIONS.values(), REPORT, TICKET} or bool(_SCANS.fullmatch(name))
 
 
 def changed_scans(names: Iterable[str]) -> bool:
@@ -66,7 +65,11 @@ def changed_scans(names: Iterable[str]) -> bool:
 
 def is_stage(path: Path) -> bool:
     """Whether a folder is where an attack at work, or one that was killed, gathers what it will leave."""
-    return path.name.startswith(_STAGE) and path.is_dir() and (not any(path.iterdir()) or bool(there(path)))
+    if not path.name.startswith(".mafl-") or not path.is_dir():
+        return False
+    names = staging.contents(path)
+    # Else it is a figure, or a table.
+    return not names or any(map(_is_result, names))
 
 
 def listed(stage: Path) -> list[dict[str, str]]:
@@ -77,42 +80,40 @@ def listed(stage: Path) -> list[dict[str, str]]:
 
 @contextmanager
 def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder inside `out`, whose contents move to `out` when the block ends well, the report last.
+    """A folder whose contents take the place of the results in `out` when the block ends well.
 
     After any error, an interrupt included, `out` is as it was before: earlier results untouched, nothing partial,
-    and not even there if it was not there.
+    and not even there if it was not there. Whatever ends the process, `out` has the old results whole or the new ones;
+    see `staging`.
 
-    Raises UsageError if results are there already (unless `overwrite`) or the folder cannot be made, and
-    OutputError if the disk fills up.
+    Raises UsageError if results are there already (unless `overwrite`) or the folder cannot be made; DiskFullError if
+    the disk fills up; Interrupted if that comes when the new results are in their place.
     """
     made = check_writable(out, overwrite=overwrite)
-    stage = Path(tempfile.mkdtemp(prefix=_STAGE, dir=out))
     try:
-        yield stage
-        earlier = there(out)
-        # An old report must not vouch for new volumes, should the machine die between two renames.
-        (out / REPORT).unlink(missing_ok=True)
-        # Where the report is, everything it speaks of is.
-        fresh = sorted(stage.iterdir(), key=lambda path: path.name == REPORT)
-        old = stage / ".earlier"
-        old.mkdir()
-        for path in fresh:
-            if (out / path.name).is_dir():  # A folder cannot take the place of another in one step, as a file can.
-                (out / path.name).replace(old / path.name)
-            path.replace(out / path.name)
-        replaced = {path.name for path in fresh}
-        for path in earlier:
-            if path.exists() and path.name not in replaced:
-                path.replace(old / path.name)
-        shutil.rmtree(stage)
+        with staging.workspace(out) as work:
+            yield work.new
+            _publish(work, out)
     except BaseException as exc:
-        shutil.rmtree(stage, ignore_errors=True)
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
-        if isinstance(exc, OSError):
-            raise _cannot_write(out, exc) from exc
+        _unmake(made)
+        if isinstance(exc, Exception) and not isinstance(exc, MaflError):
+            if isinstance(exc, OSError):
+                raise _cannot_write(out, exc) from exc
+            if is_disk_full(exc):
+                raise disk_full(public_name(out)) from exc
         raise
+
+
+def _publish(work: staging.Workspace, out: Path) -> None:
+    earlier = [path.name for path in there(out)]
+    # A power cut costs the first results of a single run at most, and those can be made again.
+    durable = bool(earlier) or (work.new / TICKET).exists()
+    try:
+        with interrupts.put_off():
+            staging.publish(work, out, earlier=earlier, last=REPORT, durable=durable)
+    except KeyboardInterrupt as exc:
+        said = f"{public_name(out)}: interrupted when the results were in their place; they are whole."
+        raise Interrupted(said, interrupts.exit_code(exc)) from exc
 
 
 def check_writable(out: Path, *, overwrite: bool) -> list[Path]:
@@ -120,6 +121,7 @@ def check_writable(out: Path, *, overwrite: bool) -> list[Path]:
 
     Raises UsageError if it cannot be made or written to, or already holds results and `overwrite` is not set.
     """
+    recover(out)
     found = there(out) if out.is_dir() else []
     # Masks alone are what `--dry-run` leaves: nothing that took an attack to make.
     kept = [path for path in found if path.name not in (PREDICTION_CLEAN, TARGET)]
@@ -135,14 +137,40 @@ def check_writable(out: Path, *, overwrite: bool) -> list[Path]:
                 break
             made.append(folder)
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=out, prefix=_STAGE):
+        with staging.workspace(out):
             pass
     except OSError as exc:
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
+        _unmake(made)
         raise _cannot_write(out, exc) from exc
     return made
+
+
+def _unmake(folders: Iterable[Path]) -> None:
+    """Take empty folders away again."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def recover(out: Path) -> None:
+    """Finish or take away what a run that was killed has left half done in a folder; see `staging.recover`."""
+    staging.recover(out)
+    # One that was about to exchange it lies beside it.
+    staging.recover(out.resolve().parent)
+
+
+@contextmanager
+def written_to(out: Path) -> Iterator[None]:
+    """Where the system refuses to write to a folder in the block: UsageError, or DiskFullError.
+
+    A lock that another process holds is still a BlockingIOError.
+    """
+    try:
+        yield
+    except BlockingIOError:
+        raise
+    except OSError as exc:
+        raise _cannot_write(out, exc) from exc
 
 
 def write_through(path: Path, write: Callable[[Path], object]) -> None:
@@ -151,16 +179,17 @@ def write_through(path: Path, write: Callable[[Path], object]) -> None:
     A link stays a link: the file behind it is replaced. What is no file is written to: root could rename a file over
     /dev/null.
 
-    Raises UsageError if the folder cannot be written to, OutputError if the disk is full.
+    Raises UsageError if the folder cannot be written to, DiskFullError if the disk is full.
     """
     try:
         if path.exists() and not path.is_file():
             write(path)
             return
         file = path.resolve()
-        with tempfile.TemporaryDirectory(dir=file.parent, prefix=_STAGE) as folder:
-            temporary = Path(folder) / path.name
+        with staging.workspace(file.parent) as work:
+            temporary = work.new / path.name
             write(temporary)
+            staging.flush_file(temporary)
             temporary.replace(file)
     except OSError as exc:
         raise _cannot_write(path, exc, "choose another name") from exc
@@ -168,7 +197,7 @@ def write_through(path: Path, write: Callable[[Path], object]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small UTF-8 file, whole or not at all. Raises as `write_through`."""
-    write_through(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_through(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors=streams.ESCAPED))
 
 
 def sha256(path: Path) -> str:
@@ -182,6 +211,6 @@ def sha256(path: Path) -> str:
 
 def _cannot_write(path: Path, exc: OSError, advice: str = "choose another folder with -o") -> MaflError:
     name = public_name(path)
-    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(f"{name}: no space left on the disk; make room, and give the command again.")
+    if is_disk_full(exc):
+        return disk_full(name)
     return UsageError(f"{name}: cannot be written to ({exc.strerror}); {advice}.")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mafl_cli import records, results
+from mafl_cli import records, results, staging
 from mafl_cli.errors import InputError
 from mafl_cli.names import public_name
 
@@ -68,6 +68,7 @@ def places(root: Path) -> list[Place]:
 def _look(visit: _Visit, *, named: bool) -> tuple[list[Place], list[_Visit]]:
     """What a folder is, and what in it is to be looked into. named: by the user."""
     here, name = visit.folder, public_name(visit.folder.resolve())
+    staging.recover(here)
     try:
         with os.scandir(here) as entries:
             there = sorted((entry.name, entry.is_dir()) for entry in entries)

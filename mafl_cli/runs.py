@@ -57,7 +57,7 @@ def aggregate(out: Path) -> dict[str, Any]:
     """
     known = _known(out)
     # Parts that end together: the tables of the last one must be the last.
-    with locks.held((out / results.RUN).with_name("tables.lock"), wait=True):
+    with results.written_to(out), locks.held((out / results.RUN).with_name("tables.lock"), wait=True):
         return _write_tables(out, known)
 
 
@@ -231,9 +231,9 @@ def format_status(found: Mapping[str, Any]) -> str:
 def merge(runs: Sequence[Path], out: Path) -> dict[str, Any]:
     """Join the results of several runs of the same settings in a new folder; returns its aggregate.
 
-    Files are linked where the file system can, copied elsewhere.
+    Files are linked where the file system can, copied elsewhere. After any error the new folder is as it was before.
     Raises: InputError for a folder that is no batch; UsageError when settings differ, a case is done in two of them, or
-        the folder holds something already.
+        the folder holds something already; DiskFullError.
     """
     known = [_known(run) for run in runs]
     if len({each["settings"] for each in known}) > 1:
@@ -245,18 +245,24 @@ def merge(runs: Sequence[Path], out: Path) -> dict[str, Any]:
     twice = [case_id for case_id, where in there.items() if len(where) > 1]
     if twice:
         raise UsageError(f"{twice[0]}: is in {len(there[twice[0]])} of the runs; they are not parts of one.")
-    results.check_writable(out, overwrite=False)
-    for case_id, where in there.items():
-        for run in where:
-            shutil.copytree(run / case_id, out / case_id, copy_function=_link)
-    (out / results.RUN).parent.mkdir()
-    results.write_text(out / results.RUN, report.to_json({"settings": known[0]["settings"], "cases": ids}))
-    return aggregate(out)
+    with results.staged(out, overwrite=False) as stage:
+        for case_id, where in there.items():
+            for run in where:
+                _link_all(run / case_id, stage / case_id)
+        whole = {"settings": known[0]["settings"], "cases": ids}
+        (stage / results.RUN).parent.mkdir()
+        results.write_text(stage / results.RUN, report.to_json(whole))
+        return _write_tables(stage, whole)
 
 
-def _link(source: str, target: str) -> str:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-    return target
+def _link_all(source: Path, target: Path) -> None:
+    for place, folders, files in os.walk(source):
+        inside = target / Path(place).relative_to(source)
+        inside.mkdir()
+        # Another process may be at work there.
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            try:
+                os.link(Path(place) / name, inside / name)
+            except OSError:
+                shutil.copy2(Path(place) / name, inside / name)

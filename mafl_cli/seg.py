@@ -18,7 +18,7 @@ from pydicom.uid import SegmentationStorage, generate_uid
 
 from mafl_cli import __version__, geometry, stacks
 from mafl_cli.dicom import DicomVolume, decoded
-from mafl_cli.errors import InputError
+from mafl_cli.errors import InputError, is_disk_full
 from mafl_cli.frames import LABEL_MAP_SEGMENTATION, Frame, Source, frames_of, group, kind, parsed
 from mafl_cli.kept import PATIENT_AND_STUDY, fill_empty, kept, opened
 from mafl_cli.lattice import LPS_TO_RAS, aligned, spanned
@@ -295,9 +295,9 @@ def write_seg(
             if "FrameOfReferenceUID" not in made:  # Such images must have an orientation, which may be unknown.
                 made.PatientOrientation = ""
             made.save_as(path)
-        except OSError:
-            raise
         except Exception as exc:  # highdicom asks more of the source than many scanners write.
+            if isinstance(exc, OSError) or is_disk_full(exc):
+                raise
             return _missing(exc) or f"highdicom makes no SEG that refers to this scan ({type(exc).__name__})"
     return None
 

@@ -25,8 +25,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from mafl_cli import geometry
 from mafl_cli.config import SaveAs
-from mafl_cli.errors import InputError, OutputError
-from mafl_cli.niftifile import NO_EXTENSIONS, NiftiFile, load, reason
+from mafl_cli.errors import InputError, cannot_be_written
+from mafl_cli.niftifile import NO_EXTENSIONS, NiftiFile, load
 
 Shape = tuple[int, int, int]
 
@@ -504,7 +504,7 @@ def _write(path: Path, header: Nifti1Header, extensions: bytes, voxels: NDArray[
                 packed.write(header.binaryblock + extensions)
                 packed.write(body)
     except OSError as exc:
-        raise OutputError(f"{path.name} cannot be written: {reason(exc)}.") from exc
+        raise cannot_be_written(path.name, exc) from exc
 
 
 def _ascii(note: str) -> bytes:

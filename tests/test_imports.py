@@ -11,7 +11,7 @@ import mafl_cli
 
 PACKAGE = Path(mafl_cli.__file__).parent
 LAYERS = [
-    {"errors", "config", "locks", "quiet", "sizes", "terms"},
+    {"errors", "config", "locks", "interrupts", "staging", "streams", "quiet", "sizes", "terms"},
     {
         "bundle",
         "card",
