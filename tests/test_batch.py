@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +25,7 @@ import torch
 from commands import Threshold, mafl, scan_array
 from typer.testing import Result
 
-from mafl_cli import batch, engine, locks, results, runs
+from mafl_cli import batch, engine, locks, results, runs, staging
 from mafl_cli.case import AttackRequest
 from mafl_cli.cases import CaseFiles
 from mafl_cli.engine import Job
@@ -403,6 +403,66 @@ def test_two_parts_merged_equal_one_run(data: Path, whole: Path, tmp_path: Path)
     merged = mafl("merge", tmp_path / "part0", tmp_path / "part1", "-o", tmp_path / "all")
     assert merged.exit_code == 0, merged.stderr
     assert contents(tmp_path / "all") == contents(whole)
+
+
+def test_a_full_disk_is_no_failure_of_a_case(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second case finds no room; with room, the same command goes on."""
+    out, publish, full = tmp_path / "out", staging.publish, [False]
+
+    def in_this_process(jobs: Sequence[Job], *, on_row: Callable[[Job, engine.Row], None], **_: object) -> None:
+        for job in jobs:
+            on_row(job, engine.attack_one(job))
+            full[0] = not full[0]
+
+    def cramped(*arguments: object, **more: object) -> None:
+        if full[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        publish(*arguments, **more)
+
+    monkeypatch.setattr(engine, "run", in_this_process)
+    monkeypatch.setattr(staging, "publish", cramped)
+    scans = [data / "scans" / f"{case}.nii.gz" for case in ("c0", "c2")]
+    rest = ["-t", "erase:1", "-m", data / "model.ts", "-o", out, "--steps", 2, "--device", "cpu"]
+    result = mafl("attack", *scans, *rest)
+    said = "mafl: out: no space left on the disk; make room: what is finished is kept, and the same command goes on"
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith(said)
+    found = json.loads(mafl("status", out, "--json", "-").stdout)
+    assert (found["ok"], found["failed"], found["pending"]) == (1, 0, 1)
+    assert not list(out.rglob(".mafl-*"))
+    assert not (out / "c2").exists()
+    full[0] = False
+    result = mafl("attack", *scans, *rest)
+    assert (result.exit_code, "1 of 2 cases were done before" in result.stderr) == (0, True)
+
+
+def test_runs_are_merged_whole_or_not_at_all(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken, out = tmp_path / "broken", tmp_path / "all"
+    shutil.copytree(whole, broken)
+    (broken / "c1" / "failed.json").write_text('{"error": {}}')
+    assert mafl("merge", broken, "-o", tmp_path / "damaged").exit_code == 0
+    rows = json.loads((tmp_path / "damaged" / "report.json").read_text())["cases"]
+    assert "is damaged" in next(row["error"]["message"] for row in rows if row["case_id"] == "c1")
+    copy, copied = shutil.copy2, []
+
+    def cramped(source: Path, target: Path) -> None:
+        copied.append(target)
+        if len(copied) > 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        copy(source, target)
+
+    def no_link(source: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "link", no_link)
+    monkeypatch.setattr(shutil, "copy2", cramped)
+    result = mafl("merge", whole, "-o", out)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "no space left on the disk" in result.stderr
+    assert not out.exists()
+    monkeypatch.undo()
+    assert mafl("merge", whole, "-o", out).exit_code == 0
+    assert contents(out) == contents(whole)
 
 
 def test_a_slurm_array_takes_its_parts_and_may_share_the_folder(

@@ -558,7 +558,10 @@ def test_interrupt_is_exit_130_and_leaves_nothing(case: Path, models: Path) -> N
         sys.executable, "-m", "mafl_cli", "attack", case / "scan.nii.gz", "-t", case / "mask.nii.gz",
         "-m", models / "flat.ts", "-o", case / "out", "--steps", "100000", "--goal-iou", "1", "--goal-hit", "1",
     ]  # fmt: skip
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
+    temporary = case / "tmp"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as run:
         while not list(case.glob("out/.mafl-*")):
             assert run.poll() is None
             time.sleep(0.05)
@@ -566,6 +569,8 @@ def test_interrupt_is_exit_130_and_leaves_nothing(case: Path, models: Path) -> N
         _, said = run.communicate(timeout=60)
     assert (run.returncode, said.splitlines()[-1:]) == (130, ["mafl: interrupted; nothing was kept."])
     assert not (case / "out").exists()
+    # A compiler that nobody uses would leave an empty folder there.
+    assert not list(temporary.iterdir())
 
 
 def test_interrupt_inside_generated_code_is_exit_130_too(tmp_path: Path) -> None:
