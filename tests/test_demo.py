@@ -92,7 +92,10 @@ def test_the_model_takes_any_batch_and_any_size_that_divides(shape: tuple[int, .
 def test_a_slice_is_segmented_the_same_alone_and_in_a_batch() -> None:
     scan = torch.rand(4, 1, 64, 64, generator=torch.Generator().manual_seed(1))
     alone = torch.cat([model()(part) for part in scan.split(1)])
-    torch.testing.assert_close(model()(scan), alone)
+    together = model()(scan)
+    assert torch.equal(together.argmax(dim=1), alone.argmax(dim=1))
+    # Other kernels add up in another order: a few units in the last place of the largest logits.
+    assert (together - alone).abs().max() <= 4e-6 * alone.abs().max()
 
 
 def test_the_sample_leaves_the_model_room_to_change_its_mind() -> None:

@@ -150,7 +150,8 @@ def test_open_prints_the_line_writes_the_labels_and_draws_nothing(run: Path, vie
     for path in re.findall(r"/[^\s'\"]+", result.stdout):
         assert Path(path).is_file()
     assert {path.name for path in run.iterdir()} == before | {LABEL_FILES[viewer]}  # type: ignore[index]
-    assert mafl("evaluate", run).stderr == ""
+    (judged,) = json.loads(mafl("evaluate", run, "--model", run.parent / "model.ts", "--json", "-").stdout)["cases"]
+    assert (judged["files_intact"], judged["differences"]) == (True, [])
 
     assert mafl("visualize", run, "--open", viewer, "-o", run / "a.png").exit_code == 0
     assert (run / "a.png").exists()
