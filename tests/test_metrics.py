@@ -429,6 +429,99 @@ def test_no_data_range_means_the_default_and_says_so():
     assert result == {**measure(clean, adversarial, data_range=default["value"]), "data_range": default}
 
 
+# --- only what changed is looked at -------------------------------------------------------------------------
+
+
+def slowly(clean, adversarial, *, slice_axis, padding, data_range):
+    """The same numbers from whole slices, none left out."""
+    measured = np.ones(clean.shape, bool) if padding is None else ~padding
+    delta = adversarial.astype(np.float64) - clean
+    sliced = [np.moveaxis(array, slice_axis, 0) for array in (clean, adversarial, measured)]
+    changed, similar, low = [], [], 0.0
+    for index, (x, y, inside) in enumerate(zip(*sliced, strict=True)):
+        x, y = x.astype(np.float64), y.astype(np.float64)
+        if np.array_equal(x, y):
+            continue
+        changed.append(index)
+        padded = np.pad(y - x, [(0, n % 2) for n in x.shape], mode="edge")
+        means = padded.reshape(padded.shape[0] // 2, 2, padded.shape[1] // 2, 2).mean(axis=(1, 3))
+        low += (means.repeat(2, axis=0).repeat(2, axis=1)[: x.shape[0], : x.shape[1]] ** 2).sum()
+        if min(x.shape) < 11:
+            continue
+        _, values = structural_similarity(
+            x, y, data_range=data_range, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True
+        )
+        values, kept = values[5:-5, 5:-5], inside[5:-5, 5:-5]
+        similar.append(values[kept].mean() if kept.any() else values.mean())
+    squares, voxels = (delta**2).sum(), np.count_nonzero(measured)
+    of_changed = np.count_nonzero(sliced[2][changed])
+    return {
+        "count": np.count_nonzero(delta),
+        "changed": len(changed),
+        "l2": np.sqrt(squares),
+        "linf": np.abs(delta).max(),
+        "mean_abs": np.abs(delta).sum() / voxels,
+        "psnr": 10 * np.log10(data_range**2 / (squares / voxels)) if squares else None,
+        "psnr_changed": 10 * np.log10(data_range**2 / (squares / of_changed)) if squares and of_changed else None,
+        "ssim": (sum(similar) + clean.shape[slice_axis] - len(similar)) / clean.shape[slice_axis],
+        "worst": min(similar, default=None),
+        "worst_slice": changed[int(np.argmin(similar))] if similar else None,
+        "low": low / squares if squares else None,
+    }
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.tuples(*[st.integers(2, 34)] * 2, st.integers(1, 4)),
+    st.permutations(range(3)),
+    st.sampled_from(["one voxel", "box", "two corners", "everything", "nothing"]),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+def test_where_nothing_changed_nothing_is_missed(shape, order, kind, with_padding, seed):
+    rng = np.random.default_rng(seed)
+    clean = rng.normal(0, 100, shape).astype(np.float32)
+    padding = rng.random(shape) < 0.3 if with_padding else None
+    adversarial = clean.copy()
+    index = tuple(int(rng.integers(n)) for n in shape)
+    if kind == "one voxel":
+        adversarial[index] += 7
+    elif kind == "box":
+        part = tuple(slice(n, n + 5) for n in index)
+        adversarial[part] += rng.normal(0, 9, adversarial[part].shape).astype(np.float32)
+    elif kind == "two corners":
+        adversarial[0, 0, 0] += 5
+        adversarial[-1, -1, -1] -= 5
+    elif kind == "everything":
+        adversarial += rng.normal(0, 9, shape).astype(np.float32)
+    if padding is not None:
+        padding[index] = False
+        adversarial[padding] = clean[padding]
+    clean, adversarial, padding = (
+        None if array is None else np.ascontiguousarray(array.transpose(order))
+        for array in (clean, adversarial, padding)
+    )
+    axis = order.index(2)
+    found = measure(clean, adversarial, slice_axis=axis, padding=padding)
+    slow = slowly(clean, adversarial, slice_axis=axis, padding=padding, data_range=100.0)
+    ssim = found["ssim"]
+    for value, expected in (
+        (found["l0"]["count"], slow["count"]),
+        (found["changed_slices"], slow["changed"]),
+        (found["l2"]["native"], slow["l2"]),
+        (found["linf"]["native"], slow["linf"]),
+        (found["mean_abs"]["native"], slow["mean_abs"]),
+        (found["psnr_db"]["value"], slow["psnr"]),
+        (found["psnr_changed_slices_db"]["value"], slow["psnr_changed"]),
+        (found["low_frequency_share"]["value"], slow["low"]),
+        (ssim["worst"]["value"], slow["worst"]),
+    ):
+        assert value == (None if expected is None else pytest.approx(expected, rel=1e-11, abs=1e-12))
+    if min(np.delete(clean.shape, axis)) >= 11:
+        assert ssim["mean"]["value"] == pytest.approx(slow["ssim"], rel=1e-12)
+        assert ssim["worst"]["slice"] == slow["worst_slice"]
+
+
 # --- low frequencies ----------------------------------------------------------------------------------------
 
 
