@@ -14,7 +14,8 @@ from torch import Tensor
 from mafl_cli import body, recipes, volume
 from mafl_cli.config import AttackConfig, SaveAs
 from mafl_cli.errors import InputError, UsageError
-from mafl_cli.geometry import Layout, require_same_space
+from mafl_cli.forms import require_same_grid
+from mafl_cli.geometry import Layout
 from mafl_cli.goals import Goal
 from mafl_cli.limits import Grid, Limits
 from mafl_cli.model import ModelInfo
@@ -202,7 +203,7 @@ def _guide(
         raise UsageError(f"--guide: {counted(len(request.guides), 'file')} given for {counted(len(scans), 'channel')}.")
     guides = read_channels(request.guides, say, allow_gaps=request.allow_gaps)
     scan, guide = scans[0], guides[0]
-    require_same_space(scan.name, scan.shape, scan.affine, guide.name, guide.shape, guide.affine)
+    require_same_grid(scan, guide)
     data = np.stack([each.data for each in guides])
     device = preprocessing.unit.device
     try:

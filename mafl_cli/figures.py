@@ -25,7 +25,7 @@ from mafl_cli.display import CLASS_COLOURS
 from mafl_cli.errors import UsageError, cannot_be_written
 from mafl_cli.geometry import Affine, spacing
 from mafl_cli.names import public_name
-from mafl_cli.plots import number
+from mafl_cli.plots import number, short_numbers
 from mafl_cli.turned import NEGATIVE, PLANES, POSITIVE, box_around, in_plane, oriented_slice, position
 
 if TYPE_CHECKING:
@@ -351,6 +351,7 @@ def _draw(
 
     bar = axes(lefts[2] + 0.15, end + 0.06, _WIDTH - 0.3, 0.12)
     figure.colorbar(image, cax=bar, orientation="horizontal", extend="both" if look.reach < look.largest else "neither")
+    short_numbers(bar.xaxis, most=4)
     bar.tick_params(labelsize=10)
     text(lefts[3] + 0.05, end + 0.12, look.unit, size=10, va="center")
 

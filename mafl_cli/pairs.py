@@ -20,7 +20,8 @@ from mafl_cli import records, results, scans, targets, volume
 from mafl_cli.cases import find
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.folders import MaskFolder, by_case, contents, holds_cases, holds_slices, natural
-from mafl_cli.geometry import require_same_space
+from mafl_cli.forms import require_same_forms, require_same_grid
+from mafl_cli.geometry import require_same_space, same_space
 from mafl_cli.manifests import MANIFESTS
 from mafl_cli.names import between, is_there, public_name, stem
 from mafl_cli.runfolders import Place, places
@@ -86,9 +87,11 @@ class Source:
 
 def _on_grid_of(first: volume.Volume, scan: volume.Volume) -> volume.Volume:
     """A scan with the axes of another in the order of that one: converters turn them. Raises GeometryError."""
+    if not same_space(first.shape, first.affine, scan.shape, scan.affine):
+        require_same_forms(first, scan, coded=True)
     turned = scans.turned_onto(scan, first.shape, first.affine)
     if turned is None:
-        require_same_space(first.name, first.shape, first.affine, scan.name, scan.shape, scan.affine)
+        require_same_grid(first, scan)
         return scan
     return turned
 

@@ -16,6 +16,7 @@ from mafl_cli.spectrum import Spectrum, radial_spectrum
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 TITLES = ("change by voxel", "power spectrum in the slices", "course of the search")
 
@@ -65,8 +66,6 @@ def draw_histogram(ax: Axes, change: Change, unit: str) -> None:
     if not len(change.voxels):
         _say(ax, "nothing changed")
         return
-    from matplotlib.ticker import MaxNLocator
-
     size = np.abs(change.voxels)
     largest, most = float(change.voxels[size.argmax()]), float(np.percentile(size, 99))
     counts, edges = np.histogram(change.voxels, bins=_edges(change.voxels, abs(largest)))
@@ -75,7 +74,6 @@ def draw_histogram(ax: Axes, change: Change, unit: str) -> None:
     ax.axvline(-most, color="0.1", linewidth=1.2, linestyle=(0, (4, 2)))
     ax.axvline(most, color="0.1", linewidth=1.2, linestyle=(0, (4, 2)), label=f"99 % within ±{number(most)}")
     ax.axvline(largest, color="0.1", linewidth=1.2, linestyle=(0, (1, 2)), label=f"largest {number(largest)}")
-    ax.xaxis.set_major_locator(MaxNLocator(5))
     _log(ax, 0.5, float(counts.max()))
     _words(ax, f"{unit}; {len(size)} voxels changed, {100 * len(size) / change.total:.2g} % of all", "voxels")
 
@@ -115,6 +113,7 @@ def draw_trace(ax: Axes, trace: Mapping[str, Sequence[float | None]] | None) -> 
     right = ax.twinx()
     right.plot(steps, length, color=_CHANGE, linewidth=1.6)
     right.set_ylim(bottom=0)
+    short_numbers(right.yaxis)
     right.set_ylabel("L2, model units", color=_CHANGE, size=10)
     _plain(right)
     ax.plot(steps, score, color="0.1", linewidth=1.6, label="score")
@@ -126,12 +125,32 @@ def draw_trace(ax: Axes, trace: Mapping[str, Sequence[float | None]] | None) -> 
     ax.set_zorder(right.get_zorder() + 1)
     ax.patch.set_visible(False)
     _words(ax, "step; best so far, mean of the samples", "")
+    short_numbers(ax.xaxis, whole=True)
 
 
 def number(value: float) -> str:
     """At least three significant digits, and a real minus sign."""
     text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     return text.replace("-", "−")
+
+
+def short_numbers(axis: Axis, most: int = 5, *, whole: bool = False) -> None:
+    """At most so many steps, each with its number in full: a power of ten beside the axis would lie on other words.
+
+    whole: at whole numbers.
+    """
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(most, integer=whole))
+
+    def label(value: float, place: int | None) -> str:
+        low, high = axis.get_view_interval()
+        if abs(value) < 1e-6 * (high - low):  # What sums of steps leave of 0.
+            return "0"
+        text = number(value) if abs(value) < 1e5 else f"{value:.3g}"
+        return text.replace("e+0", "e").replace("e−0", "e−").replace("-", "−")
+
+    axis.set_major_formatter(FuncFormatter(label))
 
 
 def _edges(voxels: NDArray[np.float32], largest: float) -> NDArray[np.floating[Any]]:
@@ -160,6 +179,7 @@ def _log(ax: Axes, low: float, high: float) -> None:
 def _words(ax: Axes, below: str, left: str) -> None:
     ax.set_xlabel(below, size=10)
     ax.set_ylabel(left, size=10)
+    short_numbers(ax.xaxis)
     _plain(ax)
     ax.legend(
         loc="lower center",

@@ -16,7 +16,8 @@ from mafl_cli import targets
 from mafl_cli.card import ModelCard, find_card
 from mafl_cli.config import Intensity, Mode, Precision, SliceAxisChoice
 from mafl_cli.errors import InputError, UsageError
-from mafl_cli.geometry import Layout, SliceAxis, choose_slice_axis, require_same_space
+from mafl_cli.forms import require_same_grid
+from mafl_cli.geometry import Layout, SliceAxis, choose_slice_axis
 from mafl_cli.model import ModelInfo, Segmenter, load
 from mafl_cli.preprocess import Preprocessing
 from mafl_cli.resample import Grids
@@ -238,7 +239,7 @@ def read_channels(
         for warning in found[-1].warnings:
             say(warning)
         first, last = found[0], found[-1]
-        require_same_space(first.name, first.shape, first.affine, last.name, last.shape, last.affine)
+        require_same_grid(first, last)
     return tuple(found)
 
 

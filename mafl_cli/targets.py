@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mafl_cli import geometry
+from mafl_cli import forms, geometry
 from mafl_cli.errors import GeometryError, InputError, UsageError
 from mafl_cli.names import is_there, public_name
 from mafl_cli.scans import is_dicom
@@ -70,6 +70,7 @@ class Masks:
         mask, notes = self._renamed(mask)
         if geometry.same_space(like.shape, like.affine, mask.labels.shape, mask.affine):
             return mask.labels, Source(mask.name, mask.sha256), (*mask.warnings, *notes)
+        forms.require_same_forms(like, mask, coded=True)
         whole = mask.labels.size == like.data.size
         if whole and geometry.is_part_of(mask.labels.shape, mask.affine, like.shape, like.affine):
             # The same voxels in another order, as converters leave them.
@@ -77,10 +78,8 @@ class Masks:
             return labels, Source(mask.name, mask.sha256), (*mask.warnings, *notes)
         if not self.resample:
             advice = f"Add --resample-target to move {mask.name} to the grid of {like.name} (nearest neighbour)."
-            geometry.require_same_space(
-                like.name, like.shape, like.affine, mask.name, mask.labels.shape, mask.affine,
-                advice if self.adjustable else None,
-            )  # fmt: skip
+            forms.require_same_grid(like, mask, advice if self.adjustable else None)
+        forms.require_same_forms(like, mask)
         return self._resampled(mask, like, notes)
 
     def _renamed(self, mask: LabelMap) -> tuple[LabelMap, tuple[str, ...]]:

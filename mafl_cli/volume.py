@@ -23,9 +23,10 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from numpy.typing import DTypeLike, NDArray
 
-from mafl_cli import geometry
+from mafl_cli import forms, geometry
 from mafl_cli.config import SaveAs
 from mafl_cli.errors import InputError, cannot_be_written
+from mafl_cli.forms import Forms
 from mafl_cli.niftifile import NO_EXTENSIONS, NiftiFile, load
 
 Shape = tuple[int, int, int]
@@ -41,7 +42,8 @@ _NUMBERS = (
     *("srow_x", "srow_y", "srow_z", "slice_start", "slice_end", "slice_code", "slice_duration"),
     *("scl_slope", "scl_inter", "cal_min", "cal_max"),
 )
-_MM_PER_UNIT = {1: 1000.0, 3: 0.001}
+# Whole numbers up to here are each a float32.
+_EXACT = 2**24
 # Above so many, numbers are rather measurements.
 _MOST_LABELS = 64
 _UNIT_NAMES = {0: "unknown", 1: "meter", 2: "mm", 3: "micron"}
@@ -78,6 +80,9 @@ class Volume:
     """Sentences for the user; the scan is usable all the same."""
     padding: NDArray[np.bool_] | None = None
     """(I, J, K), voxels outside the scanned field, which hold no measurement; None for none."""
+
+    forms: Forms | None = None
+    """All that the header says of where the voxels are; None for what is no NIfTI."""
 
     @property
     def shape(self) -> Shape:
@@ -117,6 +122,13 @@ class LabelMap:
     affine: NDArray[np.float64]
     sha256: str
     warnings: tuple[str, ...]
+    forms: Forms | None = None
+    """All that the header says of where the voxels are; None for what is no NIfTI."""
+
+    @property
+    def shape(self) -> Shape:
+        i, j, k = self.labels.shape
+        return i, j, k
 
 
 @dataclass(frozen=True)
@@ -155,15 +167,21 @@ def read_labels(path: Path) -> LabelMap:
         negative, or above 65535.
     """
     file = load(path)
-    shape, affine, warnings = _place(file)
+    shape, found, warnings = _place(file)
     labels = np.empty(shape, np.int64)
-    fractions, low, high = 0, 0.0, 0.0
+    missing, fractions, low, high = 0, 0, 0.0, 0.0
     for k, values in enumerate(_native_slices(file, shape)):
         with np.errstate(invalid="ignore"):
             whole = np.rint(values)
+            missing += int(np.count_nonzero(np.isnan(values)))
             fractions += int(np.count_nonzero(~(np.abs(values - whole) <= 1e-3)))
             labels[..., k] = whole
         low, high = min(low, float(whole.min())), max(high, float(whole.max()))
+    if missing:
+        raise InputError(
+            f"{file.name}: {missing} of {labels.size} voxels are NaN; a mask must have a label everywhere: replace "
+            "them by 0, the background, if that is meant."
+        )
     if fractions:
         raise InputError(
             f"{file.name}: {fractions} of {labels.size} voxels are not whole numbers; a mask must be a label "
@@ -173,7 +191,7 @@ def read_labels(path: Path) -> LabelMap:
         raise InputError(f"{file.name}: has negative labels (down to {low:g}); a mask must not: is it a scan?")
     if high > np.iinfo(np.uint16).max:
         raise InputError(f"{file.name}: has labels up to {high:g}, a mask only up to 65535: is it a scan?")
-    return LabelMap(file.name, labels, affine, file.sha256, warnings)
+    return LabelMap(file.name, labels, found.used.affine, file.sha256, warnings, found)
 
 
 def stored_grid(volume: Volume, save_as: SaveAs) -> StoredGrid | None:
@@ -266,9 +284,10 @@ def describe_image(path: Path) -> dict[str, Any]:
     }
     i, j, k = (*file.voxels.shape, 1, 1)[:3]
     try:
-        affine = _affine(file, (i, j, k))
+        found, notes = forms.read(file.name, file.header, (i, j, k))
+        affine = found.used.affine
         facts |= {"spacing_mm": list(geometry.spacing(affine)), "axcodes": geometry.axcodes(affine)}
-        facts["warnings"] = [*file.notes, *_form_warnings(file, (i, j, k), affine)]
+        facts["warnings"] = [*file.notes, *notes]
         _volume(file, constant_is_wrong=True)
     except InputError as refusal:
         facts["refused_as_image"] = str(refusal)
@@ -320,8 +339,8 @@ def _label_counts(values: NDArray[np.float64]) -> dict[int, int] | None:
     return dict(sorted(found.items()))
 
 
-def _place(file: NiftiFile) -> tuple[Shape, NDArray[np.float64], tuple[str, ...]]:
-    """The (I, J, K) grid of a file that holds one volume of plain numbers: shape, affine in mm, warnings."""
+def _place(file: NiftiFile) -> tuple[Shape, Forms, tuple[str, ...]]:
+    """The (I, J, K) grid of a file that holds one volume of plain numbers: shape, where it lies, warnings."""
     name, dims = file.name, file.voxels.shape
     if file.voxels.dtype.kind not in "iuf":
         kind = "complex numbers" if file.voxels.dtype.kind == "c" else "colours (RGB)"
@@ -332,81 +351,31 @@ def _place(file: NiftiFile) -> tuple[Shape, NDArray[np.float64], tuple[str, ...]
         what = f"{dims[3]} volumes (4D)" if math.prod(dims[4:]) == 1 else "a vector per voxel (5D)"
         raise InputError(f"{name} holds {what}: extract one 3D volume first.")
     shape = (dims[0], dims[1], dims[2] if len(dims) > 2 else 1)
-    affine = _affine(file, shape)
-    return shape, affine, file.notes + _form_warnings(file, shape, affine)
-
-
-def _affine(file: NiftiFile, shape: Shape) -> NDArray[np.float64]:
-    try:
-        with np.errstate(all="ignore"):
-            affine = _in_mm(file.header, shape, file.header.get_best_affine())
-    except Exception as exc:  # A corrupt quaternion makes nibabel raise several classes.
-        raise InputError(f"{file.name}: the affine is unusable ({type(exc).__name__}); repair the header.") from exc
-    if not _invertible(affine):
-        raise InputError(
-            f"{file.name}: the affine is singular or not finite (a spacing of 0, or two axes that coincide); "
-            "repair the sform or qform in its header."
-        )
-    return affine
-
-
-def _invertible(affine: NDArray[np.float64]) -> bool:
-    """Whether it is a scan's affine: finite, within 1000 km, its three axes span a volume."""
-    if not (np.abs(affine) < 1e9).all():
-        return False
-    with np.errstate(all="ignore"):
-        axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-        # Perpendicular axes of length 1 span a volume of 1; 1e-3 is a shear that no scanner makes.
-        return bool(abs(np.linalg.det(axes)) > 1e-3)
-
-
-def _in_mm(header: Nifti1Header, shape: Shape, affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """An affine of the header in mm, with a third axis where a 2-D file has none."""
-    affine = np.array(affine, dtype=np.float64)
-    if shape[2] == 1 and not affine[:3, 2].any():
-        normal = np.cross(affine[:3, 0], affine[:3, 1])
-        affine[:3, 2] = normal / max(float(np.linalg.norm(normal)), np.finfo(float).tiny)
-    affine[:3] *= _MM_PER_UNIT.get(int(header["xyzt_units"]) % 8, 1.0)
-    return affine
-
-
-def _form_warnings(file: NiftiFile, shape: Shape, affine: NDArray[np.float64]) -> tuple[str, ...]:
-    sform, qform = int(file.header["sform_code"]), int(file.header["qform_code"])
-    if sform == 0 and qform == 0:
-        return (
-            f"{file.name}: the header has no orientation (sform and qform codes are 0): "
-            "left and right are a guess, and slice planes too.",
-        )
-    if sform == 0 or qform == 0:
-        return ()
-    try:
-        with np.errstate(all="ignore"):
-            other = _in_mm(file.header, shape, file.header.get_qform())
-    except Exception:  # As in `_affine`; the sform is what counts.
-        other = np.zeros((4, 4))
-    if not _invertible(other):
-        return (f"{file.name}: the qform is corrupt; the sform is used.",)
-    if geometry.same_space(shape, affine, shape, other):
-        return ()
-    apart = geometry.corner_shift(shape, affine, other)
-    return (
-        f"{file.name}: sform and qform disagree by up to {apart:.3g} mm; "
-        "the sform is used here, other programs may use the qform.",
-    )
+    found, notes = forms.read(name, file.header, shape)
+    return shape, found, file.notes + notes
 
 
 def _volume(file: NiftiFile, *, constant_is_wrong: bool) -> Volume:
-    shape, affine, warnings = _place(file)
+    shape, found, warnings = _place(file)
     data = np.empty(shape, np.float32)
+    rounded, step = 0, abs(file.slope)
     with np.errstate(over="ignore", invalid="ignore"):
         for k, values in enumerate(_native_slices(file, shape)):
             data[..., k] = values
+            if file.voxels.dtype.kind in "iu" and np.abs(values).max() > _EXACT * step:
+                rounded += int(np.count_nonzero(np.abs(data[..., k] - values) > step / 4))
+    if rounded:
+        warnings += (
+            f"{file.name}: {rounded} of {data.size} voxels hold numbers too large for float32 to tell them from their "
+            f"neighbours (steps of {step:g}): the network sees them rounded, and a file saved as float32 has them so; "
+            "saved as source, what is not changed keeps its bits.",
+        )
     require_usable(file.name, data, constant_is_wrong=constant_is_wrong)
     dtype = file.voxels.dtype.newbyteorder("=")
     return Volume(
         name=file.name,
         data=data,
-        affine=affine,
+        affine=found.used.affine,
         stored=file.voxels.reshape(shape, order="F"),
         slope=np.full((1, 1, 1), file.slope),
         inter=np.full((1, 1, 1), file.inter),
@@ -415,6 +384,7 @@ def _volume(file: NiftiFile, *, constant_is_wrong: bool) -> Volume:
         extensions=file.extensions,
         sha256=file.sha256,
         warnings=warnings,
+        forms=found,
     )
 
 

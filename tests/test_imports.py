@@ -16,6 +16,7 @@ LAYERS = [
         "bundle",
         "card",
         "codestreams",
+        "forms",
         "geometry",
         "losses",
         "lowfreq",
@@ -73,6 +74,7 @@ LAYERS = [
 ]
 FILES_ONLY = {
     "sizes",
+    "forms",
     "codestreams",
     "niftifile",
     "geometry",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -54,6 +55,21 @@ def test_the_histogram_counts_every_changed_voxel_once_and_marks_the_largest(who
     assert largest[0].get_xdata()[0] == pytest.approx(-64)
     assert sum(line.get_label().startswith("99 % within ±") for line in ax.lines) == 1
     assert ax.get_xlabel().startswith("HU; ")
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-5, 0.3, 1.0, 1e5, 1e9])
+def test_numbers_of_any_size_stand_in_full_at_the_axis(scale: float) -> None:
+    found = change()
+    ax, course = axes(), axes()
+    draw_histogram(ax, replace(found, voxels=found.voxels * np.float32(scale)), "native units")
+    draw_trace(course, {**TRACE, "l2_model": [0.0, 4.0 * scale, 3.0 * scale]})
+    for axis in (ax.xaxis, course.figure.axes[1].yaxis):
+        axis.figure.canvas.draw()
+        labels = [label.get_text() for label in axis.get_ticklabels()]
+        assert axis.get_offset_text().get_text() == ""
+        assert [float(label.replace("−", "-")) for label in labels] == pytest.approx(axis.get_majorticklocs(), rel=0.01)
+        assert len(set(labels)) == len(labels) > 2
+        assert "0" in labels
 
 
 @pytest.mark.parametrize("largest", [1, 7, 30, 31, 64, 1000, 70_000])

@@ -386,6 +386,62 @@ def test_a_damaged_file_is_read_or_refused_but_never_crashes(tmp_path, patches, 
         assert min(volume.spacing) > 0
 
 
+@pytest.mark.parametrize(
+    ("dtype", "slope", "top", "rounded"),
+    [
+        ("i4", 1.0, 2**24, 0),
+        ("i4", 1.0, 2**24 + 1, 1),
+        ("u4", 1.0, 2**32 - 1, 1),
+        ("i8", 1.0, -(2**40) - 1, 1),
+        ("i8", 1.0, 2**40, 0),
+        ("i4", 0.001, 2**24 + 1, 1),
+        ("i2", 0.001, 20000, 0),
+    ],
+)
+def test_whole_numbers_that_float32_cannot_tell_apart_are_said(tmp_path, dtype, slope, top, rounded):
+    raw = np.arange(120).reshape(SHAPE).astype(dtype)
+    raw[1, 1, 1] = top
+    volume = read_image(save(tmp_path / "scan.nii", raw, slope=slope))
+    said = f"scan.nii: {rounded} of 120 voxels hold numbers too large for float32 to tell them from their neighbours"
+    assert [warning[: len(said)] for warning in volume.warnings] == [said] * rounded
+    write_image(tmp_path / "out.nii", volume, volume.data, save_as="source", note=NOTE)
+    np.testing.assert_array_equal(raw_of(tmp_path / "out.nii"), raw)
+
+
+def test_masks_have_no_numbers_that_large(tmp_path):
+    with pytest.raises(InputError, match=r"labels up to 1.67772e\+07"):
+        read_labels(save(tmp_path / "mask.nii", np.where(MASK == 2, 2**24 + 1, MASK).astype("i4")))
+
+
+def test_a_file_gzipped_twice_is_called_so(tmp_path):
+    path = save(tmp_path / "scan.nii.gz", raw_values("i2"))
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    for read in (read_image, read_labels, describe_image):
+        with pytest.raises(InputError, match=r"^scan.nii.gz is gzipped twice: unpack it once with gunzip"):
+            read(path)
+
+
+@pytest.mark.parametrize("behind", [b"text", bytes(512) + b"text", b"x" * 3_000_000])
+def test_what_follows_gzip_data_is_ignored_with_a_word(tmp_path, behind):
+    path = save(tmp_path / "scan.nii.gz", raw_values("i2"))
+    plain = read_image(path)
+    path.write_bytes(path.read_bytes() + behind)
+    volume = read_image(path)
+    np.testing.assert_array_equal(volume.data, plain.data)
+    assert volume.warnings == ("scan.nii.gz: something else follows its gzip data; it is ignored.",)
+    assert volume.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert describe_image(path)["warnings"] == list(volume.warnings)
+
+
+def test_gzip_data_in_several_pieces_are_one_file(tmp_path):
+    content = save(tmp_path / "scan.nii", raw_values("i2")).read_bytes()
+    path = tmp_path / "scan.nii.gz"
+    path.write_bytes(gzip.compress(content[:400]) + gzip.compress(content[400:]) + bytes(100))
+    volume = read_image(path)
+    np.testing.assert_array_equal(volume.data, raw_values("i2"))
+    assert volume.warnings == ()
+
+
 # Writing a changed scan
 
 
@@ -652,7 +708,7 @@ def test_a_mask_may_be_empty(tmp_path):
     [
         (with_values(0.5), r"mask.nii: \d+ of 120 voxels are not whole numbers; a mask must be a label map"),
         (np.where(MASK == 2, 2.002, MASK), "30 of 120 voxels are not whole"),
-        (np.where(MASK == 2, np.nan, MASK), "30 of 120 voxels are not whole"),
+        (np.where(MASK == 2, np.nan, MASK), "mask.nii: 30 of 120 voxels are NaN; a mask must have a label everywhere"),
         (np.where(MASK == 2, np.inf, MASK), "30 of 120 voxels are not whole"),
         ((MASK - 1).astype("i2"), r"negative labels \(down to -1\)"),
         ((MASK * 30000).astype("i4"), "labels up to 90000, a mask only up to 65535"),
