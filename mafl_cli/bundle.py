@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,11 @@ def _documents(path: Path) -> Iterator[dict[str, Any]]:
                 if "/extra/" in member.filename and member.file_size <= _LARGEST and sizes.can_unpack(member):
                     try:
                         value = json.loads(sizes.unpacked(archive, member))
-                    except ValueError:
+                    except (ValueError, RecursionError):
                         continue  # An extra file may hold anything.
                     if isinstance(value, dict):
                         yield value
-    except (OSError, zipfile.BadZipFile, NotImplementedError):
+    except (OSError, ValueError, LookupError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return  # Whoever loads the model says what is wrong with the file.
 
 
@@ -83,23 +84,25 @@ def _of_tensors(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def _first(form: Any, part: str) -> Mapping[str, Any]:
     """The description of the only, or first, tensor of inputs or outputs."""
-    tensors = form.get(part) if isinstance(form, dict) else None
-    entries = [entry for entry in (tensors or {}).values() if isinstance(entry, dict)]
+    entries = [entry for entry in _table(_table(form).get(part)).values() if isinstance(entry, dict)]
     return entries[0] if entries else {}
 
 
 def _names(tensor: Mapping[str, Any]) -> tuple[str, ...]:
     """Names by number, if there is one for each channel and nothing else."""
     named, count = tensor.get("channel_def"), tensor.get("num_channels")
-    if not isinstance(named, dict) or not isinstance(count, int) or set(named) != {str(n) for n in range(count)}:
+    if not isinstance(named, dict) or type(count) is not int or len(named) != count:
         return ()
-    return tuple(str(named[str(n)]) for n in range(count))
+    names = [named.get(str(n)) for n in range(count)]
+    texts = tuple(name for name in names if isinstance(name, str) and name)
+    return texts if len(texts) == count else ()
 
 
 def _is_multiple(text: str) -> bool:
     """Whether it is such as 16*n."""
     number, _, letter = text.partition("*")
-    return number.strip().isdigit() and int(number) > 0 and letter.strip() == "n"
+    number = number.strip()
+    return number.isascii() and number.isdigit() and len(number) < 9 and int(number) > 0 and letter.strip() == "n"
 
 
 # --- inference.json -----------------------------------------------------------------------------------------------
@@ -107,14 +110,14 @@ def _is_multiple(text: str) -> bool:
 
 def _of_transforms(document: Mapping[str, Any], said: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    steps = (document.get("preprocessing") or {}).get("transforms")
+    steps = _table(document.get("preprocessing")).get("transforms")
     for step in steps if isinstance(steps, list) else []:
         kind = _target(step)
         if kind.startswith("Orientation"):
             _take(found, "orientation", _plain(document, step.get("axcodes"), str), kind, said)
         elif kind.startswith("Spacing"):
             spacing = _plain(document, step.get("pixdim"), list)
-            _take(found, "spacing", None if spacing is None else tuple(map(float, spacing)), kind, said)
+            _take(found, "spacing", None if spacing is None else tuple(map(_finite, spacing)), kind, said)
         elif kind.startswith(("ScaleIntensity", "NormalizeIntensity")):
             _take(found, "intensity", _intensity(document, kind.rstrip("d"), step), kind, said)
     return found
@@ -134,7 +137,7 @@ def _intensity(document: Mapping[str, Any], kind: str, step: Mapping[str, Any]) 
         value = _plain(document, step.get(key, otherwise), (int, float))
         if value is None:
             raise UsageError(f"{key} is not a number.")
-        return float(value)
+        return _finite(value)
 
     clip = step.get("clip", False) is True
     try:
@@ -163,10 +166,12 @@ def _of_inferer(document: Mapping[str, Any], said: list[str]) -> dict[str, Any]:
     if roi is None:
         said.append("the windows of the bundle's inferer are not a plain value; state roi")
         return found
-    found["roi"] = tuple(map(int, roi))
+    found["roi"] = tuple(map(_finite, roi))
     overlap = _plain(document, inferer.get("overlap", 0.25), (int, float))
-    if overlap is not None:
-        found["overlap"] = float(overlap)
+    if overlap is None:
+        said.append("the overlap of the bundle's windows is not a plain value; state overlap")
+    else:
+        found["overlap"] = _finite(overlap)
     mode = _plain(document, inferer.get("mode", "constant"), str)
     if mode in ("gaussian", "constant"):
         found["blend"] = mode
@@ -174,7 +179,7 @@ def _of_inferer(document: Mapping[str, Any], said: list[str]) -> dict[str, Any]:
 
 
 def _of_activation(document: Mapping[str, Any]) -> dict[str, Any]:
-    steps = (document.get("postprocessing") or {}).get("transforms")
+    steps = _table(document.get("postprocessing")).get("transforms")
     for step in steps if isinstance(steps, list) else []:
         if _target(step).startswith("Activations"):
             for name in ("sigmoid", "softmax"):
@@ -187,7 +192,20 @@ def _target(step: Any) -> str:
     """The class of a component, without its module; empty if it is switched off."""
     if not isinstance(step, dict) or step.get("_disabled_") not in (None, False):
         return ""
-    return str(step.get("_target_", "")).rsplit(".", 1)[-1]
+    target = step.get("_target_")
+    return target.rsplit(".", 1)[-1] if isinstance(target, str) else ""
+
+
+def _table(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _finite(value: float) -> float:
+    """As a float; infinite where an integer is too large for one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _plain(document: Mapping[str, Any], value: Any, kind: type | tuple[type, ...]) -> Any:
@@ -198,7 +216,7 @@ def _plain(document: Mapping[str, Any], value: Any, kind: type | tuple[type, ...
         parts = value[1:].replace("#", "::").split("::")
         value = document
         for part in parts:
-            if isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            if isinstance(value, list) and part.isdecimal() and len(part) < 9 and int(part) < len(value):
                 value = value[int(part)]
             else:
                 value = value.get(part) if isinstance(value, dict) else None

@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from mafl_cli.bundle import read_bundle
 from mafl_cli.config import Activation, Blend, Intensity, IntensityKind, Resampling, SliceAxisChoice
-from mafl_cli.errors import ModelError, UsageError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from mafl_cli.documents import read_toml
+from mafl_cli.errors import InputError, ModelError, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +78,13 @@ def find_card(model: Path) -> ModelCard:
     stated, said = read_bundle(model)
     if not stated:
         return card
-    try:
-        if "orientation" in stated:
-            stated["orientation"] = check_orientation(stated["orientation"])
-    except UsageError as exc:
-        raise ModelError(f"{model.name}: its bundle says {exc}") from exc
     gaps = {key: value for key, value in stated.items() if getattr(card, key) == getattr(ModelCard, key, None)}
+    try:
+        gaps |= {key: check(gaps[key]) for key, check in _CHECKS.items() if key in gaps}
+    except UsageError as exc:
+        raise ModelError(
+            f"{model.name}: its bundle says {str(exc).rstrip('.')}; state it in a TOML file beside the model."
+        ) from exc
     source = f"{card.source}, then its bundle" if card.source else "its bundle"
     return replace(card, **gaps, source=source, said=said)
 
@@ -96,13 +92,10 @@ def find_card(model: Path) -> ModelCard:
 def read_card(path: Path) -> ModelCard:
     """Read a model TOML. Raises ModelError naming the file and the key that is wrong."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-        return replace(_parse(table), source=path.name)
-    except OSError as exc:
-        raise ModelError(f"{path.name}: cannot be read ({exc.strerror}).") from exc
-    except UnicodeDecodeError as exc:
-        raise ModelError(f"{path.name}: is not UTF-8 text.") from exc
-    except (tomllib.TOMLDecodeError, UsageError) as exc:
+        return replace(_parse(read_toml(path)), source=path.name)
+    except InputError as exc:
+        raise ModelError(str(exc)) from exc
+    except UsageError as exc:
         raise ModelError(f"{path.name}: {exc}") from exc
 
 
@@ -174,7 +167,7 @@ def _parse(table: Mapping[str, Any]) -> ModelCard:
         intensity=_intensity(takes),
         spacing=_spacing(takes),
         resample=_choice(takes, "resample", get_args(Resampling)) or "corner",
-        divisor=_positive(takes, "divisor"),
+        divisor=_divisor(takes),
         roi=_roi(takes),
         overlap=_overlap(takes),
         blend=_choice(takes, "blend", get_args(Blend)) or "gaussian",
@@ -200,7 +193,7 @@ def _only(table: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
 def _typed(table: Mapping[str, Any], key: str, kind: type) -> Any:
     value = table.get(key)
     if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-        raise UsageError(f"{key} = {value!r} must be a {kind.__name__}.")
+        raise UsageError(f"{key} = {_short(value)} must be {_KINDS[kind]}.")
     return value
 
 
@@ -208,28 +201,54 @@ def _choice(table: Mapping[str, Any], key: str, choices: tuple[Any, ...]) -> Any
     value = table.get(key)
     # The type counts too: 2.0 equals 2 and is no number of dimensions.
     if value is not None and not any(value == choice and type(value) is type(choice) for choice in choices):
-        raise UsageError(f"{key} = {value!r} is not one of: {', '.join(map(str, choices))}.")
+        raise UsageError(f"{key} = {_short(value)} is not one of: {', '.join(map(str, choices))}.")
     return value
 
 
-def _positive(table: Mapping[str, Any], key: str) -> int | None:
-    value: int | None = _typed(table, key, int)
-    if value is not None and value < 1:
-        raise UsageError(f"{key} = {value} must be at least 1.")
+_KINDS: dict[type, str] = {str: "a text", int: "a whole number"}
+
+
+def _short(value: Any) -> str:
+    """A value as it is shown, if it is not too long for that."""
+    try:
+        shown = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits
+        shown = "..."
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+
+
+def check_divisor(value: int) -> int:
+    """Raises UsageError unless it is a size that networks ask for: 1 to 512 voxels."""
+    if not 1 <= value <= _LARGEST_DIVISOR:
+        raise UsageError(f"divisor {_short(value)} is not between 1 and {_LARGEST_DIVISOR} voxels.")
     return value
+
+
+_LARGEST_DIVISOR = 512
+_LARGEST_WINDOW = 2**28
+"""Voxels: about 645 along each of three axes."""
+
+
+def _divisor(table: Mapping[str, Any]) -> int | None:
+    value: int | None = _typed(table, "divisor", int)
+    return None if value is None else check_divisor(value)
 
 
 def check_spacing(numbers: Sequence[float]) -> tuple[float, ...]:
-    """mm. Raises UsageError unless they are two or three numbers above 0."""
+    """mm. Raises UsageError unless they are two or three numbers above 0, a micrometre to a metre."""
     if len(numbers) not in (2, 3) or not all(0 < number < math.inf for number in numbers):
         raise UsageError(f"spacing {_shown(numbers)} is not two or three numbers above 0, mm.")
+    if not all(1e-3 <= number <= 1e3 for number in numbers):
+        raise UsageError(f"spacing {_shown(numbers)} is not between 0.001 and 1000 mm.")
     return tuple(float(number) for number in numbers)
 
 
 def check_roi(numbers: Sequence[float]) -> tuple[int, ...]:
     """Voxels. Raises UsageError unless they are two or three whole numbers above 0."""
-    if len(numbers) not in (2, 3) or not all(number >= 1 and number == int(number) for number in numbers):
+    if len(numbers) not in (2, 3) or not all(1 <= each < math.inf and each == int(each) for each in numbers):
         raise UsageError(f"roi {_shown(numbers)} is not two or three whole numbers of voxels.")
+    if math.prod(numbers) > _LARGEST_WINDOW:
+        raise UsageError(f"roi {_shown(numbers)} is larger than any window: at most {_LARGEST_WINDOW} voxels in all.")
     return tuple(int(number) for number in numbers)
 
 
@@ -241,7 +260,7 @@ def check_overlap(value: float) -> float:
 
 
 def _shown(numbers: Sequence[float]) -> str:
-    return ",".join(f"{number:g}" for number in numbers)
+    return ",".join(f"{number:g}" for number in numbers[:4]) + ("" if len(numbers) <= 4 else ",...")
 
 
 def _numbers(table: Mapping[str, Any], key: str) -> list[float] | None:
@@ -269,12 +288,17 @@ def _overlap(table: Mapping[str, Any]) -> float:
     return check_overlap(_number(table.get("overlap", 0.5), "overlap"))
 
 
+_MOST_NAMES = 1000
+
+
 def _names(table: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
     value = table.get(key)
     if value is None:
         return None
     if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
         raise UsageError(f"{key} must be a list of names.")
+    if len(value) > _MOST_NAMES:
+        raise UsageError(f"{key} has {len(value)} names; at most {_MOST_NAMES} are taken.")
     return tuple(value)
 
 
@@ -285,7 +309,7 @@ def check_orientation(codes: str) -> str:
     upper = codes.upper()
     if len(upper) == 3 and all(len(set(upper) & set(pair)) == 1 for pair in ("LR", "PA", "IS")):
         return upper
-    raise UsageError(f"orientation {codes!r} is not three axis codes such as RAS or LPS, nor native.")
+    raise UsageError(f"orientation {_short(codes)} is not three axis codes such as RAS or LPS, nor native.")
 
 
 def _orientation(table: Mapping[str, Any]) -> str | None:
@@ -332,6 +356,18 @@ def _pair(value: Any, key: str) -> tuple[float, float]:
 
 
 def _number(value: Any, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise UsageError(f"{key} = {value!r} must be a number.")
+    # Far more than any scanner gives, and far from where float32 overflows.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= _LARGEST_NUMBER:
+        raise UsageError(f"{key} = {_short(value)} must be a number, between -1e15 and 1e15.")
     return float(value)
+
+
+_LARGEST_NUMBER = 10**15
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "orientation": check_orientation,
+    "spacing": check_spacing,
+    "divisor": check_divisor,
+    "roi": check_roi,
+    "overlap": check_overlap,
+}

@@ -41,7 +41,8 @@ def write_card(model: Path, *, overwrite: bool) -> Path:
     if path.exists() and not overwrite:
         raise UsageError(f"{public_name(path)}: is there already; add --overwrite.")
     stated = find_card(model)
-    _, info, found = load(model, device=torch.device("cpu"), size=lambda dims: stated.roi or (64,) * dims)
+    roi = stated.roi
+    _, info, found = load(model, device=torch.device("cpu"), size=None if roi is None else lambda _: roi)
     # Orientation and intensity nobody can find out: an assumption must not become a statement.
     card = replace(
         found, orientation=stated.orientation, intensity=stated.intensity, channels=stated.channels or info.channels
@@ -86,11 +87,10 @@ def _inspect_model(file: Path) -> dict[str, Any]:
     from mafl_cli.model import load, taps
 
     roi = find_card(file).roi
-    segmenter, info, _ = load(file, device=torch.device("cpu"), size=lambda dims: roi or (64,) * dims)
-    size = tuple(n + -n % info.divisor for n in roi or (64,) * info.dims)
+    segmenter, info, _ = load(file, device=torch.device("cpu"), size=None if roi is None else lambda _: roi)
     layers = [
         {"tap": name + (" *" if name in {tap.name for tap in info.taps} else ""), "shape": list(shape)}
-        for name, shape in taps(segmenter, (1, len(info.channels), *size))
+        for name, shape in taps(segmenter)
     ]
     facts = asdict(info) | {"intensity": info.intensity.facts()}
-    return {**facts, "input_tried": [1, len(info.channels), *size], "taps": layers}
+    return {**facts, "input_tried": list(segmenter.tried), "taps": layers}

@@ -1,6 +1,7 @@
 """What kind of file a model is, and how PyTorch reads it: TorchScript, a MONAI bundle's included, or .pt2.
 
-A model file is a program. It is only run, never unpickled into this process: checkpoints and pickles are refused.
+A model file is a program. It is only run, never unpickled into this process: checkpoints and pickles are refused, and
+so is an archive that is damaged or holds more than a network.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,23 +20,27 @@ from typing import Any, Literal
 
 import torch
 
+from mafl_cli import archives, exported
 from mafl_cli.errors import ModelError
+from mafl_cli.reasons import REFUSALS, meaning
 
 Format = Literal["torchscript", "torch.export"]
 
-# How a network says no to an input; torch.jit.Error is what TorchScript makes of a `raise` inside the network.
-REFUSALS = (RuntimeError, ValueError, IndexError, AssertionError, torch.jit.Error)
+_REMEDY = "save the network with torch.jit.script(net).save(...) or torch.jit.trace(net, example).save(...)"
 
 
 @dataclass(frozen=True)
 class ModelFile:
     """A loaded network, in evaluation mode, its parameters frozen.
 
+    frozen: the same function with fewer operations, to be lifted. It must not be given what `module` refuses: an error
+        in a frozen TorchScript module is at times a segmentation fault.
     kernel: shape of its first convolution's kernel, if it shows one. example: shape of the input that it was exported
     with, None for each size it leaves open; torch.export only.
     """
 
     module: torch.nn.Module
+    frozen: torch.nn.Module
     format: Format
     sha256: str
     kernel: tuple[int, ...] | None
@@ -44,76 +49,113 @@ class ModelFile:
 
 def read_model(path: Path, device: torch.device) -> ModelFile:
     """Load a model. Raises ModelError saying what the file is if it is none, or why PyTorch cannot load it."""
-    kind, digest = _sniff(path)
+    digest = _sha256(path)
+    import_compiler()
     example = None
     try:
+        kind = _sniff(path)
         with quiet_torchscript():
             if kind == "torch.export":
-                program = torch.export.load(str(path))
+                program = exported.read_exported(path)
                 example = _exported_with(program)
                 module: Any = program.module().to(device)
             else:
                 module = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
-    except (*REFUSALS, EOFError, KeyError, TypeError) as exc:
-        raise ModelError(f"{path.name}: PyTorch cannot load it ({last_line(exc)}).") from exc
+    except archives.Damaged as exc:
+        raise ModelError(f"{path.name}: is damaged or cut off: {exc}; copy or export it anew.") from exc
+    except (*REFUSALS, EOFError, MemoryError, RecursionError, SyntaxError) as exc:
+        raise ModelError(f"{path.name}: PyTorch cannot load it: {meaning(exc)}.") from exc
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     # Looked up before freezing, which turns parameters into constants.
     kernel = next((tuple(p.shape) for p in module.parameters() if p.ndim in (4, 5)), None)
+    frozen = module
     if kind == "torchscript" and hasattr(module, "training"):  # one that is frozen already has lost this attribute
         module.eval()
         with quiet_torchscript(), suppress(RuntimeError):
-            # Folds batch norm into the convolutions: fewer operations, same function. What cannot be frozen
-            # works as it is.
-            module = torch.jit.freeze(module)
-    return ModelFile(module, kind, digest, kernel, example)
+            # Folds batch norm into the convolutions. What cannot be frozen works as it is.
+            frozen = torch.jit.freeze(module)
+    return ModelFile(module, frozen, kind, digest, kernel, example)
 
 
 def _exported_with(program: torch.export.ExportedProgram) -> tuple[int | None, ...] | None:
     """The shape of the first input, with None where the program leaves the size open."""
     names = program.graph_signature.user_inputs
     for node in program.graph.nodes:
-        if node.op == "placeholder" and node.name in names and "val" in node.meta:
+        if node.op == "placeholder" and node.name in names and hasattr(node.meta.get("val"), "shape"):
             return tuple(size if isinstance(size, int) else None for size in node.meta["val"].shape)
     return None
 
 
-def _sniff(path: Path) -> tuple[Format, str]:
-    """Kind and SHA-256 of a file that looks like a model; ModelError saying what it is if it is something else."""
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
     except IsADirectoryError as exc:
         raise ModelError(f"{path.name}: is a folder, not a model file.") from exc
     except FileNotFoundError as exc:
         raise ModelError(f"{path.name}: no such model file.") from exc
     except OSError as exc:
         raise ModelError(f"{path.name}: cannot be read ({exc.strerror}).") from exc
-    remedy = "save the network with torch.jit.script(net).save(...) or torch.jit.trace(net, example).save(...)"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError):  # what damage to a zip's directory raises
-        if not data:
-            what = "is empty"
-        elif data[:1] == b"\x80":
-            what = "is a Python pickle, not TorchScript"
-        elif path.suffix == ".onnx":
-            what = "is an ONNX model, which gives no gradient"
-        elif data[:2] == b"PK":
-            what = "is a damaged or cut-off archive"
-        else:
-            what = "is not a model file"
-        raise ModelError(f"{path.name}: {what}; {remedy}.") from None
-    inside = {member.partition("/")[2] for member in members}
-    if "constants.pkl" not in inside:
-        if "archive_format" in inside or "serialized_exported_program.json" in members:
-            return "torch.export", hashlib.sha256(data).hexdigest()
-        if "data.pkl" in inside:
-            what = "is a checkpoint (weights without the network), not TorchScript"
-        else:
-            what = "is an archive without a TorchScript program"
-        raise ModelError(f"{path.name}: {what}; {remedy}.")
-    return "torchscript", hashlib.sha256(data).hexdigest()
+    return digest.hexdigest()
+
+
+def _sniff(path: Path) -> Format:
+    """Kind of an archive that is whole and holds nothing but a network.
+
+    Raises ModelError saying what it is if it is something else; archives.Damaged.
+    """
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not zipfile.is_zipfile(path):
+        raise ModelError(f"{path.name}: {_without_archive(head, path.suffix.lower())}.")
+    with archives.open_archive(path) as archive:
+        names = archive.namelist()
+        inside = {name.partition("/")[2] for name in names}
+        if "constants.pkl" in inside:
+            archives.check_whole(archive)
+            archives.check_torchscript(archive, path.name)
+            return "torchscript"
+        if "archive_format" in inside or exported.OLD in names:
+            return "torch.export"
+    raise ModelError(f"{path.name}: {_other_archive(set(names), inside)}.")
+
+
+def _without_archive(head: bytes, suffix: str) -> str:
+    """What a file is that is no zip archive, and what to do."""
+    text = head.lstrip().lower()
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the model; fetch the file itself with `git lfs pull`"
+    if text.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head")):
+        return "is a web page, not a model (a download that needed a login or another link?); download it again"
+    if head.startswith(b"PK"):
+        return "is a damaged or cut-off archive; copy or download it again, or " + _REMEDY
+    kinds: tuple[tuple[bool, str], ...] = (
+        (not head, "is empty"),
+        (head[:1] == b"\x80", "is a Python pickle, not TorchScript"),
+        (suffix == ".onnx", "is an ONNX model, which gives no gradient"),
+        (head[8:9] == b"{" or suffix == ".safetensors", "is a safetensors file (weights without the network)"),
+        (head.startswith(b"\x89HDF"), "is an HDF5 file (Keras?), which only TensorFlow can run"),
+        (head[4:8] == b"TFL3", "is a TensorFlow Lite model, which gives no gradient"),
+        (head[257:262] == b"ustar", "is a tar archive (an old checkpoint?), not TorchScript"),
+        (head.startswith(b"\x1f\x8b"), "is gzip-compressed; unpack it first, if a model is in it"),
+    )
+    what = next((words for found, words in kinds if found), "is not a model file")
+    return f"{what}; {_REMEDY}"
+
+
+def _other_archive(names: set[str], inside: set[str]) -> str:
+    """What a zip archive is that holds no program of PyTorch's."""
+    packed = any(name.endswith((".ts", ".pt", ".pt2", ".pth")) for name in names)
+    if packed:
+        return "is a zip archive with a model file in it; unpack it and give that file"
+    if {"config.json", "model.weights.h5"} <= names:
+        return f"is a Keras model, which only TensorFlow can run; {_REMEDY}"
+    if "data.pkl" in inside or "data.pkl" in names:
+        return f"is a checkpoint (weights without the network), not TorchScript; {_REMEDY}"
+    return f"is an archive without a TorchScript program; {_REMEDY}"
 
 
 @contextmanager
@@ -145,8 +187,10 @@ def import_compiler() -> None:
             os.environ[variable] = before
 
 
-def last_line(exc: BaseException) -> str:
-    """The last informative line of a PyTorch error, which often drags a whole TorchScript stack along."""
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    text = lines[-1] if lines else type(exc).__name__
-    return text.removeprefix("RuntimeError: ").rstrip(".")[:200]
+def attempt(call: Callable[[], Any]) -> Any:
+    """What a network answers, or the exception with which it refuses."""
+    try:
+        with quiet_torchscript():
+            return call()
+    except (*REFUSALS, MemoryError) as exc:
+        return exc

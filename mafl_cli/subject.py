@@ -20,6 +20,7 @@ from mafl_cli.forms import require_same_grid
 from mafl_cli.geometry import Layout, SliceAxis, choose_slice_axis
 from mafl_cli.model import ModelInfo, Segmenter, load
 from mafl_cli.preprocess import Preprocessing
+from mafl_cli.reasons import REFUSALS
 from mafl_cli.resample import Grids
 from mafl_cli.scans import read_scan
 from mafl_cli.volume import Volume
@@ -114,8 +115,8 @@ class Subject:
         while done < len(rows):
             try:
                 work(rows[done : done + size], done / len(rows))
-            except RuntimeError as exc:
-                size = fewer(size, exc, self.say, f"{self.info.name}: one {'slice' if self.layout.sliced else 'scan'}")
+            except REFUSALS as exc:
+                size = fewer(size, exc, self.say, self.info.name, "slice" if self.layout.sliced else "scan")
             else:
                 done += size
 
@@ -127,7 +128,8 @@ class Subject:
     def labels(self, field: Scan, batch: Tensor) -> Tensor:
         """Predicted classes: (B, *spatial), or (B, R, *spatial) for overlapping regions."""
         parts: list[Tensor] = []
-        self.groups(torch.arange(len(batch)), lambda rows, _: parts.append(field.labels(batch[rows])))
+        with self.segmenter.exact.verifying():
+            self.groups(torch.arange(len(batch)), lambda rows, _: parts.append(field.labels(batch[rows])))
         return torch.cat(parts)
 
 
@@ -223,6 +225,9 @@ def _loaded(
         found = fresh()
         dims = _DIMS[file] = found[1].dims
     assert dims is not None
+    if found[0].decides:
+        found[0].exact.forget()  # What it decided for another scan.
+        found[0].forget()
     _MODELS[file, size(dims)] = found
     while len(_MODELS) > _KEPT:
         _MODELS.popitem(last=False)

@@ -26,6 +26,7 @@ from mafl_cli.errors import ModelError
 from mafl_cli.losses import drawn
 from mafl_cli.model import Patch, Prediction, Segmenter
 from mafl_cli.preprocess import Preprocessing
+from mafl_cli.reasons import REFUSALS, is_of_network, is_out_of_memory, meaning
 from mafl_cli.resample import Box, Grids, Resample
 
 Losses = Callable[[Prediction], Sequence[Tensor]]
@@ -255,7 +256,7 @@ class Windows:
         A batch holds all B rows of its first window, then those of the next. When the memory is short, fewer go
         together from then on and the batch is done again; so `work` must do nothing before it can fail no more.
 
-        Raises: ModelError when not even one window fits.
+        Raises: ModelError when not even one window fits, or the network refuses.
         """
         done = 0
         while done < len(starts):
@@ -264,8 +265,8 @@ class Windows:
                 with torch.set_grad_enabled(gradient):
                     leaf = torch.cat([ready[_last(self.place(start))] for start in group]).requires_grad_(gradient)
                     work(group, leaf, self.segmenter(leaf))
-            except RuntimeError as exc:
-                self._batch = fewer(self._batch, exc, self._say, f"{self.segmenter.name}: one window")
+            except REFUSALS as exc:
+                self._batch = fewer(self._batch, exc, self._say, self.segmenter.name, "window")
             else:
                 done += len(group)
 
@@ -502,15 +503,15 @@ class _Part:
         return sums[0] if sums else 0.0
 
 
-def fewer(batch: int, exc: RuntimeError, say: Say, what: str) -> int:
-    """Half the batch after running out of memory; any other error goes on its way.
+def fewer(batch: int, exc: Exception, say: Say, name: str, sample: str) -> int:
+    """Half the batch after running out of memory.
 
-    Raises: ModelError when there is no less than one.
+    Raises: ModelError when there is no less than one, or when the network failed otherwise; `exc` if it did not.
     """
-    if not (isinstance(exc, torch.OutOfMemoryError) or "can't allocate memory" in str(exc)):
-        raise exc
+    if not is_out_of_memory(exc):
+        raise ModelError(f"{name}: cannot go on: {meaning(exc)}.") if is_of_network(exc) else exc
     if batch == 1:
-        raise ModelError(f"{what}: needs more memory than there is; choose a smaller --roi.") from exc
+        raise ModelError(f"{name}: one {sample}: needs more memory than there is; choose a smaller --roi.") from exc
     say(f"not enough memory: going on with {batch // 2} at a time")
     return batch // 2
 

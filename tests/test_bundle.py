@@ -155,6 +155,68 @@ def test_overlapping_regions_of_a_bundle(tmp_path: Path) -> None:
     assert (info.overlapping, info.classes) == (True, ("TC", "WT", "ET"))
 
 
+@pytest.mark.parametrize(
+    ("inferer", "reason"),
+    [
+        ({"overlap": 1}, "overlap 1 is not at least 0 and below 1"),
+        ({"overlap": -0.25}, "overlap -0.25 is not at least 0 and below 1"),
+        ({"overlap": 1e999}, "overlap inf is not at least 0 and below 1"),
+        ({"roi_size": [96]}, "roi 96 is not two or three whole numbers of voxels"),
+        ({"roi_size": [96, 96, 95.5]}, "roi 96,96,95.5 is not two or three whole numbers of voxels"),
+        ({"roi_size": [10**9, 10**9]}, "roi 1e\\+09,1e\\+09 is larger than any window"),
+        ({"roi_size": [10**400, 96]}, "roi inf,96 is not two or three whole numbers of voxels"),
+    ],
+)
+def test_windows_that_cannot_be_are_refused_or_stated_beside_it(
+    inferer: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    stated = {"_target_": "SlidingWindowInferer", "roi_size": [96, 96, 96], **inferer}
+    path = bundle(tmp_path, inferer=stated)
+    expected = rf"^model\.ts: its bundle says {reason}.*; state it in a TOML file beside the model\.$"
+    with pytest.raises(ModelError, match=expected):
+        find_card(path)
+    (tmp_path / "model.toml").write_text("[input]\nroi = [16, 16, 16]\noverlap = 0.25\n")
+    card = find_card(path)
+    assert (card.roi, card.overlap) == ((16, 16, 16), 0.25)
+
+
+@pytest.mark.parametrize("overlap", ["0.5", [0.5], None, {"a": 1}, "$0.5", True])
+def test_an_overlap_that_is_no_number_is_left_out_and_said(overlap: Any, tmp_path: Path) -> None:
+    path = bundle(tmp_path, inferer={"_target_": "SlidingWindowInferer", "roi_size": [96, 96, 96], "overlap": overlap})
+    fields, said = read_bundle(path)
+    assert "overlap" not in fields
+    assert "the overlap of the bundle's windows is not a plain value; state overlap" in said
+
+
+NESTED: Any = "[" * 3000 + "]" * 3000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        NESTED,
+        '{"network_data_format": ' + '{"a":' * 3000 + "1" + "}" * 3000 + "}",
+        '{"network_data_format": ' + "9" * 5000 + "}",
+        '{"network_data_format": NaN}',
+        '{"network_data_format": [1, 2]}',
+        '{"network_data_format": {"inputs": [1], "outputs": "x"}}',
+        '{"network_data_format": {"inputs": {"a": {"num_channels": 1000000000, "channel_def": {"0": "CT"}}}}}',
+        '{"network_data_format": {"inputs": {"a": {"num_channels": 1e999, "channel_def": {"0": {}}}}}}',
+        '{"network_data_format": {"inputs": {"a": {"spatial_shape": ["\u00b2*n", NaN]}}}}',
+        '{"network_data_format": {}, "preprocessing": [1], "postprocessing": "x", "inferer": 3}',
+        '{"network_data_format": {}, "preprocessing": {"transforms": [{"_target_": {"a": []}}, 3, null]}}',
+        '{"network_data_format": {}, "preprocessing": {"transforms": [{"_target_": "Spacingd", "pixdim": [NaN, 1]}]}}',
+        '{"network_data_format": {}, "preprocessing": {"transforms": [{"_target_": "ScaleIntensityRanged",'
+        ' "a_min": 1' + "0" * 400 + ', "a_max": 1e999}]}}',
+    ],
+)
+def test_hostile_descriptions_say_nothing(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.ts"
+    torch.jit.script(SmallUNet(2).eval()).save(str(path), _extra_files={"metadata.json": text.encode()})
+    card = find_card(path)
+    assert (card.channels, card.divisor, card.spacing, card.intensity) == (None, None, None, None)
+
+
 def test_other_files_have_no_bundle(tmp_path: Path) -> None:
     torch.jit.script(SmallUNet(2)).save(tmp_path / "net.ts")
     (tmp_path / "text").write_text("hello")

@@ -249,7 +249,7 @@ def test_intensities_of_a_card(tmp_path: Path, toml: str, intensity: Intensity) 
         ("input = 3", r"\[input\] must be a table"),
         ("[input]\nchanels = ['T1']", "unknown key 'chanels' in .input.; known: dims, channels"),
         ("[output]\nclass = ['a']", "unknown key 'class' in .output."),
-        ("name = 3", "name = 3 must be a str"),
+        ("name = 3", "name = 3 must be a text"),
         ("[input]\ndims = 4", "dims = 4 is not one of: 2, 3"),
         ("[input]\ndims = 2.0", "dims = 2.0 is not one of: 2, 3"),
         ("[input]\ndims = '2'", "dims = '2' is not one of: 2, 3"),
@@ -257,10 +257,26 @@ def test_intensities_of_a_card(tmp_path: Path, toml: str, intensity: Intensity) 
         ("[input]\nchannels = []", "channels must be a list of names"),
         ("[input]\nchannels = [1, 2]", "channels must be a list of names"),
         ("[input]\norientation = 'RAR'", "orientation 'RAR' is not three axis codes"),
-        ("[input]\norientation = ['R', 'A', 'S']", "orientation = .* must be a str"),
+        ("[input]\norientation = ['R', 'A', 'S']", "orientation = .* must be a text"),
         ("[input]\nslice_axis = 'z'", "slice_axis = 'z' is not one of: auto"),
-        ("[input]\ndivisor = 0", "divisor = 0 must be at least 1"),
-        ("[input]\ndivisor = true", "divisor = True must be a int"),
+        ("[input]\ndivisor = 0", "divisor 0 is not between 1 and 512 voxels"),
+        ("[input]\ndivisor = 1000000000", "divisor 1000000000 is not between 1 and 512 voxels"),
+        ("[input]\ndivisor = 0x1" + "0" * 9000, r"divisor \.\.\. is not between 1 and 512 voxels"),
+        ("[input]\ndivisor = true", "divisor = True must be a whole number"),
+        ("[input]\nroi = [100000, 100000]", "roi 100000,100000 is larger than any window"),
+        ("[input]\nroi = [0x1" + "0" * 9000 + ", 8]", r"roi = \.\.\. must be a number"),
+        ("[input]\nroi = [inf, 8]", "roi = inf must be a number"),
+        ("[input]\nroi = [nan, 8]", "roi = nan must be a number"),
+        ("[input]\nspacing = [1e-200, 1, 1]", "spacing 1e-200,1,1 is not between 0.001 and 1000 mm"),
+        ("[input]\noverlap = 1", "overlap 1 is not at least 0 and below 1"),
+        ("[input]\noverlap = -0.1", "overlap -0.1 is not at least 0 and below 1"),
+        ("[input]\noverlap = '0.5'", "overlap = '0.5' must be a number"),
+        ("name = " + "[" * 5000, "nested too deeply"),
+        ("[input]\ndivisor = " + "9" * 5000, "too many digits"),
+        ("name = " + repr("a" * 10000) + "\nx = 1", "unknown key 'x'"),
+        ("[input]\norientation = " + repr("R" * 10000), r"orientation 'RRR.{50,60}\.\.\. is not three axis codes"),
+        ("[output]\nclasses = " + str(["a"] * 2000), "classes has 2000 names; at most 1000"),
+        ("[input.intensity]\nkind = 'window'\nmin = 0\nmax = 1e300", r"max = 1e\+300 must be a number, between"),
         ("[output]\nactivation = 'relu'", "activation = 'relu' is not one of: softmax, sigmoid"),
         ("[output]\nclasses = 'a'", "classes must be a list of names"),
         ("[input]\nintensity = 3", "intensity must be a table with a kind"),
@@ -298,8 +314,10 @@ def test_cards_that_are_refused(tmp_path: Path, text: str, reason: str) -> None:
 
 def test_cards_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes("name = 'Läsion'".encode("latin-1"))
-    with pytest.raises(ModelError, match=r"^latin\.toml: is not UTF-8"):
+    with pytest.raises(ModelError, match=r"^latin\.toml: is not TOML \(it is not UTF-8 text"):
         read_card(tmp_path / "latin.toml")
+    (tmp_path / "marked.toml").write_bytes(b"\xef\xbb\xbfname = 'mine'")
+    assert read_card(tmp_path / "marked.toml").name == "mine"
     with pytest.raises(ModelError, match=r"^gone\.toml: cannot be read"):
         read_card(tmp_path / "gone.toml")
 

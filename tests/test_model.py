@@ -473,7 +473,7 @@ def test_the_gate_of_a_squeeze_and_excite_block_is_no_bottleneck(tmp_path: Path)
 def test_a_named_tap(tmp_path: Path) -> None:
     net = SmallUNet(norm="instance").eval()
     segmenter, info = open_model(net, tmp_path)
-    listed = dict(taps(segmenter, (1, 1, 16, 16)))
+    listed = dict(taps(segmenter))
     assert listed[info.taps[0].name] == info.taps[0].shape
     assert listed["convolution"] == (4, 16, 16)
     named, named_info = open_model(net, tmp_path, tap="convolution")

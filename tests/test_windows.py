@@ -355,7 +355,7 @@ def test_a_lack_of_memory_on_the_processor_is_known_by_its_message() -> None:
     said = list[str]()
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
-    assert fewer(4, caught.value, said.append, "net") == 2
+    assert fewer(4, caught.value, said.append, "net", "window") == 2
     assert len(said) == 1
 
 
