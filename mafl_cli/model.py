@@ -208,16 +208,24 @@ class Segmenter:
             )
 
     def is_independent(self, shape: Sequence[int]) -> bool:
-        """Whether what it says of a sample of `shape`, (1, C, *spatial), is the same next to another one."""
+        """Whether what it says of a sample of `shape`, (1, C, *spatial), is the same next to another one.
+
+        The file itself is asked: a graph for two samples takes longer to record than to do without.
+        """
         generator = torch.Generator().manual_seed(1)
         both = torch.rand((2, *shape[1:]), generator=generator).to(self.device)
         both[1] = 3 * both[1] - 1
-        try:
-            with torch.no_grad():
-                alone, together = self(both[:1]).logits, self(both).logits[:1]
-        except REFUSALS:  # It holds the batch of its example somewhere inside.
-            return False
-        return bool((alone - together).abs().max() <= 1e-3 * alone.abs().max())
+        both = self.enlarged(both)
+        own: Gives = "logits" if self.lifted(both[:1]).gives == "logits" else "probabilities"
+        found = []
+        for x in (both[:1], both):
+            outputs = run(self._file.module, x)
+            if isinstance(outputs, Exception):  # It holds the batch of its example somewhere inside.
+                return False
+            raw = leaves(outputs)[self._output.leaf].float()
+            found.append(_logits(raw, own, overlapping=self._output.overlapping)[:1])
+        alone, together = found
+        return alone.shape == together.shape and bool((alone - together).abs().max() <= 1e-3 * alone.abs().max())
 
     def take_one_by_one(self) -> None:
         """From now on every sample goes through the network alone."""
@@ -229,6 +237,11 @@ class Segmenter:
         for each in (self, self.exact):
             each.decides = True
             each.forget()
+
+    def take_regions(self) -> None:
+        """From now on each channel of the output is a region of its own, and regions may overlap."""
+        for each in (self, self.exact):
+            each._output = replace(self._output, overlapping=True)
 
     def take_functional(self) -> None:
         """From now on graphs hold no operators that work in place."""
@@ -340,28 +353,28 @@ def load(
         said.append(f"divisor: not stated, found by trying: sizes are padded to multiples of {divisor}")
     said += _said_of_grid(output)
     count = raw.shape[1]
-    first = Segmenter(file, path.name, output, device)
-    example = (1, channels, *padded(shape, divisor))
-    gives = first.lifted(first.enlarged(torch.zeros(example, device=device))).gives
+    segmenter = Segmenter(file, path.name, output, device, wanted, precision)
+    segmenter.tried = example = (1, channels, *padded(shape, divisor))
+    textured = torch.rand(example, generator=torch.Generator().manual_seed(0)).to(device)
+    gives = segmenter.exact.lifted(segmenter.enlarged(textured)).gives
     if gives != "logits":
         what = "probabilities" if gives == "probabilities" else f"a {gives}"
         said.append(f"output: {what}, not logits; the logits behind it are attacked")
     activation: Activation = card.activation or ("sigmoid" if count == 1 or gives == "sigmoid" else "softmax")
-    output = replace(output, overlapping=activation == "sigmoid" and count > 1)
+    if overlapping := activation == "sigmoid" and count > 1:
+        segmenter.take_regions()
     if card.activation is None:
         kinds = "one channel" if count == 1 else f"{count} channels"
         said.append(
             f"activation: not stated, {activation} because the output has {kinds}"
-            + (", each a probability of its own" if output.overlapping else "")
+            + (", each a probability of its own" if overlapping else "")
         )
-    names = _class_names(card, count, output.overlapping, path.name)
+    names = _class_names(card, count, overlapping, path.name)
     if card.classes is None:
-        numbered = "regions are numbered" if output.overlapping else "0 is taken for background"
+        numbered = "regions are numbered" if overlapping else "0 is taken for background"
         said.append(f"classes: not stated, {numbered}")
     card = replace(card, dims=dims, divisor=divisor, activation=activation, classes=names)
-    segmenter = Segmenter(file, path.name, output, device, wanted, precision)
-    segmenter.tried = example
-    if _check(segmenter, example):
+    if _check(segmenter, textured):
         said.append(
             "graph: the network decides by the values of its input; every prediction is compared with the file's"
         )
@@ -378,11 +391,11 @@ def load(
         channels=card.channels or tuple(f"channel {index}" for index in range(channels)),
         orientation=card.orientation or "native",
         classes=names,
-        overlapping=output.overlapping,
+        overlapping=overlapping,
         activation=activation,
         intensity=card.intensity or Intensity(),
         divisor=divisor,
-        taps=segmenter.lifted(segmenter.enlarged(torch.zeros(example, device=device))).taps,
+        taps=segmenter.lifted(segmenter.enlarged(textured)).taps,
         card=card.source,
         assumptions=tuple(said),
     )
@@ -459,15 +472,13 @@ def taps(segmenter: Segmenter) -> list[tuple[str, tuple[int, ...]]]:
     return [(node.name, size[1:]) for node, size in nodes]
 
 
-def _check(segmenter: Segmenter, shape: tuple[int, ...]) -> bool:
-    """Trial forward and backward on a fixed textured image; whether the network decides by the values of its input.
+def _check(segmenter: Segmenter, x: Tensor) -> bool:
+    """Trial forward and backward on a fixed textured image `x`; whether the network decides by the values of its input.
 
     A network that spoils its own gradient by working in place is made to work without. Raises ModelError if the model
     cannot be attacked.
     """
     name = segmenter.name
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(shape, generator=generator).to(segmenter.device)
     try:
         logits, gradient = _backward(segmenter.exact, x)
     except REFUSALS:
