@@ -82,7 +82,7 @@ def measure(request: AttackRequest, step: float) -> list[dict[str, Any]]:
     rows = []
 
     def row(how: str, data: NDArray[np.float32], loop: float | None) -> None:
-        drawn = case.to_labels(case.labels(case.field(data[None]), case.batch(data[None])))
+        drawn = case.predict([data])
         found = metrics.agreement(
             drawn, case.target.labels, case.to_labels(case.clean_labels), class_names=case.info.classes,
             spacing=case.scan.spacing,

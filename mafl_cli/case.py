@@ -21,6 +21,7 @@ from mafl_cli.limits import Grid, Limits
 from mafl_cli.model import ModelInfo
 from mafl_cli.preprocess import Preprocessing
 from mafl_cli.recipes import Recipe
+from mafl_cli.samples import Drawn, stacked
 from mafl_cli.scans import prepared
 from mafl_cli.subject import ModelRequest, Say, Subject, counted, prepare_subject, read_channels
 from mafl_cli.targets import Masks, Source, Target, read_masks
@@ -92,9 +93,15 @@ class Case(Subject):
             iou=config.goal_iou, hit=config.goal_hit, overlapping=self.info.overlapping,
         )  # fmt: skip
 
-    def differs(self, labels: Tensor) -> Tensor:
-        """Where a prediction is not the target: bool (B, *spatial)."""
-        differs = labels != self.wanted
+    @property
+    def clean_drawn(self) -> Drawn:
+        """The clean prediction, and what it was made from."""
+        return Drawn(self.clean, self.preprocessing, self.clean_labels)
+
+    def edit(self, rows: Tensor | None = None) -> Tensor:
+        """Where the clean prediction is not the target, of some samples or all: bool (B, *spatial)."""
+        clean, wanted = (each if rows is None else each[rows] for each in (self.clean_labels, self.wanted))
+        differs = clean != wanted
         return differs.any(dim=1) if self.info.overlapping else differs
 
 
@@ -118,6 +125,10 @@ def prepare(
     subject = prepare_subject(scans, request, device, say)
     lap("lift")
     info, layout = subject.info, subject.layout
+    # What was read lies in memory a second time until it is let go.
+    del read
+    scans = subject.scans
+    scan = scans[0]
     recipe = request.recipe
     # Names and files first: what is wrong with them should not take a prediction to find out.
     if recipe is not None:
@@ -129,7 +140,7 @@ def prepare(
     for warning in target.warnings if target else ():
         say(warning)
     lap("read")
-    clean_labels = subject.labels(subject.field(), subject.clean)
+    clean_labels = subject.drawn(subject.clean, subject.preprocessing).labels
     if recipe is not None:
         frame = recipes.Frame(scan.affine, subject.slices.index if layout.sliced else None)
         labels, note = recipes.follow(
@@ -138,6 +149,7 @@ def prepare(
         say(note)
         target = Target(labels, target.files if target else (), (note,), recipe.text)
     assert target is not None
+    target = replace(target, labels=target.labels.astype(torch.empty(0, dtype=clean_labels.dtype).numpy().dtype))
     masks = target.labels if info.overlapping else target.labels[np.newaxis]
     wanted = torch.from_numpy(layout.to_batch(masks)).to(device)
     limits = _limits(subject, save_as)
@@ -204,13 +216,13 @@ def _guide(
     guides = read_channels(request.guides, say, allow_gaps=request.allow_gaps)
     scan, guide = scans[0], guides[0]
     require_same_grid(scan, guide)
-    data = np.stack([each.data for each in guides])
+    data = [each.data for each in guides]
     device = preprocessing.unit.device
     try:
         own = Preprocessing.freeze(preprocessing.intensity, data, device)
     except InputError as exc:
         raise InputError(f"{guide.name}: {exc}") from exc
-    return preprocessing.translate(torch.from_numpy(layout.to_batch(data)).to(device), own)
+    return preprocessing.translate(torch.from_numpy(stacked(data, layout)).to(device), own)
 
 
 def _limits(subject: Subject, save_as: SaveAs) -> Limits:
@@ -230,7 +242,8 @@ def _limits(subject: Subject, save_as: SaveAs) -> Limits:
             outside = torch.from_numpy(subject.layout.to_batch(scan.padding[np.newaxis])).to(clean.device)
             frozen[:, channel] |= outside[:, 0]
             # A measured voxel must not become padding either.
-            low[channel] = max(float(low[channel]), float(scan.data[~scan.padding].min()))
+            darkest = scan.data.min(where=~scan.padding, initial=np.inf)
+            low[channel] = max(float(low[channel]), float(darkest))
     return Limits(
         low=low,
         high=high,

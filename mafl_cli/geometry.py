@@ -235,14 +235,29 @@ class Layout:
 
     def to_batch(self, array: NDArray[Any]) -> NDArray[Any]:
         """(C, I, J, K), any dtype -> (1, C, a, b, c) or (S, C, h, w); a new contiguous array."""
-        turned = np.flip(array.transpose(0, *(axis + 1 for axis in self.axes)), self._against)
+        turned = self.as_batch(array)
         # A copy even where a view would do: who changes a batch in place must not change the scan.
-        return np.array(turned.swapaxes(0, 1) if self.sliced else turned[np.newaxis], order="C")
+        batch = np.empty(turned.shape, turned.dtype)
+        # Line by line: a scan has its axes in another order as a rule, and so each part stays in the cache.
+        for line in range(turned.shape[2]):
+            batch[:, :, line] = turned[:, :, line]
+        return batch
 
     def from_batch(self, batch: NDArray[Any]) -> NDArray[Any]:
         """(1, C, a, b, c) or (S, C, h, w), any dtype -> (C, I, J, K); a new contiguous array."""
+        return np.array(self.as_scan(batch), order="C")
+
+    def as_batch(self, array: NDArray[Any]) -> NDArray[Any]:
+        """`to_batch` as a view of the array."""
+        turned = np.flip(array.transpose(0, *(axis + 1 for axis in self.axes)), self._against)
+        batch: NDArray[Any] = turned.swapaxes(0, 1) if self.sliced else turned[np.newaxis]
+        return batch
+
+    def as_scan(self, batch: NDArray[Any]) -> NDArray[Any]:
+        """`from_batch` as a view of the batch."""
         turned = np.flip(batch.swapaxes(0, 1) if self.sliced else batch[0], self._against)
-        return np.array(turned.transpose(0, *(self.axes.index(axis) + 1 for axis in range(3))), order="C")
+        scan: NDArray[Any] = turned.transpose(0, *(self.axes.index(axis) + 1 for axis in range(3)))
+        return scan
 
     def batch_spacing(self, affine: Affine) -> tuple[float, ...]:
         """Spacing in mm along the batch's spatial axes: two numbers in 2D, three in 3D."""

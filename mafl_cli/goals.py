@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+# Voxels that are counted together.
+_BLOCK = 1 << 20
 SLACK = 1e-6
 """For comparing scores: the smallest step a count of voxels can make in float32 is far above it."""
 
@@ -42,7 +44,8 @@ class Goal:
     classes, n foreground classes in all.
 
     code: (B, G, voxels), (2 target + changed) K with changed = 1 where the clean prediction is not the target: with the
-        label added, a number for everything that can be asked of a voxel, so that one count answers it all.
+        label added, a number for everything that can be asked of a voxel, so that one count answers it all. In the
+        smallest type that holds it.
     in_target, in_clean: (B, n), voxels of each foreground class. must: (B,), voxels that have to change.
     """
 
@@ -66,7 +69,8 @@ class Goal:
         maps = [x.flatten(2) if overlapping else x.flatten(1).unsqueeze(1) for x in (target, clean)]
         wanted, before = (_counts(x, classes)[..., 1:].flatten(1) for x in maps)
         changed = (target != clean).view_as(maps[0])
-        code = (2 * maps[0] + changed) * classes
+        kind = torch.uint8 if 2 * classes**2 <= 256 else torch.int32
+        code = maps[0].to(kind).mul(2).add_(changed).mul_(classes)
         return Goal(code, wanted, before, changed.flatten(1).sum(dim=1), classes, iou, hit)
 
     def __getitem__(self, rows: Tensor) -> Goal:
@@ -79,10 +83,24 @@ class Goal:
 
     def judge(self, labels: Tensor) -> Verdict:
         """labels: like the target, the prediction to judge."""
+        return self._verdict(self._tally(labels))
+
+    def judge_together(self, labels: Tensor) -> tuple[Verdict, Verdict]:
+        """What `judge` says, and what it would say of all samples as one."""
+        tally = self._tally(labels)
+        in_target, in_clean, must = (
+            each.sum(dim=0, keepdim=True) for each in (self.in_target, self.in_clean, self.must)
+        )
+        whole = replace(self, in_target=in_target, in_clean=in_clean, must=must)
+        return self._verdict(tally), whole._verdict(tally.sum(dim=0, keepdim=True))
+
+    def _tally(self, labels: Tensor) -> Tensor:
+        """Voxels by target, whether they had to change, and label: (B, G, K, 2, K)."""
         classes = self.classes
-        # Voxels by target, whether they had to change, and label.
-        counts = _counts(self.code + labels.view_as(self.code), 2 * classes**2)
-        counts = counts.view(*counts.shape[:2], classes, 2, classes)
+        counts = _counts(self.code, 2 * classes**2, labels.view_as(self.code))
+        return counts.view(*counts.shape[:2], classes, 2, classes)
+
+    def _verdict(self, counts: Tensor) -> Verdict:
         right = counts.diagonal(dim1=2, dim2=4)
         in_labels = counts.sum(dim=(2, 3))[..., 1:].flatten(1)
         wanted = self.in_target > 0
@@ -99,11 +117,20 @@ class Goal:
         return Verdict(iou, hit, removal, reached)
 
 
-def _counts(numbers: Tensor, classes: int) -> Tensor:
+def _counts(numbers: Tensor, classes: int, more: Tensor | None = None) -> Tensor:
     """How often each number in [0, classes) occurs: (B, G, voxels) -> (B, G, classes). Of whole numbers, so the order
-    of addition cannot matter."""
-    zeros = torch.zeros(*numbers.shape[:2], classes, dtype=torch.int64, device=numbers.device)
-    return zeros.scatter_add_(2, numbers, zeros.new_ones(()).expand_as(numbers))
+    of addition cannot matter. more: added to the numbers."""
+    found = torch.zeros(*numbers.shape[:2], classes, dtype=torch.int64, device=numbers.device)
+    # As int64, which an index must be, a scan of labels would be eight times as large.
+    samples = max(1, _BLOCK // max(1, numbers[0].numel())) if len(numbers) else 1
+    for first in range(0, len(numbers), samples):
+        some = slice(first, first + samples)
+        for begin in range(0, numbers.shape[2], _BLOCK):
+            index = numbers[some, :, begin : begin + _BLOCK].long()
+            if more is not None:
+                index += more[some, :, begin : begin + _BLOCK]
+            found[some].scatter_add_(2, index, found.new_ones(()).expand_as(index))
+    return found
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from mafl_cli.pairs import Pair
 from mafl_cli.subject import ModelRequest, Say, Subject, prepare_subject
 from mafl_cli.targets import Masks
 
-Labels = NDArray[np.int64]
+Labels = NDArray[np.integer[Any]]
 
 
 def _as_attacked(model: ModelRequest, sha256: str, pair: Pair) -> ModelRequest:

@@ -25,9 +25,11 @@ from mafl_cli.attack import Outcome, StepRecord, attack
 from mafl_cli.case import AttackRequest, Case, prepare
 from mafl_cli.config import NOTE, AttackConfig
 from mafl_cli.errors import MaflError, UsageError
+from mafl_cli.goals import Verdict
 from mafl_cli.model import pick_device
 from mafl_cli.names import Redaction, public_name
-from mafl_cli.subject import DEMO_MODEL, Say
+from mafl_cli.samples import Changed, Drawn, OfScan
+from mafl_cli.subject import DEMO_MODEL, Labels, Say
 from mafl_cli.targets import Source
 from mafl_cli.windows import Scan
 
@@ -35,6 +37,8 @@ __all__ = ["DEMO_MODEL", "AttackRequest", "Progress", "run_attack", "show_target
 
 # How often statistics may be frozen anew at the changed scan before what is left is reported as it is.
 _REFREEZES = 3
+# Voxels that are compared together.
+_BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -92,12 +96,14 @@ def _run_attack(
         written = _Written(case, stage, request.config)
         written.masks(results.PREDICTION_CLEAN, case.to_labels(case.clean_labels))
         written.masks(results.TARGET, case.target.labels)
-        again = written.scans(case.to_volume(found.adversarial))
+        written.scans(case.as_volume(found.adversarial.whole()))
+        again = written.again()
         clock.lap("write")
-        data = np.stack([each.data for each in again])
-        post_labels = case.labels(case.field(data), case.batch(data))
-        written.masks(results.PREDICTION_ADVERSARIAL, case.to_labels(post_labels), again[0])
-        body = _measure(case, request.config, found, again, post_labels)
+        data = [each.data for each in again]
+        there = OfScan(data, case.layout, case.clean.device)
+        post = case.drawn(there, case.frozen(data), like=(found.drawn, case.clean_drawn)).labels
+        written.masks(results.PREDICTION_ADVERSARIAL, case.to_labels(post), again[0])
+        body = _measure(case, request.config, found, again, post)
         clock.lap("measure")
         whole = report.attack_report(
             config=request.config,
@@ -161,7 +167,7 @@ def _show_target(request: AttackRequest, say: Say, detail: Say, names: Callable[
         written = _Written(case, stage, request.config)
         written.masks(results.PREDICTION_CLEAN, clean, seg=False)
         written.masks(results.TARGET, case.target.labels, seg=False)
-        edit = case.differs(case.clean_labels)
+        edit = case.edit()
         return report.dry_run(
             case_id=names(report.case_id(case.scan.name)),
             target=report.renamed_target(_target(case), names),
@@ -225,20 +231,24 @@ class _Written:
     stage: Path
     config: AttackConfig
 
-    def scans(self, adversarial: NDArray[np.float32]) -> list[volume.Volume]:
-        """Write the changed channels (C, I, J, K) and what changed; returns the channels read again."""
-        case, again = self.case, []
-        names = results.adversarial([scan.format for scan in case.scans])
-        for name, scan, data in zip(names, case.scans, adversarial, strict=True):
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return results.adversarial([scan.format for scan in self.case.scans])
+
+    def scans(self, adversarial: NDArray[np.float32]) -> None:
+        """Write the changed channels (C, I, J, K)."""
+        case = self.case
+        for name, scan, data in zip(self._names, case.scans, adversarial, strict=True):
             scans.write_scan(self.stage / name, scan, data, save_as=case.save_as, note=NOTE, derivation=self._how())
-            again.append(scans.read_written(self.stage / name))
-        for name, scan, after in zip(results.perturbation(len(names)), case.scans, again, strict=True):
-            volume.write_float(self.stage / name, scan, after.data - scan.data, NOTE)
+
+    def again(self) -> list[volume.Volume]:
+        """The changed channels read again from their files; what changed is written."""
+        again = [scans.read_written(self.stage / name) for name in self._names]
+        for name, scan, after in zip(results.perturbation(len(again)), self.case.scans, again, strict=True):
+            volume.write_difference(self.stage / name, scan, after.data, NOTE)
         return again
 
-    def masks(
-        self, name: str, labels: NDArray[np.int64], drawn_on: volume.Volume | None = None, *, seg: bool = True
-    ) -> None:
+    def masks(self, name: str, labels: Labels, drawn_on: volume.Volume | None = None, *, seg: bool = True) -> None:
         """Write a mask as NIfTI and, for a scan from DICOM, as SEG referring to `drawn_on` (the clean scan if None)."""
         case = self.case
         volume.write_labels(self.stage / name, case.scan, case.to_file(labels))
@@ -281,11 +291,11 @@ def _memory_plan(case: Case) -> str:
 class _Found:
     """What the search brought, in memory. outcomes has one entry per sample, None where none was attacked.
 
-    trace: see `traces.joined`.
+    drawn: the prediction of the adversarial samples. trace: see `traces.joined`.
     """
 
-    adversarial: Tensor
-    labels: Tensor
+    adversarial: Changed
+    drawn: Drawn
     outcomes: tuple[Outcome | None, ...]
     constant: int
     forward: int
@@ -307,13 +317,13 @@ def _search(
     """
     flat = case.clean.flatten(1)
     constant = (flat == flat[:, :1]).all(dim=1)
-    differs = case.differs(case.clean_labels).flatten(1).any(dim=1)
+    differs = case.edit().flatten(1).any(dim=1)
     todo = torch.nonzero(differs & ~constant).flatten()
-    adversarial = case.clean.clone()
+    adversarial = Changed(case.clean, todo)
     outcomes: list[Outcome | None] = [None] * len(case.clean)
     passes = [0, 0]
     field = case.field(exact=False)
-    labels = case.clean_labels
+    drawn = case.clean_drawn
     rounds: list[list[traces.Group]] = []
     for _ in range(_REFREEZES):
         groups: list[traces.Group] = []
@@ -345,16 +355,17 @@ def _search(
                 outcomes[row] = outcome
 
         case.groups(todo, work)
-        field = case.field(case.to_volume(adversarial))
-        labels = case.labels(field, adversarial)
-        held = case.goal(config).judge(labels).reached
+        statistics = case.frozen(list(case.as_volume(adversarial.whole())))
+        field = case.field(statistics)
+        drawn = case.drawn(adversarial, statistics, like=[case.clean_drawn])
+        held = case.goal(config).judge(drawn.labels).reached
         lost = [row for row, outcome in enumerate(outcomes) if outcome is Outcome.REACHED and not held[row]]
         if not lost:
             break
         todo = torch.tensor(lost, device=case.clean.device)
     return _Found(
         adversarial=adversarial,
-        labels=labels,
+        drawn=drawn,
         outcomes=tuple(outcomes),
         constant=int((differs & constant).sum()),
         forward=passes[0],
@@ -378,7 +389,7 @@ class _Part:
     @staticmethod
     def of(case: Case, field: Scan, rows: Tensor) -> _Part:
         whole = case.clean[rows]
-        edit = case.differs(case.clean_labels)[rows]
+        edit = case.edit(rows)
         focus = field.focus(whole, edit)
         box: Any = (..., *focus.box)
         limits = case.limits.part(rows, focus.box)
@@ -387,7 +398,7 @@ class _Part:
         return _Part(
             field=focus.field,
             clean=whole[box],
-            wanted=case.wanted[rows][box],
+            wanted=case.wanted[rows][box].long(),
             guide=None if case.guide is None else case.guide[rows][box],
             limits=limits,
             whole=whole,
@@ -432,13 +443,13 @@ def _measure(
     """Everything the report says about the case, from the file that was written (`again`) and its prediction."""
     scan, target, names = case.scan, case.target, case.info.classes
     clean, post = case.to_labels(case.clean_labels), case.to_labels(post_labels)
-    per_sample = case.goal(config).judge(post_labels)
+    per_sample, together = case.goal(config).judge_together(post_labels)
     attacked = torch.tensor([outcome is not None for outcome in found.outcomes])
     reached = int((per_sample.reached.cpu() & attacked).sum())
-    outcome = _overall(case, config, clean, post, found)
+    outcome = _overall(together, found)
     units = [float(unit) for unit in case.preprocessing.unit]
 
-    def agreement(labels: NDArray[np.int64]) -> dict[str, Any]:
+    def agreement(labels: Labels) -> dict[str, Any]:
         return metrics.agreement_of_masks(
             labels, target.labels, clean, names=names, overlapping=case.info.overlapping, spacing=scan.spacing
         )
@@ -446,9 +457,10 @@ def _measure(
     size, sizes = perturbation.size_of_channels(
         case.scans, again, units=units, channels=case.info.channels, slice_axis=case.slices.index
     )
-    after, memory = agreement(post), case.to_labels(found.labels)
+    after = agreement(post)
     # As a rule the file holds what was in memory, and the distances take long.
-    in_memory = after if np.array_equal(memory, post) else agreement(memory)
+    same = torch.equal(found.drawn.labels, post_labels)
+    in_memory = after if same else agreement(case.to_labels(found.drawn.labels))
     return {
         "inputs": [
             {
@@ -504,7 +516,7 @@ def _measure(
     }
 
 
-def _voxels(case: Case, labels: NDArray[np.int64]) -> dict[str, int]:
+def _voxels(case: Case, labels: Labels) -> dict[str, int]:
     """Voxels of each class, or region."""
     names = case.info.classes
     masks = labels if case.info.overlapping else [labels == index for index in range(len(names))]
@@ -543,13 +555,9 @@ def _bounds(case: Case, config: AttackConfig) -> dict[str, Any]:
     }
 
 
-def _overall(
-    case: Case, config: AttackConfig, clean: NDArray[np.int64], post: NDArray[np.int64], found: _Found
-) -> Outcome:
-    """The verdict on the whole scan, judged as one sample on the prediction of the written file."""
-    target, before, after = (torch.from_numpy(x)[None] for x in (case.target.labels, clean, post))
-    goal = replace(case, wanted=target, clean_labels=before).goal(config)
-    if bool(goal.judge(after).reached[0]):
+def _overall(together: Verdict, found: _Found) -> Outcome:
+    """What became of the whole scan. together: its verdict as one sample, on the prediction of the written file."""
+    if bool(together.reached[0]):
         return Outcome.REACHED if found.forward else Outcome.ALREADY
     tried = [outcome for outcome in found.outcomes if outcome is not None]
     if all(outcome is Outcome.NO_GRADIENT for outcome in tried):
@@ -560,23 +568,38 @@ def _overall(
 def _quantisation(case: Case, found: _Found, again: list[volume.Volume]) -> list[dict[str, Any]]:
     """What storing did to the change of each channel: type and step, and how far the file is from the memory."""
     entries = []
-    memory = case.to_volume(found.adversarial)
     for index, (scan, after) in enumerate(zip(case.scans, again, strict=True)):
         grid = volume.stored_grid(scan, case.save_as)
-        moved = after.data != scan.data
         low, high = float(case.limits.low[index]), float(case.limits.high[index])
-        edge = moved & ((after.data <= low) | (after.data >= high))
+        changed, clipped, largest = 0, 0, 0.0
+        for was, memory, now in _parts(case, found, index, after.data):
+            moved = now != was
+            changed += int(np.count_nonzero(moved))
+            clipped += int(np.count_nonzero(moved & ((now <= low) | (now >= high))))
+            largest = max(largest, float(np.abs(now - memory).max()))
         entries.append(
             {
                 "save_as": case.save_as,
                 "dtype": after.dtype.name,
                 "step_native": None if grid is None else float(grid.step.max()),
-                "fraction_changed": float(moved.mean()),
-                "fraction_clipped": float(edge.sum() / max(int(moved.sum()), 1)),
-                "max_difference_from_memory_native": float(np.abs(after.data - memory[index]).max()),
+                "fraction_changed": changed / after.data.size,
+                "fraction_clipped": clipped / max(changed, 1),
+                "max_difference_from_memory_native": largest,
             }
         )
     return entries
+
+
+def _parts(
+    case: Case, found: _Found, channel: int, after: NDArray[np.float32]
+) -> Iterator[tuple[NDArray[np.float32], ...]]:
+    """A channel as it was, as it was found, and as it was read again, some planes at a time."""
+    for row, now in enumerate(case.layout.as_batch(after[np.newaxis])[:, 0]):
+        was, memory = (each[channel].cpu().numpy() for each in (case.clean[row], found.adversarial.one(row)))
+        planes = max(1, _BLOCK // max(1, now[0].size))
+        for first in range(0, len(now), planes):
+            part = slice(first, first + planes)
+            yield was[part], memory[part], now[part]
 
 
 def _peak_memory(device: torch.device) -> dict[str, int | None]:

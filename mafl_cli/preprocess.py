@@ -6,6 +6,7 @@ nothing has to be inverted afterwards: a voxel outside the window gets no gradie
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from mafl_cli.config import Intensity
 from mafl_cli.errors import InputError
+from mafl_cli.quantiles import percentiles
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Preprocessing:
     high: Tensor
 
     @staticmethod
-    def freeze(intensity: Intensity, scan: np.ndarray[Any, Any], device: torch.device) -> Preprocessing:
-        """Take the statistics of `scan`, (C, I, J, K) native units, whole volume per channel.
+    def freeze(intensity: Intensity, scan: Sequence[np.ndarray[Any, Any]], device: torch.device) -> Preprocessing:
+        """Take the statistics of `scan`, (I, J, K) native units for each channel, whole volume per channel.
 
         Raises InputError if a channel has no spread to scale by.
         """
@@ -42,7 +44,6 @@ class Preprocessing:
             offset, unit = _scaling(intensity, channel)
             offsets.append(offset)
             units.append(unit)
-        axes = tuple(range(1, scan.ndim))
 
         def vector(values: object) -> Tensor:
             return torch.as_tensor(np.asarray(values, dtype=np.float32), device=device)
@@ -51,8 +52,8 @@ class Preprocessing:
             intensity,
             offset=vector(offsets),
             unit=vector(units),
-            low=vector(scan.min(axis=axes)),
-            high=vector(scan.max(axis=axes)),
+            low=vector([channel.min() for channel in scan]),
+            high=vector([channel.max() for channel in scan]),
         )
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -68,6 +69,14 @@ class Preprocessing:
         if self.intensity.clip is not None:
             y = y.clamp(*self.intensity.clip)
         return y
+
+    def is_as(self, other: Preprocessing) -> bool:
+        """Whether another one makes the same of every voxel."""
+        return (
+            self.intensity == other.intensity
+            and torch.equal(self.offset, other.offset)
+            and torch.equal(self.unit, other.unit)
+        )
 
     def translate(self, x: Tensor, source: Preprocessing) -> Tensor:
         """Another scan in the native units of this one: both preprocessings make the same of what they are given.
@@ -109,7 +118,7 @@ def _scaling(intensity: Intensity, channel: np.ndarray[Any, Any]) -> tuple[float
     if intensity.kind == "ct":
         return intensity.mean, intensity.std
     if intensity.kind == "percentile":
-        low, high = (float(value) for value in np.percentile(channel, (intensity.lower, intensity.upper)))
+        low, high = percentiles(channel, (intensity.lower, intensity.upper))
         if low == high:
             raise InputError("percentile scaling is impossible: both percentiles have the same value.")
         to_low, to_high = intensity.to
@@ -120,7 +129,8 @@ def _scaling(intensity: Intensity, channel: np.ndarray[Any, Any]) -> tuple[float
             raise InputError("min-max scaling is impossible: all voxels have the same value.")
         return low, high - low
     if intensity.kind == "zscore":
-        values = channel[channel != 0] if intensity.region == "nonzero" else channel
+        # In one order, however the array lies in memory: the last digits of a sum depend on it.
+        values = channel[channel != 0] if intensity.region == "nonzero" else np.ascontiguousarray(channel)
         # float64: a float32 sum over 10^8 voxels would lose the digits the third decimal of a z-score needs.
         spread = float(values.std(dtype=np.float64)) if values.size else 0.0
         if spread == 0:

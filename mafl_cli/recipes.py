@@ -31,7 +31,7 @@ from mafl_cli.errors import InputError, UsageError
 from mafl_cli.names import is_there, public_name
 
 Kind = Literal["erase", "shift", "dilate", "erode", "swap", "copy"]
-Labels = NDArray[np.int64]
+Labels = NDArray[np.integer[Any]]
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
 _SPHERE = re.compile(rf":sphere@({_NUMBER}),({_NUMBER}),({_NUMBER}),({_NUMBER})(?:mm)?$")
@@ -162,9 +162,8 @@ def follow(
     if not differs.any():
         where = " inside the sphere" if recipe.sphere is not None else ""
         raise InputError(f"--target {recipe.text}: changes no voxel{where}: the target is the clean prediction.")
-    return wanted.astype(
-        np.int64
-    ), f"target {recipe.text}: {note}; {int(differs.sum())} voxels differ from the prediction"
+    note = f"target {recipe.text}: {note}; {int(differs.sum())} voxels differ from the prediction"
+    return wanted.astype(prediction.dtype), note
 
 
 def _changed(recipe: Recipe, prediction: Labels, index: int, frame: Frame, regions: bool) -> tuple[Labels, str]:

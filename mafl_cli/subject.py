@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from mafl_cli.model import ModelInfo, Segmenter, load
 from mafl_cli.preprocess import Preprocessing
 from mafl_cli.reasons import REFUSALS
 from mafl_cli.resample import Grids
+from mafl_cli.samples import Drawn, OfScan, Samples, equal_bits, stacked
 from mafl_cli.scans import read_scan
 from mafl_cli.volume import Volume
 from mafl_cli.windows import Scan, Tiling, Whole, Windows, fewer, slices_per_batch
@@ -29,6 +31,7 @@ from mafl_cli.windows import Scan, Tiling, Whole, Windows, fewer, slices_per_bat
 DEMO_MODEL = Path(__file__).parent / "demo" / "model.ts"
 
 Say = Callable[[str], None]
+Labels = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,10 @@ class ModelRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """Scans and model on one grid, and what the model makes of them. Batches are (B, C, *spatial), native units."""
+    """Scans and model on one grid, and what the model makes of them. Batches are (B, C, *spatial), native units.
+
+    scans: their `data` lie in the memory of the batch, and in its order. clean: the same numbers, which never change.
+    """
 
     scans: tuple[Volume, ...]
     segmenter: Segmenter
@@ -75,36 +81,34 @@ class Subject:
     def mode(self) -> Mode:
         return "2d" if self.layout.sliced else "3d"
 
-    def field(self, data: NDArray[np.float32] | None = None, *, exact: bool = True) -> Scan:
-        """The attacked function, with the statistics of the clean scan, or of `data` (C, I, J, K), frozen in.
+    def frozen(self, data: Sequence[NDArray[np.float32]]) -> Preprocessing:
+        """The preprocessing with the statistics of another scan, (I, J, K) for each channel."""
+        return Preprocessing.freeze(self.preprocessing.intensity, data, self.clean.device)
+
+    def field(self, preprocessing: Preprocessing | None = None, *, exact: bool = True) -> Scan:
+        """The attacked function, with the statistics of the clean scan, or others, frozen in.
 
         exact: in float32, whatever the precision of the search.
         """
-        preprocessing = self.preprocessing
-        if data is not None:
-            preprocessing = Preprocessing.freeze(preprocessing.intensity, data, self.clean.device)
+        preprocessing = preprocessing or self.preprocessing
         segmenter = self.segmenter.exact if exact else self.segmenter
         if self.tiling is None:
             return Whole(segmenter, preprocessing, self.info.divisor, self.grids)
         batch = max(1, 2**20 // int(np.prod(self.tiling.roi))) if self.clean.device.type == "cpu" else 4
         return Windows(segmenter, preprocessing, self.tiling, self.grids, batch=batch, say=self.say)
 
-    def batch(self, data: NDArray[np.float32]) -> Tensor:
-        """(C, I, J, K) native -> batch."""
-        return torch.from_numpy(self.layout.to_batch(data)).to(self.clean.device)
-
-    def to_volume(self, batch: Tensor) -> NDArray[np.float32]:
-        """Batch -> (C, I, J, K) native."""
-        array: NDArray[np.float32] = self.layout.from_batch(batch.cpu().numpy())
+    def as_volume(self, batch: Tensor) -> NDArray[np.float32]:
+        """Batch -> (C, I, J, K) native, on a CPU in the same memory."""
+        array: NDArray[np.float32] = self.layout.as_scan(batch.cpu().numpy())
         return array
 
-    def to_labels(self, labels: Tensor) -> NDArray[np.int64]:
+    def to_labels(self, labels: Tensor) -> Labels:
         """Predicted classes -> (I, J, K), or (R, I, J, K) for overlapping regions."""
         whole = labels if self.info.overlapping else labels.unsqueeze(1)
-        array: NDArray[np.int64] = self.layout.from_batch(whole.cpu().numpy())
+        array: Labels = self.layout.from_batch(whole.cpu().numpy())
         return array if self.info.overlapping else array[0]
 
-    def to_file(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    def to_file(self, labels: Labels) -> Labels:
         """A label map as it is written: class numbers, or bit codes of overlapping regions."""
         return targets.coded(labels) if self.info.overlapping else labels
 
@@ -120,17 +124,28 @@ class Subject:
             else:
                 done += size
 
-    def predict(self, data: Sequence[NDArray[np.float32]]) -> NDArray[np.int64]:
+    def predict(self, data: Sequence[NDArray[np.float32]]) -> Labels:
         """Classes that the model draws on a scan, (I, J, K) for each channel, native: (I, J, K), or (R, I, J, K)."""
-        whole = np.stack(list(data))
-        return self.to_labels(self.labels(self.field(whole), self.batch(whole)))
+        return self.to_labels(self.drawn(OfScan(data, self.layout, self.clean.device), self.frozen(data)).labels)
 
-    def labels(self, field: Scan, batch: Tensor) -> Tensor:
-        """Predicted classes: (B, *spatial), or (B, R, *spatial) for overlapping regions."""
+    def drawn(self, samples: Samples, preprocessing: Preprocessing, *, like: Sequence[Drawn] = ()) -> Drawn:
+        """What the model draws: (B, *spatial), or (B, R, *spatial) for overlapping regions.
+
+        like: what it drew before. Samples that are bit for bit those of such a batch, together with all that went
+            through the network beside them and with the same statistics, get the same answer, and need not ask again.
+        """
+        field = self.field(preprocessing)
+        known = [each for each in like if each.preprocessing.is_as(preprocessing)]
         parts: list[Tensor] = []
+
+        def work(rows: Tensor, _: float) -> None:
+            x = samples[rows]
+            same = next((each for each in known if equal_bits(each.samples[rows], x)), None)
+            parts.append(field.labels(x) if same is None else same.labels[rows])
+
         with self.segmenter.exact.verifying():
-            self.groups(torch.arange(len(batch)), lambda rows, _: parts.append(field.labels(batch[rows])))
-        return torch.cat(parts)
+            self.groups(torch.arange(len(samples)), work)
+        return Drawn(samples, preprocessing, torch.cat(parts))
 
 
 def prepare_subject(scans: Sequence[Volume], request: ModelRequest, device: torch.device, say: Say) -> Subject:
@@ -173,18 +188,20 @@ def prepare_subject(scans: Sequence[Volume], request: ModelRequest, device: torc
         )
     layout, grids, tiling = laid_out(info.dims)
     assert card.intensity is not None
-    data = np.stack([each.data for each in scans])
-    if card.intensity.kind == "none" and card.source is None and float(np.abs(data).max()) > 100:
-        say(
-            f"{scan.name}: values up to {float(np.abs(data).max()):.6g} go into the model unscaled; "
-            "most networks expect scaled input: see --intensity."
-        )
     try:
-        preprocessing = Preprocessing.freeze(card.intensity, data, device)
+        preprocessing = Preprocessing.freeze(card.intensity, [each.data for each in scans], device)
     except InputError as exc:
         raise InputError(f"{scan.name}: {exc}") from exc
+    largest = float(torch.maximum(preprocessing.low.abs(), preprocessing.high.abs()).max())
+    if card.intensity.kind == "none" and card.source is None and largest > 100:
+        say(
+            f"{scan.name}: values up to {largest:.6g} go into the model unscaled; "
+            "most networks expect scaled input: see --intensity."
+        )
+    batch = stacked([each.data for each in scans], layout)
     return Subject(
-        scans=tuple(scans),
+        # The same numbers once in memory, and not once more in another order.
+        scans=tuple(replace(each, data=data) for each, data in zip(scans, layout.as_scan(batch), strict=True)),
         segmenter=segmenter,
         info=info,
         card=card,
@@ -193,7 +210,7 @@ def prepare_subject(scans: Sequence[Volume], request: ModelRequest, device: torc
         preprocessing=preprocessing,
         grids=grids,
         tiling=tiling,
-        clean=torch.from_numpy(layout.to_batch(data)).to(device),
+        clean=torch.from_numpy(batch).to(device),
         say=say,
     )
 

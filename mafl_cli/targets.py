@@ -26,7 +26,7 @@ from mafl_cli.volume import LabelMap, Volume, read_labels
 class Target:
     """The mask to reach."""
 
-    labels: NDArray[np.int64]
+    labels: NDArray[np.integer[Any]]
     """(I, J, K), class numbers in [0, num_classes); all 0 asks for an empty prediction. (R, I, J, K), 0 or 1, for
     regions that may overlap."""
     files: tuple[Source, ...]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from mafl_cli.errors import UsageError
 
 Array = NDArray[np.float32]
 Slices = NDArray[np.float64]
+Labels = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,11 @@ class Transform:
         changed = np.clip(KINDS[self.kind].change(slices, self.strength), slices.min(), slices.max())
         return np.ascontiguousarray(np.moveaxis(changed.astype(np.float32), 0, slice_axis))
 
-    def back(self, labels: NDArray[np.int64], slice_axis: int) -> NDArray[np.int64]:
+    def back(self, labels: Labels, slice_axis: int) -> Labels:
         """A prediction (..., I, J, K) on the changed scan, on the grid of the scan as it was."""
         if self.kind != "crop":
             return labels
-        moved: NDArray[np.int64] = labels
+        moved: Labels = labels
         n = int(self.strength)
         for axis in (axis - 3 for axis in range(3) if axis != slice_axis):
             moved = np.roll(moved, n, axis)

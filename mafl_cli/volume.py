@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import gzip
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -44,6 +44,8 @@ _NUMBERS = (
 )
 # Whole numbers up to here are each a float32.
 _EXACT = 2**24
+# Voxels that are looked at, or written, together.
+_BLOCK = 1 << 22
 # Above so many, numbers are rather measurements.
 _MOST_LABELS = 64
 _UNIT_NAMES = {0: "unknown", 1: "meter", 2: "mm", 3: "micron"}
@@ -221,17 +223,15 @@ def write_image(path: Path, like: Volume, data: NDArray[np.float32], *, save_as:
         note: replaces the header's description; cut to 79 ASCII characters.
     Raises: OutputError when the disk is full or the folder not writable; ValueError for another shape or NaN.
     """
-    if data.shape != like.shape or not np.isfinite(data).all():
-        raise ValueError(f"expected finite values of shape {like.shape}, got shape {data.shape}")
+    _require_finite(like, data)
     header = like.header.copy()
     header["descrip"] = _ascii(note)
     if save_as == "source":
-        voxels = to_stored(like, data)
-    else:
-        header.set_data_dtype(np.float32)
-        header["scl_slope"], header["scl_inter"] = 1, 0
-        voxels = data.astype(header.get_data_dtype())
-    _write(path, header, like.extensions, voxels)
+        _write(path, header, like.extensions, (to_stored(like, data, part) for part in _parts(like.shape)))
+        return
+    header.set_data_dtype(np.float32)
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    _write(path, header, like.extensions, (data[..., part] for part in _parts(like.shape)))
 
 
 def write_labels(path: Path, like: Volume, labels: NDArray[np.integer[Any]]) -> None:
@@ -242,7 +242,8 @@ def write_labels(path: Path, like: Volume, labels: NDArray[np.integer[Any]]) -> 
     if labels.shape != like.shape or labels.min() < 0 or labels.max() > np.iinfo(np.uint16).max:
         raise ValueError(f"expected labels in [0, 65535] of shape {like.shape}, got shape {labels.shape}")
     dtype = np.uint8 if labels.max() <= np.iinfo(np.uint8).max else np.uint16
-    _write_derived(path, like, labels, dtype, "MAFL LABEL MAP - NOT FOR CLINICAL USE")
+    parts = (labels[..., part] for part in _parts(like.shape))
+    _write_derived(path, like, parts, dtype, "MAFL LABEL MAP - NOT FOR CLINICAL USE")
 
 
 def write_float(path: Path, like: Volume, data: NDArray[np.floating[Any]], note: str) -> None:
@@ -250,9 +251,15 @@ def write_float(path: Path, like: Volume, data: NDArray[np.floating[Any]], note:
 
     Raises: as `write_image`.
     """
-    if data.shape != like.shape or not np.isfinite(data).all():
-        raise ValueError(f"expected finite values of shape {like.shape}, got shape {data.shape}")
-    _write_derived(path, like, data, np.float32, note)
+    _require_finite(like, data)
+    _write_derived(path, like, (data[..., part] for part in _parts(like.shape)), np.float32, note)
+
+
+def write_difference(path: Path, like: Volume, after: NDArray[np.float32], note: str) -> None:
+    """`write_float` of what changed from `like` to `after`, native units."""
+    _require_finite(like, after)
+    changes = (after[..., part] - like.data[..., part] for part in _parts(like.shape))
+    _write_derived(path, like, changes, np.float32, note)
 
 
 def describe_image(path: Path) -> dict[str, Any]:
@@ -359,10 +366,12 @@ def _volume(file: NiftiFile, *, constant_is_wrong: bool) -> Volume:
     shape, found, warnings = _place(file)
     data = np.empty(shape, np.float32)
     rounded, step = 0, abs(file.slope)
+    # Whether numbers may be too large for float32: 16 bits are not, unless they are moved far away.
+    large = file.voxels.dtype.kind in "iu" and (file.voxels.dtype.itemsize > 2 or abs(file.inter) > _EXACT / 2 * step)
     with np.errstate(over="ignore", invalid="ignore"):
         for k, values in enumerate(_native_slices(file, shape)):
             data[..., k] = values
-            if file.voxels.dtype.kind in "iu" and np.abs(values).max() > _EXACT * step:
+            if large and np.abs(values).max() > _EXACT * step:
                 rounded += int(np.count_nonzero(np.abs(data[..., k] - values) > step / 4))
     if rounded:
         warnings += (
@@ -390,7 +399,7 @@ def _volume(file: NiftiFile, *, constant_is_wrong: bool) -> Volume:
 
 def require_usable(name: str, data: NDArray[np.float32], *, constant_is_wrong: bool) -> None:
     """Raise InputError when a scan has NaN or Inf, or the same value everywhere."""
-    bad = data.size - int(np.count_nonzero(np.isfinite(data)))
+    bad = data.size - sum(int(np.count_nonzero(np.isfinite(data[..., part]))) for part in _parts(data.shape))
     if bad:
         raise InputError(f"{name}: {bad} of {data.size} voxels are NaN, Inf or beyond float32; replace them first.")
     if constant_is_wrong and data.min() == data.max():
@@ -417,16 +426,18 @@ def _stored_range(dtype: np.dtype[Any]) -> tuple[NDArray[np.float64], NDArray[np
     return np.full((1, 1, 1), low), np.full((1, 1, 1), high)
 
 
-def to_stored(like: Volume, data: NDArray[np.float32]) -> NDArray[Any]:
-    """Native values (I, J, K) as `like` stores them; voxels equal to `like.data` keep their bits."""
-    changed = data != like.data
+def to_stored(like: Volume, data: NDArray[np.float32], part: slice = slice(None)) -> NDArray[Any]:
+    """Native values (I, J, K) as `like` stores them; voxels equal to `like.data` keep their bits. part: slices."""
+    data = data[..., part]
+    changed = data != like.data[..., part]
     slope, inter, low, high = (
-        np.broadcast_to(values, like.shape)[changed] for values in (like.slope, like.inter, *like.stored_range)
+        np.broadcast_to(values, like.shape)[..., part][changed]
+        for values in (like.slope, like.inter, *like.stored_range)
     )
     values = (data[changed].astype(np.float64) - inter) / slope
     if like.dtype.kind != "f":
         values = np.rint(values)
-    voxels: NDArray[Any] = like.stored.copy(order="K")
+    voxels: NDArray[Any] = like.stored[..., part].copy(order="K")
     voxels[changed] = np.clip(values, low, high)
     return voxels
 
@@ -442,14 +453,14 @@ def plain_header(shape: Shape, affine: NDArray[np.float64]) -> Nifti1Header:
     return header
 
 
-def _write_derived(path: Path, like: Volume, voxels: NDArray[Any], dtype: DTypeLike, note: str) -> None:
+def _write_derived(path: Path, like: Volume, voxels: Iterable[NDArray[Any]], dtype: DTypeLike, note: str) -> None:
     """Write an array that shares the scan's grid but is no scan: nothing said about intensities is kept."""
     header = _numbers(like.header)
     header.set_data_dtype(dtype)
     header["scl_slope"], header["scl_inter"] = 1, 0
     header["cal_min"] = header["cal_max"] = 0
     header["descrip"] = _ascii(note)
-    _write(path, header, NO_EXTENSIONS, voxels.astype(header.get_data_dtype()))
+    _write(path, header, NO_EXTENSIONS, voxels)
 
 
 def _numbers(header: Nifti1Header) -> Nifti1Header:
@@ -461,18 +472,35 @@ def _numbers(header: Nifti1Header) -> Nifti1Header:
     return new
 
 
-def _write(path: Path, header: Nifti1Header, extensions: bytes, voxels: NDArray[Any]) -> None:
-    body = np.asfortranarray(voxels).ravel(order="K").view(np.uint8).data
+def _require_finite(like: Volume, data: NDArray[Any]) -> None:
+    finite = data.shape == like.shape and all(np.isfinite(data[..., part]).all() for part in _parts(like.shape))
+    if not finite:
+        raise ValueError(f"expected finite values of shape {like.shape}, got shape {data.shape}")
+
+
+def _parts(shape: Shape) -> Iterator[slice]:
+    """Some slices at a time: in a file they follow each other."""
+    slices = max(1, _BLOCK // max(1, shape[0] * shape[1]))
+    for first in range(0, shape[2], slices):
+        yield slice(first, first + slices)
+
+
+def _write(path: Path, header: Nifti1Header, extensions: bytes, voxels: Iterable[NDArray[Any]]) -> None:
+    """voxels: (I, J, k) for some slices after the others, in the header's type or one that turns into it."""
+    dtype = header.get_data_dtype()
+    bodies = (np.asarray(part, dtype, order="F").ravel(order="K").view(np.uint8).data for part in voxels)
     try:
         with path.open("wb") as file:
             if path.suffix.lower() != ".gz":
                 file.write(header.binaryblock + extensions)
-                file.write(body)
+                for body in bodies:
+                    file.write(body)
                 return
             # No file name and no time in the gzip header: the same voxels give the same bytes.
             with gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as packed:
                 packed.write(header.binaryblock + extensions)
-                packed.write(body)
+                for body in bodies:
+                    packed.write(body)
     except OSError as exc:
         raise cannot_be_written(path.name, exc) from exc
 

@@ -73,7 +73,10 @@ class Scan(Field, Protocol):
     """The attacked function for whole scans or slices, which knows a cheaper one for the part around an edit."""
 
     def labels(self, x: Tensor) -> Tensor:
-        """Predicted classes of (B, C, *spatial): (B, *spatial), or (B, R, *spatial) for overlapping regions."""
+        """Predicted classes of (B, C, *spatial): (B, *spatial), or (B, R, *spatial) for overlapping regions.
+
+        In the smallest type that holds them: they are kept for whole scans.
+        """
         ...
 
     def focus(self, clean: Tensor, edit: Tensor) -> Focus:
@@ -101,8 +104,8 @@ class Whole:
             return self._forward(x)
 
     def labels(self, x: Tensor) -> Tensor:
-        """Predicted classes, (B, *spatial), or (B, R, *spatial) for overlapping regions."""
-        return drawn(self.predict(x).logits)
+        """Predicted classes, (B, *spatial), or (B, R, *spatial) for overlapping regions; see `losses.kept_type`."""
+        return drawn(self.predict(x).logits, compact=True)
 
     def slopes(self, x: Tensor, losses: Losses) -> Slopes:
         """One forward pass, and one backward pass for each of the losses."""
@@ -329,7 +332,7 @@ class Windows:
         inner = _last([slice(pad, pad + size) for (pad, _), size in sizes])
         total = self.total((at, *_everything(self.shape[1:])))[inner]
         logits = blended[_last((slice(at.start - first, at.stop - first), *_everything(self.shape[1:])))][inner] / total
-        return drawn(Resample((table.cut(part, source), *self.grids.back.axes[1:]))(logits), dim=0)
+        return drawn(Resample((table.cut(part, source), *self.grids.back.axes[1:]))(logits), dim=0, compact=True)
 
 
 class _Part:

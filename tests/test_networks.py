@@ -122,7 +122,7 @@ def test_a_network_is_lifted_tapped_and_attacked(name: str, dims: int, how: str,
 
     # Twenty steps on a target that moves one block to another class.
     field = Whole(segmenter, Unit())  # type: ignore[arg-type]
-    target = field.labels(x)
+    target = field.labels(x).long()
     block = (slice(None), *(slice(edge // 4, edge // 2) for edge in size))
     target[block] = (target[block] + 1) % 3
     found = attack(field, x, target, preset("mafl", steps=20), box(x, -1, 2))

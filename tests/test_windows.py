@@ -100,7 +100,7 @@ def test_logits_and_gradient_are_those_of_autograd_through_monai(
     torch.testing.assert_close(found.prediction.logits, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.gradients[0], gradient, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.gradients[1], -2 * gradient, rtol=1e-5, atol=1e-5)
-    assert torch.equal(field.labels(x), expected.argmax(dim=1))
+    assert torch.equal(field.labels(x).long(), expected.argmax(dim=1))
 
 
 @pytest.mark.parametrize("spacing", [0.6, 1.7, 2.0, 3.75])
@@ -118,7 +118,7 @@ def test_on_the_networks_grid_it_is_resampling_around_monai(
     found = field.slopes(x, lambda prediction: [prediction.logits[:, 1].tanh().flatten(1).sum(dim=1)])
     torch.testing.assert_close(found.prediction.logits, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.gradients[0], gradient, rtol=1e-5, atol=1e-5)
-    assert torch.equal(field.labels(x), expected.argmax(dim=1))
+    assert torch.equal(field.labels(x).long(), expected.argmax(dim=1))
 
 
 def test_overlapping_regions_are_blended_alike() -> None:
@@ -127,7 +127,7 @@ def test_overlapping_regions_are_blended_alike() -> None:
     assert isinstance(flat, Tensor)
     field = windows(net, x.shape[2:], tiling)
     torch.testing.assert_close(field.predict(x).logits, flat.unflatten(1, (2, 3)), rtol=0, atol=1e-5)
-    assert torch.equal(field.labels(x), flat.unflatten(1, (2, 3)).argmax(dim=1))
+    assert torch.equal(field.labels(x).long(), flat.unflatten(1, (2, 3)).argmax(dim=1))
 
 
 def test_the_feature_term_goes_back_through_every_window() -> None:
@@ -254,7 +254,7 @@ def test_an_attack_around_an_edit_changes_nothing_else_and_draws_the_target() ->
     shape = (40, 24, 24)
     net, x = Net(3, seed=2), 0.3 * noise(1, 1, *shape)
     whole = windows(net, shape, Tiling((16, 16, 16)), batch=4)
-    clean = whole.labels(x)
+    clean = whole.labels(x).long()
     target = clean.clone()
     target[:, 4:8, 8:12, 8:12] = 1 - target[:, 4:8, 8:12, 8:12]
     focus = whole.focus(x, clean != target)
