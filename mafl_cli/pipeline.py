@@ -6,10 +6,9 @@ come last, from the files as they lie on the disk, read again and put through th
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mafl_cli import __version__, metrics, perturbation, report, results, scans, sizes, traces, volume
+from mafl_cli import __version__, memory, metrics, perturbation, report, results, scans, sizes, traces, volume
 from mafl_cli.attack import Outcome, StepRecord, attack
 from mafl_cli.case import AttackRequest, Case, prepare
 from mafl_cli.config import NOTE, AttackConfig
@@ -90,8 +89,10 @@ def _run_attack(
     with results.staged(request.out, overwrite=request.overwrite) as stage:
         case = prepare(request, device, say, clock.lap)
         clock.lap("lift")
-        detail(_memory_plan(case))
+        memory.give_back()
+        detail(memory.plan(case))
         found = _search(case, request.config, on_progress)
+        memory.give_back()
         clock.lap("attack")
         written = _Written(case, stage, request.config)
         written.masks(results.PREDICTION_CLEAN, case.to_labels(case.clean_labels))
@@ -115,7 +116,7 @@ def _run_attack(
                 "error": None,
                 **body,
                 "timing_s": clock.laps,
-                "memory": _peak_memory(device),
+                "memory": memory.used(device),
                 "files": results.listed(stage),
             },
             settings={
@@ -162,7 +163,7 @@ def _show_target(request: AttackRequest, say: Say, detail: Say, names: Callable[
     device = pick_device(request.device)
     with results.staged(request.out, overwrite=False) as stage:
         case = prepare(request, device, say)
-        detail(_memory_plan(case))
+        detail(memory.plan(case))
         clean = case.to_labels(case.clean_labels)
         written = _Written(case, stage, request.config)
         written.masks(results.PREDICTION_CLEAN, clean, seg=False)
@@ -272,16 +273,6 @@ class _Written:
             "" if self.config.eps is None else f", eps {self.config.eps:g} ({self.config.eps_unit}, {self.config.norm})"
         )
         return f"{NOTE}. Adversarial perturbation by mafl {__version__}, method {self.config.method}{bound}."
-
-
-def _memory_plan(case: Case) -> str:
-    """What one batch of the search keeps for its backward pass, and what the volumes take."""
-    shape = case.tiling.roi if case.tiling else tuple(n + -n % case.info.divisor for n in case.grids.there.shape_out)
-    example = torch.zeros(1, len(case.info.channels), *shape, device=case.clean.device)
-    each = case.segmenter.activation_bytes(example) / 2**30
-    what = "window" if case.tiling else "slice" if case.layout.sliced else "volume"
-    volumes = case.clean.numel() * case.clean.element_size() / 2**30
-    return f"memory: up to {each:.2f} GiB for each {what} of {' x '.join(map(str, shape))}; scan {volumes:.2f} GiB"
 
 
 # --- the search ---------------------------------------------------------------------------------------------------
@@ -572,11 +563,11 @@ def _quantisation(case: Case, found: _Found, again: list[volume.Volume]) -> list
         grid = volume.stored_grid(scan, case.save_as)
         low, high = float(case.limits.low[index]), float(case.limits.high[index])
         changed, clipped, largest = 0, 0, 0.0
-        for was, memory, now in _parts(case, found, index, after.data):
+        for was, before, now in _parts(case, found, index, after.data):
             moved = now != was
             changed += int(np.count_nonzero(moved))
             clipped += int(np.count_nonzero(moved & ((now <= low) | (now >= high))))
-            largest = max(largest, float(np.abs(now - memory).max()))
+            largest = max(largest, float(np.abs(now - before).max()))
         entries.append(
             {
                 "save_as": case.save_as,
@@ -595,30 +586,11 @@ def _parts(
 ) -> Iterator[tuple[NDArray[np.float32], ...]]:
     """A channel as it was, as it was found, and as it was read again, some planes at a time."""
     for row, now in enumerate(case.layout.as_batch(after[np.newaxis])[:, 0]):
-        was, memory = (each[channel].cpu().numpy() for each in (case.clean[row], found.adversarial.one(row)))
+        was, held = (each[channel].cpu().numpy() for each in (case.clean[row], found.adversarial.one(row)))
         planes = max(1, _BLOCK // max(1, now[0].size))
         for first in range(0, len(now), planes):
             part = slice(first, first + planes)
-            yield was[part], memory[part], now[part]
-
-
-def _peak_memory(device: torch.device) -> dict[str, int | None]:
-    """Bytes: the most that the process has held so far, and what PyTorch has held on the device in this case."""
-    held = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return {"peak_resident_bytes": _peak_resident(), "peak_device_bytes": held}
-
-
-def _peak_resident() -> int | None:
-    with suppress(OSError, StopIteration):
-        # On Linux, getrusage also counts what the parent held when it started this process.
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+            yield was[part], held[part], now[part]
 
 
 class _Clock:

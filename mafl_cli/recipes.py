@@ -254,12 +254,21 @@ def _swapped(prediction: Labels, chosen: Sequence[int], regions: bool) -> Labels
 def _inside(
     shape: Sequence[int], affine: NDArray[np.float64], sphere: tuple[float, float, float, float]
 ) -> NDArray[np.bool_]:
-    axes = np.ogrid[tuple(slice(0, size) for size in shape)]
+    # Only the box around it: the whole scan in float64 would be far larger than the scan.
+    middle = np.linalg.solve(affine[:3, :3], np.array(sphere[:3]) - affine[:3, 3])
+    reach = sphere[3] * np.linalg.norm(np.linalg.inv(affine[:3, :3]), axis=1) + 1
+    lows, highs = (np.clip(np.rint(middle + side * reach), -1, np.array(shape) + 1) for side in (-1, 1))
+    box = tuple(
+        slice(max(0, int(low)), max(0, min(size, int(high) + 1)))
+        for low, high, size in zip(lows, highs, shape, strict=True)
+    )
+    axes = np.ogrid[box]
     squares: Any = 0.0
     for row, centre in zip(affine[:3], sphere[:3], strict=True):
         place: Any = sum(step * axis for step, axis in zip(row[:3], axes, strict=True)) + row[3]
         squares = squares + (place - centre) ** 2
-    inside: NDArray[np.bool_] = np.asarray(squares <= sphere[3] ** 2)
+    inside = np.zeros(tuple(shape), np.bool_)
+    inside[box] = squares <= sphere[3] ** 2
     return inside
 
 

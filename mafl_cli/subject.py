@@ -94,8 +94,7 @@ class Subject:
         segmenter = self.segmenter.exact if exact else self.segmenter
         if self.tiling is None:
             return Whole(segmenter, preprocessing, self.info.divisor, self.grids)
-        batch = max(1, 2**20 // int(np.prod(self.tiling.roi))) if self.clean.device.type == "cpu" else 4
-        return Windows(segmenter, preprocessing, self.tiling, self.grids, batch=batch, say=self.say)
+        return Windows(segmenter, preprocessing, self.tiling, self.grids, batch=self.windows_together, say=self.say)
 
     def as_volume(self, batch: Tensor) -> NDArray[np.float32]:
         """Batch -> (C, I, J, K) native, on a CPU in the same memory."""
@@ -112,10 +111,20 @@ class Subject:
         """A label map as it is written: class numbers, or bit codes of overlapping regions."""
         return targets.coded(labels) if self.info.overlapping else labels
 
+    @property
+    def together(self) -> int:
+        """How many samples go through the search together, if the memory is enough."""
+        return slices_per_batch(self.clean[0, 0].numel()) if self.layout.sliced else 1
+
+    @property
+    def windows_together(self) -> int:
+        """How many windows go through the network together, if there are windows and the memory is enough."""
+        assert self.tiling is not None
+        return max(1, 2**20 // int(np.prod(self.tiling.roi))) if self.clean.device.type == "cpu" else 4
+
     def groups(self, rows: Tensor, work: Callable[[Tensor, float], None]) -> None:
         """Do `work` for a few samples at a time, with the share that is done before; fewer when memory is short."""
-        size = slices_per_batch(self.clean[0, 0].numel()) if self.layout.sliced else 1
-        done = 0
+        size, done = self.together, 0
         while done < len(rows):
             try:
                 work(rows[done : done + size], done / len(rows))

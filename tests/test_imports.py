@@ -65,7 +65,7 @@ LAYERS = [
     {"datasets", "manifests"},
     {"subject", "report", "results", "records", "runfolders", "traces", "figures", "planes", "page", "cases"},
     {"case", "pairs"},
-    {"judges"},
+    {"judges", "memory"},
     {"trials"},
     {"publish"},
     {"runs"},
