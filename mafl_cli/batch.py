@@ -73,12 +73,15 @@ def run_batch(
         with _part_held(request.out, request.part):
             _claim(request, settings)
             mine = request.cases[request.part[0] :: request.part[1]]
-            jobs, known = _plan(request, mine, settings, on_row)
-            on_jobs(len(jobs))
-            if known:
-                say(f"{known} of {len(mine)} cases were done before")
+            jobs: list[Job] = []
             try:
+                known = _plan(request, mine, settings, jobs, on_row)
+                on_jobs(len(jobs))
+                if known:
+                    say(f"{known} of {len(mine)} cases were done before")
                 _attack(request, jobs, on_row)
+            except UsageError:  # Nothing has begun.
+                raise
             except BaseException:
                 _sweep(request, jobs)
                 with suppress(MaflError):  # What ended the run is what the user must know.
@@ -128,10 +131,14 @@ def request_hash(attack: AttackRequest) -> str:
 
 
 def _plan(
-    request: BatchRequest, cases: Sequence[CaseFiles], settings: str, on_row: Callable[[str, Row], None]
-) -> tuple[list[Job], int]:
-    """The jobs that are left, and how many cases need none."""
-    jobs, known = [], 0
+    request: BatchRequest,
+    cases: Sequence[CaseFiles],
+    settings: str,
+    jobs: list[Job],
+    on_row: Callable[[str, Row], None],
+) -> int:
+    """Put the jobs that are left into `jobs`; returns how many cases need none."""
+    known = 0
     for case in cases:
         folder = request.out / case.case_id
         staging.recover(folder)
@@ -167,7 +174,7 @@ def _plan(
                 overwrite=True,
             )
             jobs.append(Job(case.case_id, attack, ticket))
-    return jobs, known
+    return known
 
 
 def _files(case: CaseFiles) -> tuple[Path, ...]:

@@ -92,13 +92,21 @@ def accepted(
                 f"{name}: an input of {' x '.join(map(str, given))} voxels is too large; see divisor and roi."
             )
         outputs = run(file.module, _ramp(channels, given, device))
+        if _gives_labels(outputs):
+            break
         if any(tuple(leaf.shape[2:]) == given for leaf in _tensors(outputs)):
             leaf, raw = _segmentation(outputs, given, name)
             return divisor, Output(leaf, _looks_like_probabilities(raw, card)), raw
-    smaller = _smaller(file.module, card, channels, size, device)
+    smaller = None if _gives_labels(outputs) else _smaller(file.module, card, channels, size, device)
     if smaller is None:
         raise _refusal(file, channels, size, name, device, card)
     return smaller
+
+
+def _gives_labels(output: Any) -> bool:
+    """Whether all that a network gives is integers; no size makes logits of them."""
+    tensors = [leaf for leaf in leaves(output) if isinstance(leaf, Tensor)]
+    return bool(tensors) and not any(leaf.is_floating_point() for leaf in tensors)
 
 
 def _smaller(
@@ -155,7 +163,7 @@ def _refusal(
     outputs = run(file.module, torch.zeros(1, channels, *given, device=device))
     if isinstance(outputs, Exception):
         reason = meaning(outputs)
-    elif any(isinstance(leaf, Tensor) and not leaf.is_floating_point() for leaf in leaves(outputs)):
+    elif _gives_labels(outputs):
         return ModelError(f"{name}: {_LABELS}.")
     else:
         reason = _unlike_the_input([tuple(leaf.shape) for leaf in leaves(outputs) if isinstance(leaf, Tensor)], given)

@@ -37,6 +37,16 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
 STEPS = ("--steps", 6)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick_workers() -> Iterator[None]:
+    """Workers of batches in this process are forked from one that has PyTorch; those of `mafl` itself are spawned."""
+    real = multiprocessing.get_context
+    multiprocessing.set_forkserver_preload(["torch._dynamo", "mafl_cli.pipeline"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "get_context", lambda way=None: real("forkserver" if way == "spawn" else way))
+        yield
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """scans/ and masks/ of cases c0 to c5: c1 is no scan, c3 has no mask, c4 lies on another grid; and two models."""
@@ -163,9 +173,9 @@ def test_a_case_that_takes_too_long_has_failed(data: Path, tmp_path: Path) -> No
     rows = {}
     engine.run(
         [_job(data, tmp_path, "c0", steps=1_000_000), _job(data, tmp_path, "c2")],
-        workers=1, threads=1, timeout=8, on_row=lambda job, row: rows.update({job.case_id: row}),
+        workers=1, threads=1, timeout=20, on_row=lambda job, row: rows.update({job.case_id: row}),
     )  # fmt: skip
-    assert rows["c0"]["error"]["message"] == "c0: took longer than 8 s (--case-timeout)."
+    assert rows["c0"]["error"]["message"] == "c0: took longer than 20 s (--case-timeout)."
     assert rows["c2"]["status"] == "ok"
 
 
@@ -224,6 +234,19 @@ def test_an_interrupt_keeps_what_is_finished_and_is_exit_130(data: Path, tmp_pat
     )  # fmt: skip
     assert (out / "report.json").is_file()
     assert not list(out.rglob(".mafl-*"))
+
+
+def test_an_interrupt_while_cases_are_looked_at_leaves_a_table_too(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*rest: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(batch, "_settle", interrupt)
+    result = run(data, tmp_path / "out")
+    assert (result.exit_code, result.stderr.count("\n")) == (130, 1)
+    said = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert {row["status"] for row in said["cases"]} == {"pending"}
 
 
 def test_changed_inputs_are_attacked_again_and_touched_ones_are_not(data: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def attack(image: Path, target: Path | str, model: Path, out: Path, *options: st
     return json.loads((out / "report.json").read_text())["cases"][0]
 
 
-@pytest.mark.parametrize("target", ["target_shifted20", "target_removed"])
+@pytest.mark.parametrize("target", [pytest.param("target_shifted20", marks=pytest.mark.slow), "target_removed"])
 def test_tumour_on_flair_slices(shared: Path, tmp_path: Path, target: str) -> None:
     folder, slab = shared / "cases" / "flair2d_pat0001" / "slab12", (slice(None), slice(None), slice(4, 6))
     image = cut(folder / "image.nii.gz", tmp_path, slab)
@@ -84,6 +84,7 @@ def test_one_of_two_channels_is_attacked_and_the_other_stays(shared: Path, tmp_p
     assert case["metrics"]["size_per_channel"][0]["l0"]["count"] > 0
 
 
+@pytest.mark.slow
 def test_scanner_integers_are_drawn_as_their_normalised_file(shared: Path, tmp_path: Path) -> None:
     folder, model = shared / "cases" / "flair2d_pat0001", shared / "models" / "flair_unet2d.ts"
     image, mask = folder / "image_raw_int16.nii.gz", folder / "target_removed.nii.gz"
@@ -96,6 +97,7 @@ def test_scanner_integers_are_drawn_as_their_normalised_file(shared: Path, tmp_p
     assert 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum()) > 0.98
 
 
+@pytest.mark.slow
 def test_a_tumour_through_sliding_windows(shared: Path, tmp_path: Path) -> None:
     folder, box = shared / "cases" / "brats3d_pat0003" / "crop96", (slice(0, 96), slice(0, 64), slice(0, 64))
     flair, contrast, mask = (
@@ -132,6 +134,7 @@ def test_tissue_in_a_3d_volume(shared: Path, tmp_path: Path, edge: int, steps: i
     assert nib.aff2axcodes(nib.load(tmp_path / "out" / "adversarial.nii.gz").affine) == ("L", "I", "A")
 
 
+@pytest.mark.slow
 def test_an_integer_dicom_series_holds_the_attack(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
