@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from pathlib import Path
 
 import nibabel as nib
@@ -41,7 +42,11 @@ STEPS = ("--steps", 6)
 def _quick_workers() -> Iterator[None]:
     """Workers of batches in this process are forked from one that has PyTorch; those of `mafl` itself are spawned."""
     real = multiprocessing.get_context
-    multiprocessing.set_forkserver_preload(["torch._dynamo", "mafl_cli.pipeline"])
+    multiprocessing.set_forkserver_preload(["warm"])
+    with pytest.MonkeyPatch.context() as patch:
+        # Before Python 3.14 the process that is forked from is not told where to look for modules.
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), ROOT]))
+        forkserver.ensure_running()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(multiprocessing, "get_context", lambda way=None: real("forkserver" if way == "spawn" else way))
         yield
