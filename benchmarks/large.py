@@ -103,7 +103,7 @@ def row(slices: int, found: dict[str, Any]) -> str:
     parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in found["parts"].items())
     return (
         f"| {slices} | {outside[0]:.1f} | {outside[1]:.1f} | {found['network']['clock']:.1f} | {parts} |"
-        f" {found['peak'] / 1e9:.2f} |"
+        f" {found['peak'] / 1e9:.2f} | {found['plan']} |"
     )
 
 
@@ -119,8 +119,8 @@ def main() -> None:
     if options.one:
         print(json.dumps(measured(*options.one, options.model, options.steps)))
         return
-    print("| slices | outside the network, s | the same, CPU s | network, s | parts, s | peak, GB |")
-    print("| ---: | ---: | ---: | ---: | --- | ---: |")
+    print("| slices | outside the network, s | the same, CPU s | network, s | parts, s | peak, GB | said before |")
+    print("| ---: | ---: | ---: | ---: | --- | ---: | --- |")
     with tempfile.TemporaryDirectory() as folder:
         work = options.keep or Path(folder)
         work.mkdir(parents=True, exist_ok=True)

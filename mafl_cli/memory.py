@@ -14,6 +14,8 @@ from mafl_cli.case import Case
 # Perturbation, gradient, momentum and the other arrays of a step, each as large as the samples that are attacked
 # together; float32.
 _IN_A_STEP = 12
+# Bytes for each voxel of two masks whose surfaces are compared.
+_OF_MASKS = 8
 
 
 def plan(case: Case) -> str:
@@ -25,16 +27,17 @@ def plan(case: Case) -> str:
     found = int(rows.sum()) * case.clean[0].numel() * 4
     voxels = case.target.labels.size
     labels = case.clean_labels.element_size()
-    # Read again: as it is stored and as float32, with two predictions and their turned copies.
+    # What was written is read as it is stored and as float32, which stays when it is measured: two predictions, turned
+    # copies of two, and the masks whose surfaces are compared.
     stored = 4 if case.save_as == "float32" else case.scan.dtype.itemsize
-    files = case.clean.numel() * (stored + 4) + 2 * voxels * labels
+    files = case.clean.numel() * 4 + max(case.clean.numel() * stored, voxels * (4 * labels + _OF_MASKS))
     most = max(peak_resident() or 0, held + found + max(step if on_host else 0, files))
     what = "window" if case.tiling else "slice" if case.layout.sliced else "volume"
     there = "" if on_host else f"; {step / 2**30:.2f} GiB on the GPU"
     return (
         f"memory: about {most / 2**30:.2f} GiB at the most{there}: {held / 2**30:.2f} held now, up to "
         f"{step / 2**30:.2f} to search ({each / 2**30:.2f} for each {what} in the network), {files / 2**30:.2f} to "
-        "read the files again"
+        "read and measure the files"
     )
 
 

@@ -510,7 +510,7 @@ def _measure(
 def _voxels(case: Case, labels: Labels) -> dict[str, int]:
     """Voxels of each class, or region."""
     names = case.info.classes
-    masks = labels if case.info.overlapping else [labels == index for index in range(len(names))]
+    masks = labels if case.info.overlapping else (labels == index for index in range(len(names)))
     return {name: int(mask.sum()) for name, mask in zip(names, masks, strict=True)}
 
 

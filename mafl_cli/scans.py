@@ -60,7 +60,7 @@ def read_written(path: Path) -> Volume:
     # A folder of ours holds one series; choosing it takes even what its header calls no slices.
     found = read_scan(path, series="1", allow_gaps=True)
     # Nobody writes it once more: of what the file stores, only the type is of interest.
-    return replace(found, stored=np.broadcast_to(found.stored[:1, :1, :1], found.shape))
+    return replace(found, stored=np.broadcast_to(found.stored[:1, :1, :1].copy(), found.shape))
 
 
 def turned_onto(scan: Volume, shape: volume.Shape, affine: NDArray[np.float64]) -> Volume | None:
