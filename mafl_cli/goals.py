@@ -67,11 +67,14 @@ class Goal:
         if overlapping:
             classes = 2
         maps = [x.flatten(2) if overlapping else x.flatten(1).unsqueeze(1) for x in (target, clean)]
-        wanted, before = (_counts(x, classes)[..., 1:].flatten(1) for x in maps)
+        before = _counts(maps[1], classes)[..., 1:].flatten(1)
         changed = (target != clean).view_as(maps[0])
         kind = torch.uint8 if 2 * classes**2 <= 256 else torch.int32
         code = maps[0].to(kind).mul(2).add_(changed).mul_(classes)
-        return Goal(code, wanted, before, changed.flatten(1).sum(dim=1), classes, iou, hit)
+        # Counted in parts: a sum would make int64 of the whole scan.
+        counts = _counts(code, 2 * classes**2).view(*code.shape[:2], classes, 2, classes)[..., 0]
+        wanted = counts.sum(dim=3)[..., 1:].flatten(1)
+        return Goal(code, wanted, before, counts[..., 1].sum(dim=(1, 2)), classes, iou, hit)
 
     def __getitem__(self, rows: Tensor) -> Goal:
         if len(rows) == len(self.must):
