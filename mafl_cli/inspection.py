@@ -12,7 +12,11 @@ from mafl_cli import results, scans, volume
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.names import public_name
 
-_MODEL_SUFFIXES = (".ts", ".pt", ".pth", ".torchscript", ".pt2", ".onnx", ".ckpt", ".jit")
+_MODEL_SUFFIXES = (
+    *(".ts", ".pt", ".pth", ".torchscript", ".pt2", ".jit"),
+    # No model that can be attacked, and more than "no scan" can be said of them.
+    *(".onnx", ".ckpt", ".safetensors", ".h5", ".hdf5", ".keras", ".tflite"),
+)
 
 
 def inspect(file: Path) -> dict[str, Any]:

@@ -351,6 +351,8 @@ def load(
     divisor, output, raw = accepted(file, card, channels, shape, path.name, device)
     if card.divisor is None and divisor > 1:
         said.append(f"divisor: not stated, found by trying: sizes are padded to multiples of {divisor}")
+    elif card.divisor is not None and divisor > card.divisor:
+        said.append(f"divisor: {card.divisor} makes this size too small for it; padded to multiples of {divisor}")
     said += _said_of_grid(output)
     count = raw.shape[1]
     segmenter = Segmenter(file, path.name, output, device, wanted, precision)

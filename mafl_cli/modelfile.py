@@ -63,7 +63,9 @@ def read_model(path: Path, device: torch.device) -> ModelFile:
                 module = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
     except archives.Damaged as exc:
         raise ModelError(f"{path.name}: is damaged or cut off: {exc}; copy or export it anew.") from exc
-    except (*REFUSALS, EOFError, MemoryError, RecursionError, SyntaxError) as exc:
+    except ModelError:
+        raise
+    except Exception as exc:  # Damaged programs make PyTorch raise nearly any class.
         raise ModelError(f"{path.name}: PyTorch cannot load it: {meaning(exc)}.") from exc
     for parameter in module.parameters():
         parameter.requires_grad_(False)

@@ -161,7 +161,8 @@ def show_target(
 def _show_target(request: AttackRequest, say: Say, detail: Say, names: Callable[[str], str]) -> dict[str, Any]:
     _require_elsewhere(request)
     device = pick_device(request.device)
-    with results.staged(request.out, overwrite=False) as stage:
+    advice = "--dry-run never replaces those of an attack: choose another folder with -o"
+    with results.staged(request.out, overwrite=False, advice=advice) as stage:
         case = prepare(request, device, say)
         detail(memory.plan(case))
         clean = case.to_labels(case.clean_labels)

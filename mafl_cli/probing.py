@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from mafl_cli.card import ModelCard
 from mafl_cli.errors import ModelError
 from mafl_cli.lifting import Output, leaves
 from mafl_cli.modelfile import ModelFile, attempt
-from mafl_cli.reasons import meaning
+from mafl_cli.reasons import TOO_SMALL, meaning
 
 DIVISORS = (1, 2, 4, 8, 16, 32, 64)
 _MOST = 2**31
@@ -85,7 +85,7 @@ def accepted(
     file: ModelFile, card: ModelCard, channels: int, size: tuple[int, ...], name: str, device: torch.device
 ) -> tuple[int, Output, Tensor]:
     """The smallest divisor whose padded size the network takes, which output is the segmentation, and its value."""
-    for divisor in (card.divisor,) if card.divisor else DIVISORS:
+    for divisor in _divisors(card.divisor, size):
         given = padded(size, divisor)
         if channels * math.prod(given) > _MOST:
             raise ModelError(
@@ -97,6 +97,8 @@ def accepted(
         if any(tuple(leaf.shape[2:]) == given for leaf in _tensors(outputs)):
             leaf, raw = _segmentation(outputs, given, name)
             return divisor, Output(leaf, _looks_like_probabilities(raw, card)), raw
+        if card.divisor and not (isinstance(outputs, Exception) and meaning(outputs) == TOO_SMALL):
+            break
     smaller = None if _gives_labels(outputs) else _smaller(file.module, card, channels, size, device)
     if smaller is None:
         raise _refusal(file, channels, size, name, device, card)
@@ -107,6 +109,18 @@ def _gives_labels(output: Any) -> bool:
     """Whether all that a network gives is integers; no size makes logits of them."""
     tensors = [leaf for leaf in leaves(output) if isinstance(leaf, Tensor)]
     return bool(tensors) and not any(leaf.is_floating_point() for leaf in tensors)
+
+
+def _divisors(stated: int | None, size: tuple[int, ...]) -> tuple[int, ...]:
+    """Multiples to pad to, in the order in which they are tried.
+
+    A stated one says at which sizes a network's layers fit together, not which is large enough: for a scan of few
+    voxels larger multiples of it are tried too.
+    """
+    if stated is None:
+        return DIVISORS
+    larger = (stated * factor for factor in DIVISORS[1:])
+    return (stated, *(divisor for divisor in larger if min(size) < divisor <= DIVISORS[-1]))
 
 
 def _smaller(
@@ -122,7 +136,7 @@ def _smaller(
         outputs = run(module, _ramp(channels, given, device))
         for index, leaf in enumerate(leaves(outputs)):
             if (
-                isinstance(leaf, Tensor)
+                _is_plain(leaf)
                 and leaf.ndim == len(size) + 2
                 and leaf.is_floating_point()
                 and all(0 < b < a for a, b in zip(given, leaf.shape[2:], strict=True))
@@ -165,13 +179,17 @@ def _refusal(
         reason = meaning(outputs)
     elif _gives_labels(outputs):
         return ModelError(f"{name}: {_LABELS}.")
+    elif any(isinstance(leaf, Tensor) and not _is_plain(leaf) for leaf in leaves(outputs)):
+        reason = "its output is no plain (dense) tensor; export it with .to_dense() at its end"
     else:
         reason = _unlike_the_input([tuple(leaf.shape) for leaf in leaves(outputs) if isinstance(leaf, Tensor)], given)
     what = f"{channels} channel(s) of size {shown}"
     tried = f"accepts {what} neither as it is nor padded to multiples of 2 to 64"
     if card.divisor:
         tried = f"does not accept {what} padded to multiples of {card.divisor}"
-    return ModelError(f"{name}: {tried}: {reason}; if it was made for one size, give that with --roi.")
+    # What says how to export it needs no other advice.
+    advice = "" if "export it" in reason else "; if it was made for one size, give that with --roi"
+    return ModelError(f"{name}: {tried}: {reason}{advice}.")
 
 
 def _unlike_the_input(shapes: list[tuple[int, ...]], given: tuple[int, ...]) -> str:
@@ -190,7 +208,12 @@ _LABELS = "gives labels (argmax), which have no gradient; export it before the a
 
 def _tensors(output: Any) -> list[Tensor]:
     """Outputs that could be maps; none of a network that refused."""
-    return [leaf for leaf in leaves(output) if isinstance(leaf, Tensor) and leaf.ndim >= 4]
+    return [leaf for leaf in leaves(output) if _is_plain(leaf) and leaf.ndim >= 4]
+
+
+def _is_plain(leaf: Any) -> TypeGuard[Tensor]:
+    """Whether it has a value for each voxel: neither sparse nor without values."""
+    return isinstance(leaf, Tensor) and leaf.layout == torch.strided and not leaf.is_meta
 
 
 def _segmentation(outputs: Any, padded: tuple[int, ...], name: str) -> tuple[int, Tensor]:
@@ -199,7 +222,7 @@ def _segmentation(outputs: Any, padded: tuple[int, ...], name: str) -> tuple[int
     Deep supervision gives several; the full-resolution one is the answer.
     """
     for index, leaf in enumerate(leaves(outputs)):
-        if isinstance(leaf, Tensor) and tuple(leaf.shape[2:]) == padded and leaf.is_floating_point():
+        if _is_plain(leaf) and tuple(leaf.shape[2:]) == padded and leaf.is_floating_point():
             return index, leaf
     raise ModelError(f"{name}: {_LABELS}.")
 

@@ -51,7 +51,7 @@ def _of_derivative(found: re.Match[str]) -> str:
     return f"its operator {operator} has no gradient; export it with another in its place"
 
 
-_SMALL = "the image is too small for its pooling, strides or padding"
+TOO_SMALL = "the image is too small for its pooling, strides or padding"
 
 _MEANINGS: tuple[tuple[str, Clause], ...] = (
     (
@@ -101,7 +101,7 @@ _MEANINGS: tuple[tuple[str, Clause], ...] = (
         r"Output size is too small|Padding size should be less|Kernel size can't be greater than actual input"
         r"|should be at least as (?:large|big)|smaller than kernel size|Expected more than 1 (?:spatial element|value)"
         r"|input (?:image )?(?:is )?smaller than|non-empty|Input and output sizes should be greater than 0",
-        _SMALL,
+        TOO_SMALL,
     ),
     (
         r"missing value for argument '(\w+)'|missing a required argument: '(\w+)'|missing \d+ required .*'(\w+)'",

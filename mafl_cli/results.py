@@ -78,18 +78,21 @@ def listed(stage: Path) -> list[dict[str, str]]:
     return [{"name": path.relative_to(stage).as_posix(), "sha256": sha256(path)} for path in files]
 
 
+_OVERWRITE = "choose another folder with -o or add --overwrite"
+
+
 @contextmanager
-def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
+def staged(out: Path, *, overwrite: bool, advice: str = _OVERWRITE) -> Iterator[Path]:
     """A folder whose contents take the place of the results in `out` when the block ends well.
 
     After any error, an interrupt included, `out` is as it was before: earlier results untouched, nothing partial,
     and not even there if it was not there. Whatever ends the process, `out` has the old results whole or the new ones;
     see `staging`.
 
-    Raises UsageError if results are there already (unless `overwrite`) or the folder cannot be made; DiskFullError if
-    the disk fills up; Interrupted if that comes when the new results are in their place.
+    Raises UsageError if results are there already (unless `overwrite`), with `advice`, or the folder cannot be made;
+    DiskFullError if the disk fills up; Interrupted if that comes when the new results are in their place.
     """
-    made = check_writable(out, overwrite=overwrite)
+    made = check_writable(out, overwrite=overwrite, advice=advice)
     try:
         with staging.workspace(out) as work:
             yield work.new
@@ -116,7 +119,7 @@ def _publish(work: staging.Workspace, out: Path) -> None:
         raise Interrupted(said, interrupts.exit_code(exc)) from exc
 
 
-def check_writable(out: Path, *, overwrite: bool) -> list[Path]:
+def check_writable(out: Path, *, overwrite: bool, advice: str = _OVERWRITE) -> list[Path]:
     """Make the folder `out`; returns the folders that had to be made, innermost first.
 
     Raises UsageError if it cannot be made or written to, or already holds results and `overwrite` is not set.
@@ -126,10 +129,7 @@ def check_writable(out: Path, *, overwrite: bool) -> list[Path]:
     # Masks alone are what `--dry-run` leaves: nothing that took an attack to make.
     kept = [path for path in found if path.name not in (PREDICTION_CLEAN, TARGET)]
     if kept and not overwrite:
-        raise UsageError(
-            f"{public_name(out)}: already holds results ({kept[0].name}); choose another folder with -o "
-            "or add --overwrite."
-        )
+        raise UsageError(f"{public_name(out)}: already holds results ({kept[0].name}); {advice}.")
     made: list[Path] = []
     try:
         for folder in (out, *out.parents):

@@ -585,6 +585,8 @@ def test_a_dry_run_never_deletes_an_attack(ct: Path, model: Path, tmp_path: Path
     attack(ct, "shift:1:4,0,0mm", model, tmp_path / "run")
     result = attack(ct, "erase:1", model, tmp_path / "run", "--dry-run", "--overwrite")
     assert result.exit_code == 2
+    assert "--dry-run never replaces those of an attack: choose another folder with -o." in result.stderr
+    assert "--overwrite" not in result.stderr
     assert (tmp_path / "run" / "adversarial").is_dir()
 
 

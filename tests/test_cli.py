@@ -394,6 +394,20 @@ def test_a_folder_without_a_run_is_bad_input(tmp_path: Path, command: str) -> No
     assert "holds no report.json" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "head", "words"),
+    [
+        ("net.safetensors", b"\2\0\0\0\0\0\0\0{}", "is a safetensors file (weights without the network)"),
+        ("net.h5", b"\x89HDF\r\n\x1a\n", "is an HDF5 file (Keras?), which only TensorFlow can run"),
+    ],
+)
+def test_inspect_knows_models_of_other_programs(tmp_path: Path, name: str, head: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(head + bytes(64))
+    result = mafl("inspect", tmp_path / name)
+    assert result.exit_code == 4
+    assert f"{name}: {words}; save the network with" in result.stderr
+
+
 def test_inspect_shows_a_scan_a_mask_and_a_model(case: Path, models: Path) -> None:
     scan = json.loads(mafl("inspect", case / "scan.nii.gz", "--json").stdout)
     assert (scan["kind"], scan["shape"], scan["axcodes"]) == ("image", [24, 20, 6], "LAS")

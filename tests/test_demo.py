@@ -18,6 +18,7 @@ import torch
 import mafl_cli
 from mafl_cli.card import read_card
 from mafl_cli.config import Intensity
+from mafl_cli.model import load
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = Path(mafl_cli.__file__).parent / "demo"
@@ -87,6 +88,13 @@ def test_the_model_takes_any_batch_and_any_size_that_divides(shape: tuple[int, .
     assert logits.shape == (batch, 3, height, width)
     (gradient,) = torch.autograd.grad(logits.softmax(dim=1)[:, 1].sum(), scan)
     assert (gradient.abs().amax(dim=(1, 2, 3)) > 0).all()
+
+
+def test_slices_of_a_few_voxels_are_padded_as_far_as_the_model_needs() -> None:
+    segmenter, info, _ = load(DEMO / "model.ts", device=torch.device("cpu"), size=lambda _: (6, 5))
+    assert segmenter(torch.rand(2, 1, 32, 32)).logits.shape == (2, 3, 32, 32)
+    assert info.divisor == 32
+    assert "divisor: 16 makes this size too small for it; padded to multiples of 32" in info.assumptions
 
 
 def test_a_slice_is_segmented_the_same_alone_and_in_a_batch() -> None:

@@ -226,6 +226,14 @@ def test_a_compiled_library_is_not_loaded(tmp_path: Path) -> None:
 # --- damage -------------------------------------------------------------------------------------------------------
 
 
+def test_a_weight_that_the_program_does_not_know_is_damage(tmp_path: Path, new_format: dict[str, bytes]) -> None:
+    name = "data/weights/model_weights_config.json"
+    renamed = new_format[name].replace(b'.weight"', b'.wEight"', 1)
+    assert renamed != new_format[name]
+    with pytest.raises(ModelError, match=r"^net\.pt2: PyTorch cannot load it: "):
+        opened(written(tmp_path / "net.pt2", {**new_format, name: renamed}))
+
+
 def cut(records: dict[str, bytes], part: str, length: int) -> dict[str, bytes]:
     (name,) = (name for name in records if name.endswith(part))
     return {**records, name: records[name][:length]}

@@ -633,6 +633,10 @@ def test_a_file_that_must_not_be_read(tmp_path: Path) -> None:
         (lambda z: z / 0, "gives NaN or infinite values"),
         (lambda z: F.dropout(z, 0.5, True), r"is not deterministic \(dropout left on\?\)"),
         (lambda z: z.mean(), "is not on the input's grid"),
+        (
+            lambda z: z.to_sparse(),
+            r"its output is no plain \(dense\) tensor; export it with \.to_dense\(\) at its end\.",
+        ),
     ],
     ids=[
         "argmax",
@@ -643,6 +647,7 @@ def test_a_file_that_must_not_be_read(tmp_path: Path) -> None:
         "inf",
         "dropout",
         "scalar",
+        "sparse",
     ],
 )
 def test_networks_that_cannot_be_attacked(forward: Callable[[Tensor], Any], reason: str, tmp_path: Path) -> None:
