@@ -98,11 +98,17 @@ def attack_one(job: Job) -> Row:
 # --- the parent's side --------------------------------------------------------------------------------------------
 
 
+_MOST_TRIES = 3
+"""New workers for one that ended before it had begun: one may be killed, but not each."""
+
+
 @dataclass
 class _Worker:
     number: int
     process: Any
     pipe: Connection
+    tries: int
+    """How many before it, in a row, ended before they had begun."""
     ready: bool = False
     job: Job | None = None
     since: float = field(default=0.0)
@@ -112,7 +118,7 @@ class _Worker:
         return self.job is not None
 
     @staticmethod
-    def hire(context: Any, number: int, threads: int) -> _Worker:
+    def hire(context: Any, number: int, threads: int, tries: int = 0) -> _Worker:
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, number, threads), daemon=True)
         if os.name == "posix":
@@ -122,7 +128,7 @@ class _Worker:
         with interrupts.put_off():
             process.start()
         theirs.close()
-        return _Worker(number, process, ours)
+        return _Worker(number, process, ours, tries)
 
     def dismiss(self) -> None:
         """End the process, whatever it does."""
@@ -146,10 +152,10 @@ def _step(
 ) -> None:
     """Hand out jobs, then wait until a worker says something, dies, or is late."""
     for place, worker in enumerate(crew):
-        if worker.ready and not worker.busy and not worker.process.is_alive():
-            # Between two jobs nothing is lost with it.
+        if not worker.busy and not worker.process.is_alive():
+            # Between two jobs, and before the first, nothing is lost with it.
             worker.dismiss()
-            crew[place] = _Worker.hire(context, worker.number, threads)
+            crew[place] = _Worker.hire(context, worker.number, threads, 0 if worker.ready else worker.tries + 1)
         elif worker.ready and not worker.busy and waiting:
             following = waiting.popleft()
             ahead = waiting[0].request.images if waiting else ()
@@ -192,7 +198,7 @@ def _heard(worker: _Worker) -> Row | None:
         row: Row = said
         return row
     worker.process.join()
-    if not worker.ready:
+    if not worker.ready and worker.tries >= _MOST_TRIES:
         raise MaflError(f"a worker process ended before it had begun ({_cause(worker.process.exitcode)}).")
     if not worker.busy:
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, BinaryIO
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import (
     ExplicitVRBigEndian,
@@ -154,6 +156,9 @@ class Frame:
 
 Stack = list[Frame]
 
+_DEEPEST = 32
+"""Levels of sequences in sequences; structured reports, the deepest there are, have about twenty."""
+
 
 # --- one file -----------------------------------------------------------------------------------------------------
 
@@ -172,6 +177,7 @@ def parsed(name: str, stream: BinaryIO, *, pixels: bool) -> FileDataset:
             dataset.file_meta.TransferSyntaxUID = (
                 ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
             )
+        _require_sound_nesting(name, dataset)
         for _ in dataset:  # Elements are only decoded when touched: better here than later.
             pass
     except pydicom.errors.InvalidDicomError:
@@ -181,6 +187,36 @@ def parsed(name: str, stream: BinaryIO, *, pixels: bool) -> FileDataset:
     except Exception as exc:  # A damaged header makes pydicom raise nearly any class, with values in its message.
         raise InputError(f"{name}: is a damaged DICOM file ({type(exc).__name__}); export it again.") from exc
     return dataset
+
+
+def _require_sound_nesting(name: str, dataset: Dataset) -> None:
+    """Take out sequences that stand where the standard has a plain value, at any depth: as text they have no end.
+
+    Raises InputError for sequences in sequences beyond what any object has.
+    """
+    level, depth = [dataset], 0
+    while level:
+        if depth > _DEEPEST:
+            raise InputError(
+                f"{name}: is a damaged DICOM file (sequences nested more than {_DEEPEST} deep); export it again."
+            )
+        level = [item for holder in level for item in _items_below(holder)]
+        depth += 1
+
+
+def _items_below(holder: Dataset) -> list[Dataset]:
+    """The items of all sequences of a dataset; plain values that claim to be sequences are taken out."""
+    items: list[Dataset] = []
+    for tag in list(holder.keys()):
+        vr = holder.get_item(tag).VR
+        meant = dictionary_VR(tag) if dictionary_has_tag(tag) else None
+        # Without VRs in the file, or where one does not know, it is what the standard says.
+        if vr == "SQ" and meant not in (None, "SQ"):
+            del holder[tag]
+        elif vr == "SQ" or (vr in (None, "UN") and meant == "SQ"):
+            with suppress(Exception):  # A broken one is refused where it is needed.
+                items += holder[tag].value or ()
+    return items
 
 
 def kind(header: Dataset) -> str:

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 from mafl_cli import report, results, staging
 from mafl_cli.documents import read_json
 from mafl_cli.errors import InputError
-from mafl_cli.names import public_name
+from mafl_cli.names import one_line, public_name
 
 if TYPE_CHECKING:
     from jsonschema import Draft202012Validator
+
+_LONGEST = 1000
+"""Characters of why a case failed."""
 
 
 def read_report(run: Path) -> dict[str, Any]:
@@ -32,7 +35,8 @@ def read_report(run: Path) -> dict[str, Any]:
         raise InputError(f"{name}: no such run folder; give the -o folder of `mafl attack`.")
     failure = read_failure(run)
     if failure is not None:
-        raise InputError(failure["message"])
+        why = failure["message"].rstrip(".!? ")
+        raise InputError(f"{why}." if ": " in why else f"{name}: failed when it was attacked: {why}.")
     path = run / results.REPORT
     if not path.is_file():
         raise InputError(f"{name}: holds no {results.REPORT}; the run did not finish or is another folder.")
@@ -98,7 +102,7 @@ def read_failure(folder: Path) -> dict[str, str] | None:
         return None
     error = (read_object(path) or {}).get("error")
     if isinstance(error, dict) and all(isinstance(error.get(key), str) for key in ("type", "message")):
-        return {key: error[key] for key in ("type", "message")}
+        return {key: one_line(error[key])[:_LONGEST] for key in ("type", "message")}
     damaged = f"{public_name(folder)}: failed, but its {results.FAILED} is damaged, so that nobody knows why."
     return {"type": InputError.__name__, "message": damaged}
 

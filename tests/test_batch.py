@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -30,7 +31,7 @@ from mafl_cli import batch, engine, locks, results, runs, staging
 from mafl_cli.case import AttackRequest
 from mafl_cli.cases import CaseFiles
 from mafl_cli.engine import Job
-from mafl_cli.errors import InputError
+from mafl_cli.errors import InputError, MaflError
 from mafl_cli.options import read_part
 
 ROOT = str(Path(__file__).resolve().parent.parent)
@@ -182,6 +183,29 @@ def test_a_case_that_takes_too_long_has_failed(data: Path, tmp_path: Path) -> No
     )  # fmt: skip
     assert rows["c0"]["error"]["message"] == "c0: took longer than 20 s (--case-timeout)."
     assert rows["c2"]["status"] == "ok"
+
+
+def test_a_worker_that_is_killed_before_it_has_begun_is_replaced(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, hired, killed = engine._Worker.hire, [], 1
+
+    def hire(*given: Any) -> Any:
+        hired.append(real(*given))
+        if len(hired) <= killed:
+            hired[-1].process.kill()
+        return hired[-1]
+
+    monkeypatch.setattr(engine._Worker, "hire", hire)
+    rows = {}
+    jobs = [_job(data, tmp_path, "c2")]
+    engine.run(jobs, workers=1, threads=1, timeout=None, on_row=lambda job, row: rows.update({job.case_id: row}))
+    assert (len(hired), rows["c2"]["status"]) == (2, "ok")
+    killed = 100
+    hired.clear()
+    with pytest.raises(MaflError, match="a worker process ended before it had begun"):
+        engine.run(jobs, workers=1, threads=1, timeout=None, on_row=lambda job, row: None)
+    assert len(hired) == 4
 
 
 # --- going on -----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import struct
+import time
 import zipfile
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import SimpleITK
 from dicoms import write_ct, write_enhanced
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 from pydicom.uid import CTImageStorage, generate_uid
 
 from mafl_cli.dicom import describe_dicom, read_dicom
@@ -426,3 +429,36 @@ def test_odd_archives_end_in_one_sentence(ct, tmp_path):
     raw[60:120] = bytes(60)
     (tmp_path / "deflated.zip").write_bytes(bytes(raw))
     assert "an entry of the archive is damaged" in read_or_explain(tmp_path / "deflated.zip")
+
+
+def nested(depth, tag):
+    """An element whose value is a sequence in a sequence, so many deep."""
+    value = b""
+    for _ in range(depth):
+        item = b"\x08\x00\x15\x11SQ\0\0" + len(value).to_bytes(4, "little") + value
+        value = b"\xfe\xff\x00\xe0" + len(item).to_bytes(4, "little") + item
+    return RawDataElement(tag, "SQ", len(value), value, 0, False, True)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "words"),
+    [
+        ("PhotometricInterpretation", "its pixels are damaged"),
+        ("SoftwareVersions", None),
+        ("RequestAttributesSequence", "sequences nested more than 32 deep"),
+    ],
+)
+def test_sequences_nested_without_end_take_no_time(ct, keyword, words):
+    """As text, which each level indents, two thousand of them are gigabytes."""
+
+    def deepen(dataset):
+        dataset._dict[Tag(keyword)] = nested(2000, Tag(keyword))
+
+    rewrite(ct, deepen)
+    started = time.process_time()
+    if words is None:
+        assert read_dicom(ct).data.shape == PIXELS.shape
+    else:
+        with pytest.raises(InputError, match=words):
+            read_dicom(ct)
+    assert time.process_time() - started < 5

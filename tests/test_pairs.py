@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from dicoms import write_ct
 
 from mafl_cli.errors import GeometryError, InputError, UsageError
 from mafl_cli.pairs import changed_files, mask_of, of_files, of_runs
+from mafl_cli.records import read_report
 
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
 
@@ -433,6 +435,24 @@ def test_a_damaged_word_of_a_failure_is_a_failure(tmp_path: Path, text: str):
     said = "c1: failed, but its failed.json is damaged, so that nobody knows why."
     assert reasons(night) == {"c1": said, "c2": "c2.nii: is damaged."}
     assert mafl("status", night, "--json", "-").exit_code == 0
+
+
+def test_why_a_case_failed_is_said_in_one_sentence_whoever_wrote_it(tmp_path: Path):
+    (tmp_path / "c1").mkdir()
+    for words, said in (
+        ("scan.nii: is damaged.", "scan.nii: is damaged."),
+        ("x", "c1: failed when it was attacked: x."),
+        ("a\nb\x1b[2J", "c1: failed when it was attacked: a\ufffdb\ufffd[2J."),
+    ):
+        error = {"error": {"type": "InputError", "message": words}}
+        (tmp_path / "c1" / "failed.json").write_text(json.dumps(error))
+        with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
+            read_report(tmp_path / "c1")
+    error["error"]["message"] = "x" * 10_000
+    (tmp_path / "c1" / "failed.json").write_text(json.dumps(error))
+    with pytest.raises(InputError) as raised:
+        read_report(tmp_path / "c1")
+    assert len(str(raised.value)) < 1500
 
 
 def test_a_dot_above_the_folder_that_was_named_does_not_hide_it(tmp_path: Path):
