@@ -214,17 +214,22 @@ def _batch(stage: Stage) -> list[Seen]:
     stage.size(stage.rng.choice((4096, stage.rng.randrange(4096, 150_000))))
     ended, message = stage.run(*command)
     seen = _refused(ended, message, (0, 1, 6))
-    done = {path.name: whole(path) for path in stage.disk.glob("out/case*")}
+    done = _cases(stage)
     stage.size(_ENOUGH)
     ended, message = stage.run(*command)
     if ended.code != 0:
         seen.append(Seen("not resumed", f"exit {ended.code}: {message}"))
-    now = {path.name: whole(path) for path in stage.disk.glob("out/case*")}
+    now = _cases(stage)
     if any(report is not None and now.get(name) != report for name, report in done.items()):
         seen.append(Seen("lost", "a finished case"))
     if ended.code == 0 and (len(now) != 3 or None in now.values()):
         seen.append(Seen("not resumed", f"{len(now)} of 3 cases"))
     return seen + _nothing_half(stage)
+
+
+def _cases(stage: Stage) -> dict[str, str | None]:
+    """By its folder, the hash of a case's report; None if it is not whole."""
+    return {path.name: whole(path) for path in stage.disk.glob("out/case*") if path.is_dir()}
 
 
 def _merged(stage: Stage) -> list[Seen]:

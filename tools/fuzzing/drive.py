@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import pickle
+import pkgutil
 import shutil
 import sys
 import time
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+import mafl_cli
 from fuzzing import dicoms, models, runs, scans, stock, tables
 from fuzzing.counts import Part
 from fuzzing.forks import Child, Ended, Limits, Room, Streams, run_all
@@ -107,6 +109,7 @@ def _no_pipes(folder: str, names: list[str]) -> list[str]:
 def prepare(fuzz: Fuzz) -> None:
     """Make the good files, and load what the command loads, so that forks need not."""
     stock_root = fuzz.stock.root
+    _build_the_command_once()
     if stock_root.exists():
         shutil.rmtree(stock_root)
     stock_root.mkdir(parents=True)
@@ -127,6 +130,21 @@ def prepare(fuzz: Fuzz) -> None:
         warm += pickle.loads((room.root / "modules").read_bytes())
         _import(warm)
         shutil.rmtree(room.root)
+    _import([f"mafl_cli.{each.name}" for each in pkgutil.iter_modules(mafl_cli.__path__) if each.name != "__main__"])
+
+
+def _build_the_command_once() -> None:
+    """Typer puts the command together of annotations each time it is called: half of what a small input takes."""
+    import typer.main
+
+    from mafl_cli.cli import app
+
+    command = typer.main.get_command(app)
+    typer.main.get_command = lambda _: command
+    for name, each in getattr(command, "commands", {}).items():
+        # What its options are converted with is made when they are read.
+        with suppress(Exception):
+            each.make_context(name, ["x", "-t", "x", "-o", "x"], resilient_parsing=False)
 
 
 def _commands(root: Path) -> Iterator[tuple[str, Callable[[], object]]]:

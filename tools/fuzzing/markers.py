@@ -1,7 +1,7 @@
 """Planted markers: a name in every text of a scan, its file and its folder, sound or damaged; nothing may show it.
 
-Without `--redact` a NIfTI result has its source's header, and a derived DICOM series the patient and study it belongs
-to: these are looked at with it, all else always.
+Without `--redact` a changed NIfTI scan has its source's header, and a derived DICOM object the patient and study it
+belongs to, at its top: these may hold the name, and nothing else. With it nothing may.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 
 import pydicom
-from pydicom.dataset import Dataset
+from pydicom.dataelem import DataElement
 
 from fuzzing import stock
 from fuzzing.dicoms import spoil, written
@@ -26,8 +26,8 @@ from fuzzing.judge import Before, Seen, Trial, judge, last_line
 from fuzzing.scans import odd_header
 from fuzzing.stock import KEPT, MARK, Stock
 
-# What a derived series may say of its source: whom and what visit it is of, and the scanner's make.
-_ALLOWED = (*KEPT, "Manufacturer", "ManufacturerModelName", "SoftwareVersions")
+_SECRETS = (MARK, "19231017")
+"""The planted name, and the date of birth."""
 
 
 def markers(fuzz: Fuzz, count: int, until: float) -> None:
@@ -54,7 +54,7 @@ def _one(fuzz: Fuzz, number: int) -> None:
     for scan, what in made:
         file = str(room.place / f"{MARK}-home" / scan)
         for command in _commands(rng, file, fuzz.stock, redact):
-            trial = Trial(command, what, results=("out", "page.html", "e.json", "e.csv"), secrets=(MARK, "19231017"))
+            trial = Trial(command, what, results=("out", "page.html", "e.json", "e.csv"), secrets=_SECRETS)
             _try(fuzz, room, trial)
         if (room.place / "out").exists() and (name := _in_results(room.place, redact)):
             fuzz.found(
@@ -132,16 +132,20 @@ def _in_results(place: Path, redact: bool) -> str | None:
     """The first result that holds a marker where none may be."""
     for path in _results(place):
         raw = path.read_bytes()
-        if path.suffix == ".dcm":
-            if found := _in_dicom(pydicom.dcmread(io.BytesIO(raw), force=True)):
-                return f"{path.name}: {found}"
-            continue
         if path.suffix == ".gz":
             if path.name.startswith("adversarial") and not redact:
                 continue
             raw = gzip.decompress(raw)
-        if MARK.encode() in raw or b"19231017" in raw:
-            return path.name
+        if path.suffix == ".dcm" and not redact:
+            # What may say whom it is of.
+            dataset = pydicom.dcmread(io.BytesIO(raw))
+            for keyword in (*KEPT, "PatientBirthDate"):
+                dataset[keyword].value = ""
+            stream = io.BytesIO()
+            dataset.save_as(stream)
+            raw = stream.getvalue()
+        if any(secret.encode() in raw for secret in _SECRETS):
+            return f"{path.name}: {_element(raw)}" if path.suffix == ".dcm" else path.name
     return None
 
 
@@ -157,12 +161,14 @@ def _results(place: Path) -> Iterator[Path]:
         )
 
 
-def _in_dicom(dataset: Dataset) -> str | None:
-    for element in dataset:
-        if element.VR == "SQ":
-            for item in element.value:
-                if found := _in_dicom(item):
-                    return f"{element.keyword}: {found}"
-        elif MARK in str(element.value) and element.keyword not in _ALLOWED:
-            return element.keyword or str(element.tag)
-    return None
+def _element(raw: bytes) -> str:
+    """Where a DICOM file holds a marker, in words."""
+    found = []
+    dataset = pydicom.dcmread(io.BytesIO(raw))
+    for each in (dataset.file_meta, dataset):
+        each.walk(lambda _, element: found.append(element.keyword or str(element.tag)) if _marked(element) else None)
+    return found[0] if found else "outside of its elements"
+
+
+def _marked(element: DataElement) -> bool:
+    return element.VR != "SQ" and any(secret in str(element.value) for secret in _SECRETS)
