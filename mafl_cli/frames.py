@@ -172,6 +172,7 @@ def parsed(name: str, stream: BinaryIO, *, pixels: bool) -> FileDataset:
         codestreams.require_inflatable(name, stream)
         # A header without the preamble is against the standard, and common.
         dataset = pydicom.dcmread(stream, stop_before_pixels=not pixels, force=_looks_raw(first))
+        _drop_undecodable(dataset.file_meta)
         if "TransferSyntaxUID" not in dataset.file_meta:
             implicit, little = dataset.original_encoding
             dataset.file_meta.TransferSyntaxUID = (
@@ -187,6 +188,15 @@ def parsed(name: str, stream: BinaryIO, *, pixels: bool) -> FileDataset:
     except Exception as exc:  # A damaged header makes pydicom raise nearly any class, with values in its message.
         raise InputError(f"{name}: is a damaged DICOM file ({type(exc).__name__}); export it again.") from exc
     return dataset
+
+
+def _drop_undecodable(meta: Dataset) -> None:
+    """What cannot be decoded of the few words before the header is as if it were not there: the header says it too."""
+    for tag in list(meta.keys()):
+        try:
+            meta[tag]
+        except Exception:  # Damage comes as nearly any class.
+            del meta[tag]
 
 
 def _require_sound_nesting(name: str, dataset: Dataset) -> None:

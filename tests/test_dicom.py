@@ -462,3 +462,17 @@ def test_sequences_nested_without_end_take_no_time(ct, keyword, words):
         with pytest.raises(InputError, match=words):
             read_dicom(ct)
     assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize("keyword", ["MediaStorageSOPClassUID", "ImplementationVersionName"])
+def test_words_before_the_header_that_cannot_be_decoded_are_not_missed(ct, keyword):
+    before = read_dicom(ct).data
+    for path in ct.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.file_meta._dict[Tag(keyword)] = RawDataElement(Tag(keyword), "U\0", 4, b"1.2\0", 0, False, True)
+        dataset.save_as(path, enforce_file_format=False)
+        with pytest.raises(NotImplementedError):
+            pydicom.dcmread(path).file_meta.get(keyword)
+    np.testing.assert_array_equal(read_dicom(ct).data, before)
+    assert describe_dicom(ct)
+    assert is_dicom(ct)
