@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -98,14 +99,24 @@ def test_figures_are_put_between_the_marks_of_a_page(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{counts.BEGIN}\nold\n{counts.END}\nafter\n")
     part = counts.Part(inputs=3, exits={0: 1, 3: 2}, kinds={"crash": 1, "unheard of": 2})
-    settings = {"minutes": 1.0, "jobs": 1, "command": "python tools/fuzz.py"}
-    counts.write_figures(page, counts.figures({"nifti": part}, settings))
+    settings = {"commit": "1234567", "command": "python tools/fuzz.py"}
+    found = counts.as_json({"nifti": part, "mask": counts.Part(inputs=7)}, {"nifti: crash: x": 1}, {}, settings)
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "counts.json").write_text(json.dumps(found))
+    parts, findings, runs = counts.joined(
+        [(tmp_path / "first" / "counts.json", ["nifti"]), (tmp_path / "second" / "counts.json", [])]
+    )
+    assert (parts["nifti"].inputs, parts["nifti"].exits, parts["mask"].inputs) == (6, {0: 2, 3: 4}, 7)
+    assert findings == {"nifti: crash: x": 2}
+    counts.write_figures(page, counts.figures(parts, runs))
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
-    assert "| crashes | 1 |" in text
-    assert "| others | 2 |" in text
+    assert "| crashes | 2 |" in text
+    assert "| others | 4 |" in text
+    assert "1234567  python tools/fuzz.py  # nifti" in text
     page.write_text("no marks")
     with pytest.raises(ValueError, match="no place for figures"):
         counts.write_figures(page, "x")

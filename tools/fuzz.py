@@ -13,11 +13,13 @@ import gc
 import json
 import os
 import shlex
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Before PyTorch is loaded: forks have one thread each. What a job says of itself is not for the command that is tried.
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -37,6 +39,9 @@ EXTRAS: dict[str, tuple[str, Callable[[drive.Fuzz, int, float], None]]] = {
 def main(arguments: list[str] | None = None) -> int:
     """Returns 1 if anything was seen that must not be."""
     options = _options(arguments)
+    if options.join:
+        parts, findings, runs = counts.joined([_chosen(each) for each in options.join])
+        return _tell(parts, findings, runs, options.markdown)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mafl-fuzz-") as work:
         fuzz = drive.Fuzz(Path(work), options.out.resolve(), options.seed, options.jobs, say=_say)
@@ -46,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         _try_all(fuzz, options, started + options.seconds)
     settings = {
         "command": shlex.join(["python", "tools/fuzz.py", *(sys.argv[1:] if arguments is None else arguments)]),
+        "commit": _commit(),
         "minutes": (time.monotonic() - started) / 60,
         "seed": options.seed,
         "jobs": options.jobs,
@@ -53,13 +59,37 @@ def main(arguments: list[str] | None = None) -> int:
     fuzz.out.mkdir(parents=True, exist_ok=True)
     found = counts.as_json(fuzz.parts, fuzz.findings, fuzz.examples, settings)
     (fuzz.out / "counts.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-    if options.markdown is not None:
-        counts.write_figures(options.markdown, counts.figures(fuzz.parts, settings))
-    for rows in (counts.of_parts(fuzz.parts), counts.of_findings(fuzz.parts)):
+    return _tell(fuzz.parts, fuzz.findings, [settings], options.markdown)
+
+
+def _tell(
+    parts: dict[str, counts.Part], findings: dict[str, int], runs: list[dict[str, Any]], page: Path | None
+) -> int:
+    if page is not None:
+        counts.write_figures(page, counts.figures(parts, runs))
+    for rows in (counts.of_parts(parts), counts.of_findings(parts)):
         print(f"{counts.plain(rows)}\n")
-    for sign, count in sorted(fuzz.findings.items(), key=lambda pair: -pair[1]):
+    for sign, count in sorted(findings.items(), key=lambda pair: -pair[1]):
         print(f"{count:5} x {sign}")
-    return 1 if fuzz.findings else 0
+    return 1 if findings else 0
+
+
+def _commit() -> str:
+    """Of the program that is tried, with a + if it has changed since."""
+    said = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return said.stdout.strip() or "unknown"
+
+
+def _chosen(said: str) -> tuple[Path, list[str]]:
+    """FOLDER or FOLDER:PART,PART, as a counts.json and parts."""
+    folder, _, parts = said.partition(":")
+    return Path(folder) / "counts.json", [each for each in parts.split(",") if each]
 
 
 def _try_all(fuzz: drive.Fuzz, options: argparse.Namespace, until: float) -> None:
@@ -93,6 +123,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--markdown", type=Path, metavar="PAGE", help="put the figures into this page, docs/reliability.md"
     )
+    parser.add_argument(
+        "--join", nargs="+", metavar="FOLDER[:PART,...]",
+        help="try nothing: add up what earlier runs have left in these folders, or some parts of it",
+    )  # fmt: skip
     parser.add_argument("-o", "--out", type=Path, default=Path("fuzz-out"), help="folder for findings and counts.json")
     options = parser.parse_args(arguments)
     if options.at is not None and not options.only:

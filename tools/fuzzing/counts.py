@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -131,18 +132,24 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 
-def figures(parts: Mapping[str, Part], settings: Mapping[str, Any]) -> str:
-    """The figures of a run as docs/reliability.md has them, the command included."""
+def figures(parts: Mapping[str, Part], runs: Sequence[Mapping[str, Any]]) -> str:
+    """The figures of one run or of several as docs/reliability.md has them, the commands included.
+
+    runs: the settings of each; see `tools/fuzz.py`.
+    """
     whole = total(parts.values())
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, {platform.system()}"
     said = (
-        f"{whole.inputs} inputs, {whole.kills} kills among them: {settings['minutes']:.0f} minutes, "
-        f"{whole.cpu_s / 60:.0f} of them CPU, with {settings['jobs']} at a time; {versions}. "
-        f"Peak memory of a process: {whole.peak_bytes / 1e9:.1f} GB. "
+        f"{whole.inputs} inputs, {whole.kills} kills among them: {whole.cpu_s / 60:.0f} minutes of CPU in "
+        f"{counted(len(runs), 'run')}; {versions}. Peak memory of a process: {whole.peak_bytes / 1e9:.1f} GB. "
         f"{whole.not_made} inputs could not be written."
     )
-    command = f"    {settings['command']}"
-    return "\n\n".join([command, said, markdown(of_parts(parts)), markdown(of_findings(parts))])
+    lines = [f"    {run['commit']}  {run['command']}" for run in runs]
+    return "\n\n".join([said, markdown(of_parts(parts)), markdown(of_findings(parts)), "\n".join(lines)])
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def write_figures(page: Path, text: str) -> None:
@@ -153,6 +160,27 @@ def write_figures(page: Path, text: str) -> None:
     if not (begin and end):
         raise ValueError(f"{page.name}: has no place for figures")
     page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+
+
+def joined(runs: Sequence[tuple[Path, Sequence[str]]]) -> tuple[dict[str, Part], dict[str, int], list[dict[str, Any]]]:
+    """Parts, findings and settings of several runs. runs: the counts.json of each, and which parts; none are all."""
+    parts: dict[str, Part] = {}
+    findings: dict[str, int] = {}
+    settings = []
+    for path, only in runs:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        settings.append(
+            found["settings"] | ({"command": f"{found['settings']['command']}  # {', '.join(only)}"} if only else {})
+        )
+        for name, counts in found["parts"].items():
+            if only and name not in only:
+                continue
+            counts["exits"] = {int(code): count for code, count in counts["exits"].items()}
+            parts[name] = total([parts.get(name, Part()), Part(**counts)])
+        for each in found["findings"]:
+            if not only or each["what"].partition(":")[0] in only:
+                findings[each["what"]] = findings.get(each["what"], 0) + each["count"]
+    return parts, findings, settings
 
 
 def as_json(
