@@ -7,10 +7,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from commands import mafl
 
 if sys.platform != "linux":
     pytest.skip("forks and limits are Linux's", allow_module_level=True)
@@ -93,6 +95,31 @@ def test_what_must_not_be_seen_is_seen(tmp_path: Path, work: Callable[[], int], 
     largest = ended.peak_bytes - 1 if kinds == {"memory"} else judge.LARGEST
     seen = judge.judge(room, judge.Trial(("x",), "", results=("out",)), before, ended, largest)
     assert {each.kind for each in seen} == kinds
+
+
+@pytest.fixture(scope="module")
+def fuzz(tmp_path_factory: pytest.TempPathFactory) -> Iterator[drive.Fuzz]:
+    """Good files, made in this process, that has loaded PyTorch and the readers already."""
+    work = tmp_path_factory.mktemp("fuzz")
+    fuzz = drive.Fuzz(work, work / "found", seed=0)
+    root = fuzz.stock.root
+    root.mkdir()
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        command = drive.whole_command()
+        patch.setattr("typer.main.get_command", lambda _: command)
+        stock.scans_and_models(root)
+        patch.chdir(root)
+        for name, arguments in stock.RUNS.items():
+            assert mafl(*arguments).exit_code == 0, name
+        yield fuzz
+
+
+def test_forty_of_its_inputs_show_nothing_that_must_not_be_seen(fuzz: drive.Fuzz) -> None:
+    drive.readers(fuzz, drive.order(fuzz.seed, 40), float("inf"))
+    assert fuzz.examples == {}
+    whole = counts.total(fuzz.parts.values())
+    assert (set(fuzz.parts), whole.inputs + whole.not_made) == (set(drive.READERS), 40)
 
 
 def test_figures_are_put_between_the_marks_of_a_page(tmp_path: Path) -> None:

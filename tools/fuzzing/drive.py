@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import mafl_cli
 from fuzzing import dicoms, models, runs, scans, stock, tables
@@ -133,18 +134,25 @@ def prepare(fuzz: Fuzz) -> None:
     _import([f"mafl_cli.{each.name}" for each in pkgutil.iter_modules(mafl_cli.__path__) if each.name != "__main__"])
 
 
-def _build_the_command_once() -> None:
-    """Typer puts the command together of annotations each time it is called: half of what a small input takes."""
+def whole_command() -> Any:
+    """The command line; typer puts it together of annotations at each call, half of what a small input takes."""
     import typer.main
 
     from mafl_cli.cli import app
 
     command = typer.main.get_command(app)
-    typer.main.get_command = lambda _: command
     for name, each in getattr(command, "commands", {}).items():
         # What its options are converted with is made when they are read.
         with suppress(Exception):
-            each.make_context(name, ["x", "-t", "x", "-o", "x"], resilient_parsing=False)
+            each.make_context(name, ["x", "-t", "x", "-o", "x"])
+    return command
+
+
+def _build_the_command_once() -> None:
+    import typer.main
+
+    command = whole_command()
+    typer.main.get_command = lambda _: command
 
 
 def _commands(root: Path) -> Iterator[tuple[str, Callable[[], object]]]:
