@@ -15,7 +15,7 @@ from typing import Any
 import typer
 
 from mafl_cli import interrupts, quiet, streams
-from mafl_cli.errors import MaflError, disk_full, is_disk_full, place_of
+from mafl_cli.errors import Interrupted, MaflError, disk_full, is_disk_full, place_of
 from mafl_cli.names import escaped, harmless
 
 
@@ -54,8 +54,13 @@ class Voice:
 def reported(voice: Voice) -> Iterator[None]:
     """One line on stderr and the documented exit code for every way a command can end; only mafl speaks meanwhile."""
     try:
-        with interrupts.as_exceptions(), nullcontext() if voice.debug else quiet.libraries():
-            yield
+        with interrupts.as_exceptions() as came, nullcontext() if voice.debug else quiet.libraries():
+            try:
+                yield
+            except Exception as exc:
+                if came and not isinstance(exc, (Interrupted, typer.Exit, typer.Abort)):
+                    raise came[0] from None
+                raise
     except (typer.Exit, typer.Abort):
         raise
     except MaflError as exc:

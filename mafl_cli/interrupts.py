@@ -30,24 +30,38 @@ def exit_code(exc: KeyboardInterrupt) -> int:
 
 
 @contextmanager
-def as_exceptions() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise `Stopped` in the block, once. Where they are ignored, as `nohup` does, they stay so."""
+def as_exceptions() -> Iterator[list[KeyboardInterrupt]]:
+    """SIGTERM and SIGHUP raise `Stopped` in the block, once. Where they are ignored, as `nohup` does, they stay so.
+
+    Yields a list of what was raised so, and for Ctrl-C: libraries that it goes through make errors of their own of it.
+    """
+    came: list[KeyboardInterrupt] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield came
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
         # A second one must not disturb the cleaning up.
         for each in before:
             signal.signal(each, signal.SIG_IGN)
-        raise Stopped(number)
+        came.append(Stopped(number))
+        raise came[-1]
 
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        came.append(KeyboardInterrupt())
+        raise came[-1]
+
+    ctrl_c = signal.getsignal(signal.SIGINT)
+    if ctrl_c is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
     before = {each: signal.signal(each, stop) for each in _ENDING if signal.getsignal(each) is signal.SIG_DFL}
     try:
-        yield
+        yield came
     finally:
         for each in before:
             signal.signal(each, signal.SIG_DFL)
+        if ctrl_c is signal.default_int_handler:
+            signal.signal(signal.SIGINT, ctrl_c)
 
 
 @contextmanager

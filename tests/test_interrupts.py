@@ -13,7 +13,7 @@ import torch
 from commands import Threshold, mafl, scan_array
 
 from mafl_cli import engine, inspection, interrupts, pipeline, results, staging
-from mafl_cli.errors import Interrupted
+from mafl_cli.errors import Interrupted, ModelError
 
 CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
@@ -38,6 +38,23 @@ def test_a_signal_is_an_exit_code_and_one_line(
     result = mafl("inspect", tmp_path / "scan.nii")
     assert (result.exit_code, result.stderr) == (code, "mafl: interrupted; nothing was kept.\n")
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(("number", "code"), CODES)
+@pytest.mark.parametrize("error", [ModelError("net.ts: Stopped: 15."), RuntimeError("Stopped: 15")])
+def test_an_interrupt_that_a_library_makes_another_error_of_is_still_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int, error: Exception
+) -> None:
+    def swallow(file: Path) -> None:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise error from None
+
+    monkeypatch.setattr(inspection, "inspect", swallow)
+    result = mafl("inspect", tmp_path / "scan.nii")
+    assert (result.exit_code, result.stderr) == (code, "mafl: interrupted; nothing was kept.\n")
 
 
 def test_a_signal_that_is_ignored_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
