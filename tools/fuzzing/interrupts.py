@@ -211,6 +211,8 @@ def _end(room: Room, child: Child, ended: Ended, moment: Moment) -> list[Seen]:
         seen.append(Seen("process left"))
     if ended.code == 1:
         seen.append(Seen("exit 1", last_line(room)))
+    elif not moment.of_worker and ended.code not in (None, 0, 128 + moment.signal):
+        seen.append(Seen("exit code", f"{ended.code}: {last_line(room)}"))
     if not moment.of_worker and moment.signal != signal.SIGKILL and (left := list(room.temporary.iterdir())):
         seen.append(Seen("left in temporary", left[0].name))
     for path in room.temporary.iterdir():
