@@ -20,7 +20,7 @@ _OF_MASKS = 8
 
 def plan(case: Case) -> str:
     """What the search and the files will need at the most, as a line: GiB of the machine's memory, or the GPU's too."""
-    step, each = _in_network(case)
+    step, each, size = _in_network(case)
     held = resident() or 0
     on_host = case.clean.device.type == "cpu"
     rows = case.edit().flatten(1).any(dim=1)
@@ -36,19 +36,20 @@ def plan(case: Case) -> str:
     there = "" if on_host else f"; {step / 2**30:.2f} GiB on the GPU"
     return (
         f"memory: about {most / 2**30:.2f} GiB at the most{there}: {held / 2**30:.2f} held now, up to "
-        f"{step / 2**30:.2f} to search ({each / 2**30:.2f} for each {what} in the network), {files / 2**30:.2f} to "
-        "read and measure the files"
+        f"{step / 2**30:.2f} to search ({each / 2**30:.2f} for each {what} of {size} in the network), "
+        f"{files / 2**30:.2f} to read and measure the files"
     )
 
 
-def _in_network(case: Case) -> tuple[int, int]:
-    """Bytes of a step of the search, and of a window, slice or volume in it: what the backward pass keeps."""
+def _in_network(case: Case) -> tuple[int, int, str]:
+    """Bytes of a step of the search, and of a window, slice or volume in it (what the backward pass keeps), and its
+    size in voxels."""
     shape = case.tiling.roi if case.tiling else tuple(n + -n % case.info.divisor for n in case.grids.there.shape_out)
     example = torch.zeros(1, len(case.info.channels), *shape, device=case.clean.device)
     each = case.segmenter.activation_bytes(example)
     samples = min(case.together, int(case.edit().flatten(1).any(dim=1).sum()))
     passes = case.windows_together if case.tiling else samples
-    return passes * each + samples * case.clean[0].numel() * 4 * _IN_A_STEP, each
+    return passes * each + samples * case.clean[0].numel() * 4 * _IN_A_STEP, each, " x ".join(map(str, shape))
 
 
 def give_back() -> None:

@@ -398,8 +398,10 @@ def _volume(file: NiftiFile, *, constant_is_wrong: bool) -> Volume:
 
 
 def require_usable(name: str, data: NDArray[np.float32], *, constant_is_wrong: bool) -> None:
-    """Raise InputError when a scan has NaN or Inf, or the same value everywhere."""
-    bad = data.size - sum(int(np.count_nonzero(np.isfinite(data[..., part]))) for part in _parts(data.shape))
+    """Raise InputError when a scan, or the voxels of one that are not padding, has NaN or Inf or one value only."""
+    flat = data.ravel(order="K")
+    parts = (flat[first : first + _BLOCK] for first in range(0, flat.size, _BLOCK))
+    bad = data.size - sum(int(np.count_nonzero(np.isfinite(part))) for part in parts)
     if bad:
         raise InputError(f"{name}: {bad} of {data.size} voxels are NaN, Inf or beyond float32; replace them first.")
     if constant_is_wrong and data.min() == data.max():

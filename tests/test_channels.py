@@ -215,7 +215,7 @@ def test_windows_in_3d_are_judged_by_the_same_inferer(case: Path) -> None:
         "attack", scan, "--target", mask, "--model", case / "deep.ts", "-o", case / "out", "--steps", 40, "-v"
     )
     done = finished(result, case / "out")
-    assert "for each window of 16 x 16 x 16" in result.stderr
+    assert "for each window of 16 x 16 x 16 in the network" in result.stderr
     assert done["run"]["settings"]["roi"] == [16, 16, 16]
     assert done["cases"][0]["attack"]["goal_reached"]
     after = load(case / "out" / "adversarial.nii.gz")
