@@ -131,6 +131,11 @@ def prepare(fuzz: Fuzz) -> None:
         warm += pickle.loads((room.root / "modules").read_bytes())
         _import(warm)
         shutil.rmtree(room.root)
+    load_all_of_mafl()
+
+
+def load_all_of_mafl() -> None:
+    """Every module of the command, so that no fork has to."""
     _import([f"mafl_cli.{each.name}" for each in pkgutil.iter_modules(mafl_cli.__path__) if each.name != "__main__"])
 
 
