@@ -204,7 +204,8 @@ def _leftovers(room: Room) -> list[Seen]:
 def _end(room: Room, child: Child, ended: Ended, moment: Moment) -> list[Seen]:
     """The killed one may not complain in tracebacks, nor leave processes behind."""
     seen = []
-    said = room.stderr.read_text(errors="replace")
+    # One that is killed at its very start has said nothing anywhere.
+    said = room.stderr.read_text(errors="replace") if room.stderr.exists() else ""
     if "Traceback" in said:
         seen.append(Seen("traceback", said.rstrip().rpartition("\n")[2]))
     if child.outlived:
