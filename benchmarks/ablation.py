@@ -20,10 +20,10 @@ import torch
 from cases import load_case
 from scipy import ndimage
 
-from mafl_cli.attack import attack
 from mafl_cli.config import AttackConfig
-from mafl_cli.lowfreq import low_frequency_energy
-from mafl_cli.preprocess import per_channel
+from mafl_cli.field.preprocess import per_channel
+from mafl_cli.search.loop import attack
+from mafl_cli.search.lowfreq import low_frequency_energy
 
 ALWAYS = ("sample:hole", "sample:swap")
 WITH_DATA = (

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from mafl_cli.card import ModelCard, find_card
+from mafl_cli.case.subject import DEMO_MODEL
 from mafl_cli.config import Intensity
-from mafl_cli.geometry import Layout
-from mafl_cli.limits import Limits
-from mafl_cli.model import Segmenter, load
-from mafl_cli.pipeline import DEMO_MODEL
-from mafl_cli.preprocess import Preprocessing
-from mafl_cli.windows import Field, Whole
+from mafl_cli.field.preprocess import Preprocessing
+from mafl_cli.field.windows import Field, Whole
+from mafl_cli.network.card import ModelCard, find_card
+from mafl_cli.network.segmenter import Segmenter, load
+from mafl_cli.scans.geometry import Layout
+from mafl_cli.search.limits import Limits
 
 CPU = torch.device("cpu")
 SAMPLES = Path(__file__).resolve().parent.parent / "sample_data"

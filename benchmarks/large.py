@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from mafl_cli import model
-from mafl_cli.case import AttackRequest
+from mafl_cli.case.pipeline import run_attack
+from mafl_cli.case.prepare import AttackRequest
+from mafl_cli.case.subject import DEMO_MODEL
 from mafl_cli.config import preset
-from mafl_cli.pipeline import run_attack
-from mafl_cli.recipes import parse
-from mafl_cli.subject import DEMO_MODEL
+from mafl_cli.network import segmenter
+from mafl_cli.scans.recipes import parse
 
 SPHERE = "swap:1,2:sphere@0,-50,0,12"
 
@@ -59,7 +59,7 @@ def made_up(path: Path, slices: int, size: int) -> None:
 def in_network() -> Iterator[dict[str, float]]:
     """Seconds by the clock and of the processor in the network: lifting it aside, forward and backward."""
     spent = {"clock": 0.0, "cpu": 0.0}
-    forward, backward = model.Segmenter.__call__, torch.autograd.grad
+    forward, backward = segmenter.Segmenter.__call__, torch.autograd.grad
 
     def timed(work: Any) -> Any:
         def run(*arguments: Any, **more: Any) -> Any:
@@ -72,11 +72,11 @@ def in_network() -> Iterator[dict[str, float]]:
 
         return run
 
-    model.Segmenter.__call__, torch.autograd.grad = timed(forward), timed(backward)  # type: ignore[method-assign]
+    segmenter.Segmenter.__call__, torch.autograd.grad = timed(forward), timed(backward)  # type: ignore[method-assign]
     try:
         yield spent
     finally:
-        model.Segmenter.__call__, torch.autograd.grad = forward, backward  # type: ignore[method-assign]
+        segmenter.Segmenter.__call__, torch.autograd.grad = forward, backward  # type: ignore[method-assign]
 
 
 def measured(scan: Path, out: Path, network: Path, steps: int) -> dict[str, Any]:

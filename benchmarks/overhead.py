@@ -19,8 +19,8 @@ from time import perf_counter
 import torch
 from cases import Case, load_case, whole_slices
 
-from mafl_cli.attack import StepRecord, attack
 from mafl_cli.config import AttackConfig, preset
+from mafl_cli.search.loop import StepRecord, attack
 
 GOAL = 1.15
 

@@ -17,8 +17,8 @@ from cases import Case
 from torch import Tensor
 
 from mafl_cli.config import preset
-from mafl_cli.goals import Goal, Verdict
-from mafl_cli.model import Prediction
+from mafl_cli.network.segmenter import Prediction
+from mafl_cli.search.goals import Goal, Verdict
 
 Rule = Literal["best IoU", "at goal"]
 

@@ -37,15 +37,18 @@ import torch
 from cases import Case, all_names, is_volume, load_case
 from torch import Tensor
 
-from mafl_cli import attack as engine
-from mafl_cli import goals, limits, losses, lowfreq, metrics, model, perturbation, preprocess, steps, windows
 from mafl_cli.config import config_hash, preset
+from mafl_cli.field import preprocess, windows
+from mafl_cli.measure import agreement, perturbation
+from mafl_cli.network import segmenter
+from mafl_cli.search import goals, limits, losses, lowfreq, steps
+from mafl_cli.search import loop as engine
 
 PRESETS = ("mafl-paper", "pgd", "mifgsm", "segpgd", "cospgd", "ssah", "dag")
 METHODS = ("mafl", "asma", *PRESETS, "pdgd")
 GOALS = (0.9, 0.95)
 """Further goals of mafl, beside its default, on the problems of the picture."""
-COMMON = (cases, model, preprocess, windows, goals, limits, metrics)
+COMMON = (cases, segmenter, preprocess, windows, goals, limits, agreement)
 """The programs that every result depends on."""
 
 Row = dict[str, Any]
@@ -309,7 +312,7 @@ def _measure(case: Case, solution: Solution) -> Row:
     goal = peers.goal_of(case)
     labels = case.field.predict(solution.adversarial).logits.argmax(dim=1)
     verdict = goal.judge(labels)
-    met = metrics.agreement(
+    met = agreement.agreement(
         _volume(labels),
         _volume(case.target),
         _volume(case.field.predict(case.clean).logits.argmax(dim=1)),
@@ -346,7 +349,7 @@ def _measure(case: Case, solution: Solution) -> Row:
 
 
 def _sizes(case: Case, adversarial: Tensor) -> list[dict[str, Any]]:
-    """`perturbation.size` of each channel, in model units."""
+    """`measure.perturbation.size` of each channel, in model units."""
     return [
         perturbation.size(
             _volume(case.clean[:, channel] / unit),

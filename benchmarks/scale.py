@@ -23,12 +23,14 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from mafl_cli import batch, model, results, runs
-from mafl_cli.case import AttackRequest
-from mafl_cli.cases import CaseFiles, find
+from mafl_cli.batch import batch, tables
+from mafl_cli.case.pipeline import run_attack
+from mafl_cli.case.prepare import AttackRequest
 from mafl_cli.config import preset
-from mafl_cli.pipeline import run_attack
-from mafl_cli.recipes import parse
+from mafl_cli.listing.cases import CaseFiles, find
+from mafl_cli.network import segmenter
+from mafl_cli.results.folder import REPORT, RUN, TICKET
+from mafl_cli.scans.recipes import parse
 
 SAMPLE = Path(__file__).resolve().parent.parent / "sample_data" / "brain_t1.nii.gz"
 
@@ -70,11 +72,11 @@ def resume(work: Path) -> None:
     cases = small_scans(work / "many", 1000)
     out = work / "done"
     ran(cases[:1], out)
-    ticket = json.loads((out / cases[0].case_id / results.TICKET).read_text())
+    ticket = json.loads((out / cases[0].case_id / TICKET).read_text())
     for case in cases[1:]:
         shutil.copytree(out / cases[0].case_id, out / case.case_id)
         ticket["files"] = [batch.fingerprint(path) for path in case.images]
-        (out / case.case_id / results.TICKET).write_text(json.dumps(ticket))
+        (out / case.case_id / TICKET).write_text(json.dumps(ticket))
     seconds = ran(cases, out)
     print(f"resume: {seconds:.2f} s for 1000 finished cases, their tables made anew")
 
@@ -82,15 +84,15 @@ def resume(work: Path) -> None:
 def aggregate(work: Path) -> None:
     out = work / "large"
     ran(small_scans(work / "one", 1), out)
-    known = json.loads((out / results.RUN).read_text())
+    known = json.loads((out / RUN).read_text())
     (first,) = known["cases"]
     known["cases"] = [first, *(f"case_{number:05d}" for number in range(1, 10_000))]
     for case_id in known["cases"][1:]:
         (out / case_id).mkdir()
-        (out / case_id / results.REPORT).hardlink_to(out / first / results.REPORT)
-    (out / results.RUN).write_text(json.dumps(known))
+        (out / case_id / REPORT).hardlink_to(out / first / REPORT)
+    (out / RUN).write_text(json.dumps(known))
     started = perf_counter()
-    whole = runs.aggregate(out)
+    whole = tables.aggregate(out)
     assert whole["aggregate"]["ok"] == 10_000
     print(f"aggregate: {perf_counter() - started:.2f} s for 10000 reports")
 
@@ -100,8 +102,7 @@ def memory(work: Path, count: int, picture: Path | None) -> None:
     out = work / "grown"
     ran(cases, out, steps=10)
     peaks = [
-        json.loads((out / case.case_id / results.REPORT).read_text())["cases"][0]["memory"]["peak_resident_bytes"]
-        / 2**20
+        json.loads((out / case.case_id / REPORT).read_text())["cases"][0]["memory"]["peak_resident_bytes"] / 2**20
         for case in cases
     ]
     early, late = max(peaks[: count // 10]), peaks[-1]
@@ -127,7 +128,7 @@ def _draw(peaks: list[float], picture: Path) -> None:
 def counted() -> Iterator[dict[str, float]]:
     """Seconds spent in the network, forward and backward."""
     spent = {"network": 0.0}
-    forward, backward = model.Segmenter.__call__, torch.autograd.grad
+    forward, backward = segmenter.Segmenter.__call__, torch.autograd.grad
 
     def timed(work: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **more: Any) -> Any:
@@ -139,11 +140,11 @@ def counted() -> Iterator[dict[str, float]]:
 
         return run
 
-    model.Segmenter.__call__, torch.autograd.grad = timed(forward), timed(backward)  # type: ignore[method-assign]
+    segmenter.Segmenter.__call__, torch.autograd.grad = timed(forward), timed(backward)  # type: ignore[method-assign]
     try:
         yield spent
     finally:
-        model.Segmenter.__call__, torch.autograd.grad = forward, backward  # type: ignore[method-assign]
+        segmenter.Segmenter.__call__, torch.autograd.grad = forward, backward  # type: ignore[method-assign]
 
 
 def overhead(work: Path, data: Path) -> None:

@@ -23,10 +23,11 @@ import torch.nn.functional as F
 from monai.networks.nets import UNet
 from numpy.typing import NDArray
 
-from mafl_cli import metrics, recipes, volume
-from mafl_cli.case import AttackRequest, prepare
+from mafl_cli.case.pipeline import run_attack
+from mafl_cli.case.prepare import AttackRequest, prepare
 from mafl_cli.config import AttackConfig
-from mafl_cli.pipeline import run_attack
+from mafl_cli.measure import agreement
+from mafl_cli.scans import recipes, volume
 
 CLASSES = ("background", "liver", "spleen", "kidneys", "colon", "vertebrae")
 WINDOW = (-160.0, 240.0)
@@ -83,7 +84,7 @@ def measure(request: AttackRequest, step: float) -> list[dict[str, Any]]:
 
     def row(how: str, data: NDArray[np.float32], loop: float | None) -> None:
         drawn = case.predict([data])
-        found = metrics.agreement(
+        found = agreement.agreement(
             drawn, case.target.labels, case.to_labels(case.clean_labels), class_names=case.info.classes,
             spacing=case.scan.spacing,
         )  # fmt: skip

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mafl_cli.case import AttackRequest
+from mafl_cli.case.pipeline import run_attack
+from mafl_cli.case.prepare import AttackRequest
+from mafl_cli.case.subject import DEMO_MODEL, ModelRequest
 from mafl_cli.config import preset
-from mafl_cli.evaluation import EvaluateRequest, run_evaluation
-from mafl_cli.pipeline import run_attack
-from mafl_cli.subject import DEMO_MODEL, ModelRequest
-from mafl_cli.transforms import parse
-from mafl_cli.trials import Trials
+from mafl_cli.judging.evaluation import EvaluateRequest, run_evaluation
+from mafl_cli.judging.transforms import parse
+from mafl_cli.judging.trials import Trials
 
 SAMPLE = Path(__file__).resolve().parent.parent / "sample_data"
 

@@ -32,13 +32,13 @@ def measure(shape: tuple[int, int, int], edit: int, steps: int) -> dict[str, Any
     import torch
     from monai.networks.nets import UNet
 
-    from mafl_cli.attack import StepRecord, attack
     from mafl_cli.config import Intensity, preset
-    from mafl_cli.limits import Limits
-    from mafl_cli.model import load
-    from mafl_cli.preprocess import Preprocessing
-    from mafl_cli.resample import Grids
-    from mafl_cli.windows import Tiling, Windows
+    from mafl_cli.field.preprocess import Preprocessing
+    from mafl_cli.field.resample import Grids
+    from mafl_cli.field.windows import Tiling, Windows
+    from mafl_cli.network.segmenter import load
+    from mafl_cli.search.limits import Limits
+    from mafl_cli.search.loop import StepRecord, attack
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -62,7 +62,8 @@ class AttackConfig:
     """At the goal: shrink the change (dynamic step only), stop, or continue with the same step and keep the best."""
 
     mask_loss: MaskLoss = "margin"
-    """What the target asks of the logits; see `mafl_cli.losses`. logit is ASMA's, dag, segpgd and cospgd are theirs."""
+    """What the target asks of the logits; see `mafl_cli.search.losses`. logit is ASMA's, dag, segpgd and cospgd are
+    theirs."""
     kappa: float = 0.1
     """A voxel counts as won when the target class leads by this share of the clean prediction's typical margin.
     For the margin loss."""

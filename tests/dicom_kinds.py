@@ -16,7 +16,7 @@ from pydicom.sr.codedict import codes
 from pydicom.tag import Tag
 from pydicom.uid import generate_uid
 
-from mafl_cli.kept import coded
+from mafl_cli.scans.dicom.kept import coded
 
 MARK = "ZZPATIENT"
 AFFINE = np.array([[-0.8, 0, 0, 50], [0, -0.7, 0, 30], [0, 0, 2.5, -20], [0, 0, 0, 1]])

@@ -8,7 +8,8 @@ from typing import Any
 import jsonschema
 from referencing import Registry, Resource
 
-from mafl_cli import evaluation, report
+from mafl_cli.judging import evaluation
+from mafl_cli.results import report
 
 
 def require_fits(found: dict[str, Any]) -> None:

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from mafl_cli import __version__, evaluation, gates, metrics, perturbation, report, trials
-from mafl_cli.gates import Gate
+from mafl_cli import __version__
+from mafl_cli.judging import evaluation, gates, trials
+from mafl_cli.judging.gates import Gate
+from mafl_cli.measure import agreement, perturbation
+from mafl_cli.results import report
 
 SHAPE = (14, 12, 3)
 NAMES = ("background", "organ")
@@ -29,9 +32,9 @@ def _measured() -> dict[str, Any]:
     how = {"class_names": NAMES, "spacing": (1, 1, 2)}
     size = perturbation.size(scan, scan + change, unit=2.0, data_range=None, slice_axis=2, spacing=(1, 1, 2))
     return {
-        "clean": metrics.agreement(clean, target, clean, **how),
-        "post_write": metrics.agreement(adversarial, target, clean, **how),
-        "dice_with_clean": metrics.reach(adversarial, target, clean, classes=2, overlapping=False)["dice_with_clean"],
+        "clean": agreement.agreement(clean, target, clean, **how),
+        "post_write": agreement.agreement(adversarial, target, clean, **how),
+        "dice_with_clean": agreement.reach(adversarial, target, clean, classes=2, overlapping=False)["dice_with_clean"],
         "size": size,
         "size_per_channel": [size],
     }

@@ -17,8 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mafl_cli import results, staging
 from mafl_cli.errors import DiskFullError, MaflError, UsageError
+from mafl_cli.results.folder import recover, staged, there, write_text
+from mafl_cli.system import staging
 
 FILES = ("adversarial.nii.gz", "perturbation.nii.gz", "prediction_adversarial.nii.gz", "prediction_clean.nii.gz")
 _CHANGES = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.link", "os.chmod", "shutil.rmtree", "test.exchange"}
@@ -72,7 +73,7 @@ def version_of(out: Path) -> str | None:
         version = json.loads((out / "report.json").read_text())["version"]
     except (OSError, ValueError):
         return None
-    made = [path for path in results.there(out) if path.name != "report.json"]
+    made = [path for path in there(out) if path.name != "report.json"]
     files = [file for path in made for file in (path.iterdir() if path.is_dir() else [path])]
     whole = len(files) == len(FILES) + 1 and all(file.read_text() == version for file in files)
     return version if whole else None
@@ -83,7 +84,7 @@ def left(out: Path) -> list[str]:
 
 
 def replace(out: Path, series: bool) -> None:
-    with results.staged(out, overwrite=True) as stage:
+    with staged(out, overwrite=True) as stage:
         write(stage, "new", series=series)
 
 
@@ -146,13 +147,13 @@ def kills(root: Path, way: str, wrong: list[str]) -> int:
         # Killed again, while what was left is put right.
         if way == "no exchange, series" and number % 3 == 0:
             again = 0
-            while killed_at(again := again + 1, lambda out=out: results.recover(out)):
+            while killed_at(again := again + 1, lambda out=out: recover(out)):
                 if not first and not (out / "report.json").is_file():
                     wrong.append(f"{where}, then {again}: no report")
-        results.recover(out)
+        recover(out)
         if left(out):
             wrong.append(f"{where}: {left(out)} are left")
-        if version_of(out) is None and not (first and not results.there(out)):
+        if version_of(out) is None and not (first and not there(out)):
             wrong.append(f"{where}: not whole after the next start")
         if foreign and (out / "notes.txt").read_text() != "mine":
             wrong.append(f"{where}: a file of somebody else is gone")
@@ -175,7 +176,7 @@ def full_disks(root: Path, way: str, wrong: list[str]) -> int:
             number += 1
             out = begin(root, "out", series=series, foreign=foreign, first=False)
             reached, problem = full_at(number, forever, lambda out=out: replace(out, series))
-            results.recover(out)
+            recover(out)
             if problem or left(out) or version_of(out) is None:
                 wrong.append(f"{way}, full at {number}: {problem}, {version_of(out)}, left {left(out)}")
         moments += number - 1
@@ -212,11 +213,11 @@ def files(root: Path, wrong: list[str]) -> int:
         number += 1
         out = begin(root, "out", series=False, foreign=False, first=False)
         (out / "page.html").write_text("old")
-        if not killed_at(number, lambda out=out: results.write_text(out / "page.html", "new")):
+        if not killed_at(number, lambda out=out: write_text(out / "page.html", "new")):
             return number - 1
         if (out / "page.html").read_text() not in ("old", "new"):
             wrong.append(f"a file, moment {number}: neither old nor new")
-        results.write_text(out / "page.html", "new")
+        write_text(out / "page.html", "new")
         if left(out) or (out / "page.html").read_text() != "new":
             wrong.append(f"a file, moment {number}: {left(out)} are left")
 
@@ -247,11 +248,11 @@ def main(root: Path) -> None:
     (out / ".mafl-work-stranger").mkdir()
     (out / ".mafl-work-stranger" / "letter.txt").write_text("a folder of somebody")
     with staging.workspace(out) as work:
-        killed_at(1_000_000, lambda: results.recover(out))
+        killed_at(1_000_000, lambda: recover(out))
         if not work.new.is_dir() or len(left(out)) != 4:
             wrong.append("what is not left was taken away")
     try:
-        with results.staged(out, overwrite=False):
+        with staged(out, overwrite=False):
             wrong.append("earlier results were no reason to refuse")
     except UsageError:
         pass

@@ -11,8 +11,10 @@ from math import ceil
 import numpy as np
 from test_figures import case, ras
 
-from mafl_cli import metrics, perturbation
-from mafl_cli.page import PageCase, PageVolumes
+from mafl_cli.measure import agreement as metrics
+from mafl_cli.measure import perturbation
+from mafl_cli.show.page import PageCase
+from mafl_cli.show.planes import PageVolumes
 
 MASKS = ("prediction_clean", "prediction_adversarial", "target")
 CLASSES = ("background", "liver", "spleen")

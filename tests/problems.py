@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mafl_cli.limits import Grid, Limits
-from mafl_cli.model import Patch, Prediction
-from mafl_cli.windows import Field, Losses, Slopes
+from mafl_cli.field.windows import Field, Losses, Slopes
+from mafl_cli.network.segmenter import Patch, Prediction
+from mafl_cli.search.limits import Grid, Limits
 
 
 def pooled(x: Tensor) -> tuple[Patch, ...]:

@@ -21,8 +21,10 @@ from dicoms import write_ct, write_enhanced
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 from typer.testing import Result
 
-from mafl_cli import pipeline, recipes, report
+from mafl_cli.case import pipeline, prepare
 from mafl_cli.config import AttackConfig
+from mafl_cli.results import report
+from mafl_cli.scans import recipes
 
 SHAPE = (12, 10, 5)
 AFFINE = np.array([[-2.0, 0, 0, 30], [0, -2, 0, -20], [0, 0, 5, 7], [0, 0, 0, 1]])
@@ -82,7 +84,7 @@ def right_handed(turn: np.ndarray) -> bool:
 
 
 def run(scan: Path, model: Path, out: Path, **settings: object) -> dict:
-    request = pipeline.AttackRequest(
+    request = prepare.AttackRequest(
         images=(scan,),
         out=out,
         recipe=recipes.parse("shift:1:4,0,0mm"),
@@ -178,7 +180,7 @@ def test_dicom_in_and_out(ct: Path, model: Path, tmp_path: Path, kind: str) -> N
     assert {"prediction_adversarial.dcm", "target.dcm", "perturbation.nii.gz", "target.nii.gz"} <= set(names)
 
     if kind == "enhanced":
-        from mafl_cli.dicom import read_dicom
+        from mafl_cli.scans.dicom.read import read_dicom
 
         values = read_dicom(out / "adversarial").data
     else:

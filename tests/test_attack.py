@@ -10,13 +10,13 @@ import torch
 from problems import Bare, Bright, Counted, Indifferent, Nearest, Rooted, SmallUNet, Unit, box, rungs
 from torch import Tensor
 
-from mafl_cli import losses
-from mafl_cli.attack import AttackResult, Outcome, StepRecord, attack
 from mafl_cli.config import AttackConfig
-from mafl_cli.goals import Goal
-from mafl_cli.limits import Limits
-from mafl_cli.model import Prediction
-from mafl_cli.windows import Field, Whole
+from mafl_cli.field.windows import Field, Whole
+from mafl_cli.network.segmenter import Prediction
+from mafl_cli.search import losses
+from mafl_cli.search.goals import Goal
+from mafl_cli.search.limits import Limits
+from mafl_cli.search.loop import AttackResult, Outcome, StepRecord, attack
 
 EVERY_VOXEL = AttackConfig(goal_iou=1, goal_hit=1)
 QUICK = AttackConfig(goal_iou=1, goal_hit=1, steps=40)

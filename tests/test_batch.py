@@ -27,12 +27,14 @@ import torch
 from commands import Threshold, mafl, scan_array
 from typer.testing import Result
 
-from mafl_cli import batch, engine, locks, results, runs, staging
-from mafl_cli.case import AttackRequest
-from mafl_cli.cases import CaseFiles
-from mafl_cli.engine import Job
+from mafl_cli.batch import batch, local, tables
+from mafl_cli.batch.local import Job
+from mafl_cli.case.prepare import AttackRequest
+from mafl_cli.cli.options import read_part
 from mafl_cli.errors import InputError, MaflError
-from mafl_cli.options import read_part
+from mafl_cli.listing.cases import CaseFiles
+from mafl_cli.results.folder import REPORT, TICKET
+from mafl_cli.system import locks, staging
 
 ROOT = str(Path(__file__).resolve().parent.parent)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
@@ -124,7 +126,7 @@ def test_bad_cases_are_rows_with_reasons_and_the_rest_is_done(whole: Path) -> No
 def test_a_process_that_dies_is_a_failed_row_and_its_worker_is_replaced(data: Path, tmp_path: Path) -> None:
     rows = {}
     with _killer(tmp_path):
-        engine.run(
+        local.run(
             [_job(data, tmp_path, "c0", steps=100_000), _job(data, tmp_path, "c2")],
             workers=1, threads=1, timeout=None, on_row=lambda job, row: rows.update({job.case_id: row}),
         )  # fmt: skip
@@ -136,13 +138,13 @@ def test_a_process_that_dies_is_a_failed_row_and_its_worker_is_replaced(data: Pa
 def test_a_worker_that_dies_between_two_cases_costs_nothing(data: Path, tmp_path: Path) -> None:
     rows = {}
 
-    def ended(job: Job, row: engine.Row) -> None:
+    def ended(job: Job, row: local.Row) -> None:
         rows[job.case_id] = row["status"]
         for process in multiprocessing.active_children():
             process.kill()
             process.join()
 
-    engine.run(
+    local.run(
         [_job(data, tmp_path, "c0"), _job(data, tmp_path, "c2")], workers=1, threads=1, timeout=None, on_row=ended
     )
     assert rows == {"c0": "ok", "c2": "ok"}
@@ -177,7 +179,7 @@ def _job(data: Path, out: Path, case_id: str, steps: int = 6) -> Job:
 
 def test_a_case_that_takes_too_long_has_failed(data: Path, tmp_path: Path) -> None:
     rows = {}
-    engine.run(
+    local.run(
         [_job(data, tmp_path, "c0", steps=1_000_000), _job(data, tmp_path, "c2")],
         workers=1, threads=1, timeout=20, on_row=lambda job, row: rows.update({job.case_id: row}),
     )  # fmt: skip
@@ -188,7 +190,7 @@ def test_a_case_that_takes_too_long_has_failed(data: Path, tmp_path: Path) -> No
 def test_a_worker_that_is_killed_before_it_has_begun_is_replaced(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, hired, killed = engine._Worker.hire, [], 1
+    real, hired, killed = local._Worker.hire, [], 1
 
     def hire(*given: Any) -> Any:
         hired.append(real(*given))
@@ -196,15 +198,15 @@ def test_a_worker_that_is_killed_before_it_has_begun_is_replaced(
             hired[-1].process.kill()
         return hired[-1]
 
-    monkeypatch.setattr(engine._Worker, "hire", hire)
+    monkeypatch.setattr(local._Worker, "hire", hire)
     rows = {}
     jobs = [_job(data, tmp_path, "c2")]
-    engine.run(jobs, workers=1, threads=1, timeout=None, on_row=lambda job, row: rows.update({job.case_id: row}))
+    local.run(jobs, workers=1, threads=1, timeout=None, on_row=lambda job, row: rows.update({job.case_id: row}))
     assert (len(hired), rows["c2"]["status"]) == (2, "ok")
     killed = 100
     hired.clear()
     with pytest.raises(MaflError, match="a worker process ended before it had begun"):
-        engine.run(jobs, workers=1, threads=1, timeout=None, on_row=lambda job, row: None)
+        local.run(jobs, workers=1, threads=1, timeout=None, on_row=lambda job, row: None)
     assert len(hired) == 4
 
 
@@ -461,9 +463,9 @@ def test_a_full_disk_is_no_failure_of_a_case(data: Path, tmp_path: Path, monkeyp
     """The second case finds no room; with room, the same command goes on."""
     out, publish, full = tmp_path / "out", staging.publish, [False]
 
-    def in_this_process(jobs: Sequence[Job], *, on_row: Callable[[Job, engine.Row], None], **_: object) -> None:
+    def in_this_process(jobs: Sequence[Job], *, on_row: Callable[[Job, local.Row], None], **_: object) -> None:
         for job in jobs:
-            on_row(job, engine.attack_one(job))
+            on_row(job, local.attack_one(job))
             full[0] = not full[0]
 
     def cramped(*arguments: object, **more: object) -> None:
@@ -471,7 +473,7 @@ def test_a_full_disk_is_no_failure_of_a_case(data: Path, tmp_path: Path, monkeyp
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         publish(*arguments, **more)
 
-    monkeypatch.setattr(engine, "run", in_this_process)
+    monkeypatch.setattr(local, "run", in_this_process)
     monkeypatch.setattr(staging, "publish", cramped)
     scans = [data / "scans" / f"{case}.nii.gz" for case in ("c0", "c2")]
     rest = ["-t", "erase:1", "-m", data / "model.ts", "-o", out, "--steps", 2, "--device", "cpu"]
@@ -630,7 +632,7 @@ def test_dask_says_what_it_needs(data: Path, tmp_path: Path) -> None:
 
 def test_slurm_workers_are_asked_for_as_the_file_says(tmp_path: Path) -> None:
     jobqueue = pytest.importorskip("dask_jobqueue")
-    from mafl_cli.cluster import slurm_settings
+    from mafl_cli.batch.dask_cluster import slurm_settings
 
     path = tmp_path / "cluster.toml"
     path.write_text('[slurm]\nqueue = "gpu"\ncores = 4\nmemory = "16GB"\njob_extra_directives = ["--gres=gpu:1"]\n')
@@ -659,7 +661,7 @@ def test_slurm_workers_are_asked_for_as_the_file_says(tmp_path: Path) -> None:
 )
 def test_a_table_that_slurm_workers_cannot_be_made_from_is_bad_input(tmp_path: Path, text: str, why: str) -> None:
     pytest.importorskip("dask_jobqueue")
-    from mafl_cli.cluster import slurm_settings
+    from mafl_cli.batch.dask_cluster import slurm_settings
 
     path = tmp_path / "cluster.toml"
     path.write_bytes(b"\xef\xbb\xbf" + text.encode(errors="surrogateescape"))
@@ -673,8 +675,8 @@ def test_a_table_that_slurm_workers_cannot_be_made_from_is_bad_input(tmp_path: P
 def test_a_damaged_ticket_is_that_of_no_finished_case(whole: Path, tmp_path: Path, files: object) -> None:
     case = CaseFiles(case_id="c0", images=(tmp_path / "gone.nii",))
     folder = Path(shutil.copytree(whole / "c0", tmp_path / "c0"))
-    ticket = json.loads((folder / results.TICKET).read_text())
-    (folder / results.TICKET).write_text(json.dumps({**ticket, "files": files}))
+    ticket = json.loads((folder / TICKET).read_text())
+    (folder / TICKET).write_text(json.dumps({**ticket, "files": files}))
     assert not batch._is_done(folder, ticket, case)
 
 
@@ -719,7 +721,7 @@ def test_status_tells_how_far_a_run_is_and_what_a_case_takes(whole: Path) -> Non
 def test_the_peak_memory_of_a_process_is_its_own() -> None:
     """What getrusage says begins with what the parent held."""
     held = np.ones(2**27)
-    asked = "import torch; from mafl_cli import pipeline; print(pipeline._peak_memory(torch.device('cpu')))"
+    asked = "import torch; from mafl_cli.case import pipeline; print(pipeline._peak_memory(torch.device('cpu')))"
     said = subprocess.run([sys.executable, "-c", asked], env=ENVIRONMENT, capture_output=True, text=True, check=True)
     assert 2**26 < ast.literal_eval(said.stdout)["peak_resident_bytes"] < held.nbytes
 
@@ -743,7 +745,7 @@ def test_parts_that_end_together_write_their_tables_one_after_the_other(whole: P
     out = tmp_path / "out"
     shutil.copytree(whole, out)
     shutil.rmtree(out / "c0")
-    last = threading.Thread(target=runs.aggregate, args=(out,))
+    last = threading.Thread(target=tables.aggregate, args=(out,))
     with locks.held(out / ".mafl" / "tables.lock"):
         last.start()
         last.join(0.5)
@@ -789,7 +791,7 @@ def test_redacted_batches_name_no_case(data: Path, tmp_path: Path) -> None:
     for name in ("c0", "c1", "c2", "c3", "c4", "c5"):
         assert not re.search(rf"(?<![0-9a-f-]){name}(?![0-9a-f])", result.stderr + result.stdout + written.decode())
         assert not (out / name).exists()
-    assert results.REPORT in {path.name for path in out.iterdir()}
+    assert REPORT in {path.name for path in out.iterdir()}
 
 
 def test_redacted_cases_of_one_scan_stay_two_in_logs_of_an_object_a_line_too(data: Path, tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mafl_cli.body import body_mask
 from mafl_cli.errors import InputError
+from mafl_cli.scans.body import body_mask
 
 
 def disc(radius, shape=(64, 64), centre=(32, 32)):

@@ -13,12 +13,12 @@ import torch
 from monai.data import save_net_with_metadata
 from typer.testing import CliRunner
 
-from mafl_cli.bundle import read_bundle
-from mafl_cli.card import ModelCard, find_card, read_card, to_toml
-from mafl_cli.cli import app
+from mafl_cli.cli.attack import app
 from mafl_cli.config import Intensity
 from mafl_cli.errors import ModelError
-from mafl_cli.model import load
+from mafl_cli.network.bundle import read_bundle
+from mafl_cli.network.card import ModelCard, find_card, read_card, to_toml
+from mafl_cli.network.segmenter import load
 from tests.problems import SmallUNet
 
 METADATA: dict[str, Any] = {

@@ -22,9 +22,9 @@ from dicoms import write_ct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mafl_cli import folders
-from mafl_cli.cases import CaseFiles, find, is_batch
 from mafl_cli.errors import InputError
+from mafl_cli.listing import folders
+from mafl_cli.listing.cases import CaseFiles, find, is_batch
 
 UID = "1.2.840.113619.2.55.3.604688119"
 
@@ -861,7 +861,7 @@ def test_folders_by_case(tmp_path: Path) -> None:
 def test_lists_need_no_torch(tmp_path: Path) -> None:
     touch(tmp_path, "a.nii.gz", "b.nii.gz")
     code = (
-        f"import sys; from mafl_cli import cases; assert len(cases.find([{str(tmp_path)!r}])) == 2; "
+        f"import sys; from mafl_cli.listing import cases; assert len(cases.find([{str(tmp_path)!r}])) == 2; "
         "assert not {'torch', 'monai'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

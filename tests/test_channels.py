@@ -14,8 +14,8 @@ from monai.inferers import sliding_window_inference
 from torch import nn
 from typer.testing import CliRunner, Result
 
-from mafl_cli import report
-from mafl_cli.cli import app
+from mafl_cli.cli.attack import app
+from mafl_cli.results import report
 
 AFFINE = np.array([[-2.0, 0, 0, 30], [0, 2, 0, -20], [0, 0, 3, 7], [0, 0, 0, 1]])
 
@@ -258,18 +258,18 @@ def test_an_exported_program_of_one_size_is_attacked_in_windows_of_that_size(cas
 
 
 def test_slices_that_do_not_fit_together_go_in_smaller_groups(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mafl_cli import model
+    from mafl_cli.network import segmenter
 
-    call = model.Segmenter.__call__
+    call = segmenter.Segmenter.__call__
 
-    def short(self: model.Segmenter, x: torch.Tensor) -> model.Prediction:
+    def short(self: segmenter.Segmenter, x: torch.Tensor) -> segmenter.Prediction:
         if len(x) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return call(self, x)
 
     image, mask = case / "scan_0000.nii.gz", str(case / "mask0.nii.gz")
     whole = finished(attack(case, "exclusive.ts", mask, image), case / "out")
-    monkeypatch.setattr(model.Segmenter, "__call__", short)
+    monkeypatch.setattr(segmenter.Segmenter, "__call__", short)
     result = attack(case, "exclusive.ts", mask, image, "--overwrite")
     parts = finished(result, case / "out")
     assert "not enough memory: going on with" in result.stderr

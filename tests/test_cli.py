@@ -21,8 +21,9 @@ from commands import Threshold, mafl, scan_array
 from scipy import ndimage
 from typer.testing import Result
 
-from mafl_cli import __version__, report
+from mafl_cli import __version__
 from mafl_cli.config import PRESETS
+from mafl_cli.results import report
 
 RESULTS = {
     "adversarial.nii.gz",
@@ -589,7 +590,7 @@ def test_interrupt_is_exit_130_and_leaves_nothing(case: Path, models: Path) -> N
 
 def test_interrupt_inside_generated_code_is_exit_130_too(tmp_path: Path) -> None:
     (tmp_path / "entry.py").write_text(
-        "from mafl_cli import cli, inspection\n"
+        "from mafl_cli import cli; from mafl_cli.case import inspection\n"
         "inspection.inspect = lambda file: exec('raise KeyboardInterrupt')\n"
         "cli.main()\n"
     )

@@ -13,11 +13,11 @@ from dicoms import write_ct, write_enhanced
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 
-from mafl_cli import derived, kept, seg
-from mafl_cli.dicom import read_dicom
 from mafl_cli.errors import InputError
-from mafl_cli.geometry import same_space
-from mafl_cli.targets import Masks, read_regions
+from mafl_cli.scans.dicom import kept, seg, write
+from mafl_cli.scans.dicom.read import read_dicom
+from mafl_cli.scans.geometry import same_space
+from mafl_cli.scans.masks import Masks, read_regions
 
 AFFINE = np.array([[-0.8, 0, 0, 50], [0, -0.7, 0, 30], [0, 0, 2.5, -20], [0, 0, 0, 1]])
 PIXELS = np.random.default_rng(0).integers(-500, 2000, (9, 11, 7)).astype(np.int16)
@@ -40,7 +40,7 @@ def written(source, tmp_path):
     scan = read_dicom(source)
     data = scan.data.copy()
     data[2:5, 3:6] += np.random.default_rng(1).normal(0, 20, (3, 3, 7)).astype(np.float32)
-    derived.write_series(tmp_path / "out", scan, data, HOW)
+    write.write_series(tmp_path / "out", scan, data, HOW)
     return scan, data, tmp_path / "out"
 
 
@@ -123,7 +123,7 @@ def test_the_source_stays_as_it_is(source, tmp_path):
     before = [file.read_bytes() for file in files]
     scan = read_dicom(source)
     kept = [dataset.to_json() for dataset in scan.datasets]
-    derived.write_series(tmp_path / "out", scan, scan.data + 5, HOW)
+    write.write_series(tmp_path / "out", scan, scan.data + 5, HOW)
     assert [file.read_bytes() for file in files] == before
     assert [dataset.to_json() for dataset in scan.datasets] == kept
 
@@ -153,7 +153,7 @@ def test_what_is_stale_or_private_or_personal_is_gone(tmp_path):
         dataset.add_new((0x6000, 0x0010), "US", 11)
         dataset.save_as(file, enforce_file_format=True)
     scan = read_dicom(tmp_path / "ct")
-    derived.write_series(tmp_path / "out", scan, scan.data + 5, HOW)
+    write.write_series(tmp_path / "out", scan, scan.data + 5, HOW)
     for file in (tmp_path / "out").iterdir():
         assert marker.encode() not in file.read_bytes()
         dataset = pydicom.dcmread(file)
@@ -171,7 +171,7 @@ def test_twelve_bits_are_never_left(tmp_path):
     pixels[0] = -2040
     write_ct(tmp_path / "ct", pixels, AFFINE, BitsStored=12, HighBit=11, inter=0.0)
     scan = read_dicom(tmp_path / "ct")
-    derived.write_series(tmp_path / "out", scan, scan.data * 2, HOW)
+    write.write_series(tmp_path / "out", scan, scan.data * 2, HOW)
     assert read_dicom(tmp_path / "out").stored.max() == 2047
     assert read_dicom(tmp_path / "out").stored.min() == -2048
 
@@ -180,7 +180,7 @@ def test_twelve_bits_are_never_left(tmp_path):
 def test_a_lossy_past_is_not_forgotten(tmp_path, lossy):
     write_ct(tmp_path / "ct", PIXELS, AFFINE, **({"LossyImageCompression": "01"} if lossy else {}))
     scan = read_dicom(tmp_path / "ct")
-    derived.write_series(tmp_path / "out", scan, scan.data + 5, HOW)
+    write.write_series(tmp_path / "out", scan, scan.data + 5, HOW)
     said = pydicom.dcmread(tmp_path / "out" / "0001.dcm").get("LossyImageCompression")
     assert said == ("01" if lossy else None)
 
@@ -191,7 +191,7 @@ def test_a_lossy_past_is_not_forgotten(tmp_path, lossy):
 )
 def test_how_the_source_was_compressed_is_said(tmp_path, name, said):
     scan = read_dicom(Path(pydicom.__file__).parent / "data" / "test_files" / name)
-    derived.write_series(tmp_path / "out", scan, scan.data + 5, HOW)
+    write.write_series(tmp_path / "out", scan, scan.data + 5, HOW)
     assert pydicom.dcmread(tmp_path / "out" / "0001.dcm").LossyImageCompression == said
 
 
@@ -296,7 +296,7 @@ def test_what_a_source_lacks_is_made_up_once(tmp_path):
             del dataset[keyword]
         dataset.save_as(path)
     scan = read_dicom(tmp_path / "ct")
-    derived.write_series(tmp_path / "out", scan, scan.data + 5, HOW)
+    write.write_series(tmp_path / "out", scan, scan.data + 5, HOW)
     new = [pydicom.dcmread(path) for path in sorted((tmp_path / "out").iterdir())]
     assert len({dataset.StudyInstanceUID for dataset in new}) == 1
     assert new[0].StudyInstanceUID
@@ -311,7 +311,7 @@ def test_an_enhanced_object_says_how_its_frames_were_derived(tmp_path):
     source.DeviceSerialNumber = "SECRET"
     source.save_as(tmp_path / "ct.dcm")
     scan = read_dicom(tmp_path / "ct.dcm")
-    derived.write_series(tmp_path / "out", scan, scan.data + 5, HOW)
+    write.write_series(tmp_path / "out", scan, scan.data + 5, HOW)
     new = pydicom.dcmread(tmp_path / "out" / "0001.dcm")
     (image,) = new.SharedFunctionalGroupsSequence[0].DerivationImageSequence
     assert image.SourceImageSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
@@ -326,7 +326,7 @@ def test_overlays_and_curves_of_any_group_are_gone(tmp_path):
         dataset.add_new((0x5000, 0x2500), "LO", "Jane's curve")
         dataset.save_as(path, enforce_file_format=True)
     scan = read_dicom(tmp_path / "ct")
-    derived.write_series(tmp_path / "out", scan, scan.data + 5, HOW)
+    write.write_series(tmp_path / "out", scan, scan.data + 5, HOW)
     raw = (tmp_path / "out" / "0001.dcm").read_bytes()
     assert raw.count(b"Jane") == raw.count(b"Doe^Jane") == 1
     assert "ClinicalTrialSponsorName" not in pydicom.dcmread(tmp_path / "out" / "0001.dcm")

@@ -20,9 +20,9 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from pydicom.uid import CTImageStorage, generate_uid
 
-from mafl_cli.dicom import describe_dicom, read_dicom
 from mafl_cli.errors import GeometryError, InputError, MaflError
-from mafl_cli.scans import is_dicom
+from mafl_cli.scans.dicom.read import describe_dicom, read_dicom
+from mafl_cli.scans.formats import is_dicom
 
 AFFINE = np.array([[-0.8, 0, 0, 50], [0, -0.7, 0, 30], [0, 0, 2.5, -20], [0, 0, 0, 1]])
 PIXELS = np.random.default_rng(0).integers(-500, 2000, (9, 11, 7)).astype(np.int16)

@@ -14,9 +14,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 from test_dicom import array_and_affine, by_simpleitk, rewrite
 
-from mafl_cli import derived
-from mafl_cli.dicom import describe_dicom, read_dicom
 from mafl_cli.errors import GeometryError, InputError
+from mafl_cli.scans.dicom import write
+from mafl_cli.scans.dicom.read import describe_dicom, read_dicom
 
 AFFINE = np.array([[-0.8, 0, 0, 50], [0, -0.7, 0, 30], [0, 0, 2.5, -20], [0, 0, 0, 1]])
 PIXELS = np.random.default_rng(0).integers(0, 1000, (9, 11, 6)).astype(np.int16)
@@ -67,7 +67,7 @@ def test_bits_and_sign_may_differ_from_slice_to_slice(tmp_path_factory, data):
     # Far beyond what any slice holds: each goes to the end of its own bits.
     changed = scan.data.copy()
     changed[2, :3], changed[2, 3:] = 1e6, -1e6
-    derived.write_series(folder / "out", scan, changed, "x")
+    write.write_series(folder / "out", scan, changed, "x")
     again = read_dicom(folder / "out")
     for k, file in enumerate(sorted((folder / "out").iterdir())):
         new = pydicom.dcmread(file)
@@ -378,7 +378,7 @@ def test_directions_of_few_digits_are_put_right(tmp_path_factory, seed, digits):
     np.testing.assert_allclose(scan.affine[:3, 2:], affine[:3, 2:], atol=1e-4)
     assert np.abs(axes - affine[:3, :3] / [0.8, 1.3, 2.5]).max() < 2 * 10.0**-digits
     # What is written says what the source said, in its own digits.
-    derived.write_series(folder.parent / "out", scan, scan.data + 1, "x")
+    write.write_series(folder.parent / "out", scan, scan.data + 1, "x")
     said = {str(pydicom.dcmread(file).ImageOrientationPatient) for file in (folder.parent / "out").iterdir()}
     assert said == {str(dataset.ImageOrientationPatient) for dataset in scan.datasets}
     np.testing.assert_array_equal(read_dicom(folder.parent / "out").affine, scan.affine)

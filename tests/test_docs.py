@@ -16,8 +16,8 @@ import torch
 import yaml
 from commands import Threshold, scan_array
 
-from mafl_cli import transforms
-from mafl_cli.gates import FIGURES
+from mafl_cli.judging import transforms
+from mafl_cli.judging.gates import FIGURES
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 

@@ -19,9 +19,9 @@ from dicoms import write_ct
 from evaluations import require_fits
 from typer.testing import Result
 
-from mafl_cli import metrics
-from mafl_cli.attack import Outcome
-from mafl_cli.transforms import parse
+from mafl_cli.judging.transforms import parse
+from mafl_cli.measure import agreement
+from mafl_cli.search.loop import Outcome
 
 AFFINE = np.diag([2.0, 2, 3, 1])
 
@@ -378,7 +378,7 @@ def test_transforms_are_applied_to_both_scans_and_only_these_are_left(work: Path
     for transform, said in zip(parse(["blur:1", "crop:3"]), found["cases"][0]["survival"], strict=True):
         changed = transform(load(work / "fooled" / "adversarial.nii.gz"), 2)
         labels = network(torch.from_numpy(np.moveaxis(changed, 2, 0))[:, None]).argmax(dim=1).numpy()
-        expected = metrics.reach(
+        expected = agreement.reach(
             transform.back(np.moveaxis(labels, 0, 2), 2), target.astype(int), clean.astype(int), classes=2,
             overlapping=False,
         )  # fmt: skip

@@ -20,10 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import Result
 
-from mafl_cli import pairs, records, results, runs
+from mafl_cli.batch import tables
+from mafl_cli.case.subject import DEMO_MODEL
+from mafl_cli.cli.options import models_at_hand
 from mafl_cli.errors import InputError
-from mafl_cli.options import models_at_hand
-from mafl_cli.subject import DEMO_MODEL
+from mafl_cli.judging import pairs
+from mafl_cli.results import read as records
+from mafl_cli.results.folder import FAILED, TICKET
 
 AFFINE = np.diag([2.0, 2, 3, 1])
 # Rules that the runs below pass when all is well.
@@ -141,7 +144,7 @@ def emptied(run: Path) -> None:
 def failed(run: Path) -> None:
     emptied(run)
     error = {"type": "InputError", "message": "x.nii: is damaged."}
-    (run / results.FAILED).write_text(json.dumps({"error": error}))
+    (run / FAILED).write_text(json.dumps({"error": error}))
 
 
 def without_report(run: Path) -> None:
@@ -149,7 +152,7 @@ def without_report(run: Path) -> None:
 
 
 def of_lost_batch(run: Path) -> None:
-    (run / results.TICKET).write_text("{}")
+    (run / TICKET).write_text("{}")
 
 
 @pytest.mark.parametrize("spoil", [killed, hidden, inside, emptied, failed, without_report, of_lost_batch])
@@ -286,8 +289,8 @@ def test_a_report_with_any_value_in_any_place_is_read_or_refused_by_name(
     except InputError as exc:
         require_sentence(str(exc))
     # What a table reads of it, and resuming, is whole or as if it were not there.
-    found = runs.finished(run)
-    assert found is None or [float(value) for value in runs._figures(found["cases"][0]).values() if value is not None]
+    found = tables.finished(run)
+    assert found is None or [float(value) for value in tables._figures(found["cases"][0]).values() if value is not None]
 
 
 WRONG = {

@@ -19,11 +19,11 @@ from nibabel.affines import apply_affine
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 from nibabel.quaternions import angle_axis2mat
 
-from mafl_cli import figures
-from mafl_cli.display import class_colour
 from mafl_cli.errors import OutputError, UsageError
-from mafl_cli.figures import panel
-from mafl_cli.turned import oriented_slice
+from mafl_cli.show import figure as figures
+from mafl_cli.show.display import class_colour
+from mafl_cli.show.figure import panel
+from mafl_cli.show.slices import oriented_slice
 
 ORIENTATIONS = [
     np.column_stack([axes, signs]) for axes in permutations(range(3)) for signs in product((1, -1), repeat=3)
@@ -327,14 +327,14 @@ def test_matplotlibs_global_state_is_left_alone(tmp_path):
 
 
 def test_pyplot_is_not_imported_and_importing_the_module_is_light(tmp_path):
-    code = "import sys, mafl_cli.figures; assert 'matplotlib' not in sys.modules"
+    code = "import sys, mafl_cli.show.figure; assert 'matplotlib' not in sys.modules"
     drawing = (
         "import numpy as np; from pathlib import Path; z = np.ones((12, 12, 1));"
-        "mafl_cli.figures.panel(clean=z, adversarial=z + 1, prediction_clean=z, prediction_adversarial=z, target=z,"
+        "mafl_cli.show.figure.panel(clean=z, adversarial=z + 1, prediction_clean=z, prediction_adversarial=z, target=z,"
         "affine=np.eye(4), slice_axis=2, unit='HU', class_names=['a', 'b'], title='t', path=Path('a.png'))"
     )
     check = "assert 'matplotlib.pyplot' not in sys.modules and 'torch' not in sys.modules"
-    root = str(Path(figures.__file__).parents[1])
+    root = str(Path(figures.__file__).parents[2])
     subprocess.run(
         [sys.executable, "-c", "; ".join((code, drawing, check))],
         check=True,

@@ -11,12 +11,12 @@ import pytest
 from dicoms import write_ct
 from nibabel.quaternions import angle_axis2mat
 
-from mafl_cli.dicom import read_dicom
 from mafl_cli.errors import GeometryError
-from mafl_cli.forms import require_same_grid
-from mafl_cli.pairs import of_files
-from mafl_cli.targets import Masks
-from mafl_cli.volume import read_image
+from mafl_cli.judging.pairs import of_files
+from mafl_cli.scans.dicom.read import read_dicom
+from mafl_cli.scans.forms import require_same_grid
+from mafl_cli.scans.masks import Masks
+from mafl_cli.scans.volume import read_image
 
 SHAPE = (6, 5, 4)
 HERE = np.array([[1.0, 0, 0, -20], [0, 1, 0, 33], [0, 0, 2, -8], [0, 0, 0, 1]])

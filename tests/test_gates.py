@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from judged import case, curve, failed, judged, survived, transferred, truth
 from scipy.stats import bootstrap
 
-from mafl_cli import gates
 from mafl_cli.errors import InputError, UsageError
-from mafl_cli.gates import FIGURES, Gate
+from mafl_cli.judging import gates
+from mafl_cli.judging.gates import FIGURES, Gate
 
 
 def judge(expression, *cases, untested=lambda case: None):

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from monai.metrics import MeanIoU
 from torch import Tensor
 
-from mafl_cli.goals import Goal
+from mafl_cli.search.goals import Goal
 
 
 def labels(*rows: list[int]) -> Tensor:

@@ -17,10 +17,10 @@ import torch
 from commands import mafl, scan_array
 from torch import Tensor, nn
 
-from mafl_cli.archives import Damaged, check_storages
 from mafl_cli.errors import ModelError
-from mafl_cli.exported import is_arithmetic
-from mafl_cli.model import load
+from mafl_cli.network.archives import Damaged, check_storages
+from mafl_cli.network.exported import is_arithmetic
+from mafl_cli.network.segmenter import load
 from tests.problems import SmallUNet
 
 CPU = torch.device("cpu")

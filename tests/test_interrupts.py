@@ -12,8 +12,11 @@ import pytest
 import torch
 from commands import Threshold, mafl, scan_array
 
-from mafl_cli import engine, inspection, interrupts, pipeline, results, staging
+from mafl_cli.batch import local
+from mafl_cli.case import inspection, pipeline
 from mafl_cli.errors import Interrupted, ModelError
+from mafl_cli.results import folder
+from mafl_cli.system import interrupts, staging
 
 CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
@@ -124,13 +127,13 @@ def test_a_signal_while_results_take_their_place_comes_too_late(
     result = mafl(*case)
     said = "mafl: out: interrupted when the results were in their place; they are whole."
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (143, said)
-    assert results.REPORT in contents(tmp_path / "out")
+    assert folder.REPORT in contents(tmp_path / "out")
     assert Interrupted("").exit_code == 130
 
 
 def test_a_worker_whose_parent_is_gone_ends_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_watch", lambda: None)
+    monkeypatch.setattr(local, "_watch", lambda: None)
     monkeypatch.setattr(interrupts, "ignore", lambda: None)
     ours, theirs = multiprocessing.Pipe()
     ours.close()
-    engine._serve(theirs, 0, 1)
+    local._serve(theirs, 0, 1)

@@ -18,11 +18,12 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
-from mafl_cli import derived, kept, seg
-from mafl_cli.dicom import DicomVolume, read_dicom
 from mafl_cli.errors import InputError
-from mafl_cli.geometry import same_space
-from mafl_cli.quiet import silence
+from mafl_cli.scans.dicom import kept, seg
+from mafl_cli.scans.dicom.read import DicomVolume, read_dicom
+from mafl_cli.scans.dicom.write import prepared, write_series
+from mafl_cli.scans.geometry import same_space
+from mafl_cli.system.quiet import silence
 
 IDENTITY = ("PatientName", "PatientID", "AccessionNumber", "ReferringPhysicianName", "StudyID")
 DATE, UID = "19231017", "1.2.3.4.5.9876543.21"
@@ -31,11 +32,11 @@ TEXTS = {"AE", "AS", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"}
 
 def outputs(scan: DicomVolume, out: Path, *, redact: bool) -> list[Path]:
     """A derived series of a scan and masks drawn on both, written in a folder."""
-    scan = derived.prepared(scan, redact=redact)
+    scan = prepared(scan, redact=redact)
     data = scan.data.copy()
     data[3:6, 3:6] += 5
     out.mkdir(parents=True)
-    derived.write_series(out / "adversarial", scan, data, "how")
+    write_series(out / "adversarial", scan, data, "how")
     for name, drawn_on in (("target", scan), ("prediction", read_dicom(out / "adversarial"))):
         seg.write_seg(out / f"{name}.dcm", drawn_on, (scan.data > 100)[None], ["bright"], description="MAFL TARGET")
     return sorted(out.rglob("*.dcm"))
@@ -146,7 +147,7 @@ def test_numbers_terms_and_codes_stay(tmp_path: Path) -> None:
 def test_image_types_are_those_of_the_standard(tmp_path: Path, kind: str, image_type: list[str]) -> None:
     write(tmp_path / "scan", datasets(kind))
     scan = read_dicom(tmp_path / "scan")
-    derived.write_series(tmp_path / "out", scan, scan.data, "how")
+    write_series(tmp_path / "out", scan, scan.data, "how")
     assert pydicom.dcmread(tmp_path / "out" / "0001.dcm").ImageType == image_type
 
 
@@ -166,7 +167,7 @@ def test_words_of_an_image_type_that_are_no_terms_leave_their_places(
         dataset.ImageType = before
     write(tmp_path / "scan", made)
     scan = read_dicom(tmp_path / "scan")
-    derived.write_series(tmp_path / "out", scan, scan.data, "how")
+    write_series(tmp_path / "out", scan, scan.data, "how")
     assert pydicom.dcmread(tmp_path / "out" / "0001.dcm").ImageType == after
 
 
@@ -223,8 +224,8 @@ def test_what_series_number_a_derived_series_gets(tmp_path: Path, value: bytes, 
     source["InstanceNumber"] = raw("InstanceNumber", "IS", value)
     with silence():
         write(tmp_path / "scan", [source])
-    scan = derived.prepared(read_dicom(tmp_path / "scan"), redact=False)
-    derived.write_series(tmp_path / "out", scan, scan.data, "how")
+    scan = prepared(read_dicom(tmp_path / "scan"), redact=False)
+    write_series(tmp_path / "out", scan, scan.data, "how")
     assert pydicom.dcmread(tmp_path / "out" / "0001.dcm").SeriesNumber == number
 
 
@@ -267,11 +268,11 @@ def test_whatever_is_damaged_is_refused_on_reading_or_can_be_written(tmp_path: P
         assert before in file.read_bytes()
         file.write_bytes(file.read_bytes().replace(before, vr.encode() + field))
         try:
-            scan = derived.prepared(read_dicom(file, series="1"), redact=number % 2 == 0)
+            scan = prepared(read_dicom(file, series="1"), redact=number % 2 == 0)
         except InputError:
             refused += 1
             continue
-        derived.write_series(tmp_path / f"out{number}", scan, scan.data, "how")
+        write_series(tmp_path / f"out{number}", scan, scan.data, "how")
     assert refused < len(tried) / 2
 
 
@@ -291,9 +292,9 @@ def test_a_kind_of_image_that_is_none_is_refused_before_the_search(tmp_path: Pat
         with pytest.raises(
             InputError, match="scan: the header of instance 1 is damaged and could not be written again"
         ):
-            derived.prepared(scan, redact=False)
+            prepared(scan, redact=False)
     else:
-        derived.prepared(scan, redact=False)
+        prepared(scan, redact=False)
 
 
 def test_a_vendors_own_dimensions_go_with_their_indices(tmp_path: Path) -> None:

@@ -14,15 +14,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mafl_cli import memory, recipes, volume
-from mafl_cli.case import AttackRequest, prepare
+from mafl_cli.case import memory
+from mafl_cli.case.prepare import AttackRequest, prepare
 from mafl_cli.config import Intensity
-from mafl_cli.geometry import Layout
-from mafl_cli.goals import Goal
-from mafl_cli.model import Segmenter
-from mafl_cli.preprocess import Preprocessing
-from mafl_cli.samples import Changed, OfScan, stacked
-from mafl_cli.volume import read_image, write_difference, write_image, write_labels
+from mafl_cli.field.preprocess import Preprocessing
+from mafl_cli.field.samples import Changed, OfScan, stacked
+from mafl_cli.network.segmenter import Segmenter
+from mafl_cli.scans import recipes, volume
+from mafl_cli.scans.geometry import Layout
+from mafl_cli.scans.volume import read_image, write_difference, write_image, write_labels
+from mafl_cli.search.goals import Goal
 from tests.commands import Threshold, mafl, scan_array
 
 CPU = torch.device("cpu")

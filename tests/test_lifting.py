@@ -13,8 +13,8 @@ from commands import mafl
 from torch import Tensor, nn
 
 from mafl_cli.errors import ModelError
-from mafl_cli.model import Segmenter, load
-from mafl_cli.reasons import meaning
+from mafl_cli.network.reasons import meaning
+from mafl_cli.network.segmenter import Segmenter, load
 
 CPU = torch.device("cpu")
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mafl_cli import losses
 from mafl_cli.config import MaskLoss
-from mafl_cli.losses import Pressure, feature_cosine, feature_guide, margins, mask_loss, size_gradient
+from mafl_cli.search import losses
+from mafl_cli.search.losses import Pressure, feature_cosine, feature_guide, margins, mask_loss, size_gradient
 
 SIZES = {"2d": (3, 4), "3d": (2, 3, 2)}
 

@@ -7,7 +7,7 @@ import pytest
 import pywt
 import torch
 
-from mafl_cli.lowfreq import low_frequency_energy, low_pass
+from mafl_cli.search.lowfreq import low_frequency_energy, low_pass
 
 
 def noise(*shape: int) -> torch.Tensor:

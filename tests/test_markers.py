@@ -19,9 +19,9 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
-from mafl_cli import seg
-from mafl_cli.dicom import read_dicom
-from mafl_cli.quiet import silence
+from mafl_cli.scans.dicom import seg
+from mafl_cli.scans.dicom.read import read_dicom
+from mafl_cli.system.quiet import silence
 
 MARK = "ZZPATIENT"
 VALUE = f"{MARK}^JANE".encode()

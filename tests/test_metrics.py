@@ -18,8 +18,8 @@ from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from sklearn.metrics import f1_score, jaccard_score
 
-from mafl_cli import metrics, perturbation
 from mafl_cli.errors import UsageError
+from mafl_cli.measure import agreement, perturbation
 
 NAMES = ("background", "organ", "lesion")
 SPACING = (0.7, 1.5, 3.0)
@@ -42,7 +42,7 @@ def blobs(seed, shape=(24, 21, 18), classes=3):
 
 def agree(prediction, target, clean=None, *, names=NAMES, spacing=SPACING):
     clean = target if clean is None else clean
-    return metrics.agreement(prediction, target, clean, class_names=names, spacing=spacing)
+    return agreement.agreement(prediction, target, clean, class_names=names, spacing=spacing)
 
 
 def measure(clean, adversarial, **changes):
@@ -553,7 +553,7 @@ def test_low_frequency_share_of_the_extremes(pattern, share):
 
 
 def reached_by(prediction, target, clean, classes, *, overlapping=False):
-    return metrics.reach(prediction, target, clean, classes=classes, overlapping=overlapping)
+    return agreement.reach(prediction, target, clean, classes=classes, overlapping=overlapping)
 
 
 class_maps = st.tuples(st.integers(1, 3), st.integers(2, 4)).flatmap(
@@ -572,12 +572,12 @@ def test_reach_equals_agreement(made):
     classes, prediction, target, clean, overlapping = made
     how = {"names": [str(n) for n in range(classes)], "overlapping": overlapping, "spacing": SPACING}
     found = reached_by(prediction, target, clean, classes, overlapping=overlapping)
-    whole = metrics.agreement_of_masks(prediction, target, clean, **how)
-    kept = metrics.agreement_of_masks(prediction, clean, clean, **how)["target_dice"]
+    whole = agreement.agreement_of_masks(prediction, target, clean, **how)
+    kept = agreement.agreement_of_masks(prediction, clean, clean, **how)["target_dice"]
     assert found["target_iou"] == approximately(whole["target_iou"])
     assert found["hit_rate"] == approximately(whole["hit_rate"])
     assert found["dice_with_clean"]["value"] == approximately(kept["value"])
-    back = metrics.agreement_of_masks(prediction, clean, target, **how)["hit_rate"]
+    back = agreement.agreement_of_masks(prediction, clean, target, **how)["hit_rate"]
     assert found["restored"] == approximately(back)
     json.dumps(found, allow_nan=False)
 
@@ -729,7 +729,7 @@ def test_distances_equal_monai_on_the_whole_volume(kind, spacing):
 @given(label_triples)
 def test_the_short_form_says_what_the_long_one_does(labels):
     prediction, target, clean = (each.astype(int) for each in labels)
-    short = metrics.reach(prediction, target, clean, classes=3, overlapping=False)
+    short = agreement.reach(prediction, target, clean, classes=3, overlapping=False)
     long = agree(prediction, target, clean)
     assert short["target_iou"] == long["target_iou"]
     assert short["hit_rate"] == long["hit_rate"]
@@ -740,7 +740,7 @@ def test_the_short_form_says_what_the_long_one_does(labels):
 @given(small_shapes.flatmap(lambda shape: st.tuples(*[arrays(np.uint8, (2, *shape), elements=st.integers(0, 1))] * 3)))
 def test_the_short_form_of_regions_too(regions):
     prediction, target, clean = (each.astype(int) for each in regions)
-    short = metrics.reach(prediction, target, clean, classes=2, overlapping=True)
-    long = metrics.agreement_of_regions(prediction, target, clean, region_names=("a", "b"), spacing=SPACING)
+    short = agreement.reach(prediction, target, clean, classes=2, overlapping=True)
+    long = agreement.agreement_of_regions(prediction, target, clean, region_names=("a", "b"), spacing=SPACING)
     for key in ("target_iou", "hit_rate"):
         assert short[key]["value"] == long[key]["value"]

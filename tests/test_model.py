@@ -19,10 +19,11 @@ from monai.networks.nets import SegResNet, UNet
 from problems import SmallUNet
 from torch import Tensor, nn
 
-from mafl_cli.card import ModelCard
 from mafl_cli.config import Intensity
 from mafl_cli.errors import ModelError, UsageError
-from mafl_cli.model import KEPT_GRAPHS, ModelInfo, Segmenter, Tap, load, pick_device, read_taps, taps
+from mafl_cli.network.card import ModelCard
+from mafl_cli.network.lifting import Tap
+from mafl_cli.network.segmenter import KEPT_GRAPHS, ModelInfo, Segmenter, load, pick_device, read_taps, taps
 
 CPU = torch.device("cpu")
 

@@ -12,10 +12,10 @@ import torch
 from monai.networks.nets import UNETR, AttentionUnet, DynUNet, SegResNet, SwinUNETR, UNet, VNet
 from torch import Tensor, nn
 
-from mafl_cli.attack import attack
 from mafl_cli.config import preset
-from mafl_cli.model import load
-from mafl_cli.windows import Whole
+from mafl_cli.field.windows import Whole
+from mafl_cli.network.segmenter import load
+from mafl_cli.search.loop import attack
 from tests.problems import Unit, box
 
 CPU = torch.device("cpu")

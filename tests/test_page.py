@@ -13,9 +13,9 @@ import pytest
 from pages import CLASSES, MASKS, blocks, decoded, page_case
 from test_figures import ORIENTATIONS, case, ras, stored_as, stored_slice
 
-from mafl_cli import page
 from mafl_cli.errors import OutputError, UsageError
-from mafl_cli.turned import oriented_slice
+from mafl_cli.show import page
+from mafl_cli.show.slices import oriented_slice
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)> & \u2028 ' \" </title> {{data}} \udc80"
 

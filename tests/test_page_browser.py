@@ -18,7 +18,7 @@ from matplotlib.image import imread
 from pages import CLASSES, blocks, decoded, page_case
 from test_figures import case
 
-from mafl_cli import page
+from mafl_cli.show import page
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from commands import Threshold, mafl, scan_array
 
-from mafl_cli import names, recipes
+from mafl_cli import names
+from mafl_cli.scans import recipes
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
 

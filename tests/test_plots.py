@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from mafl_cli import plots
-from mafl_cli.plots import Change, draw_histogram, draw_spectra, draw_trace
+from mafl_cli.show import plots
+from mafl_cli.show.plots import Change, draw_histogram, draw_spectra, draw_trace
 
 TRACE = {
     "step": [0, 1, 2],

@@ -7,17 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from monai.transforms import (
-    NormalizeIntensity,
-    ScaleIntensity,
-    ScaleIntensityRange,
-    ScaleIntensityRangePercentiles,
-)
+from monai.transforms import NormalizeIntensity, ScaleIntensity, ScaleIntensityRange, ScaleIntensityRangePercentiles
 from torch import Tensor
 
 from mafl_cli.config import Intensity
 from mafl_cli.errors import InputError
-from mafl_cli.preprocess import Preprocessing, per_channel
+from mafl_cli.field.preprocess import Preprocessing, per_channel
 
 CPU = torch.device("cpu")
 

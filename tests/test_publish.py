@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from judged import MODEL, case, curve, detected, failed, judged, survived, transferred, truth
 from markdown_it import MarkdownIt
 
-from mafl_cli import gates, publish, report
+from mafl_cli.judging import gates, robustness_card
 from mafl_cli.names import harmless
+from mafl_cli.results import report
 
 JUNIT = xmlschema.XMLSchema(Path(__file__).with_name("junit.xsd"))
 
@@ -81,7 +82,7 @@ def problems(root, kind):
 
 
 def test_each_gate_and_case_is_a_test():
-    root = read_junit(publish.junit(judged(mixed(), rules("target_iou > 0.5", "mean(hit_rate) > 0.5"))))
+    root = read_junit(robustness_card.junit(judged(mixed(), rules("target_iou > 0.5", "mean(hit_rate) > 0.5"))))
     tests = root.findall("testsuite/testcase")
     assert [test.get("name") for test in tests] == ["good", "bad", "broken", "mean(hit_rate) > 0.5"]
     assert [test.get("classname") for test in tests[:2]] == ["fail if target_iou > 0.5"] * 2
@@ -93,20 +94,20 @@ def test_each_gate_and_case_is_a_test():
 
 
 def test_without_gates_each_case_is_a_test():
-    root = read_junit(publish.junit(judged(mixed())))
+    root = read_junit(robustness_card.junit(judged(mixed())))
     assert problems(root, "error").keys() == {"broken"}
     assert [root.get(key) for key in ("tests", "failures", "errors")] == ["3", "0", "1"]
 
 
 def test_a_gate_that_passes_or_is_about_nothing_is_one_test():
-    passing = read_junit(publish.junit(judged([case(target_iou=0.1)], rules("target_iou > 0.5"))))
+    passing = read_junit(robustness_card.junit(judged([case(target_iou=0.1)], rules("target_iou > 0.5"))))
     assert [passing.get(key) for key in ("tests", "failures", "errors")] == ["1", "0", "0"]
-    nothing = read_junit(publish.junit(judged([], rules("target_iou > 0.5"), models=[])))
+    nothing = read_junit(robustness_card.junit(judged([], rules("target_iou > 0.5"), models=[])))
     assert problems(nothing, "failure") == {"target_iou > 0.5": "there is no case"}
 
 
 def test_a_goal_that_was_not_reached_is_said_so():
-    root = read_junit(publish.junit(judged([case(reached=False)], rules("linf_at_goal > 1"))))
+    root = read_junit(robustness_card.junit(judged([case(reached=False)], rules("linf_at_goal > 1"))))
     assert problems(root, "failure") == {"scan": "goal not reached"}
 
 
@@ -116,7 +117,7 @@ NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_junit_brings_any_name_through(name):
     made = judged([case(name), failed(name, name)], rules("target_iou < 1"), models=[{**MODEL, "name": name}])
-    root = read_junit(publish.junit(made))
+    root = read_junit(robustness_card.junit(made))
     seen = NOT_XML.sub("\ufffd", plain(name))
     assert [test.get("name") for test in root.iter("testcase")] == [seen, seen]
     assert root.find(".//error").get("message") == seen
@@ -127,7 +128,7 @@ def test_junit_brings_any_name_through(name):
 @settings(max_examples=60, deadline=None)
 @given(anything)
 def test_junit_is_wellformed_for_any_text(name):
-    root = ElementTree.fromstring(publish.junit(judged([failed(name, name)])).encode())
+    root = ElementTree.fromstring(robustness_card.junit(judged([failed(name, name)])).encode())
     assert root.find(".//testcase").get("name") == NOT_XML.sub("\ufffd", plain(name))
 
 
@@ -174,7 +175,7 @@ def test_no_name_breaks_the_card(name):
     other = {**MODEL, "name": name, "assumptions": [name]}
     made = judged([{**everything(name), "transfer": [transferred(0.3, name=name)]}, failed(name, name)],
                   [*rules("target_iou < 1"), gates.parse("ssim >= 1", name)], models=[other])  # fmt: skip
-    text = publish.card(made)
+    text = robustness_card.card(made)
     text.encode()
     assert "<" not in text
     seen = one_line(name)
@@ -190,23 +191,25 @@ def test_no_name_breaks_the_card(name):
     plain = judged(
         [everything("scan"), failed()], rules("target_iou < 1", "ssim >= 1"), models=[{**MODEL, "assumptions": ["x"]}]
     )
-    assert kinds(text) <= kinds(publish.card(plain)) | {"text_special"}
+    assert kinds(text) <= kinds(robustness_card.card(plain)) | {"text_special"}
     raw = [line for line in text.splitlines() if line.startswith("|")]
     columns = [len(re.findall(r"(?<!\\)\|", line.replace("\\\\", ""))) for line in raw]
-    plain_raw = [line for line in publish.card(plain).splitlines() if line.startswith("|")]
+    plain_raw = [line for line in robustness_card.card(plain).splitlines() if line.startswith("|")]
     assert columns == [line.count("|") for line in plain_raw]
 
 
 @settings(max_examples=60, deadline=None)
 @given(anything)
 def test_a_case_of_any_name_is_one_row_of_its_table(name):
-    (table,) = (table for table in tables(publish.card(judged([failed(name, name)]))) if table[0][0] == "case")
+    (table,) = (table for table in tables(robustness_card.card(judged([failed(name, name)]))) if table[0][0] == "case")
     assert [len(row) for row in table] == [6, 6]
     assert table[1] == [one_line(name), "failed", "", "", "", one_line(name)]
 
 
 def test_the_card_says_what_was_judged_with_what_result():
-    text = publish.card(judged([everything("a"), everything("b"), failed()], rules("target_iou > 0.99", "ssim < 0")))
+    text = robustness_card.card(
+        judged([everything("a"), everything("b"), failed()], rules("target_iou > 0.99", "ssim < 0"))
+    )
     assert text.startswith("# Robustness of flat.ts\n\n**FAILED**: 2 of 2 gates failed. ")
     assert "The attack reached its goal in 2 of 2 cases; 1 could not be judged." in text
     headings = re.findall("^## (.*)$", text, re.MULTILINE)
@@ -227,28 +230,28 @@ def test_every_model_that_was_attacked_is_a_judge_and_those_asked_for_transfer_a
         return {**MODEL, "name": f"{letter}.ts", "sha256": letter * 64}
 
     made = judged([case("x"), case("y", transfer=[transferred(0.1, "c" * 64, "c.ts")])], models=[*map(model, "abc")])
-    text = publish.card(made)
+    text = robustness_card.card(made)
     assert text.startswith("# Robustness of a.ts, b.ts\n")
     assert re.findall(r"^- (.\.ts) \((.*?)\)", text, re.MULTILINE) == [
         ("a.ts", "judge"), ("b.ts", "judge"), ("c.ts", "asked for transfer"),
     ]  # fmt: skip
-    assert read_junit(publish.junit(made)).find("testsuite").get("name") == "mafl a.ts, b.ts"
+    assert read_junit(robustness_card.junit(made)).find("testsuite").get("name") == "mafl a.ts, b.ts"
 
 
 def test_the_summary_is_the_beginning_of_the_card():
     made = judged(mixed(), rules("target_iou > 0.5"))
-    assert publish.card(made).startswith(publish.summary(made).rstrip())
-    assert "## Cases" not in publish.summary(made)
+    assert robustness_card.card(made).startswith(robustness_card.summary(made).rstrip())
+    assert "## Cases" not in robustness_card.summary(made)
 
 
 def test_a_card_without_models_gates_or_numbers_has_no_empty_parts():
-    text = publish.card(judged([failed()], models=[]))
+    text = robustness_card.card(judged([failed()], models=[]))
     assert re.findall("^#+ (.*)$", text, re.MULTILINE) == ["Robustness of no model", "Cases", "Limits"]
     assert "PASSED" not in text
 
 
 def test_gates_that_pass_are_said_to_pass():
-    assert "**PASSED**: 0 of 1 gates failed." in publish.summary(judged([case()], rules("target_iou >= 1")))
+    assert "**PASSED**: 0 of 1 gates failed." in robustness_card.summary(judged([case()], rules("target_iou >= 1")))
 
 
 def test_remarks_name_what_the_files_say_otherwise_or_why_the_goal_was_not_reached():
@@ -257,7 +260,7 @@ def test_remarks_name_what_the_files_say_otherwise_or_why_the_goal_was_not_reach
         case("b", reached=False, outcome="steps_exhausted"),
         case("c", outcome="goal_reached"),
     ]
-    (table,) = (table for table in tables(publish.card(judged(cases))) if table[0][0] == "case")
+    (table,) = (table for table in tables(robustness_card.card(judged(cases))) if table[0][0] == "case")
     assert [row[-1] for row in table[1:]] == ["x is not the file; y neither", "steps_exhausted", ""]
 
 
@@ -269,7 +272,7 @@ def rows_of(text):
 
 
 def test_csv_has_a_row_for_each_case_and_a_column_for_each_figure():
-    head, *rows = rows_of(publish.table(judged(mixed())))
+    head, *rows = rows_of(robustness_card.table(judged(mixed())))
     assert head == ["case_id", "status", "error", *gates.FIGURES]
     assert [row[:3] for row in rows] == [
         ["good", "ok", ""], ["bad", "ok", ""], ["broken", "failed", "broken.nii.gz: is not NIfTI."],
@@ -280,7 +283,7 @@ def test_csv_has_a_row_for_each_case_and_a_column_for_each_figure():
 
 def test_csv_keeps_every_digit_and_leaves_what_is_undefined_empty():
     value = 1 / 3
-    head, first, second = rows_of(publish.table(judged([case(target_iou=value), case("b", target_iou=None)])))
+    head, first, second = rows_of(robustness_card.table(judged([case(target_iou=value), case("b", target_iou=None)])))
     column = head.index("target_iou")
     assert float(first[column]) == value
     assert second[column] == ""
@@ -294,7 +297,7 @@ def test_csv_keeps_every_digit_and_leaves_what_is_undefined_empty():
     ids=ascii,
 )  # fmt: skip
 def test_what_begins_like_a_formula_is_text_in_a_spreadsheet(text):
-    _, row = rows_of(publish.table(judged([failed(text, text)])))
+    _, row = rows_of(robustness_card.table(judged([failed(text, text)])))
     for cell in (*row[0].split(";"), *row[2].split(";")):
         assert not cell.strip().startswith(tuple("=+-@＝＋－＠"))
 
@@ -302,7 +305,7 @@ def test_what_begins_like_a_formula_is_text_in_a_spreadsheet(text):
 @settings(max_examples=60, deadline=None)
 @given(anything, anything)
 def test_csv_has_one_line_for_each_case_whatever_its_name(name, message):
-    text = publish.table(judged([failed(name, message)]))
+    text = robustness_card.table(judged([failed(name, message)]))
     text.encode()
     assert len(text.splitlines()) == 2
     _, row = rows_of(text)
@@ -311,7 +314,7 @@ def test_csv_has_one_line_for_each_case_whatever_its_name(name, message):
 
 @pytest.mark.parametrize("name", ["scan_0001", "a,b", 'a"b', "a  b", "脳", "it's", "'quoted'", "a=b", "12"])
 def test_csv_leaves_harmless_names_as_they_are(name):
-    assert rows_of(publish.table(judged([case(name)])))[1][0] == name
+    assert rows_of(robustness_card.table(judged([case(name)])))[1][0] == name
 
 
 # --- GitHub -------------------------------------------------------------------------------------------------------
@@ -329,14 +332,14 @@ def read_command(line):
 
 def test_only_failed_gates_are_alerts():
     made = judged(mixed()[:2], rules("target_iou > 0.5", "target_iou > 0.95"))
-    (line,) = publish.alerts(made)
+    (line,) = robustness_card.alerts(made)
     assert read_command(line) == ("target_iou > 0.5", "target_iou is 0.9000 (worst of 2 cases: bad)")
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_an_alert_is_one_command_whatever_the_names(name):
     made = judged([failed(name, name)], [gates.parse("ssim >= 1", name)])
-    (line,) = publish.alerts(made)
+    (line,) = robustness_card.alerts(made)
     line.encode()
     seen = plain(f"not known, so it fails: {name}: {name}")
     assert read_command(line) == (plain(name) or "ssim >= 1", seen)
@@ -347,9 +350,16 @@ def test_no_form_has_a_line_that_a_runner_obeys_or_signs_that_move_or_hide(name)
     other = {**MODEL, "name": name, "classes": [name], "assumptions": [name]}
     made = judged([{**everything(name), "transfer": [transferred(0.3, name=name)]}, failed(name, name)],
                   [gates.parse("ssim >= 1", name)], models=[other])  # fmt: skip
-    forms = (publish.junit, publish.card, publish.summary, publish.table, publish.terminal, report.to_json)
+    forms = (
+        robustness_card.junit,
+        robustness_card.card,
+        robustness_card.summary,
+        robustness_card.table,
+        robustness_card.terminal,
+        report.to_json,
+    )
     for form in forms:
-        text = form(made) if form is not publish.terminal else "\n".join(map(harmless, form(made).split("\n")))
+        text = form(made) if form is not robustness_card.terminal else "\n".join(map(harmless, form(made).split("\n")))
         assert not re.search(r"^\s*::|##\w*\[", text, re.MULTILINE), form
         assert not set(map(unicodedata.category, text.replace("\n", ""))) & {"Cc", "Cf", "Cs", "Zl", "Zp"}, form
     assert json.loads(report.to_json(made)) == json.loads(json.dumps(made))
@@ -359,7 +369,7 @@ def test_no_form_has_a_line_that_a_runner_obeys_or_signs_that_move_or_hide(name)
 
 
 def test_one_case_is_shown_in_full():
-    text = publish.terminal(judged([everything("one")], rules("target_iou > 0.1", "target_iou >= 1")))
+    text = robustness_card.terminal(judged([everything("one")], rules("target_iou > 0.1", "target_iou >= 1")))
     lines = text.splitlines()
     assert lines[0] == "one   (clean scan -> adversarial scan)"
     assert lines[2].split()[0] == "organ"
@@ -373,12 +383,12 @@ def test_one_case_is_shown_in_full():
 
 
 def test_a_curve_that_never_reaches_the_goal_says_so():
-    text = publish.terminal(judged([case(reached=False, curve=curve(at_goal=None))]))
+    text = robustness_card.terminal(judged([case(reached=False, curve=curve(at_goal=None))]))
     assert "no multiple of the change reaches the goal" in text
 
 
 def test_several_cases_are_a_line_each_with_the_failed_ones_and_a_count():
-    lines = publish.terminal(judged(mixed())).splitlines()
+    lines = robustness_card.terminal(judged(mixed())).splitlines()
     assert [line.split()[:2] for line in lines] == [
         ["case", "goal"], ["good", "reached"], ["bad", "no"], ["broken", "FAILED"], ["1", "of"],
     ]  # fmt: skip
@@ -388,18 +398,18 @@ def test_several_cases_are_a_line_each_with_the_failed_ones_and_a_count():
 
 
 def test_only_failed_cases_can_be_shown():
-    lines = publish.terminal(judged([failed("a"), failed("b")], models=[])).splitlines()
+    lines = robustness_card.terminal(judged([failed("a"), failed("b")], models=[])).splitlines()
     assert lines[-1] == "0 of 0 cases reached the goal, 2 could not be judged"
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_no_name_adds_a_line_or_moves_the_cursor(name):
-    plain = publish.terminal(judged([everything(), failed()], rules("ssim < 1")))
-    text = publish.terminal(
+    plain = robustness_card.terminal(judged([everything(), failed()], rules("ssim < 1")))
+    text = robustness_card.terminal(
         judged([{**everything(name), "transfer": [transferred(0.3, name=name)]}, failed(name, name)], rules("ssim < 1"))
     )
     text.encode()
     assert len(text.splitlines()) == len(plain.splitlines())
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)
-    one = publish.terminal(judged([everything(name)]))
-    assert len(one.splitlines()) == len(publish.terminal(judged([everything()])).splitlines())
+    one = robustness_card.terminal(judged([everything(name)]))
+    assert len(one.splitlines()) == len(robustness_card.terminal(judged([everything()])).splitlines())

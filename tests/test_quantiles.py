@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from mafl_cli import quantiles
-from mafl_cli.quantiles import percentiles
+from mafl_cli.measure import quantiles
+from mafl_cli.measure.quantiles import percentiles
 
 numbers = (
     st.floats(-(2.0**100), 2.0**100, width=32) | st.integers(-4, 4).map(float) | st.sampled_from([0.0, -0.0, 2.0**-140])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from mafl_cli.errors import InputError, UsageError
-from mafl_cli.recipes import Frame, Recipe, follow, parse
+from mafl_cli.scans.recipes import Frame, Recipe, follow, parse
 
 NAMES = ("background", "liver", "tumour")
 AFFINE = np.diag([2.0, 1.0, 4.0, 1.0])

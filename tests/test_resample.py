@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import Spacing
 
-from mafl_cli.resample import Grids, Resample
+from mafl_cli.field.resample import Grids, Resample
 
 SPACINGS = [((1.0, 1.0, 1.0), (1.5, 2.0, 0.7)), ((0.9, 3.0, 1.5), (1.5, 1.5, 1.5)), ((2.0, 1.0, 1.2), (1.0, 1.0, 5.0))]
 

@@ -13,12 +13,12 @@ from test_derived import AFFINE, PIXELS, labels
 from test_dicom import rewrite
 from test_dicom_kinds import shorten, turned
 
-from mafl_cli import seg
-from mafl_cli.dicom import read_dicom
+from mafl_cli.case.inspection import inspect
 from mafl_cli.errors import InputError
-from mafl_cli.inspection import inspect
-from mafl_cli.scans import read_scan
-from mafl_cli.targets import Masks, read_regions
+from mafl_cli.scans.dicom import seg
+from mafl_cli.scans.dicom.read import read_dicom
+from mafl_cli.scans.formats import read_scan
+from mafl_cli.scans.masks import Masks, read_regions
 
 
 @pytest.fixture

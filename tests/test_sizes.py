@@ -25,11 +25,13 @@ from dicoms import write_ct
 from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit
 
-from mafl_cli import batch, bundle, engine, sizes
-from mafl_cli.dicom import read_dicom
+from mafl_cli.batch import batch, local
 from mafl_cli.errors import InputError, UsageError
-from mafl_cli.seg import read_seg
-from mafl_cli.volume import read_image, read_labels
+from mafl_cli.network import bundle
+from mafl_cli.scans.dicom.read import read_dicom
+from mafl_cli.scans.dicom.seg import read_seg
+from mafl_cli.scans.volume import read_image, read_labels
+from mafl_cli.system import sizes
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
 MIB = 1 / 1024
@@ -258,7 +260,7 @@ def test_the_limit_reaches_the_workers_of_a_batch(case: Path, monkeypatch: pytes
     options = ("--target", case / "mask.nii.gz", "--model", case / "model.ts", "-o", case / "out")
     assert mafl("attack", case / "scan.nii.gz", case / "mask.nii.gz", *options).exit_code == 2
     request = replace(requests[0], images=(case / "scan.nii.gz",), out=case / "out" / "scan")
-    row = engine.attack_one(engine.Job("scan", request, {}))
+    row = local.attack_one(local.Job("scan", request, {}))
     assert "16 x 16 x 3 voxels of 32 bits" in row["error"]["message"]
     # The same results, so a run that was stopped by it goes on with a higher one.
     assert batch.request_hash(request) == batch.request_hash(replace(request, size_limit=9.0))
@@ -270,7 +272,8 @@ def test_a_bomb_takes_no_memory(tmp_path: Path) -> None:
     bomb.write_bytes(gzipped_zeros(declaring((512, 512, 256)), 128))
     assert bomb.stat().st_size < 2**18
     code = (
-        "import resource, sys; from pathlib import Path; from mafl_cli import sizes, volume; "
+        "import resource, sys; from pathlib import Path; from mafl_cli.system import sizes; "
+        "from mafl_cli.scans import volume; "
         "from mafl_cli.errors import InputError\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "for read in (volume.read_image, volume.read_labels, volume.describe_image):\n"

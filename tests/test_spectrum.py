@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mafl_cli.spectrum import radial_spectrum
+from mafl_cli.show.spectrum import radial_spectrum
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.7, 1.3)])

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from mafl_cli import locks, results, staging
 from mafl_cli.errors import DiskFullError
+from mafl_cli.results.folder import staged
+from mafl_cli.system import locks, staging
 
 MOMENTS = Path(__file__).with_name("moments.py")
 
@@ -41,7 +42,7 @@ def test_a_new_folder_has_the_mode_of_the_one_whose_place_it_takes(tmp_path: Pat
     out = tmp_path / "out"
     out.mkdir(mode=0o750)
     for text in ("old", "new"):
-        with results.staged(out, overwrite=True) as stage:
+        with staged(out, overwrite=True) as stage:
             (stage / "report.json").write_text(text)
     assert (out / "report.json").read_text() == "new"
     assert out.stat().st_mode & 0o777 == 0o750
@@ -54,7 +55,7 @@ def test_results_are_replaced_in_the_folder_one_stands_in(tmp_path: Path, monkey
     (out / "report.json").write_text("old")
     monkeypatch.chdir(out)
     before = out.stat().st_ino
-    with results.staged(Path(), overwrite=True) as stage:
+    with staged(Path(), overwrite=True) as stage:
         (stage / "report.json").write_text("new")
     assert (out.stat().st_ino, Path("report.json").read_text()) == (before, "new")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -64,7 +65,7 @@ def test_results_behind_a_link_are_replaced_there(tmp_path: Path) -> None:
     (tmp_path / "disk" / "run").mkdir(parents=True)
     (tmp_path / "disk" / "run" / "report.json").write_text("old")
     (tmp_path / "out").symlink_to(tmp_path / "disk" / "run")
-    with results.staged(tmp_path / "out", overwrite=True) as stage:
+    with staged(tmp_path / "out", overwrite=True) as stage:
         (stage / "report.json").write_text("new")
     assert (tmp_path / "out").is_symlink()
     assert (tmp_path / "disk" / "run" / "report.json").read_text() == "new"
@@ -81,7 +82,7 @@ def test_a_file_that_comes_while_results_are_exchanged_is_kept(tmp_path: Path, m
         exchange(one, other)
 
     monkeypatch.setattr(staging, "_exchange", late)
-    with results.staged(out, overwrite=True) as stage:
+    with staged(out, overwrite=True) as stage:
         (stage / "report.json").write_text("new")
     assert {path.name: path.read_text() for path in out.iterdir()} == {"report.json": "new", "notes.txt": "mine"}
 
@@ -113,7 +114,7 @@ def test_where_there_are_no_locks_nothing_is_taken_for_left(tmp_path: Path, monk
 
 
 def fill_up(out: Path, number: int) -> None:
-    with results.staged(out, overwrite=False) as stage:
+    with staged(out, overwrite=False) as stage:
         (stage / "report.json").write_text("half")
         try:
             raise OSError(number, os.strerror(number))

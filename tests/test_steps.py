@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mafl_cli import steps
 from mafl_cli.config import AttackConfig, Direction, GradientNorm
+from mafl_cli.search import steps
 
 
 def noise(*shape: int) -> torch.Tensor:

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mafl_cli import results, streams
 from mafl_cli.errors import OutputError
+from mafl_cli.results.folder import write_text
+from mafl_cli.system import streams
 
 ROOT = str(Path(__file__).resolve().parent.parent)
 NAMES = ("Müller.nii.gz", "山田 \N{OLD ITALIC LETTER A}.nii.gz", os.fsdecode(b"\xff.nii.gz"))
@@ -82,7 +83,7 @@ def test_json_stays_json_in_every_encoding(text: str) -> None:
 
 
 def test_text_files_take_every_text(tmp_path: Path) -> None:
-    results.write_text(tmp_path / "a.json", '{"name": "\udcff"}')
+    write_text(tmp_path / "a.json", '{"name": "\udcff"}')
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"name": "\udcff"}
 
 

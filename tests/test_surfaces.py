@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 
-from mafl_cli import surfaces
-from mafl_cli.surfaces import surface_metrics
+from mafl_cli.measure import surfaces
+from mafl_cli.measure.surfaces import surface_metrics
 
 
 def of_monai(prediction, target, spacing):

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from mafl_cli.attack import StepRecord
-from mafl_cli.traces import POINTS, Group, joined
+from mafl_cli.search.loop import StepRecord
+from mafl_cli.search.traces import POINTS, Group, joined
 
 
 def group(samples: int, *scores: float) -> Group:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from judged import curve
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from mafl_cli.trials import CURVE_END, area, joined, roc
+from mafl_cli.judging.trials import CURVE_END, area, joined, roc
 
 
 def samples(clean, adversarial):

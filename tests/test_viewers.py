@@ -16,9 +16,9 @@ from commands import Threshold, mafl, scan_array
 from dicoms import write_ct
 from test_channels import Blobs
 
-from mafl_cli import results
-from mafl_cli.display import class_colour
-from mafl_cli.viewers import LABEL_FILES, command, label_file
+from mafl_cli.results.folder import there
+from mafl_cli.show.display import class_colour
+from mafl_cli.show.viewers import LABEL_FILES, command, label_file
 
 NAMES = {
     1: "liver",
@@ -174,7 +174,7 @@ def test_labels_that_a_user_changed_are_not_replaced_unasked(run: Path) -> None:
 def test_label_files_are_no_results(run: Path) -> None:
     for name in LABEL_FILES.values():
         (run / name).touch()
-    assert not {path.name for path in results.there(run)} & set(LABEL_FILES.values())
+    assert not {path.name for path in there(run)} & set(LABEL_FILES.values())
 
 
 @pytest.mark.parametrize("lost", ["adversarial.nii.gz", "prediction_adversarial.nii.gz"])

@@ -19,7 +19,7 @@ from nibabel.quaternions import angle_axis2mat
 from SimpleITK import GetArrayFromImage, ReadImage
 
 from mafl_cli.errors import InputError, OutputError
-from mafl_cli.volume import (
+from mafl_cli.scans.volume import (
     describe_image,
     read_image,
     read_labels,

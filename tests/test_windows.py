@@ -12,14 +12,14 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mafl_cli.attack import attack
 from mafl_cli.config import AttackConfig
 from mafl_cli.errors import ModelError
-from mafl_cli.goals import Goal
-from mafl_cli.limits import Limits
-from mafl_cli.model import Patch, Prediction
-from mafl_cli.resample import Grids
-from mafl_cli.windows import Tiling, Whole, Windows, fewer
+from mafl_cli.field.resample import Grids
+from mafl_cli.field.windows import Tiling, Whole, Windows, fewer
+from mafl_cli.network.segmenter import Patch, Prediction
+from mafl_cli.search.goals import Goal
+from mafl_cli.search.limits import Limits
+from mafl_cli.search.loop import attack
 from tests.problems import Unit
 
 

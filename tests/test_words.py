@@ -16,8 +16,9 @@ from commands import Threshold, mafl, scan_array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mafl_cli import console, names
-from mafl_cli.console import Voice
+from mafl_cli import names
+from mafl_cli.cli import console
+from mafl_cli.cli.console import Voice
 
 HOSTILE = [
     "::error file=a,line=1::forged", "\t ::stop-commands::x", "\u00a0::add-mask::a", "##[error]forged",

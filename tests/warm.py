@@ -3,7 +3,7 @@
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-import mafl_cli.pipeline  # noqa: F401
+import mafl_cli.case.pipeline  # noqa: F401
 
 # A pool of threads does not survive a fork.
 torch.set_num_threads(1)

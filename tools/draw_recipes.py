@@ -16,9 +16,9 @@ import numpy as np
 from matplotlib import pyplot
 from matplotlib.colors import ListedColormap
 
-from mafl_cli.case import AttackRequest
-from mafl_cli.pipeline import show_target
-from mafl_cli.recipes import parse
+from mafl_cli.case.pipeline import show_target
+from mafl_cli.case.prepare import AttackRequest
+from mafl_cli.scans.recipes import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 SCAN = ROOT / "sample_data" / "brain_t1.nii.gz"

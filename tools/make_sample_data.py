@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from atlas import CLASSES, DEMO, SAMPLES, load, save
 
-from mafl_cli.geometry import Layout
-from mafl_cli.model import load as load_model
-from mafl_cli.preprocess import Preprocessing
-from mafl_cli.windows import Whole
+from mafl_cli.field.preprocess import Preprocessing
+from mafl_cli.field.windows import Whole
+from mafl_cli.network.segmenter import load as load_model
+from mafl_cli.scans.geometry import Layout
 
 # Native units of the scan: arbitrary scanner units, 12 bits used.
 SCALE = 16

@@ -182,10 +182,10 @@ STEP_SECONDS = 0.25
 
 def evaluate(image: Path, reference: Path, order: str) -> None:
     """Print the Dice of the shipped model's axial slices with a reference label map, whose classes `order` lists."""
-    from mafl_cli.geometry import Layout, choose_slice_axis
-    from mafl_cli.model import load as load_model
-    from mafl_cli.preprocess import Preprocessing
-    from mafl_cli.windows import Whole
+    from mafl_cli.field.preprocess import Preprocessing
+    from mafl_cli.field.windows import Whole
+    from mafl_cli.network.segmenter import load as load_model
+    from mafl_cli.scans.geometry import Layout, choose_slice_axis
 
     scan, labels = nib.load(image), nib.load(reference)
     axis = choose_slice_axis(scan.affine, scan.shape, "axial").index

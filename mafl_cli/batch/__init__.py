@@ -1,0 +1,1 @@
+"""Many cases: workers, clusters, resuming and the tables of a batch."""

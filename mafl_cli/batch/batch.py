@@ -1,0 +1,287 @@
+"""Many cases: a run is a folder of results of single cases.
+
+A case is done when its report lies there, which is written last, and its ticket says that it was made from the files,
+the model and the settings of today. So whatever ends a run loses the cases in flight and nothing else, and the same
+command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mafl_cli.batch import dask_cluster, local, tables
+from mafl_cli.batch.dask_cluster import Cluster
+from mafl_cli.batch.local import Job, Row
+from mafl_cli.case.prepare import AttackRequest
+from mafl_cli.case.subject import Say
+from mafl_cli.config import config_hash
+from mafl_cli.errors import DiskFullError, Interrupted, MaflError, UsageError
+from mafl_cli.listing.cases import CaseFiles
+from mafl_cli.names import digest, public_name
+from mafl_cli.network.card import find_card
+from mafl_cli.results import read, report
+from mafl_cli.results.folder import FAILED, REPORT, RUN, TARGET, TICKET, check_writable, sha256, write_text, written_to
+from mafl_cli.system import interrupts, locks, staging
+
+# What an attack request has that changes no result, or that is hashed by its contents.
+_NOT_HASHED = frozenset(
+    ("images", "out", "targets", "guides", "within", "model", "device", "overwrite", "size_limit", "recipe", "config")
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchRequest:
+    """attack: what all cases share; images, targets and out are put in for each. part: (index, count) of the cases.
+
+    threads: of each worker; None shares the cores out. cluster: where the workers are, None for this machine.
+    case_timeout: seconds, on this machine only.
+    """
+
+    cases: tuple[CaseFiles, ...]
+    attack: AttackRequest
+    out: Path
+    workers: int = 1
+    threads: int | None = None
+    cluster: Cluster | None = None
+    part: tuple[int, int] = (0, 1)
+    case_timeout: float | None = None
+    retry_failed: bool = False
+    overwrite: bool = False
+
+
+def run_batch(
+    request: BatchRequest,
+    *,
+    say: Say,
+    on_jobs: Callable[[int], None] = lambda count: None,
+    on_row: Callable[[str, Row], None] = lambda case_id, row: None,
+) -> dict[str, Any]:
+    """Attack all cases of this part that are not done yet; returns what `batch.tables.aggregate` says then.
+
+    on_jobs: called with the number of cases that are left to do. on_row: with the row (see `batch.local.run`) of each.
+    Raises: UsageError if another run is at this part of the folder, or the folder is of other settings; Interrupted,
+        or DiskFullError, after everything that is known has been written, as far as it can be: cases that were not
+        finished are as if they had not been begun.
+    """
+    settings = request_hash(request.attack)
+    if request.cluster is not None:
+        dask_cluster.check(request.cluster)
+    try:
+        with _part_held(request.out, request.part):
+            _claim(request, settings)
+            mine = request.cases[request.part[0] :: request.part[1]]
+            jobs: list[Job] = []
+            try:
+                known = _plan(request, mine, settings, jobs, on_row)
+                on_jobs(len(jobs))
+                if known:
+                    say(f"{known} of {len(mine)} cases were done before")
+                _attack(request, jobs, on_row)
+            except UsageError:  # Nothing has begun.
+                raise
+            except BaseException:
+                _sweep(request, jobs)
+                with suppress(MaflError):  # What ended the run is what the user must know.
+                    tables.aggregate(request.out)
+                raise
+            _sweep(request, jobs)
+            return tables.aggregate(request.out)
+    except KeyboardInterrupt as exc:
+        said = "interrupted; what is finished is kept, and the same command goes on from there."
+        raise Interrupted(said, interrupts.exit_code(exc)) from exc
+
+
+def _attack(request: BatchRequest, jobs: Sequence[Job], on_row: Callable[[str, Row], None]) -> None:
+    def done(job: Job, row: Row) -> None:
+        if row["status"] == "failed" and row["error"]["type"] == DiskFullError.__name__:
+            raise DiskFullError(
+                f"{public_name(request.out)}: no space left on the disk; make room: what is finished is kept, and the "
+                "same command goes on from there."
+            )
+        _settle(request.out / job.case_id, job, row)
+        on_row(job.case_id, row)
+
+    if request.cluster is not None:
+        dask_cluster.run(jobs, cluster=request.cluster, out=request.out, threads=request.threads, on_row=done)
+    else:
+        local.run(jobs, workers=request.workers, threads=request.threads, timeout=request.case_timeout, on_row=done)
+
+
+def request_hash(attack: AttackRequest) -> str:
+    """Of everything that is the same for all cases and may change results; not of where things lie, nor the device."""
+    plain = {key: value for key, value in vars(attack).items() if key not in _NOT_HASHED}
+    mask = attack.recipe.mask if attack.recipe else None
+    shared = (*attack.targets, *attack.guides, *(path for path in (attack.within, mask) if path is not None))
+    # Of their contents: touched or copied, they are the same.
+    files = [digest(path) for path in shared]
+    chosen = {key: asdict(value) if hasattr(value, "__dataclass_fields__") else value for key, value in plain.items()}
+    recipe = attack.recipe.text if attack.recipe else None
+    try:
+        model = sha256(attack.model)
+    except OSError:
+        model = ""  # The loader says what is wrong.
+    card = find_card(attack.model)
+    return config_hash(attack.config, asdict(card), json.loads(json.dumps(chosen, default=str)), recipe, files, model)
+
+
+# --- which cases --------------------------------------------------------------------------------------------------
+
+
+def _plan(
+    request: BatchRequest,
+    cases: Sequence[CaseFiles],
+    settings: str,
+    jobs: list[Job],
+    on_row: Callable[[str, Row], None],
+) -> int:
+    """Put the jobs that are left into `jobs`; returns how many cases need none."""
+    known = 0
+    for case in cases:
+        folder = request.out / case.case_id
+        staging.recover(folder)
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(
+                f"{public_name(request.out)}: a file lies where the results of {case.case_id} belong; move it, or "
+                "choose another folder with -o."
+            )
+        ticket = {"request": settings, "files": [fingerprint(path) for path in _files(case)]}
+        if case.problem is not None:
+            row = {
+                "status": "failed",
+                "error": {"type": "InputError", "message": case.problem},
+                "said": [],
+                "seconds": 0,
+            }
+            _settle(folder, Job(case.case_id, request.attack, ticket), row)
+            on_row(case.case_id, row)
+        elif _is_done(folder, ticket, case):
+            # A run that was killed between the two may have left word of an earlier failure.
+            (folder / FAILED).unlink(missing_ok=True)
+            known += 1
+        elif not request.retry_failed and _has_failed(folder, ticket):
+            known += 1
+        else:
+            attack = replace(
+                request.attack,
+                images=case.images,
+                targets=case.targets or request.attack.targets,
+                recipe=None if case.targets else request.attack.recipe,
+                guides=case.guides or request.attack.guides,
+                out=folder,
+                overwrite=True,
+            )
+            jobs.append(Job(case.case_id, attack, ticket))
+    return known
+
+
+def _files(case: CaseFiles) -> tuple[Path, ...]:
+    return (*case.images, *case.targets, *case.guides)
+
+
+def fingerprint(path: Path) -> str:
+    """Of size, time and number on the disk of a file, or of all files below a folder, without reading them.
+
+    Not of size and time alone: what comes out of one archive often has both in common. Empty if there is nothing.
+    """
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    try:
+        stats = [file.stat() for file in files]
+    except OSError:
+        return ""
+    said = repr([(stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in stats])
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def _is_done(folder: Path, ticket: Mapping[str, Any], case: CaseFiles) -> bool:
+    found = read.read_object(folder / TICKET)
+    if found is None or found.get("request") != ticket["request"] or (said := tables.finished(folder)) is None:
+        return False
+    entry = said["cases"][0]
+    # Of a series its folder: a data set may have a million slices.
+    if not all((folder / PurePosixPath(file["name"]).parts[0]).exists() for file in entry["files"]):
+        return False
+    if found.get("files") == ticket["files"]:
+        return True
+    # Copied or touched: the same bytes are the same files.
+    recorded = [each["sha256"] for each in (*entry["inputs"], *(entry["target"]["files"] if case.targets else ()))]
+    now = [sha256(path) if path.is_file() else "" for path in (*case.images, *case.targets)]
+    before = found.get("files")
+    return isinstance(before, list) and len(before) == len(ticket["files"]) and not case.guides and recorded == now
+
+
+def _has_failed(folder: Path, ticket: Mapping[str, Any]) -> bool:
+    found = read.read_object(folder / FAILED)
+    return found is not None and found.get("ticket") == ticket
+
+
+def _settle(folder: Path, job: Job, row: Row) -> None:
+    """Leave word of a failure; of a success the results themselves are word enough."""
+    if row["status"] == "ok":
+        (folder / FAILED).unlink(missing_ok=True)
+        return
+    said = {"case_id": job.case_id, "error": row["error"], "ticket": job.ticket}
+    with written_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / FAILED, report.to_json(said))
+        # What an earlier run has left is not the result of this one.
+        (folder / REPORT).unlink(missing_ok=True)
+
+
+def _sweep(request: BatchRequest, jobs: Sequence[Job]) -> None:
+    """Take away what killed workers have left half made."""
+    staging.recover(request.out)
+    for job in jobs:
+        folder = request.out / job.case_id
+        staging.recover(folder)
+        with suppress(OSError):
+            folder.rmdir()
+
+
+# --- the folder ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _part_held(out: Path, part: tuple[int, int]) -> Iterator[None]:
+    """Hold this part of the folder. Raises UsageError if another process has it, or parts of another number."""
+    check_writable(out, overwrite=True)
+    own = (out / RUN).parent
+    index, count = part
+    parts = own / f"parts-of-{count}.lock"
+    with ExitStack() as stack:
+        try:
+            with written_to(out):
+                own.mkdir(exist_ok=True)
+                stack.enter_context(locks.held(own / f"part-{index}-of-{count}.lock"))
+                stack.enter_context(locks.held(parts, shared=True))
+                # Of another number of parts, some have the same cases.
+                for path in own.glob("parts-of-*.lock"):
+                    if path != parts:
+                        with locks.held(path):
+                            pass
+        except BlockingIOError as exc:
+            raise UsageError(
+                f"{public_name(out)}: another mafl works on it now; wait for it, or choose another part."
+            ) from exc
+        yield
+
+
+def _claim(request: BatchRequest, settings: str) -> None:
+    """Write down what the run is about; raises UsageError if an earlier one in this folder was about something else."""
+    out, path = request.out, request.out / RUN
+    if (out / TARGET).exists():
+        raise UsageError(f"{public_name(out)}: holds the results of one case; choose another folder with -o.")
+    before = read.read_run(out)
+    if before is not None and before["settings"] != settings and not request.overwrite:
+        raise UsageError(
+            f"{public_name(out)}: holds results of other settings or another model; choose another folder with -o, "
+            "or add --overwrite to make them again."
+        )
+    ids = [case.case_id for case in request.cases]
+    known = [] if before is None else [each for each in before["cases"] if each not in set(ids)]
+    write_text(path, report.to_json({"settings": settings, "cases": [*known, *ids]}))

@@ -1,0 +1,101 @@
+"""What mafl sees in a file: a model, a scan or a mask."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from mafl_cli.errors import InputError, UsageError
+from mafl_cli.names import public_name
+from mafl_cli.results import folder
+from mafl_cli.scans import formats, volume
+
+_MODEL_SUFFIXES = (
+    *(".ts", ".pt", ".pth", ".torchscript", ".pt2", ".jit"),
+    # No model that can be attacked, and more than "no scan" can be said of them.
+    *(".onnx", ".ckpt", ".safetensors", ".h5", ".hdf5", ".keras", ".tflite"),
+)
+
+
+def inspect(file: Path) -> dict[str, Any]:
+    """Facts about a model, a scan or a mask, JSON-ready. Raises InputError or ModelError if it is none of them."""
+    if not file.exists():
+        raise InputError(f"{public_name(file)}: no such file.")
+    zipped = file.is_file() and file.suffix.lower() != ".zip" and zipfile.is_zipfile(file)
+    if file.suffix.lower() in _MODEL_SUFFIXES or zipped:
+        return {"kind": "model", **_inspect_model(file)}
+    if formats.is_dicom(file):
+        return {"kind": "image", **formats.describe_dicom(file)}
+    return {"kind": "image", **volume.describe_image(file)}
+
+
+def write_card(model: Path, *, overwrite: bool) -> Path:
+    """Write what is known about a model, found out by trying included, as the TOML beside it; returns its path.
+
+    Raises ModelError if the model is unusable, UsageError if the file is there already.
+    """
+    import torch
+
+    from mafl_cli.network.card import find_card, to_toml
+    from mafl_cli.network.segmenter import load
+
+    path = model.with_suffix(".toml")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{public_name(path)}: is there already; add --overwrite.")
+    stated = find_card(model)
+    roi = stated.roi
+    _, info, found = load(model, device=torch.device("cpu"), size=None if roi is None else lambda _: roi)
+    # Orientation and intensity nobody can find out: an assumption must not become a statement.
+    card = replace(
+        found, orientation=stated.orientation, intensity=stated.intensity, channels=stated.channels or info.channels
+    )
+    folder.write_text(path, to_toml(card))
+    return path
+
+
+def format_facts(facts: Mapping[str, Any], indent: str = "") -> str:
+    """Facts as aligned `key  value` lines; tables inside are indented."""
+    width = max(len(str(key)) for key in facts)
+    lines = []
+    for key, value in facts.items():
+        if isinstance(value, Mapping) and value:
+            lines += [f"{indent}{key}", format_facts(value, indent + "  ")]
+        elif isinstance(value, (list, tuple)) and value and isinstance(value[0], (str, Mapping)):
+            lines.append(f"{indent}{key}")
+            lines += [f"{indent}  {_plain(entry)}" for entry in value]
+        else:
+            lines.append(f"{indent}{key:<{width}}  {_plain(value)}")
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping) and len(value) > 2:
+        return ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items())
+    if isinstance(value, Mapping):
+        return "  ".join(_plain(entry) for entry in value.values())
+    if isinstance(value, (list, tuple)):
+        return " x ".join(_plain(entry) for entry in value) if value else "-"
+    return str(value)
+
+
+def _inspect_model(file: Path) -> dict[str, Any]:
+    import torch
+
+    from mafl_cli.network.card import find_card
+    from mafl_cli.network.segmenter import load, taps
+
+    roi = find_card(file).roi
+    segmenter, info, _ = load(file, device=torch.device("cpu"), size=None if roi is None else lambda _: roi)
+    layers = [
+        {"tap": name + (" *" if name in {tap.name for tap in info.taps} else ""), "shape": list(shape)}
+        for name, shape in taps(segmenter)
+    ]
+    facts = asdict(info) | {"intensity": info.intensity.facts()}
+    return {**facts, "input_tried": list(segmenter.tried), "taps": layers}

@@ -1,0 +1,269 @@
+"""Scans, target and model brought together on one grid: everything that can be wrong with them is found out here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mafl_cli.case.subject import ModelRequest, Say, Subject, counted, prepare_subject, read_channels
+from mafl_cli.config import AttackConfig, SaveAs
+from mafl_cli.errors import InputError, UsageError
+from mafl_cli.field.preprocess import Preprocessing
+from mafl_cli.field.samples import Drawn, stacked
+from mafl_cli.network.segmenter import ModelInfo
+from mafl_cli.scans import body, recipes, volume
+from mafl_cli.scans.formats import prepared
+from mafl_cli.scans.forms import require_same_grid
+from mafl_cli.scans.geometry import Layout
+from mafl_cli.scans.masks import Masks, Source, Target, read_masks
+from mafl_cli.scans.recipes import Recipe
+from mafl_cli.search.goals import Goal
+from mafl_cli.search.limits import Grid, Limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackRequest(ModelRequest):
+    """One case: paths and settings.
+
+    images: one file (or DICOM folder) for each channel of the model, in its order. series, allow_gaps: see
+    `scans.dicom.read.read_dicom`. targets: one mask, or one for each region that may overlap others; none with a
+    recipe. masks: how mask files are read. within: a mask; only its voxels may change, and with body_only only those
+    of the body. redact: keep the names of the files out of everything, and text, patient and study out of headers.
+    attack_channels: names or numbers of the channels that may change; all if None. save_as: None is float32 for NIfTI,
+    source for DICOM. size_limit: GiB, see `mafl_cli.system.sizes`; None is what holds where the request is followed.
+    """
+
+    images: tuple[Path, ...]
+    out: Path
+    targets: tuple[Path, ...] = ()
+    recipe: Recipe | None = None
+    series: str | None = None
+    allow_gaps: bool = False
+    masks: Masks = field(default_factory=Masks)
+    within: Path | None = None
+    body_only: bool = False
+    guides: tuple[Path, ...] = ()
+    save_as: SaveAs | None = None
+    device: str = "auto"
+    attack_channels: tuple[str, ...] | None = None
+    redact: bool = False
+    overwrite: bool = False
+    size_limit: float | None = None
+    config: AttackConfig = field(default_factory=AttackConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What may change, beside the voxels' values: where, and how much of the scan that is.
+
+    allowed: bool (I, J, K), None for everywhere. within: the file it came from. body_voxels: None without body_only.
+    """
+
+    allowed: NDArray[np.bool_] | None = None
+    within: Source | None = None
+    body_voxels: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case(Subject):
+    """A subject with a target, and the limits that the attack has.
+
+    wanted: (B, *spatial) class indices, or (B, R, *spatial), 0 or 1, for regions that may overlap.
+    clean_labels: the prediction of the clean scan, likewise.
+    """
+
+    save_as: SaveAs
+    target: Target
+    wanted: Tensor
+    clean_labels: Tensor
+    guide: Tensor | None
+    bounds: Bounds
+    limits: Limits
+
+    def goal(self, config: AttackConfig) -> Goal:
+        """What counts as reached."""
+        return Goal.of(
+            self.wanted, self.clean_labels, len(self.info.classes),
+            iou=config.goal_iou, hit=config.goal_hit, overlapping=self.info.overlapping,
+        )  # fmt: skip
+
+    @property
+    def clean_drawn(self) -> Drawn:
+        """The clean prediction, and what it was made from."""
+        return Drawn(self.clean, self.preprocessing, self.clean_labels)
+
+    def edit(self, rows: Tensor | None = None) -> Tensor:
+        """Where the clean prediction is not the target, of some samples or all: bool (B, *spatial)."""
+        clean, wanted = (each if rows is None else each[rows] for each in (self.clean_labels, self.wanted))
+        differs = clean != wanted
+        return differs.any(dim=1) if self.info.overlapping else differs
+
+
+def prepare(
+    request: AttackRequest, device: torch.device, say: Say, lap: Callable[[str], None] = lambda part: None
+) -> Case:
+    """Read everything, bring it together, and let the model draw the clean scan.
+
+    lap: called after each part with its name, "read" or "lift".
+    Raises: the errors of `mafl_cli.errors`, each naming the file and what to do.
+    """
+    read = read_channels(request.images, say, series=request.series, allow_gaps=request.allow_gaps)
+    scans = tuple(prepared(each, redact=request.redact) for each in read)
+    lap("read")
+    scan = scans[0]
+    save_as = request.save_as or ("source" if any(each.format == "dicom" for each in scans) else "float32")
+    if save_as == "float32" and any(each.format == "dicom" for each in scans):
+        raise UsageError("--save-as float32: DICOM holds the integers of its source; leave the option out.")
+    if request.guides and request.config.feature_weight == 0:
+        raise UsageError(f"--guide needs a feature term, which {request.config.method} has not: give --feature-weight.")
+    subject = prepare_subject(scans, request, device, say)
+    lap("lift")
+    info, layout = subject.info, subject.layout
+    # What was read lies in memory a second time until it is let go.
+    del read
+    scans = subject.scans
+    scan = scans[0]
+    recipe = request.recipe
+    # Names and files first: what is wrong with them should not take a prediction to find out.
+    if recipe is not None:
+        recipes.classes(recipe, info.classes, info.overlapping)
+    files = ((recipe.mask,) if recipe.mask else ()) if recipe else request.targets
+    target = read_masks(files, scan, info.classes, request.masks, overlapping=info.overlapping) if files else None
+    bounds = _bounds(request, scan, say)
+    guide = _guide(request, scans, layout, subject.preprocessing, say) if request.guides else None
+    for warning in target.warnings if target else ():
+        say(warning)
+    lap("read")
+    clean_labels = subject.drawn(subject.clean, subject.preprocessing).labels
+    if recipe is not None:
+        frame = recipes.Frame(scan.affine, subject.slices.index if layout.sliced else None)
+        labels, note = recipes.follow(
+            recipe, subject.to_labels(clean_labels), info.classes, frame, target.labels if target else None
+        )
+        say(note)
+        target = Target(labels, target.files if target else (), (note,), recipe.text)
+    assert target is not None
+    target = replace(target, labels=target.labels.astype(torch.empty(0, dtype=clean_labels.dtype).numpy().dtype))
+    masks = target.labels if info.overlapping else target.labels[np.newaxis]
+    wanted = torch.from_numpy(layout.to_batch(masks)).to(device)
+    limits = _limits(subject, save_as)
+    frozen = limits.frozen | _unattacked(request.attack_channels, info, subject.clean)
+    if bounds.allowed is not None:
+        frozen = frozen | ~torch.from_numpy(layout.to_batch(bounds.allowed[np.newaxis])).to(device)
+    return Case(
+        **{each.name: getattr(subject, each.name) for each in fields(subject)},
+        save_as=save_as,
+        target=target,
+        wanted=wanted if info.overlapping else wanted[:, 0],
+        clean_labels=clean_labels,
+        guide=guide,
+        bounds=bounds,
+        limits=replace(limits, frozen=frozen),
+    )
+
+
+def _bounds(request: AttackRequest, scan: volume.Volume, say: Say) -> Bounds:
+    """The voxels that may change, as the user limits them."""
+    allowed, source, voxels = None, None, None
+    if request.within is not None:
+        # The target's label map is not about this file.
+        labels, source, warnings = replace(request.masks, label_map={}).read(request.within, scan)
+        for warning in warnings:
+            say(warning)
+        allowed = labels > 0
+        if not allowed.any():
+            raise InputError(f"{source.name}: is empty, so --within it no voxel may change.")
+    if request.body_only:
+        inside = body.body_mask(scan.name, scan.data, scan.padding)
+        voxels = int(inside.sum())
+        allowed = inside if allowed is None else allowed & inside
+        if not allowed.any():
+            raise InputError(f"{scan.name}: no voxel of --within lies in the body, so none may change.")
+    return Bounds(allowed=allowed, within=source, body_voxels=voxels)
+
+
+def _unattacked(wanted: Sequence[str] | None, info: ModelInfo, clean: Tensor) -> Tensor:
+    """Bool (1, C, 1, ...): channels that must not change."""
+    keep = torch.zeros(len(info.channels), dtype=torch.bool, device=clean.device)
+    if wanted is not None:
+        numbers = {name: index for index, name in enumerate(info.channels)}
+        numbers |= {str(index): index for index in range(len(info.channels))}
+        for name in wanted:
+            if name not in numbers:
+                raise UsageError(
+                    f"--attack-channels: the model has no channel {name!r}; it has {', '.join(info.channels)}."
+                )
+        keep[:] = True
+        keep[[numbers[name] for name in wanted]] = False
+    return keep.view(1, -1, *(1,) * (clean.ndim - 2))
+
+
+def _guide(
+    request: AttackRequest, scans: Sequence[volume.Volume], layout: Layout, preprocessing: Preprocessing, say: Say
+) -> Tensor:
+    """A scan that has what the target shows, as a batch in the native units of the attacked one.
+
+    Raises: GeometryError when it lies on another grid; InputError when it cannot be read or scaled.
+    """
+    if len(request.guides) != len(scans):
+        raise UsageError(f"--guide: {counted(len(request.guides), 'file')} given for {counted(len(scans), 'channel')}.")
+    guides = read_channels(request.guides, say, allow_gaps=request.allow_gaps)
+    scan, guide = scans[0], guides[0]
+    require_same_grid(scan, guide)
+    data = [each.data for each in guides]
+    device = preprocessing.unit.device
+    try:
+        own = Preprocessing.freeze(preprocessing.intensity, data, device)
+    except InputError as exc:
+        raise InputError(f"{guide.name}: {exc}") from exc
+    return preprocessing.translate(torch.from_numpy(stacked(data, layout)).to(device), own)
+
+
+def _limits(subject: Subject, save_as: SaveAs) -> Limits:
+    scans, preprocessing, clean = subject.scans, subject.preprocessing, subject.clean
+    low, high = preprocessing.low.clone(), preprocessing.high.clone()
+    frozen = preprocessing.keep(clean)
+    grids = [volume.stored_grid(scan, save_as) for scan in scans]
+    for channel, (scan, grid) in enumerate(zip(scans, grids, strict=True)):
+        values = clean[:, channel]
+        if grid is not None:
+            low[channel] = max(float(low[channel]), float(grid.low.min()))
+            high[channel] = min(float(high[channel]), float(grid.high.max()))
+        if preprocessing.nonzero_only and not bool((values < 0).any()):
+            # Zero is background by definition there; the darkest tissue is the floor.
+            low[channel] = values[values > 0].min()
+        if scan.padding is not None:
+            outside = torch.from_numpy(subject.layout.to_batch(scan.padding[np.newaxis])).to(clean.device)
+            frozen[:, channel] |= outside[:, 0]
+            # A measured voxel must not become padding either.
+            darkest = scan.data.min(where=~scan.padding, initial=np.inf)
+            low[channel] = max(float(low[channel]), float(darkest))
+    return Limits(
+        low=low,
+        high=high,
+        unit=preprocessing.unit,
+        frozen=frozen,
+        grid=_stored_values(subject.layout, grids, clean),
+        nonzero=preprocessing.nonzero_only,
+    )
+
+
+def _stored_values(layout: Layout, grids: Sequence[volume.StoredGrid | None], like: Tensor) -> Grid | None:
+    """The stored grids of all channels, along the batch's axes."""
+    if not any(grids):
+        return None
+    whole = volume.StoredGrid(*(np.full((1, 1, 1), value) for value in (0.0, -np.inf, np.inf)))
+    parts = [[each.step, each.low, each.high] for each in (grid or whole for grid in grids)]
+
+    def spread(values: Sequence[NDArray[np.float64]]) -> Tensor:
+        turned = layout.to_batch(np.stack(np.broadcast_arrays(*values)))
+        return torch.from_numpy(turned).to(like)
+
+    step, low, high = (spread(values) for values in zip(*parts, strict=True))
+    return Grid(step, low, high)

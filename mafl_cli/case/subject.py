@@ -1,0 +1,296 @@
+"""Scans and model brought together on one grid, and what the model makes of them: for the attack and for its judges."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mafl_cli.config import Intensity, Mode, Precision, SliceAxisChoice
+from mafl_cli.errors import InputError, UsageError
+from mafl_cli.field.preprocess import Preprocessing
+from mafl_cli.field.resample import Grids
+from mafl_cli.field.samples import Drawn, OfScan, Samples, equal_bits, stacked
+from mafl_cli.field.windows import Scan, Tiling, Whole, Windows, fewer, slices_per_batch
+from mafl_cli.network.card import ModelCard, find_card
+from mafl_cli.network.reasons import REFUSALS
+from mafl_cli.network.segmenter import ModelInfo, Segmenter, load
+from mafl_cli.scans import masks
+from mafl_cli.scans.formats import read_scan
+from mafl_cli.scans.forms import require_same_grid
+from mafl_cli.scans.geometry import Layout, SliceAxis, choose_slice_axis
+from mafl_cli.scans.volume import Volume
+
+DEMO_MODEL = Path(__file__).parents[1] / "demo" / "model.ts"
+
+Say = Callable[[str], None]
+Labels = NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRequest:
+    """A model and how it is to see scans. `None` for a property of the model means: what its card says.
+
+    spacing: mm, along the model's axes, or (0,) for the scan's own. roi: voxels of a window, or (0,) for no windows.
+    """
+
+    model: Path = DEMO_MODEL
+    mode: Mode = "auto"
+    slice_axis: SliceAxisChoice | None = None
+    precision: Precision = "float32"
+    orientation: str | None = None
+    intensity: Intensity | None = None
+    spacing: tuple[float, ...] | None = None
+    roi: tuple[int, ...] | None = None
+    overlap: float | None = None
+    tap: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """Scans and model on one grid, and what the model makes of them. Batches are (B, C, *spatial), native units.
+
+    scans: their `data` lie in the memory of the batch, and in its order. clean: the same numbers, which never change.
+    """
+
+    scans: tuple[Volume, ...]
+    segmenter: Segmenter
+    info: ModelInfo
+    card: ModelCard
+    slices: SliceAxis
+    layout: Layout
+    preprocessing: Preprocessing
+    grids: Grids
+    tiling: Tiling | None
+    clean: Tensor
+    say: Say
+
+    @property
+    def scan(self) -> Volume:
+        """The first channel: it stands for the grid of all."""
+        return self.scans[0]
+
+    @property
+    def mode(self) -> Mode:
+        return "2d" if self.layout.sliced else "3d"
+
+    def frozen(self, data: Sequence[NDArray[np.float32]]) -> Preprocessing:
+        """The preprocessing with the statistics of another scan, (I, J, K) for each channel."""
+        return Preprocessing.freeze(self.preprocessing.intensity, data, self.clean.device)
+
+    def field(self, preprocessing: Preprocessing | None = None, *, exact: bool = True) -> Scan:
+        """The attacked function, with the statistics of the clean scan, or others, frozen in.
+
+        exact: in float32, whatever the precision of the search.
+        """
+        preprocessing = preprocessing or self.preprocessing
+        segmenter = self.segmenter.exact if exact else self.segmenter
+        if self.tiling is None:
+            return Whole(segmenter, preprocessing, self.info.divisor, self.grids)
+        return Windows(segmenter, preprocessing, self.tiling, self.grids, batch=self.windows_together, say=self.say)
+
+    def as_volume(self, batch: Tensor) -> NDArray[np.float32]:
+        """Batch -> (C, I, J, K) native, on a CPU in the same memory."""
+        array: NDArray[np.float32] = self.layout.as_scan(batch.cpu().numpy())
+        return array
+
+    def to_labels(self, labels: Tensor) -> Labels:
+        """Predicted classes -> (I, J, K), or (R, I, J, K) for overlapping regions."""
+        whole = labels if self.info.overlapping else labels.unsqueeze(1)
+        array: Labels = self.layout.from_batch(whole.cpu().numpy())
+        return array if self.info.overlapping else array[0]
+
+    def to_file(self, labels: Labels) -> Labels:
+        """A label map as it is written: class numbers, or bit codes of overlapping regions."""
+        return masks.coded(labels) if self.info.overlapping else labels
+
+    @property
+    def together(self) -> int:
+        """How many samples go through the search together, if the memory is enough."""
+        return slices_per_batch(self.clean[0, 0].numel()) if self.layout.sliced else 1
+
+    @property
+    def windows_together(self) -> int:
+        """How many windows go through the network together, if there are windows and the memory is enough."""
+        assert self.tiling is not None
+        return max(1, 2**20 // int(np.prod(self.tiling.roi))) if self.clean.device.type == "cpu" else 4
+
+    def groups(self, rows: Tensor, work: Callable[[Tensor, float], None]) -> None:
+        """Do `work` for a few samples at a time, with the share that is done before; fewer when memory is short."""
+        size, done = self.together, 0
+        while done < len(rows):
+            try:
+                work(rows[done : done + size], done / len(rows))
+            except REFUSALS as exc:
+                size = fewer(size, exc, self.say, self.info.name, "slice" if self.layout.sliced else "scan")
+            else:
+                done += size
+
+    def predict(self, data: Sequence[NDArray[np.float32]]) -> Labels:
+        """Classes that the model draws on a scan, (I, J, K) for each channel, native: (I, J, K), or (R, I, J, K)."""
+        return self.to_labels(self.drawn(OfScan(data, self.layout, self.clean.device), self.frozen(data)).labels)
+
+    def drawn(self, samples: Samples, preprocessing: Preprocessing, *, like: Sequence[Drawn] = ()) -> Drawn:
+        """What the model draws: (B, *spatial), or (B, R, *spatial) for overlapping regions.
+
+        like: what it drew before. Samples that are bit for bit those of such a batch, together with all that went
+            through the network beside them and with the same statistics, get the same answer, and need not ask again.
+        """
+        field = self.field(preprocessing)
+        known = [each for each in like if each.preprocessing.is_as(preprocessing)]
+        parts: list[Tensor] = []
+
+        def work(rows: Tensor, _: float) -> None:
+            x = samples[rows]
+            same = next((each for each in known if equal_bits(each.samples[rows], x)), None)
+            parts.append(field.labels(x) if same is None else same.labels[rows])
+
+        with self.segmenter.exact.verifying():
+            self.groups(torch.arange(len(samples)), work)
+        return Drawn(samples, preprocessing, torch.cat(parts))
+
+
+def prepare_subject(scans: Sequence[Volume], request: ModelRequest, device: torch.device, say: Say) -> Subject:
+    """Load the model for these scans, one for each of its channels, all on one grid.
+
+    Raises: ModelError if the model is unusable; InputError if the scans are not what it takes; UsageError for settings
+        that cannot be those of this model.
+    """
+    scan = scans[0]
+    card = find_card(request.model).merged(
+        orientation=request.orientation,
+        intensity=request.intensity,
+        spacing=request.spacing,
+        roi=request.roi,
+        overlap=request.overlap,
+    )
+    dims = {"2d": 2, "3d": 3}.get(request.mode, card.dims)
+    if card.dims not in (None, dims):
+        raise UsageError(f"--mode {request.mode}: the model is {card.dims}-D.")
+    slices = choose_slice_axis(scan.affine, scan.shape, request.slice_axis or card.slice_axis)
+
+    def laid_out(dims: int) -> tuple[Layout, Grids, Tiling | None]:
+        layout = Layout.for_volume(
+            scan.affine, orientation=card.orientation or "native", slice_axis=slices.index if dims == 2 else None
+        )
+        shape = tuple(scan.shape[axis] for axis in layout.axes[3 - dims :])
+        return layout, _grids(card, layout, scan, shape), _tiling(card, dims)
+
+    def size(dims: int) -> tuple[int, ...]:
+        _, grids, tiling = laid_out(dims)
+        return grids.there.shape_out if tiling is None else tiling.roi
+
+    segmenter, info, card = _loaded(request, replace(card, dims=dims), device, size)
+    for sentence in info.assumptions:
+        say(f"assumed for {info.name}: {sentence}")
+    if len(info.channels) != len(scans):
+        raise InputError(
+            f"{scan.name}: {counted(len(scans), 'channel')} given, the model takes {len(info.channels)} "
+            f"({', '.join(info.channels)}): give the files of all channels in this order, separated by commas."
+        )
+    layout, grids, tiling = laid_out(info.dims)
+    assert card.intensity is not None
+    try:
+        preprocessing = Preprocessing.freeze(card.intensity, [each.data for each in scans], device)
+    except InputError as exc:
+        raise InputError(f"{scan.name}: {exc}") from exc
+    largest = float(torch.maximum(preprocessing.low.abs(), preprocessing.high.abs()).max())
+    if card.intensity.kind == "none" and card.source is None and largest > 100:
+        say(
+            f"{scan.name}: values up to {largest:.6g} go into the model unscaled; "
+            "most networks expect scaled input: see --intensity."
+        )
+    batch = stacked([each.data for each in scans], layout)
+    return Subject(
+        # The same numbers once in memory, and not once more in another order.
+        scans=tuple(replace(each, data=data) for each, data in zip(scans, layout.as_scan(batch), strict=True)),
+        segmenter=segmenter,
+        info=info,
+        card=card,
+        slices=slices,
+        layout=layout,
+        preprocessing=preprocessing,
+        grids=grids,
+        tiling=tiling,
+        clean=torch.from_numpy(batch).to(device),
+        say=say,
+    )
+
+
+# A model stays loaded for the next scan of the same size; two, for a judge beside the attacked one.
+_KEPT = 2
+_MODELS: OrderedDict[object, tuple[Segmenter, ModelInfo, ModelCard]] = OrderedDict()
+_DIMS: dict[object, int] = {}
+
+
+def _loaded(
+    request: ModelRequest, card: ModelCard, device: torch.device, size: Callable[[int], tuple[int, ...]]
+) -> tuple[Segmenter, ModelInfo, ModelCard]:
+    """The model, loaded and tried at this size, or as it was left by the last scan that asked for the same."""
+
+    def fresh() -> tuple[Segmenter, ModelInfo, ModelCard]:
+        return load(
+            request.model, device=device, card=card, size=size, tap=request.tap, precision=request.precision
+        )  # fmt: skip
+
+    try:
+        stat = request.model.stat()
+    except OSError:
+        return fresh()  # Says what is wrong.
+    file = (request.model, stat.st_mtime_ns, stat.st_size, request.tap, request.precision, card, device)
+    dims = card.dims or _DIMS.get(file)
+    found = _MODELS.pop((file, size(dims)), None) if dims else None
+    if found is None:
+        found = fresh()
+        dims = _DIMS[file] = found[1].dims
+    assert dims is not None
+    if found[0].decides:
+        found[0].exact.forget()  # What it decided for another scan.
+        found[0].forget()
+    _MODELS[file, size(dims)] = found
+    while len(_MODELS) > _KEPT:
+        _MODELS.popitem(last=False)
+    return found
+
+
+def read_channels(
+    paths: Sequence[Path], say: Say, *, series: str | None = None, allow_gaps: bool = False
+) -> tuple[Volume, ...]:
+    """One scan for each channel; their warnings are said. Raises GeometryError if they are not on one grid."""
+    found: list[Volume] = []
+    for path in paths:
+        found.append(read_scan(path, series=series, allow_gaps=allow_gaps))
+        for warning in found[-1].warnings:
+            say(warning)
+        first, last = found[0], found[-1]
+        require_same_grid(first, last)
+    return tuple(found)
+
+
+def _grids(card: ModelCard, layout: Layout, scan: Volume, shape: tuple[int, ...]) -> Grids:
+    """The scan's grid along the batch's axes, and the network's at the spacing it was trained with."""
+    if card.spacing is None or not any(card.spacing):
+        return Grids.same(shape)
+    if len(card.spacing) not in (len(shape), 3):
+        raise UsageError(f"spacing has {len(card.spacing)} numbers, the model {len(shape)} dimensions.")
+    return Grids.at_spacing(shape, layout.batch_spacing(scan.affine), card.spacing[-len(shape) :], card.resample)
+
+
+def _tiling(card: ModelCard, dims: int) -> Tiling | None:
+    if card.roi is None or not any(card.roi):
+        return None
+    if len(card.roi) != dims:
+        raise UsageError(f"roi has {len(card.roi)} numbers, the model {dims} dimensions.")
+    return Tiling(card.roi, card.overlap, card.blend)
+
+
+def counted(count: int, what: str) -> str:
+    """ "1 file", "2 files"."""
+    return f"{count} {what}{'' if count == 1 else 's'}"

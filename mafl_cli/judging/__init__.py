@@ -1,0 +1,1 @@
+"""The verdict: was the attack real, does the model pass."""

@@ -1,0 +1,182 @@
+"""Who judges: a model and what it draws on a pair of scans, and the labels that are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mafl_cli.case.subject import ModelRequest, Say, Subject, prepare_subject
+from mafl_cli.config import AttackConfig, Intensity
+from mafl_cli.errors import InputError, UsageError
+from mafl_cli.judging.pairs import Pair
+from mafl_cli.measure import agreement as metrics
+from mafl_cli.measure import perturbation
+from mafl_cli.measure.agreement import agreement_of_masks
+from mafl_cli.names import public_name
+from mafl_cli.network.card import check_orientation
+from mafl_cli.results import folder
+from mafl_cli.scans import masks
+from mafl_cli.scans.masks import Masks
+from mafl_cli.search.goals import Goal
+
+Labels = NDArray[np.integer[Any]]
+
+
+def _as_attacked(model: ModelRequest, sha256: str, pair: Pair) -> ModelRequest:
+    """For the model that was attacked: the settings it was attacked with, where the user gives no other."""
+    recorded = pair.recorded
+    if recorded is None or recorded.report["model"]["sha256"] != sha256:
+        return model
+    said, settings = recorded.report["model"], recorded.report["run"]["settings"]
+    given: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in said["intensity"].items()
+    }
+    try:
+        orientation = check_orientation(said["orientation"])
+        intensity = Intensity(**given)
+    except UsageError as exc:
+        raise InputError(f"{public_name(recorded.folder)}/{folder.REPORT}: {exc}") from exc
+    return replace(
+        model,
+        mode=settings["mode"] if model.mode == "auto" else model.mode,
+        slice_axis=model.slice_axis or settings["slice_axis"],
+        orientation=model.orientation or orientation,
+        intensity=model.intensity or intensity,
+        spacing=model.spacing or tuple(settings["spacing"] or (0,)),
+        roi=model.roi or tuple(settings["roi"] or (0,)),
+        overlap=settings["overlap"] if model.overlap is None else model.overlap,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """A model, and what it draws on the clean and the adversarial scan."""
+
+    subject: Subject
+    clean: Labels
+    adversarial: Labels
+    target: Labels
+
+    @staticmethod
+    def of(pair: Pair, model: ModelRequest, sha256: str, device: torch.device, say: Say) -> Judge:
+        """Let a model draw both scans. sha256: of its file; the attacked model sees them as it did in the attack.
+
+        Raises: as `case.subject.prepare_subject` and `scans.masks.read_masks`.
+        """
+        subject = prepare_subject(pair.clean, _as_attacked(model, sha256, pair), device, say)
+        # A target that cannot be used should not take two predictions to find out.
+        target = _target(pair, subject, say)
+        clean, adversarial = (
+            subject.predict([each.data for each in scans]) for scans in (pair.clean, pair.adversarial)
+        )
+        return Judge(subject, clean, adversarial, target)
+
+    def verdict(self) -> dict[str, Any]:
+        """Of a model that was not attacked."""
+        info = self.subject.info
+        classes = len(info.classes)
+
+        def reach(labels: Labels) -> dict[str, Any]:
+            return metrics.reach(labels, self.target, self.clean, classes=classes, overlapping=info.overlapping)
+
+        return {
+            "model": info.name,
+            "sha256": info.sha256,
+            "clean": reach(self.clean),
+            "adversarial": reach(self.adversarial),
+        }
+
+
+def _target(pair: Pair, subject: Subject, say: Say) -> Labels:
+    """The target with the classes of this model."""
+    info = subject.info
+    if pair.recorded is None:
+        found = masks.read_masks(
+            pair.target, pair.clean[0], info.classes, Masks(adjustable=False), overlapping=info.overlapping
+        )
+        for warning in found.warnings:
+            say(warning)
+        return found.labels
+    target = pair.recorded.target
+    if pair.recorded.report["model"]["overlapping"] != info.overlapping:
+        raise InputError(f"{info.name}: its classes are of another kind than those of the attacked model.")
+    known = len(info.classes)
+    if (len(target) != known) if info.overlapping else (target.max() >= known):
+        raise InputError(
+            f"{info.name}: draws {', '.join(info.classes)}; the target of {pair.case_id} has more classes than these."
+        )
+    named = pair.recorded.report["model"]["classes"]
+    if list(info.classes) != named:
+        say(
+            f"{info.name} draws {', '.join(info.classes)}; the target has {', '.join(named)}: "
+            "classes are compared by their numbers."
+        )
+    return target
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """The labels that are compared, from the judging model or from the folder, and the change between the scans."""
+
+    names: tuple[str, ...]
+    overlapping: bool
+    clean: Labels
+    adversarial: Labels
+    target: Labels
+    goal: tuple[float, float]
+    spacing: tuple[float, float, float]
+    slice_axis: int
+    size: Mapping[str, Any]
+
+    @staticmethod
+    def of(pair: Pair, judge: Judge | None) -> Comparison:
+        recorded, scan = pair.recorded, pair.clean[0]
+        defaults = AttackConfig()
+        goal = (defaults.goal_iou, defaults.goal_hit)
+        if recorded is not None:
+            settings = recorded.report["run"]["settings"]
+            goal = (settings["goal_iou"], settings["goal_hit"])
+        if judge is not None:
+            info = judge.subject.info
+            names, overlapping, channels = info.classes, info.overlapping, info.channels
+            clean, adversarial, target = judge.clean, judge.adversarial, judge.target
+            units = [float(unit) for unit in judge.subject.preprocessing.unit]
+            slice_axis = judge.subject.slices.index
+        else:
+            assert recorded is not None
+            said = recorded.report["model"]
+            names, overlapping, channels = tuple(said["classes"]), said["overlapping"], said["channels"]
+            clean, adversarial = recorded.prediction_clean, recorded.prediction_adversarial
+            target = recorded.target
+            units = recorded.case["space"]["native_units_per_model_unit"]
+            slice_axis = int(recorded.case["space"]["slice_axis"]["index"])
+        whole, each = perturbation.size_of_channels(
+            pair.clean, pair.adversarial, units=units, channels=channels, slice_axis=slice_axis
+        )
+        size = {"size": whole, "size_per_channel": each}
+        return Comparison(names, overlapping, clean, adversarial, target, goal, scan.spacing, slice_axis, size)
+
+    def agreement(self, labels: Labels, target: Labels | None = None) -> dict[str, Any]:
+        return agreement_of_masks(
+            labels,
+            self.target if target is None else target,
+            self.clean if target is None else target,
+            names=self.names,
+            overlapping=self.overlapping,
+            spacing=self.spacing,
+        )
+
+    def reach(self, labels: Labels) -> dict[str, Any]:
+        return metrics.reach(labels, self.target, self.clean, classes=len(self.names), overlapping=self.overlapping)
+
+    def reached(self, labels: Labels) -> bool:
+        """Whether this prediction of the whole scan is at the goal, as the attack judges it."""
+        target, clean, prediction = (torch.from_numpy(x)[None] for x in (self.target, self.clean, labels))
+        iou, hit = self.goal
+        goal = Goal.of(target, clean, len(self.names), iou=iou, hit=hit, overlapping=self.overlapping)
+        return bool(goal.judge(prediction).reached[0])

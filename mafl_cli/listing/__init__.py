@@ -1,0 +1,1 @@
+"""Which cases there are: files, folders, data sets and manifests."""

@@ -1,0 +1,1 @@
+"""Plain numbers about masks and changes."""

@@ -1,0 +1,198 @@
+"""What kind of file a model is, and how PyTorch reads it: TorchScript, a MONAI bundle's included, or .pt2.
+
+A model file is a program. It is only run, never unpickled into this process: checkpoints and pickles are refused, and
+so is an archive that is damaged or holds more than a network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mafl_cli.errors import ModelError
+from mafl_cli.network import archives, exported
+from mafl_cli.network.reasons import REFUSALS, meaning
+
+Format = Literal["torchscript", "torch.export"]
+
+_REMEDY = "save the network with torch.jit.script(net).save(...) or torch.jit.trace(net, example).save(...)"
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A loaded network, in evaluation mode, its parameters frozen.
+
+    frozen: the same function with fewer operations, to be lifted. It must not be given what `module` refuses: an error
+        in a frozen TorchScript module is at times a segmentation fault.
+    kernel: shape of its first convolution's kernel, if it shows one. example: shape of the input that it was exported
+    with, None for each size it leaves open; torch.export only.
+    """
+
+    module: torch.nn.Module
+    frozen: torch.nn.Module
+    format: Format
+    sha256: str
+    kernel: tuple[int, ...] | None
+    example: tuple[int | None, ...] | None
+
+
+def read_model(path: Path, device: torch.device) -> ModelFile:
+    """Load a model. Raises ModelError saying what the file is if it is none, or why PyTorch cannot load it."""
+    digest = _sha256(path)
+    import_compiler()
+    example = None
+    try:
+        kind = _sniff(path)
+        with quiet_torchscript():
+            if kind == "torch.export":
+                program = exported.read_exported(path)
+                example = _exported_with(program)
+                module: Any = program.module().to(device)
+            else:
+                module = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
+    except archives.Damaged as exc:
+        raise ModelError(f"{path.name}: is damaged or cut off: {exc}; copy or export it anew.") from exc
+    except ModelError:
+        raise
+    except Exception as exc:  # Damaged programs make PyTorch raise nearly any class.
+        raise ModelError(f"{path.name}: PyTorch cannot load it: {meaning(exc)}.") from exc
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    # Looked up before freezing, which turns parameters into constants.
+    kernel = next((tuple(p.shape) for p in module.parameters() if p.ndim in (4, 5)), None)
+    frozen = module
+    if kind == "torchscript" and hasattr(module, "training"):  # one that is frozen already has lost this attribute
+        module.eval()
+        with quiet_torchscript(), suppress(RuntimeError):
+            # Folds batch norm into the convolutions. What cannot be frozen works as it is.
+            frozen = torch.jit.freeze(module)
+    return ModelFile(module, frozen, kind, digest, kernel, example)
+
+
+def _exported_with(program: torch.export.ExportedProgram) -> tuple[int | None, ...] | None:
+    """The shape of the first input, with None where the program leaves the size open."""
+    names = program.graph_signature.user_inputs
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in names and hasattr(node.meta.get("val"), "shape"):
+            return tuple(size if isinstance(size, int) else None for size in node.meta["val"].shape)
+    return None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except IsADirectoryError as exc:
+        raise ModelError(f"{path.name}: is a folder, not a model file.") from exc
+    except FileNotFoundError as exc:
+        raise ModelError(f"{path.name}: no such model file.") from exc
+    except OSError as exc:
+        raise ModelError(f"{path.name}: cannot be read ({exc.strerror}).") from exc
+    return digest.hexdigest()
+
+
+def _sniff(path: Path) -> Format:
+    """Kind of an archive that is whole and holds nothing but a network.
+
+    Raises ModelError saying what it is if it is something else; archives.Damaged.
+    """
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not zipfile.is_zipfile(path):
+        raise ModelError(f"{path.name}: {_without_archive(head, path.suffix.lower())}.")
+    with archives.open_archive(path) as archive:
+        names = archive.namelist()
+        inside = {name.partition("/")[2] for name in names}
+        if "constants.pkl" in inside:
+            archives.check_whole(archive)
+            archives.check_torchscript(archive, path.name)
+            return "torchscript"
+        if "archive_format" in inside or exported.OLD in names:
+            return "torch.export"
+    raise ModelError(f"{path.name}: {_other_archive(set(names), inside)}.")
+
+
+def _without_archive(head: bytes, suffix: str) -> str:
+    """What a file is that is no zip archive, and what to do."""
+    text = head.lstrip().lower()
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the model; fetch the file itself with `git lfs pull`"
+    if text.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head")):
+        return "is a web page, not a model (a download that needed a login or another link?); download it again"
+    if head.startswith(b"PK"):
+        return "is a damaged or cut-off archive; copy or download it again, or " + _REMEDY
+    kinds: tuple[tuple[bool, str], ...] = (
+        (not head, "is empty"),
+        (head[:1] == b"\x80", "is a Python pickle, not TorchScript"),
+        (suffix == ".onnx", "is an ONNX model, which gives no gradient"),
+        (head[8:9] == b"{" or suffix == ".safetensors", "is a safetensors file (weights without the network)"),
+        (head.startswith(b"\x89HDF"), "is an HDF5 file (Keras?), which only TensorFlow can run"),
+        (head[4:8] == b"TFL3", "is a TensorFlow Lite model, which gives no gradient"),
+        (head[257:262] == b"ustar", "is a tar archive (an old checkpoint?), not TorchScript"),
+        (head.startswith(b"\x1f\x8b"), "is gzip-compressed; unpack it first, if a model is in it"),
+    )
+    what = next((words for found, words in kinds if found), "is not a model file")
+    return f"{what}; {_REMEDY}"
+
+
+def _other_archive(names: set[str], inside: set[str]) -> str:
+    """What a zip archive is that holds no program of PyTorch's."""
+    packed = any(name.endswith((".ts", ".pt", ".pt2", ".pth")) for name in names)
+    if packed:
+        return "is a zip archive with a model file in it; unpack it and give that file"
+    if {"config.json", "model.weights.h5"} <= names:
+        return f"is a Keras model, which only TensorFlow can run; {_REMEDY}"
+    if "data.pkl" in inside or "data.pkl" in names:
+        return f"is a checkpoint (weights without the network), not TorchScript; {_REMEDY}"
+    return f"is an archive without a TorchScript program; {_REMEDY}"
+
+
+@contextmanager
+def quiet_torchscript() -> Iterator[None]:
+    """TorchScript is deprecated in PyTorch and remains the exchange format: its warning is known, others are not."""
+    with warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=category)
+        yield
+
+
+def import_compiler() -> None:
+    """Import what tracing asks of PyTorch's compiler, but let it make no cache folder in the temporary directory.
+
+    Nothing is compiled here, so it would stay empty; and on a full disk, tracing would fail for it.
+    """
+    name, variable = "torch._inductor.compiler_bisector", "TORCHINDUCTOR_CACHE_DIR"
+    if name in sys.modules:
+        return
+    before = os.environ.get(variable)
+    # One that is there already, and that no other user can put anything into.
+    os.environ[variable] = str(Path(torch.__file__).parent)
+    try:
+        with suppress(ImportError):  # Older releases have none.
+            importlib.import_module(name)
+    finally:
+        del os.environ[variable]
+        if before is not None:
+            os.environ[variable] = before
+
+
+def attempt(call: Callable[[], Any]) -> Any:
+    """What a network answers, or the exception with which it refuses."""
+    try:
+        with quiet_torchscript():
+            return call()
+    except (*REFUSALS, MemoryError) as exc:
+        return exc

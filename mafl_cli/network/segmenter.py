@@ -1,0 +1,527 @@
+"""A model file becomes a `Segmenter`: a network as a differentiable function, with the features an attack compares.
+
+The file is read (`modelfile`), tried out (`probing`) and lifted into a graph (`lifting`). A lifted graph holds for one
+exact input shape, batch included; shapes are lifted on demand and kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mafl_cli.config import Activation, Intensity, Precision
+from mafl_cli.errors import ModelError, UsageError
+from mafl_cli.network.card import ModelCard, find_card
+from mafl_cli.network.lifting import Gives, Lifted, Output, Tap, feature_nodes, leaves, lift
+from mafl_cli.network.model_file import ModelFile, quiet_torchscript, read_model
+from mafl_cli.network.probing import accepted, input_kind, padded, run
+from mafl_cli.network.reasons import REFUSALS, meaning
+
+KEPT_GRAPHS = 12
+"""Lifted graphs kept at a time: each holds the network's constants once more."""
+_TOLERANCE = 1e-2
+"""How far the graph's answer may be from the file's, in shares of the file's largest value."""
+_DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Features at one tap.
+
+    features: (B, F, *coarse). weight: the tap's, among several. see: brings a map on the logits' grid, (B, *spatial),
+    onto the part of it that the features were made from, at any resolution.
+    """
+
+    features: Tensor
+    weight: float = 1.0
+    see: Callable[[Tensor], Tensor] = _as_it_is
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of a batch, on the input's grid.
+
+    logits: before softmax; (B, K, *spatial) with K >= 2 exclusive classes, or (B, 2, R, *spatial) for R regions that
+    may overlap, each a problem of two classes. features: of each tap, or of each window and tap.
+    """
+
+    logits: Tensor
+    features: tuple[Patch, ...]
+
+    def detach(self) -> Prediction:
+        """The same numbers without their history."""
+        return Prediction(
+            self.logits.detach(), tuple(replace(patch, features=patch.features.detach()) for patch in self.features)
+        )
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a report says about a model. `assumptions` are sentences about what nobody stated.
+
+    classes: names by index, background first; of the regions alone when they may overlap.
+    """
+
+    name: str
+    sha256: str
+    format: str
+    dims: int
+    channels: tuple[str, ...]
+    orientation: str
+    classes: tuple[str, ...]
+    overlapping: bool
+    activation: Activation
+    intensity: Intensity
+    divisor: int
+    taps: tuple[Tap, ...]
+    card: str | None
+    assumptions: tuple[str, ...]
+
+
+class Segmenter:
+    """A lifted model: (B, C, *spatial) in model units -> Prediction, differentiable with respect to the input.
+
+    Make one with `load`. Every size must be a multiple of `divisor`; a size the network refuses raises ModelError.
+
+    exact: the same model in float32, to judge what a lower precision found; itself if it is that.
+    decides: whether the network looks at values of its input to decide what to compute: what the graph answers is then
+        compared with the file, see `verifying`.
+    tried: the shape, (1, C, *spatial), that it was tried with.
+    """
+
+    decides = False
+    tried: tuple[int, ...] = ()
+
+    def __init__(
+        self,
+        file: ModelFile,
+        name: str,
+        output: Output,
+        device: torch.device,
+        taps: Sequence[tuple[str, float]] = (("auto", 1.0),),
+        precision: Precision = "float32",
+    ) -> None:
+        self.device = device
+        self.name = name
+        self.exact = self if precision == "float32" else Segmenter(file, name, output, device, taps)
+        self._file = file
+        self._output = output
+        self._wanted = tuple(taps)
+        self._precision: Precision = precision
+        self._lifted: OrderedDict[tuple[int, ...], Lifted] = OrderedDict()
+        self._larger: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._one_by_one = False
+        self._functional = self._verifying = False
+
+    def __call__(self, x: Tensor) -> Prediction:
+        """Raises ModelError if the network refuses the size of `x`."""
+        if self._one_by_one and len(x) > 1:
+            parts = [self(part) for part in torch.split(x, 1)]
+            together = (
+                replace(patch, features=torch.cat([part.features[index].features for part in parts]))
+                for index, patch in enumerate(parts[0].features)
+            )
+            return Prediction(torch.cat([part.logits for part in parts]), tuple(together))
+        # A graph is bound to its batch size, so batches are filled up to the next power of two: few graphs serve
+        # a batch that shrinks as slices finish.
+        batch = 1 << (len(x) - 1).bit_length()
+        filled = torch.cat([x, x[-1:].expand(batch - len(x), *x.shape[1:])]) if batch > len(x) else x
+        ready = self.enlarged(filled)
+        try:
+            lifted = self.lifted(ready)
+        except ModelError:
+            if len(filled) == 1:
+                raise
+            # Some networks were traced or exported for one sample and hold that number.
+            self._one_by_one = True
+            return self(x)
+        raw, *features = lifted.graph(ready)
+        if self._verifying and self.decides:
+            self._verify(ready, lifted, raw)
+        logits = _logits(raw.float(), lifted.gives, overlapping=self._output.overlapping)
+        pad = self._around(x) if any(self._output.margin) else []
+        patches = tuple(
+            Patch(feature[: len(x)].float(), tap.weight, lambda mask: F.pad(mask, pad))
+            for feature, tap in zip(features, lifted.taps, strict=True)
+        )
+        return Prediction(self._onto_input(logits[: len(x)], x.shape[2:]), patches)
+
+    def lifted(self, x: Tensor) -> Lifted:
+        """The graph for inputs of the shape of `x`, made now if there is none yet."""
+        shape = tuple(x.shape)
+        if shape in self._lifted:
+            self._lifted.move_to_end(shape)
+            return self._lifted[shape]
+        try:
+            outputs = run(self._file.module, x)
+            if isinstance(outputs, Exception):
+                raise outputs
+            if self._file.frozen is not self._file.module:
+                # The first run of a ScriptModule takes notes of every value, each an operation to be recorded.
+                run(self._file.frozen, x)
+            with quiet_torchscript(), self._casting():
+                lifted = lift(
+                    self._file.frozen, x, self._output, self._wanted, self.name, functional=self._functional
+                )  # fmt: skip
+        except REFUSALS as exc:
+            raise ModelError(f"{self.name}: does not accept an input of shape {shape} ({meaning(exc)}).") from exc
+        self._lifted[shape] = lifted
+        if len(self._lifted) > KEPT_GRAPHS:
+            self._lifted.popitem(last=False)
+        return lifted
+
+    @contextmanager
+    def verifying(self) -> Iterator[None]:
+        """Meanwhile answers of a network that decides by its input are compared with the file's, sample by sample.
+
+        Calling it raises ModelError if the file says otherwise.
+        """
+        self._verifying = True
+        try:
+            yield
+        finally:
+            self._verifying = False
+
+    def _verify(self, ready: Tensor, lifted: Lifted, raw: Tensor) -> None:
+        outputs = run(self._file.module, ready)
+        if isinstance(outputs, Exception):
+            raise ModelError(f"{self.name}: refuses this scan: {meaning(outputs)}.")
+        mine, theirs = lifted.as_given(raw), leaves(outputs)[self._output.leaf]
+        if mine.shape != theirs.shape or not bool((mine - theirs).abs().max() <= _TOLERANCE * theirs.abs().max()):
+            raise ModelError(
+                f"{self.name}: decides by the values of its input (an if, a loop, or chance) and does not "
+                "treat all of this scan alike, so no one graph stands for it; export it without that, for "
+                "example with torch.where."
+            )
+
+    def is_independent(self, shape: Sequence[int]) -> bool:
+        """Whether what it says of a sample of `shape`, (1, C, *spatial), is the same next to another one.
+
+        The file itself is asked: a graph for two samples takes longer to record than to do without.
+        """
+        generator = torch.Generator().manual_seed(1)
+        both = torch.rand((2, *shape[1:]), generator=generator).to(self.device)
+        both[1] = 3 * both[1] - 1
+        both = self.enlarged(both)
+        own: Gives = "logits" if self.lifted(both[:1]).gives == "logits" else "probabilities"
+        found = []
+        for x in (both[:1], both):
+            outputs = run(self._file.module, x)
+            if isinstance(outputs, Exception):  # It holds the batch of its example somewhere inside.
+                return False
+            raw = leaves(outputs)[self._output.leaf].float()
+            found.append(_logits(raw, own, overlapping=self._output.overlapping)[:1])
+        alone, together = found
+        return alone.shape == together.shape and bool((alone - together).abs().max() <= 1e-3 * alone.abs().max())
+
+    def take_one_by_one(self) -> None:
+        """From now on every sample goes through the network alone."""
+        self._one_by_one = self.exact._one_by_one = True
+
+    def take_decisions(self) -> None:
+        """From now on graphs are recorded with what is to be predicted, one sample at a time; see `verifying`."""
+        self.take_one_by_one()
+        for each in (self, self.exact):
+            each.decides = True
+            each.forget()
+
+    def take_regions(self) -> None:
+        """From now on each channel of the output is a region of its own, and regions may overlap."""
+        for each in (self, self.exact):
+            each._output = replace(self._output, overlapping=True)
+
+    def take_functional(self) -> None:
+        """From now on graphs hold no operators that work in place."""
+        for each in (self, self.exact):
+            each._functional = True
+            each.forget()
+
+    def forget(self) -> None:
+        """Let go of all graphs."""
+        self._lifted.clear()
+
+    def activation_bytes(self, x: Tensor) -> int:
+        """Bytes of all intermediate values for an input like `x`: what a backward pass keeps, at the most."""
+        nodes = self.lifted(self.enlarged(x)).graph.graph.nodes
+        if self.decides:
+            self.forget()  # It was recorded with an input that is none.
+        metas = [node.meta.get("tensor_meta") for node in nodes if node.op == "call_function"]
+        return sum(math.prod(meta.shape) * meta.dtype.itemsize for meta in metas if hasattr(meta, "shape"))
+
+    def _casting(self) -> Any:
+        """Under autocast the casts become part of the graph."""
+        dtype = _DTYPES.get(self._precision)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def enlarged(self, x: Tensor) -> Tensor:
+        """`x` as the network gets it: with edge values around it when valid convolutions take away so much."""
+        return F.pad(x, self._around(x), mode="replicate") if any(self._output.margin) else x
+
+    def _around(self, x: Tensor) -> list[int]:
+        """What `enlarged` puts around `x`, as torch's pad wants it: the last axis first."""
+        size = tuple(x.shape[2:])
+        if size not in self._larger:
+            self._larger[size] = self._accepted_above(x[:1])
+        pad: list[int] = []
+        for wanted, given, margin in zip(self._larger[size], size, self._output.margin, strict=True):
+            pad = [margin // 2, wanted - given - margin // 2, *pad]
+        return pad
+
+    def _accepted_above(self, x: Tensor) -> tuple[int, ...]:
+        """The smallest size the network takes that leaves the size of `x` after its margins."""
+        least = [size + margin for size, margin in zip(x.shape[2:], self._output.margin, strict=True)]
+        for extra in range(64):
+            size = tuple(n + extra for n in least)
+            given = leaves(run(self._file.module, torch.zeros(1, x.shape[1], *size, device=x.device)))
+            leaf = given[self._output.leaf] if len(given) > self._output.leaf else None
+            if isinstance(leaf, Tensor) and tuple(leaf.shape[2:]) == tuple(
+                n - m for n, m in zip(size, self._output.margin, strict=True)
+            ):
+                return size
+        raise ModelError(f"{self.name}: accepts no size that covers {' x '.join(map(str, x.shape[2:]))} voxels.")
+
+    def _onto_input(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+        """Logits on the input's grid."""
+        if self._output.coarse > 1:
+            flat = logits.flatten(1, -1 - len(size))
+            mode = "bilinear" if len(size) == 2 else "trilinear"
+            up = F.interpolate(flat, scale_factor=self._output.coarse, mode=mode, align_corners=False)
+            logits = up.view(*logits.shape[: -len(size)], *up.shape[2:])
+        inside: Any = (..., *(slice(n) for n in size))
+        return logits[inside]
+
+
+def _logits(raw: Tensor, gives: Gives, *, overlapping: bool) -> Tensor:
+    """Logits of at least two classes, (B, K, *spatial) or (B, 2, R, *spatial), from the graph's (B, n, *spatial)."""
+    one = overlapping or raw.shape[1] == 1
+    if gives == "probabilities":
+        # 1e-7 is about float32's resolution next to 1: the logit of a saturated voxel stays finite.
+        p = raw.clamp(1e-7, 1 - 1e-7)
+        raw = torch.log(p) - torch.log1p(-p) if one else torch.log(p)
+    if not one:
+        return raw
+    # softmax([-z/2, z/2])[1] = sigmoid(z): one logit becomes two classes and the rest of the program knows only
+    # that. Both halves carry it, so that a loss on the background's logit alone has a slope too.
+    return torch.stack([-raw / 2, raw / 2], dim=1) if overlapping else torch.cat([-raw / 2, raw / 2], dim=1)
+
+
+def load(
+    path: Path,
+    *,
+    device: torch.device,
+    card: ModelCard | None = None,
+    size: Callable[[int], tuple[int, ...]] | None = None,
+    tap: str = "auto",
+    precision: Precision = "float32",
+) -> tuple[Segmenter, ModelInfo, ModelCard]:
+    """Load a model file, find out what it takes and gives, and lift it.
+
+    Args:
+        path: TorchScript or .pt2. It is a program: load only files you trust.
+        card: what is known about the model; what lies beside the file or in it if None.
+        size: spatial size the model will be used at (before padding), given its number of dimensions; None is the one
+            that it was exported for, else 64 voxels.
+        tap: "auto" (last layer at the coarsest resolution) or a node name that `mafl inspect` lists; NAME:WEIGHT,
+            several of them separated by commas.
+        precision: of the search; `Segmenter.exact` judges in float32.
+    Returns: the segmenter, what a report says about it, and the card with every gap filled.
+    Raises ModelError with the reason if the file cannot be attacked.
+    """
+    wanted = read_taps(tap)
+    file = read_model(path, device)
+    card = find_card(path) if card is None else card
+    card, assumptions = card.with_assumptions()
+    said = list(assumptions)
+    dims, channels = input_kind(file, card, path.name, device)
+    fixed = None if file.example is None else tuple(each for each in file.example[2:] if each is not None)
+    shape = size(dims) if size is not None else fixed if fixed is not None and len(fixed) == dims else (64,) * dims
+    divisor, output, raw = accepted(file, card, channels, shape, path.name, device)
+    if card.divisor is None and divisor > 1:
+        said.append(f"divisor: not stated, found by trying: sizes are padded to multiples of {divisor}")
+    elif card.divisor is not None and divisor > card.divisor:
+        said.append(f"divisor: {card.divisor} makes this size too small for it; padded to multiples of {divisor}")
+    said += _said_of_grid(output)
+    count = raw.shape[1]
+    segmenter = Segmenter(file, path.name, output, device, wanted, precision)
+    segmenter.tried = example = (1, channels, *padded(shape, divisor))
+    textured = torch.rand(example, generator=torch.Generator().manual_seed(0)).to(device)
+    gives = segmenter.exact.lifted(segmenter.enlarged(textured)).gives
+    if gives != "logits":
+        what = "probabilities" if gives == "probabilities" else f"a {gives}"
+        said.append(f"output: {what}, not logits; the logits behind it are attacked")
+    activation: Activation = card.activation or ("sigmoid" if count == 1 or gives == "sigmoid" else "softmax")
+    if overlapping := activation == "sigmoid" and count > 1:
+        segmenter.take_regions()
+    if card.activation is None:
+        kinds = "one channel" if count == 1 else f"{count} channels"
+        said.append(
+            f"activation: not stated, {activation} because the output has {kinds}"
+            + (", each a probability of its own" if overlapping else "")
+        )
+    names = _class_names(card, count, overlapping, path.name)
+    if card.classes is None:
+        numbered = "regions are numbered" if overlapping else "0 is taken for background"
+        said.append(f"classes: not stated, {numbered}")
+    card = replace(card, dims=dims, divisor=divisor, activation=activation, classes=names)
+    if _check(segmenter, textured):
+        said.append(
+            "graph: the network decides by the values of its input; every prediction is compared with the file's"
+        )
+    elif not segmenter.exact.is_independent(example):
+        segmenter.take_one_by_one()
+        said.append(
+            "batch: the output of a sample depends on the others (batch norm in training mode?); one goes at a time"
+        )
+    info = ModelInfo(
+        name=card.name or path.name,
+        sha256=file.sha256,
+        format=file.format,
+        dims=dims,
+        channels=card.channels or tuple(f"channel {index}" for index in range(channels)),
+        orientation=card.orientation or "native",
+        classes=names,
+        overlapping=overlapping,
+        activation=activation,
+        intensity=card.intensity or Intensity(),
+        divisor=divisor,
+        taps=segmenter.lifted(segmenter.enlarged(textured)).taps,
+        card=card.source,
+        assumptions=tuple(said),
+    )
+    if segmenter.decides:
+        segmenter.forget()  # Recorded with what is no scan.
+    return segmenter, info, card
+
+
+def read_taps(text: str) -> tuple[tuple[str, float], ...]:
+    """NAME or NAME:WEIGHT, several separated by commas. Raises UsageError for a weight that is no number above 0."""
+    found = []
+    for part in text.split(","):
+        name, _, weight = part.strip().partition(":")
+        try:
+            value = float(weight or 1)
+        except ValueError:
+            value = 0.0
+        if not name or not 0 < value < math.inf:
+            raise UsageError(f"--tap {text!r} is not understood: use NAME or NAME:WEIGHT, separated by commas.")
+        found.append((name, value))
+    return tuple(found)
+
+
+def _class_names(card: ModelCard, count: int, overlapping: bool, name: str) -> tuple[str, ...]:
+    """Of the classes, or of the regions that may overlap. Raises ModelError if the card names another number."""
+    needed = count if overlapping else max(count, 2)
+    if card.classes is None:
+        if overlapping:
+            return tuple(f"region {index}" for index in range(count))
+        return ("background", *(f"class {index}" for index in range(1, needed)))
+    if len(card.classes) != needed:
+        kind = "regions" if overlapping else "classes"
+        raise ModelError(f"{name}: gives {needed} {kind}, its card names {len(card.classes)}.")
+    return card.classes
+
+
+def _said_of_grid(output: Output) -> list[str]:
+    if any(output.margin):
+        return [f"output: smaller than the input by {max(output.margin)} voxels; scans are padded with edge values"]
+    if output.coarse > 1:
+        return [f"output: {output.coarse} times coarser than the input; logits are interpolated"]
+    return []
+
+
+def pick_device(choice: str) -> torch.device:
+    """ "cpu", "cuda", "cuda:N", "gpu" or "auto" (the first CUDA device if there is one, else the CPU).
+
+    Raises UsageError with the reason when CUDA is asked for and cannot be had: a robustness gate that quietly
+    runs somewhere else is not a gate.
+    """
+    name = "cuda" + choice[3:] if choice.startswith("gpu") else choice
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {choice} is not known: use auto, cpu, cuda or cuda:N.")
+    if device.type == "cuda":
+        if torch.version.cuda is None:
+            raise UsageError(f"--device {choice}: this PyTorch is a CPU-only build; install a CUDA build.")
+        if not torch.cuda.is_available():
+            raise UsageError(f"--device {choice}: no usable CUDA device (no GPU, or its driver is missing).")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise UsageError(f"--device {choice}: there are {torch.cuda.device_count()} CUDA devices.")
+    return device
+
+
+def taps(segmenter: Segmenter) -> list[tuple[str, tuple[int, ...]]]:
+    """Every node that could be a tap, with its shape (F, *coarse) for an input of the shape that was tried."""
+    x = segmenter.enlarged(torch.zeros(segmenter.tried, device=segmenter.device))
+    nodes = feature_nodes(segmenter.lifted(x).graph.graph, x)
+    return [(node.name, size[1:]) for node, size in nodes]
+
+
+def _check(segmenter: Segmenter, x: Tensor) -> bool:
+    """Trial forward and backward on a fixed textured image `x`; whether the network decides by the values of its input.
+
+    A network that spoils its own gradient by working in place is made to work without. Raises ModelError if the model
+    cannot be attacked.
+    """
+    name = segmenter.name
+    try:
+        logits, gradient = _backward(segmenter.exact, x)
+    except REFUSALS:
+        segmenter.take_functional()
+        try:
+            logits, gradient = _backward(segmenter.exact, x)
+        except REFUSALS as exc:
+            raise ModelError(f"{name}: cannot be attacked: {meaning(exc)}.") from exc
+    if not torch.isfinite(logits).all():
+        raise ModelError(f"{name}: gives NaN or infinite values for an ordinary image.")
+    if gradient is None:
+        raise ModelError(
+            f"{name}: gives no gradient with respect to its input "
+            "(optimize_for_inference, quantised, or detached); save it with torch.jit.script or torch.jit.trace."
+        )
+    if not torch.isfinite(gradient).all() or not gradient.any():
+        raise ModelError(f"{name}: its gradient with respect to the input is zero or not finite.")
+    with torch.no_grad():
+        if not torch.equal(segmenter.exact(x).logits, segmenter.exact(x).logits):
+            raise ModelError(f"{name}: is not deterministic (dropout left on?); save it in eval mode.")
+    if segmenter is not segmenter.exact:
+        try:
+            _backward(segmenter, x)
+        except REFUSALS as exc:
+            raise ModelError(f"{name}: cannot be attacked in this precision: {meaning(exc)}.") from exc
+    decides = segmenter.exact.lifted(segmenter.exact.enlarged(x)).decides
+    if decides:
+        segmenter.take_decisions()
+    return decides
+
+
+def _backward(segmenter: Segmenter, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Logits, and the gradient of what the attack may ask of them; None if there is none."""
+    x = x.clone().requires_grad_()
+    prediction = segmenter(x)
+    logits = prediction.logits
+    if not logits.requires_grad:
+        return logits.detach(), None
+    asked = (logits[:, -1] - logits[:, 0]).sum()
+    (gradient,) = torch.autograd.grad(asked, x, allow_unused=True, retain_graph=True)
+    taps = sum(patch.features.sum() for patch in prediction.features if patch.features.requires_grad)
+    if isinstance(taps, Tensor):
+        torch.autograd.grad(taps, x, allow_unused=True)
+    return logits.detach(), gradient

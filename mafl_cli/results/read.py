@@ -1,0 +1,147 @@
+"""What runs left behind, read again: reports, words of failures, lists of cases.
+
+They may come from anybody. A report is asked its schema before anything is read of it, and what mafl cannot have
+written is bad input, by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from mafl_cli.errors import InputError
+from mafl_cli.names import one_line, public_name
+from mafl_cli.results import report
+from mafl_cli.results.folder import FAILED, REPORT, RUN
+from mafl_cli.system import staging
+from mafl_cli.system.documents import read_json
+
+if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator
+
+_LONGEST = 1000
+"""Characters of why a case failed."""
+
+
+def read_report(run: Path) -> dict[str, Any]:
+    """The report of a finished run folder, as `report.schema.json` says it is; each of its texts is one line.
+
+    Raises InputError if there is none, or none that mafl can have written.
+    """
+    name = public_name(run)
+    staging.recover(run)
+    if not run.is_dir():
+        raise InputError(f"{name}: no such run folder; give the -o folder of `mafl attack`.")
+    failure = read_failure(run)
+    if failure is not None:
+        why = failure["message"].rstrip(".!? ")
+        raise InputError(f"{why}." if ": " in why else f"{name}: failed when it was attacked: {why}.")
+    path = run / REPORT
+    if not path.is_file():
+        raise InputError(f"{name}: holds no {REPORT}; the run did not finish or is another folder.")
+    name = f"{name}/{REPORT}"
+    found = read_json(path, name)
+    error = next(iter(_validator().iter_errors(found)), None)
+    if error is not None:
+        place = error.json_path.removeprefix("$").removeprefix(".") or "it"
+        asked = f"{error.validator} {json.dumps(error.validator_value)}"
+        raise InputError(
+            f"{name}: is not a report of this mafl: {place[:80]} is not as its schema says ({asked[:80]})."
+        )
+    problem = _problem(found)
+    if problem is not None:
+        raise InputError(f"{name}: is not a report of this mafl: {problem}.")
+    return dict(found)
+
+
+@lru_cache(maxsize=1)
+def _validator() -> Draft202012Validator:
+    # Only who reads a report pays for the import.
+    from jsonschema import Draft202012Validator
+
+    return Draft202012Validator(json.loads(report.SCHEMA.read_text(encoding="utf-8")))
+
+
+def _problem(found: Mapping[str, Any]) -> str | None:
+    """What is wrong with a report that has the right form."""
+    if len(found["cases"]) != 1:
+        return f"it has {len(found['cases'])} cases, and a run has one"
+    (case,) = found["cases"]
+    names = [PurePosixPath(file["name"]) for file in case["files"]]
+    if any(name.is_absolute() or ".." in name.parts or not name.parts for name in names):
+        return "it names files outside its folder"
+    channels = len(case["inputs"])
+    of_channels = (
+        found["model"]["channels"], case["space"]["native_units_per_model_unit"], case["metrics"]["size_per_channel"],
+    )  # fmt: skip
+    if any(len(each) != channels for each in of_channels):
+        return "its numbers of channels differ"
+    dims, settings = found["model"]["dims"], found["run"]["settings"]
+    spacing, roi = settings["spacing"] or [0], settings["roi"]
+    if settings["mode"] != f"{dims}d" or case["space"]["mode"] != f"{dims}d":
+        return f"its mode is not that of a {dims}-D model"
+    if (roi is not None and len(roi) != dims) or (any(spacing) and len(spacing) not in (dims, 3)):
+        return f"its spacing or roi is not that of a {dims}-D model"
+    return None
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None where there is none that can be read."""
+    try:
+        found = read_json(path)
+    except InputError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def read_failure(folder: Path) -> dict[str, str] | None:
+    """What a batch wrote of a case that failed: "type" and "message"; None where nothing says that it failed."""
+    path = folder / FAILED
+    if not path.is_file():
+        return None
+    error = (read_object(path) or {}).get("error")
+    if isinstance(error, dict) and all(isinstance(error.get(key), str) for key in ("type", "message")):
+        return {key: one_line(error[key])[:_LONGEST] for key in ("type", "message")}
+    damaged = f"{public_name(folder)}: failed, but its {FAILED} is damaged, so that nobody knows why."
+    return {"type": InputError.__name__, "message": damaged}
+
+
+def read_run(run: Path) -> dict[str, Any] | None:
+    """What a batch knows of itself: "settings" and "cases"; None for a folder that is no batch.
+
+    Raises InputError when it cannot be what mafl wrote; a case's name must not lead out of the folder.
+    """
+    if not (run / RUN).is_file():
+        return None
+    known = read_object(run / RUN)
+    if known is not None and isinstance(known.get("settings"), str) and _are_names(known.get("cases")):
+        return known
+    raise InputError(f"{public_name(run)}/{RUN}: is damaged; delete it, and give the command of the batch again.")
+
+
+def _are_names(cases: object) -> bool:
+    return isinstance(cases, list) and all(
+        isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name for name in cases
+    )
+
+
+def batch_cases(run: Path) -> list[tuple[str, str | None]] | None:
+    """The cases of a batch, and of each why it has no results, as a sentence; None for a folder that is no batch.
+
+    Raises: as `read_run`.
+    """
+    known = read_run(run)
+    if known is None:
+        return None
+    found: list[tuple[str, str | None]] = []
+    for case_id in known["cases"]:
+        failure = read_failure(run / case_id)
+        if failure is not None:
+            found.append((case_id, failure["message"]))
+        else:
+            there = (run / case_id / REPORT).is_file()
+            found.append((case_id, None if there else f"{case_id}: was not attacked yet."))
+    return found

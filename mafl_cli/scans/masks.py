@@ -1,0 +1,226 @@
+"""The target: the mask that the attacker wants the model to draw, on the grid of the image.
+
+A target is a label map with the model's own class numbers: from mask files, NIfTI or DICOM SEG, or made by a recipe
+(`mafl_cli.scans.recipes`) from the model's own clean prediction. A file on another grid is only moved when the user
+says so: it changes which voxels are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mafl_cli.errors import GeometryError, InputError, UsageError
+from mafl_cli.names import is_there, public_name
+from mafl_cli.scans import forms, geometry
+from mafl_cli.scans.formats import is_dicom
+from mafl_cli.scans.volume import LabelMap, Volume, read_labels
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """The mask to reach."""
+
+    labels: NDArray[np.integer[Any]]
+    """(I, J, K), class numbers in [0, num_classes); all 0 asks for an empty prediction. (R, I, J, K), 0 or 1, for
+    regions that may overlap."""
+    files: tuple[Source, ...]
+    warnings: tuple[str, ...] = ()
+    recipe: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that a target, or the voxels that may change, came from.
+
+    resampled: voxels of each label on the file's own grid and on the image's, if these differ.
+    """
+
+    name: str
+    sha256: str
+    resampled: Mapping[int, tuple[int, int]] | None = None
+
+
+@dataclass(frozen=True)
+class Masks:
+    """How mask files are read. resample: move them to the image's grid. label_map: old label -> new label.
+
+    adjustable: whether the user has options for these two, which messages may advise.
+    """
+
+    resample: bool = False
+    label_map: Mapping[int, int] = field(default_factory=dict)
+    adjustable: bool = True
+
+    def read(
+        self, path: Path, like: Volume, *, coded: bool = False
+    ) -> tuple[NDArray[np.int64], Source, tuple[str, ...]]:
+        """Labels (I, J, K) on the grid of `like`, where they came from, and what the user should know.
+
+        coded: bit codes are wanted, so the segments of a SEG may overlap.
+        Raises: GeometryError when the grids differ and may not; InputError when the file is no label map, or no
+            label lies inside the image; UsageError for a --label-map of labels that are not there.
+        """
+        mask = _read(path, like, coded)
+        mask, notes = self._renamed(mask)
+        if geometry.same_space(like.shape, like.affine, mask.labels.shape, mask.affine):
+            return mask.labels, Source(mask.name, mask.sha256), (*mask.warnings, *notes)
+        forms.require_same_forms(like, mask, coded=True)
+        whole = mask.labels.size == like.data.size
+        if whole and geometry.is_part_of(mask.labels.shape, mask.affine, like.shape, like.affine):
+            # The same voxels in another order, as converters leave them.
+            labels = geometry.nearest_labels(mask.labels, mask.affine, like.shape, like.affine)
+            return labels, Source(mask.name, mask.sha256), (*mask.warnings, *notes)
+        if not self.resample:
+            advice = f"Add --resample-target to move {mask.name} to the grid of {like.name} (nearest neighbour)."
+            forms.require_same_grid(like, mask, advice if self.adjustable else None)
+        forms.require_same_forms(like, mask)
+        return self._resampled(mask, like, notes)
+
+    def _renamed(self, mask: LabelMap) -> tuple[LabelMap, tuple[str, ...]]:
+        if not self.label_map:
+            return mask, ()
+        there = {int(label) for label in np.unique(mask.labels)}
+        missing = sorted(set(self.label_map) - there)
+        if missing:
+            raise UsageError(
+                f"--label-map: {mask.name} has no label {', '.join(map(str, missing))}; "
+                f"it has {', '.join(map(str, sorted(there)))}."
+            )
+        labels = mask.labels.copy()
+        for old, new in self.label_map.items():
+            labels[mask.labels == old] = new
+        changes = ", ".join(f"{old} to {new}" for old, new in self.label_map.items())
+        return replace(mask, labels=labels), (f"{mask.name}: labels changed: {changes}",)
+
+    def _resampled(
+        self, mask: LabelMap, like: Volume, notes: tuple[str, ...]
+    ) -> tuple[NDArray[np.int64], Source, tuple[str, ...]]:
+        labels = geometry.nearest_labels(mask.labels, mask.affine, like.shape, like.affine)
+        before, after = _counts(mask.labels), _counts(labels)
+        if before and not after:
+            raise GeometryError(f"{mask.name}: no labelled voxel lies inside {like.name}; is it of another scan?")
+        counts = {label: (before[label], after.get(label, 0)) for label in before}
+        shown = ", ".join(f"label {label} {old} -> {new}" for label, (old, new) in counts.items())
+        lost = [str(label) for label, (_, new) in counts.items() if new == 0]
+        gone = f"; label {', '.join(lost)} is lost" if lost else ""
+        note = f"{mask.name}: moved to the grid of {like.name}; voxels: {shown or 'none labelled'}{gone}"
+        return labels, Source(mask.name, mask.sha256, counts), (*mask.warnings, *notes, note)
+
+
+def _read(path: Path, like: Volume, coded: bool) -> LabelMap:
+    """A mask file; of a SEG on the voxels of `like`, all of its grid."""
+    if not is_dicom(path):
+        return read_labels(path)
+    from mafl_cli.scans.dicom import seg
+
+    name = public_name(path)
+    if path.is_dir():
+        found = [file for file in sorted(path.rglob("*")) if seg.is_seg(file)]
+        if len(found) != 1:
+            raise InputError(f"{name}: a folder with {len(found)} DICOM SEG files; give one mask, NIfTI or SEG.")
+        path = found[0]
+    if seg.is_seg(path):
+        return seg.read_seg(path, like=like, coded=coded)
+    raise InputError(f"{name}: is DICOM, but no segmentation (SEG); give a mask, NIfTI or SEG.")
+
+
+def _counts(labels: NDArray[np.int64]) -> dict[int, int]:
+    """Voxels of each label above 0."""
+    found, counts = np.unique(labels[labels > 0], return_counts=True)
+    return {int(label): int(count) for label, count in zip(found, counts, strict=True)}
+
+
+def read_masks(paths: Sequence[Path], like: Volume, names: Sequence[str], masks: Masks, *, overlapping: bool) -> Target:
+    """Masks for a model whose classes, or regions (`overlapping`), have these names; see the two functions below."""
+    return (read_regions if overlapping else read_target)(paths, like, names, masks)
+
+
+def read_target(paths: Sequence[Path], like: Volume, class_names: Sequence[str], masks: Masks) -> Target:
+    """Read a mask file as the target for one image and one model with exclusive classes.
+
+    Args:
+        paths: one file.
+        like: the image.
+        class_names: one for each class of the model, background included.
+    Raises: as `Masks.read`; UsageError for several files; InputError for labels the model cannot draw.
+    """
+    if len(paths) > 1:
+        gone = [public_name(path) for path in paths if not is_there(path)]
+        if gone:
+            raise InputError(f"--target: {','.join(gone)} does not exist: check the path.")
+        raise UsageError(f"--target: the model's classes exclude each other: give one mask, not {len(paths)}.")
+    labels, source, notes = masks.read(paths[0], like)
+    _require_known(source.name, labels, class_names, masks)
+    return Target(labels, (source,), notes)
+
+
+def read_regions(paths: Sequence[Path], like: Volume, region_names: Sequence[str], masks: Masks) -> Target:
+    """Read the target for a model whose regions may overlap.
+
+    Either one file for each region, in the model's order, everything that is not 0 being inside; or one file of bit
+    codes: region r adds 2 ** r to a voxel, so that 5 is regions 0 and 2. Of a SEG, segment r + 1 is region r.
+
+    Raises: as `Masks.read`; UsageError for another number of files; InputError for codes of unknown regions.
+    """
+    count = len(region_names)
+    if len(paths) not in (1, count):
+        names = ", ".join(region_names)
+        raise UsageError(f"--target: the model draws {count} regions ({names}): give {count} files, or one bit-coded.")
+    found = [masks.read(path, like, coded=True) for path in paths]
+    files, warnings = tuple(source for _, source, _ in found), [note for _, _, notes in found for note in notes]
+    if len(paths) == 1 and count > 1:
+        codes, name = found[0][0], files[0].name
+        if codes.max() >= 2**count:
+            raise InputError(
+                f"{name}: has the code {codes.max()}, {count} regions reach up to {2**count - 1}; "
+                "region r adds 2 to the power of r to a voxel: 1, 2, 4, ..."
+            )
+        labels = decoded(codes, count)
+        voxels = ", ".join(f"{name} {int(part.sum())}" for name, part in zip(region_names, labels, strict=True))
+        warnings.append(f"{name}: read as bit codes; voxels in {voxels}")
+    else:
+        labels = np.stack([(each > 0).astype(np.int64) for each, _, _ in found])
+    return Target(labels, files, tuple(warnings))
+
+
+def decoded(codes: NDArray[np.integer[Any]], regions: int) -> NDArray[np.int64]:
+    """Bit codes (I, J, K) as (R, I, J, K), 0 or 1."""
+    return np.stack([(codes.astype(np.int64) >> region) & 1 for region in range(regions)])
+
+
+def coded(regions: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """(R, I, J, K), 0 or 1, as bit codes (I, J, K)."""
+    total = np.zeros(regions.shape[1:], np.int64)
+    for index, region in enumerate(regions):
+        total += region.astype(np.int64) << index
+    return total
+
+
+def code_names(region_names: Sequence[str]) -> tuple[str, ...]:
+    """What each bit code stands for, as a legend wants it: "background", "a", "b", "a + b", ..."""
+    names = ["background"]
+    for code in range(1, 2 ** len(region_names)):
+        names.append(" + ".join(name for index, name in enumerate(region_names) if code >> index & 1))
+    return tuple(names)
+
+
+def _require_known(name: str, labels: NDArray[np.int64], class_names: Sequence[str], masks: Masks) -> None:
+    found, counts = np.unique(labels, return_counts=True)
+    unknown = [(int(label), int(n)) for label, n in zip(found, counts, strict=True) if label >= len(class_names)]
+    if not unknown:
+        return
+    shown = ", ".join(f"{label} ({n} voxels)" for label, n in unknown[:8])
+    more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+    classes = ", ".join(f"{n} {class_name}" for n, class_name in enumerate(class_names))
+    advice = "give a mask with the model's class numbers"
+    if masks.adjustable:
+        advice += ", or --label-map OLD:NEW"
+    if masks.adjustable and [label for label, _ in unknown] == [255] and len(found) <= 2:
+        advice = "a 0/255 mask needs --label-map 255:1, or another class number than 1"
+    raise InputError(f"{name}: the model cannot draw label {shown}{more}; its classes are {classes}: {advice}.")

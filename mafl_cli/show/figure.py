@@ -1,0 +1,529 @@
+"""Pictures of one attack, as a radiologist would want to see them: scans, difference, predictions, and three plots.
+
+Words. *picture*: one slice turned for the eye, see `turned`. *window*: the native values shown as black and white.
+
+Arrays in, a file out; Matplotlib's global state (pyplot, style files) is neither used nor changed, and the same input
+gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from nibabel.orientations import io_orientation
+from numpy.typing import NDArray
+
+from mafl_cli.errors import UsageError, cannot_be_written
+from mafl_cli.names import public_name
+from mafl_cli.scans.geometry import Affine, spacing
+from mafl_cli.show import plots
+from mafl_cli.show.display import CLASS_COLOURS
+from mafl_cli.show.plots import number, short_numbers
+from mafl_cli.show.slices import NEGATIVE, PLANES, POSITIVE, box_around, in_plane, oriented_slice, position
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = (".png", ".pdf", ".svg")
+DPI = 120
+
+# Of a slice's energy, relative to the most changed one: below it a slice is shown only if nothing else is left.
+_WORTH_SHOWING = 0.1
+# Of the grey window: nearer than this to the value around the body counts as empty.
+_EMPTY = 0.05
+# Of the box around the body: the part with the outlines is enlarged if it is smaller than the first share,
+# and never more than to the second.
+_ZOOM_BELOW, _ZOOM_MOST = 0.65, 0.3
+
+
+def panel(
+    *,
+    clean: NDArray[Any],
+    adversarial: NDArray[Any],
+    prediction_clean: NDArray[Any],
+    prediction_adversarial: NDArray[Any],
+    target: NDArray[Any],
+    affine: Affine,
+    slice_axis: int,
+    unit: str,
+    class_names: Sequence[str],
+    title: str,
+    path: Path,
+    rows: int = 3,
+    window: tuple[float, float] | None = None,
+    trace: Mapping[str, Sequence[float | None]] | None = None,
+) -> list[int]:
+    """Draw the slices that changed most, one a row, and what was changed and how it was found; write the picture.
+
+    Columns: clean scan, adversarial scan, their difference, and the prediction on each of the two with the target.
+    A target is a wide pale band and a prediction a thin line, both in the colour of the class: a line inside its
+    band is the attacker's success, a band without a line is target that was missed.
+
+    Args:
+        clean, adversarial: (I, J, K), native units.
+        prediction_clean, prediction_adversarial, target: (I, J, K), class indices, 0 = background.
+        slice_axis: array axis across the slices, 0, 1 or 2.
+        unit: "HU" or "native units".
+        class_names: one for each class, background first.
+        title: without anything that names the patient.
+        path: .png, .pdf or .svg.
+        rows: at most so many slices, at least 1.
+        window: native values shown black and white; None: 1st to 99th percentile of the body in the clean slices.
+        trace: how the search went, see `search.traces.joined`; None where that is not known.
+    Returns: the indices of the slices shown, in the order of the rows: from head, front or right.
+    Raises: UsageError for another suffix; OutputError when the file cannot be written.
+    """
+    from matplotlib import style
+
+    check_format(path)
+    shown = _choose(
+        _change_per_slice(clean, adversarial, slice_axis),
+        [_count_per_slice(target != prediction_clean, slice_axis), _count_per_slice(target > 0, slice_axis)],
+        rows,
+    )
+    order = sorted(range(clean.shape[slice_axis]), key=lambda n: -position(clean.shape, affine, slice_axis, n))
+    slices = [
+        _Slice.cut((clean, adversarial, prediction_clean, prediction_adversarial, target), affine, slice_axis, index)
+        for index in order
+        if index in shown
+    ]
+    across, down = (spacing(affine)[axis] for axis in in_plane(affine, slice_axis))
+    # In the order and the orientation of the pictures, so that sums do not depend on how the scan is stored.
+    pairs = (
+        (oriented_slice(clean, affine, slice_axis, n)[0], oriented_slice(adversarial, affine, slice_axis, n)[0])
+        for n in order
+    )
+    change = plots.Change.of(pairs, (down, across))
+    look = _Look.of(slices, window, unit)
+    # The defaults, whatever style the user's own Matplotlib is set to.
+    with style.context(["default", {"svg.hashsalt": "mafl"}]):
+        _save(_draw(slices, look, change, trace, class_names, title), path)
+    return [item.index for item in slices]
+
+
+def check_format(path: Path) -> None:
+    """Raise UsageError for a file name without the suffix of a picture."""
+    if path.suffix.lower() not in FORMATS:
+        raise UsageError(f"{public_name(path)}: pictures are written as {', '.join(FORMATS)}; choose one of these.")
+
+
+# --- what to show -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Slice:
+    """The five pictures (rows, columns) of one slice, and where it is."""
+
+    index: int
+    label: str
+    clean: NDArray[Any]
+    adversarial: NDArray[Any]
+    before: NDArray[Any]
+    after: NDArray[Any]
+    target: NDArray[Any]
+    difference: NDArray[np.float64]
+    letters: tuple[str, str, str, str]
+    aspect: float
+    plane: str
+
+    @staticmethod
+    def cut(volumes: Sequence[NDArray[Any]], affine: Affine, slice_axis: int, index: int) -> _Slice:
+        pictures = [oriented_slice(volume, affine, slice_axis, index) for volume in volumes]
+        clean, adversarial, before, after, target = (picture for picture, _, _ in pictures)
+        _, letters, aspect = pictures[0]
+        body_axis = int(io_orientation(affine)[slice_axis, 0])
+        mm = position(volumes[0].shape, affine, slice_axis, index)
+        side = POSITIVE[body_axis] if mm >= 0 else NEGATIVE[body_axis]
+        return _Slice(
+            index=index,
+            label=f"{side} {abs(mm):.1f} mm\n{'ijk'[slice_axis]} = {index}",
+            clean=clean,
+            adversarial=adversarial,
+            before=before,
+            after=after,
+            target=target,
+            difference=adversarial.astype(np.float64) - clean,
+            letters=letters,
+            aspect=aspect,
+            plane=PLANES[body_axis],
+        )
+
+
+def _change_per_slice(clean: NDArray[Any], adversarial: NDArray[Any], slice_axis: int) -> NDArray[np.float64]:
+    """Sum of squared differences of each slice, without a copy of the volumes."""
+    pairs = zip(np.moveaxis(clean, slice_axis, 0), np.moveaxis(adversarial, slice_axis, 0), strict=True)
+    return np.array([float(np.square(y.astype(np.float64) - x).sum()) for x, y in pairs])
+
+
+def _count_per_slice(mask: NDArray[np.bool_], slice_axis: int) -> NDArray[np.float64]:
+    return np.array([float(np.count_nonzero(part)) for part in np.moveaxis(mask, slice_axis, 0)])
+
+
+def _choose(change: NDArray[np.float64], otherwise: Sequence[NDArray[np.float64]], rows: int) -> list[int]:
+    """Up to `rows` slices of large `change`, not all of them neighbours where that can be helped.
+
+    Args:
+        change: (slices,), not negative. Where nothing changed, the first of `otherwise` that is not all zero
+            takes its place; when there is none, the middle slice is shown.
+    """
+    weight = next((w for w in (change, *otherwise) if w.any()), None)
+    if weight is None:
+        return [len(change) // 2]
+    ranked = [int(index) for index in np.argsort(-weight, kind="stable") if weight[index] > 0]
+    worth = [index for index in ranked if weight[index] >= _WORTH_SHOWING * weight[ranked[0]]]
+    gap = (max(worth) - min(worth)) // max(rows, 1)
+    chosen: list[int] = []
+    for candidates, apart in ((worth, gap), (worth, gap // 2), (worth, gap // 4), (worth, 1), (ranked, 1)):
+        for index in candidates:
+            if len(chosen) < rows and all(abs(index - other) >= max(apart, 1) for other in chosen):
+                chosen.append(index)
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What all rows share. Boxes are (rows, columns) of the pictures."""
+
+    window: tuple[float, float]
+    reach: float
+    """The difference at the ends of the colour bar, native units."""
+    largest: float
+    box: tuple[slice, slice]
+    """The body and all that is drawn on it."""
+    zoom: tuple[slice, slice]
+    """The part of the box where the masks differ; the box itself when that is most of it."""
+    unit: str
+
+    @staticmethod
+    def of(slices: Sequence[_Slice], window: tuple[float, float] | None, unit: str) -> _Look:
+        scans = np.stack([item.clean for item in slices]).astype(np.float64)
+        change = np.abs(np.stack([item.difference for item in slices]))
+        body = _body(scans)
+        low, high = window or (float(value) for value in np.percentile(scans[body], (1, 99)))
+        if not low < high:
+            low, high = low - 1, high + 1
+        largest = float(change.max())
+        reach = float(np.percentile(change[change > 0], 99.5)) if largest else 0.0
+        drawn, disputed = np.zeros((2, *scans.shape[1:]), dtype=np.bool_)
+        for item in slices:
+            drawn |= (item.before != 0) | (item.after != 0) | (item.target != 0)
+            disputed |= (item.before != item.target) | (item.after != item.target)
+        if largest:
+            drawn |= (change > 0.5 * reach).any(axis=0)
+        box = box_around(body.any(axis=0) | drawn)
+        return _Look((low, high), reach, largest, box, _zoom(box, box_around(disputed)), unit)
+
+    @property
+    def zoomed(self) -> bool:
+        return self.zoom != self.box
+
+    def ratio(self, aspect: float) -> float:
+        """Height over width of the cut-out, in mm."""
+        down, across = (span.stop - span.start for span in self.box)
+        return float(aspect * down / across)
+
+
+def _body(scans: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Where pictures (slices, rows, columns) differ from the empty space around the body; all True without one.
+
+    Empty space is what nearly all of the border of the pictures shows: 0 in most MR scans, -1000 HU in CT, and
+    neither the smallest nor a known value after other people's preprocessing.
+    """
+    border = np.concatenate(
+        [scans[:, edge].ravel() for edge in (0, -1)] + [scans[..., edge].ravel() for edge in (0, -1)]
+    )
+    around = float(np.median(border))
+    low, high = np.percentile(scans, (1, 99))
+    tolerance = _EMPTY * (high - low)
+    if np.mean(np.abs(border - around) <= tolerance) < 0.9:
+        return np.ones(scans.shape, dtype=np.bool_)
+    differs: NDArray[np.bool_] = np.abs(scans - around) > tolerance
+    return differs if differs.any() else ~differs
+
+
+def _zoom(box: tuple[slice, slice], inner: tuple[slice, slice]) -> tuple[slice, slice]:
+    """A part of `box` with the same proportions that holds `inner`; `box` if it would not be much smaller."""
+    lengths = [span.stop - span.start for span in box]
+    share = max((span.stop - span.start) / n for span, n in zip(inner, lengths, strict=True))
+    if share > _ZOOM_BELOW:
+        return box
+    share = max(share, _ZOOM_MOST)
+    down, across = (
+        _centred(span, around, round(share * n)) for span, around, n in zip(box, inner, lengths, strict=True)
+    )
+    return down, across
+
+
+def _centred(outer: slice, around: slice, length: int) -> slice:
+    start = (around.start + around.stop - length) // 2
+    start = min(max(start, outer.start), outer.stop - length)
+    return slice(start, start + length)
+
+
+# --- drawing; lengths in inches --------------------------------------------------------------------------------
+
+_WIDTH, _LOWEST, _HIGHEST = 2.9, 1.2, 4.4
+_GAP = 0.08
+_LEFT, _RIGHT = 1.15, 0.12
+_TITLE_LINE = 0.26
+_HEAD = 0.66
+_COLOUR_BAR = 0.62
+_LEGEND_LINE = 0.28
+# The plots: space above for name and legend, height, space below for the axis, between them, and right of the last.
+_PLOT_HEAD, _PLOT, _PLOT_FOOT, _PLOT_GAP, _PLOT_RIGHT = 0.8, 1.9, 0.62, 1.0, 0.75
+_FOOT = 0.42
+
+# Outlines: width in points, opacity. They run this far up the step from 0 outside to 1 inside a mask: at one half,
+# those of two classes that touch would lie on one another and mix their colours.
+_BAND, _LINE = (4.0, 0.45), (1.2, 1.0)
+_INSIDE = 0.8
+
+
+def _draw(
+    slices: Sequence[_Slice],
+    look: _Look,
+    change: plots.Change,
+    trace: Mapping[str, Sequence[float | None]] | None,
+    class_names: Sequence[str],
+    title: str,
+) -> Figure:
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    colours, left_out = _colours(slices)
+    legend = _legend_entries(colours, left_out, class_names)
+    height = float(np.clip(_WIDTH * look.ratio(slices[0].aspect), _LOWEST, _HIGHEST))
+    width = _LEFT + 5 * _WIDTH + 4 * _GAP + _RIGHT
+    columns = max(1, int((width - _LEFT) / (0.7 + 0.09 * max(len(label) for _, label in legend))))
+    title_lines = textwrap.wrap(title, int(width * 8)) or [""]
+    top = 0.12 + _TITLE_LINE * len(title_lines) + _HEAD
+    end = top + len(slices) * (height + _GAP)
+    strip = end + _COLOUR_BAR + _LEGEND_LINE * -(-len(legend) // columns) + _PLOT_HEAD
+    total = strip + _PLOT + _PLOT_FOOT + _FOOT
+    figure = Figure(figsize=(width, total), dpi=DPI, facecolor="white")
+
+    def text(x: float, y: float, words: str, **style: Any) -> None:
+        """At inches from the left and from the top. What users write is never read as TeX."""
+        figure.text(x / width, 1 - y / total, words, parse_math=False, **style)
+
+    def axes(x: float, y: float, across: float, down: float) -> Axes:
+        return figure.add_axes((x / width, 1 - (y + down) / total, across / width, down / total))
+
+    text(_LEFT, 0.12, "\n".join(title_lines), size=14, weight="bold", va="top")
+    lefts = [_LEFT + n * (_WIDTH + _GAP) for n in range(5)]
+    for left, (name, detail) in zip(lefts, _heads(look), strict=True):
+        text(left + _WIDTH / 2, top - 0.36, name, size=13, ha="center", va="bottom")
+        text(left + _WIDTH / 2, top - 0.12, detail, size=10, ha="center", va="bottom", color="0.3")
+
+    for row, item in enumerate(slices):
+        upper = top + row * (height + _GAP)
+        text(_LEFT - 0.1, upper + height / 2, item.label, size=11, ha="right", va="center", linespacing=1.5)
+        clean, adversarial, difference, before, after = (axes(left, upper, _WIDTH, height) for left in lefts)
+        _draw_scan(clean, item.clean, item, look, look.box)
+        _draw_scan(adversarial, item.adversarial, item, look, look.box)
+        image = _draw_difference(difference, item, look)
+        for ax, scan, prediction in ((before, item.clean, item.before), (after, item.adversarial, item.after)):
+            _draw_scan(ax, scan, item, look, look.zoom)
+            for index, colour in colours.items():
+                _outline(ax, item.target == index, colour, *_BAND)
+            for index, colour in colours.items():
+                _outline(ax, prediction == index, colour, *_LINE)
+        if look.zoomed:
+            down, across = look.zoom
+            clean.add_patch(
+                Rectangle(
+                    (across.start - 0.5, down.start - 0.5),
+                    across.stop - across.start,
+                    down.stop - down.start,
+                    fill=False,
+                    edgecolor="white",
+                    linestyle=(0, (4, 3)),
+                )
+            )
+
+    bar = axes(lefts[2] + 0.15, end + 0.06, _WIDTH - 0.3, 0.12)
+    figure.colorbar(image, cax=bar, orientation="horizontal", extend="both" if look.reach < look.largest else "neither")
+    short_numbers(bar.xaxis, most=4)
+    bar.tick_params(labelsize=10)
+    text(lefts[3] + 0.05, end + 0.12, look.unit, size=10, va="center")
+
+    # Matplotlib fills a legend column by column; people read it row by row.
+    by_row = [entry for column in range(columns) for entry in legend[column::columns]]
+    handles, labels = zip(*by_row, strict=True)
+    box = figure.legend(
+        handles,
+        labels,
+        loc="upper left",
+        bbox_to_anchor=(_LEFT / width, 1 - (end + _COLOUR_BAR) / total),
+        ncols=columns,
+        fontsize=11,
+        frameon=False,
+        borderpad=0,
+        borderaxespad=0,
+    )
+    for entry in box.get_texts():
+        entry.set_parse_math(False)
+
+    wide = (width - _LEFT - _RIGHT - _PLOT_RIGHT - 2 * _PLOT_GAP) / 3
+    places = [_LEFT + n * (wide + _PLOT_GAP) for n in range(3)]
+    by_size, by_frequency, by_step = (axes(left, strip, wide, _PLOT) for left in places)
+    plots.draw_histogram(by_size, change, look.unit)
+    plots.draw_spectra(by_frequency, change, look.unit)
+    plots.draw_trace(by_step, trace)
+    for left, name in zip(places, plots.TITLES, strict=True):
+        text(left + wide / 2, strip - 0.32, name, size=13, ha="center", va="bottom")
+    text(_LEFT, total - 0.12, _footer(slices[0].plane), size=10, va="bottom", color="0.3")
+    return figure
+
+
+def _heads(look: _Look) -> tuple[tuple[str, str], ...]:
+    """Name and detail of each column."""
+    low, high = (number(value) for value in look.window)
+    enlarged = ", enlarged" if look.zoomed else ""
+    return (
+        ("clean scan", f"window {low} to {high} {look.unit}"),
+        ("adversarial scan", "same window"),
+        ("adversarial − clean", _range_in_words(look)),
+        ("clean prediction", f"over the clean scan{enlarged}"),
+        ("adversarial prediction", f"over the adversarial scan{enlarged}"),
+    )
+
+
+def _legend_entries(colours: dict[int, str], left_out: int, class_names: Sequence[str]) -> list[tuple[Any, str]]:
+    """What the lines mean, then the classes."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    entries: list[tuple[Any, str]] = [
+        (Line2D([], [], color="0.2", linewidth=width, alpha=alpha), name)
+        for name, (width, alpha) in (("target", _BAND), ("prediction", _LINE))
+    ]
+    for index, colour in colours.items():
+        name = textwrap.shorten(class_names[index], 26, placeholder="…")
+        entries.append((Patch(color=colour), f"{index} {name}"))
+    if left_out:
+        entries.append((Patch(color="none"), f"{left_out} more not drawn"))
+    return entries
+
+
+def _footer(plane: str) -> str:
+    side = "anterior is on the left" if plane == "sagittal" else "the patient's right is on the left"
+    return (
+        f"{plane.capitalize()} slices, radiological convention: {side} of each picture. "
+        "Adversarial data made to deceive a model; not for clinical use."
+    )
+
+
+def _draw_scan(ax: Axes, picture: NDArray[Any], item: _Slice, look: _Look, box: tuple[slice, slice]) -> None:
+    low, high = look.window
+    ax.imshow(picture, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+    _frame(ax, item, box, ink="white", halo="black")
+
+
+def _draw_difference(ax: Axes, item: _Slice, look: _Look) -> Any:
+    reach = look.reach or 1.0
+    image = ax.imshow(item.difference, cmap="RdBu_r", vmin=-reach, vmax=reach, interpolation="nearest")
+    _frame(ax, item, look.box, ink="black", halo="white")
+    return image
+
+
+def _frame(ax: Axes, item: _Slice, box: tuple[slice, slice], *, ink: str, halo: str) -> None:
+    """Show the box only, without ticks, with the letters of the body sides at the four borders."""
+    from matplotlib.patheffects import withStroke
+
+    down, across = ((span.stop - span.start, (span.start + span.stop - 1) / 2) for span in box)
+    # A place of other proportions than the box shows more around it: the borders, and their letters, stay put.
+    wanted = ax.bbox.height / ax.bbox.width / item.aspect
+    high, wide = max(down[0], wanted * across[0]), max(across[0], down[0] / wanted)
+    ax.set_xlim(across[1] - wide / 2, across[1] + wide / 2)
+    ax.set_ylim(down[1] + high / 2, down[1] - high / 2)
+    ax.set_aspect("auto")
+    ax.set_facecolor("0.88")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for edge in ax.spines.values():
+        edge.set_color("0.6")
+    places = (
+        (0.02, 0.5, "left", "center"),
+        (0.98, 0.5, "right", "center"),
+        (0.5, 0.98, "center", "top"),
+        (0.5, 0.02, "center", "bottom"),
+    )
+    for letter, (x, y, ha, va) in zip(item.letters, places, strict=True):
+        ax.text(
+            x,
+            y,
+            letter,
+            transform=ax.transAxes,
+            ha=ha,
+            va=va,
+            size=11,
+            weight="bold",
+            color=ink,
+            path_effects=[withStroke(linewidth=2, foreground=halo)],
+        )
+
+
+def _outline(ax: Axes, mask: NDArray[np.bool_], colour: str, width: float, alpha: float) -> None:
+    """The border of a mask (rows, columns), just inside; closed also where it touches the edge of the picture."""
+    if not mask.any():
+        return
+    padded = np.pad(mask, 1).astype(np.float64)
+    rows, columns = (np.arange(-1, n + 1) for n in mask.shape)
+    ax.contour(columns, rows, padded, levels=[_INSIDE], colors=colour, linewidths=width, alpha=alpha)
+
+
+def _colours(slices: Sequence[_Slice]) -> tuple[dict[int, str], int]:
+    """A colour for each foreground class to draw, and how many present ones are left out.
+
+    No two classes share a colour, so there are at most as many as the palette has: first those whose three
+    masks disagree most, then the largest. The palette's own classes keep their colours, others take what is left.
+    """
+    masks = np.stack([[item.before, item.after, item.target] for item in slices], axis=1)
+    present = [int(label) for label in np.unique(masks) if label != 0]
+
+    def weight(label: int) -> tuple[int, int]:
+        of_class = masks == label
+        everywhere, somewhere = of_class.all(axis=0), of_class.any(axis=0)
+        return int(np.count_nonzero(somewhere & ~everywhere)), int(np.count_nonzero(somewhere))
+
+    drawn = sorted(sorted(present, key=weight, reverse=True)[: len(CLASS_COLOURS)])
+    own = dict(enumerate(CLASS_COLOURS, start=1))
+    left = iter([colour for label, colour in own.items() if label not in drawn])
+    return {label: own[label] if label in own else next(left) for label in drawn}, len(present) - len(drawn)
+
+
+def _range_in_words(look: _Look) -> str:
+    if not look.largest:
+        return "identical in these slices"
+    if look.reach < look.largest:
+        return f"colours to ±{number(look.reach)}, largest {number(look.largest)}"
+    return f"up to ±{number(look.largest)}"
+
+
+def _save(figure: Figure, path: Path) -> None:
+    # Dates and program names would make equal pictures differ.
+    metadata: dict[str, dict[str, None]] = {
+        ".png": {"Software": None},
+        ".pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+        ".svg": {"Date": None, "Creator": None},
+    }
+    suffix = path.suffix.lower()
+    drawn = io.BytesIO()
+    with warnings.catch_warnings():
+        # A class named in a script that the bundled font lacks still has its number.
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        figure.savefig(drawn, format=suffix[1:], metadata=metadata[suffix])
+    try:
+        # At once: what draws says many things of a disk that is full, few of them that it is.
+        path.write_bytes(drawn.getvalue())
+    except OSError as exc:
+        raise cannot_be_written(path.name, exc) from exc

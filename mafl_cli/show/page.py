@@ -1,0 +1,199 @@
+"""One offline HTML page about one or more attacks, as a clinician would open it from a mail.
+
+A single file: style, script and data stand in it, nothing is fetched, and its content security policy forbids that
+anything is. What others wrote (names of files, classes, models) reaches the page as JSON and as text only, never as
+markup. A scan gives the same page in all 48 ways of storing it, but for the array indices it names, and the same input
+gives the same bytes.
+
+The page is `page.html` with `page.css`, `page.js` and the data put in; `planes` tells how the pictures are stored.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mafl_cli.errors import UsageError, cannot_be_written
+from mafl_cli.names import one_line
+from mafl_cli.results.report import NOTICE
+from mafl_cli.show.planes import PageVolumes, Stack
+
+__all__ = ["PageCase", "PageVolumes", "write"]
+
+_FILES = Path(__file__).parent
+_MB = 1_000_000
+
+# A page of many cases shows some of them properly rather than all of them not at all.
+_LEAST_SHARE = 2 * _MB
+# Bytes kept free for the sentence about the size.
+_RESERVE = 2_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageCase:
+    """What the page says about one case, from its report, and how to come by what it shows."""
+
+    report: Mapping[str, Any]
+    """One entry of `cases` in report.json."""
+    model: Mapping[str, Any]
+    run: Mapping[str, Any]
+    tool: Mapping[str, Any]
+    classes: Sequence[str]
+    """Name by label, background first."""
+    volumes: Callable[[], PageVolumes]
+    """Called once, when the case's turn comes, so that many cases never lie in memory together."""
+
+
+def write(
+    path: Path,
+    cases: Sequence[PageCase],
+    *,
+    title: str,
+    max_mb: float = 20.0,
+    window: tuple[float, float] | None = None,
+) -> str:
+    """Write the page.
+
+    Args:
+        cases: at least one; their order is that of the table.
+        title: without anything that names the patient.
+        max_mb: the file is not larger, in millions of bytes. Where all slices of all cases do not fit, a case first
+            loses unchanged slices far from changed ones, then every other row and column of its scans, then its
+            pictures; its numbers stay.
+        window: native values shown black and white; None: 1st to 99th percentile of the body.
+    Returns: one sentence on the size, what was left out and what was reduced; it stands on the page, too.
+    Raises: UsageError when not even the numbers fit; OutputError when the file cannot be written.
+    """
+    shared: list[str] = []
+    entries: list[dict[str, Any]] = []
+    for case in cases:
+        facts = _json({"model": case.model, "run": case.run, "tool": case.tool, "classes": list(case.classes)})
+        if facts not in shared:
+            shared.append(facts)
+        entries.append({"report": case.report, "shared": shared.index(facts), "viewer": None})
+    index = {"notice": NOTICE, "shared": [json.loads(facts) for facts in shared], "cases": entries, "said": ""}
+    left = int(max_mb * _MB) - len(_page(title, index, {})) - _RESERVE
+    if left < 0:
+        raise UsageError(f"the numbers of {len(cases)} cases alone need more than {max_mb:g} MB; allow a larger page.")
+
+    planes: dict[int, list[str | None]] = {}
+    reduced: list[str] = []
+    for number, case in enumerate(cases):
+        share = max(left // (len(cases) - number), min(left, _LEAST_SHARE))
+        found = _viewer(case.volumes, share, window) if case.report.get("metrics") else None
+        if found is not None:
+            entries[number]["viewer"], planes[number] = found
+            left -= _cost(found[0]) + _cost(found[1])
+            if found[0]["reduced"]:
+                reduced.append(str(found[0]["reduced"]))
+    said = _said(len(cases), sum(bool(case.report.get("metrics")) for case in cases) - len(planes), reduced)
+
+    # The size stands on the page, and says itself how many digits it has.
+    size = 0
+    for _ in range(3):
+        index["said"] = said.format(size=f"{max(size / _MB, 0.1):.1f} MB")
+        text = _page(title, index, planes)
+        if len(text) == size:
+            break
+        size = len(text)
+    try:
+        path.write_bytes(text.encode("ascii"))
+    except OSError as exc:
+        raise cannot_be_written(path.name, exc) from exc
+    return str(index["said"])
+
+
+def _said(cases: int, without: int, reduced: Sequence[str]) -> str:
+    """The sentence about the page, with a place for `{size}`."""
+    parts: list[str] = []
+    if cases == 1:
+        parts += reduced
+    elif reduced:
+        parts.append(f"the pictures of {len(reduced)} of {cases} cases are reduced, as said beside them")
+    if without:
+        whose = "its pictures" if cases == 1 else f"the pictures of {without} of {cases} cases"
+        parts.append(f"{whose} did not fit and are left out; the numbers are all here")
+    return "This page is {size}: " + ("; ".join(parts) or "every slice of every scan is in it") + "."
+
+
+# --- text -------------------------------------------------------------------------------------------------------
+
+
+def _json(value: Any) -> str:
+    """Strict JSON in ASCII that no HTML parser can take for markup, whatever stands in its strings."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _cost(value: Any) -> int:
+    """Bytes that a value takes on the page, with room for the tag around it."""
+    return len(_json(value)) + 100
+
+
+def _page(title: str, index: Mapping[str, Any], planes: Mapping[int, Sequence[str | None]]) -> str:
+    """The whole file, ASCII only."""
+    style, script, template = (
+        (_FILES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js", "page.html")
+    )
+    data = [("index", _json(index)), *((f"planes-{number}", _json(found)) for number, found in planes.items())]
+    parts: dict[str, str] = {
+        "title": html.escape(one_line(title)).encode("ascii", "xmlcharrefreplace").decode("ascii"),
+        "notice": NOTICE,
+        # Hashes rather than 'unsafe-inline': should anything else ever get into the page, it will not run.
+        "policy": f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'",
+        "style": style,
+        "script": script,
+        "data": "\n".join(f'<script type="application/json" id="{name}">{text}</script>' for name, text in data),
+    }
+    # In one pass: what is put in is not searched for places to put something in.
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+# --- one case ---------------------------------------------------------------------------------------------------
+
+
+def _viewer(
+    volumes: Callable[[], PageVolumes], limit: int, window: tuple[float, float] | None
+) -> tuple[dict[str, Any], list[str | None]] | None:
+    """What the page needs to show a case, and its slices, within `limit` bytes; None where that cannot be."""
+    if limit < 20_000:
+        return None
+    stack = Stack(volumes(), window)
+    facts = stack.facts()
+    near = stack.near()
+    many = len(stack.order)
+    for keep, halved in ((range(many), False), (near, False), (range(many), True), (near, True)):
+        facts |= {"halved": halved, "reduced": _reduced(many - len(keep), halved)}
+        planes: list[str | None] = [None] * many
+        left = limit - _cost(facts) - 5 * many
+        for place in keep:
+            text = stack.encoded(place, halved)
+            planes[place] = text
+            left -= len(text) + 3
+            if left < 0:
+                break
+        if left >= 0:
+            return facts, planes
+    return None
+
+
+def _reduced(left_out: int, halved: bool) -> str:
+    parts = []
+    if left_out:
+        one = left_out == 1
+        parts.append(f"{left_out} unchanged slice{' is' if one else 's are'} left out")
+    if halved:
+        parts.append("the scans are shown at half their resolution (means of 2 x 2 voxels), the masks in full")
+    return "; ".join(parts)

@@ -1,0 +1,227 @@
+"""Finished runs for the eye: a figure, a page, or the line that opens them in a viewer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mafl_cli.errors import InputError, UsageError
+from mafl_cli.judging import pairs
+from mafl_cli.names import public_name
+from mafl_cli.results import folder, read
+from mafl_cli.scans import volume
+from mafl_cli.scans.masks import code_names, coded
+from mafl_cli.show import display, figure, page, planes, viewers
+
+# A page goes through mail gateways, and most of them stop larger ones.
+MAX_MB = 20.0
+# Of regions that may overlap: each set of them has a name and a colour.
+_MOST_REGIONS = 16
+
+
+def show(
+    runs: Sequence[Path],
+    path: Path | None,
+    *,
+    rows: int = 3,
+    window: str | None = None,
+    max_mb: float = MAX_MB,
+    overwrite: bool,
+) -> str:
+    """Write a figure of one run (.png, .pdf, .svg) or a page of one or more (.html); returns a line on what it shows.
+
+    runs: result folders, or folders that hold some. path: None is figure.png in the run; for several runs page.html, in
+        the folder that holds them if only that was named.
+    rows: slices of a figure. window: of the grey values, see `show.display.parse_window`; None: what the body needs.
+    Raises: InputError for a run that cannot be read; UsageError if the file is there or has another suffix, for a
+        window that does not fit the scan, and for a figure of several runs.
+    """
+    sources = pairs.of_runs(runs)
+    folders = [source.run for source in sources if source.run is not None and source.missing is None]
+    if not folders:
+        raise InputError(sources[0].missing or "there is no run.")
+    alone = len(sources) == 1
+    beside = runs[0] if len(runs) == 1 else Path()
+    path = path or (folders[0] / "figure.png" if alone else beside / "page.html")
+    paged = path.suffix.lower() == ".html"
+    if not paged:
+        figure.check_format(path)
+        if not alone:
+            raise UsageError(
+                f"{public_name(path)}: a figure shows one run, {len(sources)} are given; write a .html page."
+            )
+    if path.exists() and not overwrite:
+        raise UsageError(f"{public_name(path)}: is there already; choose another name with -o or add --overwrite.")
+    said: list[str] = []
+    draw = _paged(sources, window, max_mb, said) if paged else _drawn(folders[0], window, rows, said)
+    folder.write_through(path, draw)
+    return f"{public_name(path)}: {said[0]}"
+
+
+def _drawn(run: Path, window: str | None, rows: int, said: list[str]) -> Callable[[Path], None]:
+    """What draws the figure; then `said` has the slices shown."""
+    report = read.read_report(run)
+    shown = _Shown.of(run, report)
+
+    def paint(temporary: Path) -> None:
+        slices = figure.panel(
+            **shown.arrays(),
+            class_names=_label_names(report),
+            title=_title(shown.case) + (f" · {shown.channel}" if len(shown.case["inputs"]) > 1 else ""),
+            path=temporary,
+            rows=rows,
+            window=shown.window(window),
+            trace=shown.case["attack"].get("trace"),
+        )
+        said.append(f"slices {', '.join(map(str, slices))}")
+
+    return paint
+
+
+def _paged(
+    sources: Sequence[pairs.Source], window: str | None, max_mb: float, said: list[str]
+) -> Callable[[Path], None]:
+    """What writes the page; then `said` has a sentence on its size."""
+    reports, problems = _reports(sources)
+    shown = {source: _Shown.of(source.run, report) for source, report in reports.items() if source.run}
+    names = pairs.distinct(
+        [shown[source].case["case_id"] if source in shown else source.case_id for source in sources], sources
+    )
+    some = next(iter(reports.values()))
+    cases = []
+    for source, name in zip(sources, names, strict=True):
+        report, each = reports.get(source, some), shown.get(source)
+        entry = {"status": "failed", "error": problems[source], "metrics": None} if each is None else dict(each.case)
+        cases.append(
+            page.PageCase(
+                report={**entry, "case_id": name},
+                model=report["model"],
+                run=report["run"],
+                tool=report["tool"],
+                classes=_label_names(report),
+                volumes=(each or shown[next(iter(shown))]).volumes,
+            )
+        )
+    # A preset must fit every scan, not just the first.
+    values = [each.window(window) for each in shown.values()]
+    title = names[0] if len(cases) == 1 else f"{len(cases)} cases"
+    return lambda temporary: said.append(page.write(temporary, cases, title=title, max_mb=max_mb, window=values[0]))
+
+
+def _reports(sources: Sequence[pairs.Source]) -> tuple[dict[pairs.Source, Any], dict[pairs.Source, str]]:
+    """Reports of the runs that have one, and why the others have none. Raises InputError where none has one."""
+    reports, problems = {}, {}
+    for source in sources:
+        try:
+            if source.missing is not None or source.run is None:
+                raise InputError(source.missing or "there is no run.")
+            reports[source] = read.read_report(source.run)
+        except InputError as exc:
+            problems[source] = str(exc)
+    if not reports:
+        raise InputError(next(iter(problems.values())))
+    return reports, problems
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """The channel of a run that is shown: the one that changed most."""
+
+    run: Path
+    case: Mapping[str, Any]
+    index: int
+
+    @staticmethod
+    def of(run: Path, report: Mapping[str, Any]) -> _Shown:
+        case = report["cases"][0]
+        return _Shown(run, case, _most_changed(case))
+
+    @property
+    def channel(self) -> str:
+        return str(self.case["inputs"][self.index]["channel"])
+
+    def window(self, text: str | None) -> tuple[float, float] | None:
+        return None if text is None else display.parse_window(text, hounsfield=self.channel == "CT")
+
+    def arrays(self) -> dict[str, Any]:
+        """What figures and pages are drawn from."""
+        pair = pairs.read_run(self.run)
+        assert pair.recorded is not None
+        recorded, adversarial = pair.recorded, pair.adversarial[self.index]
+        masks = {name: getattr(recorded, name) for name in ("prediction_clean", "prediction_adversarial", "target")}
+        if recorded.report["model"]["overlapping"]:
+            masks = {name: coded(mask) for name, mask in masks.items()}
+        return {
+            "clean": pair.clean[self.index].data,
+            "adversarial": adversarial.data,
+            **masks,
+            "affine": adversarial.affine,
+            "slice_axis": int(self.case["space"]["slice_axis"]["index"]),
+            "unit": "HU" if self.channel == "CT" else "native units",
+        }
+
+    def volumes(self) -> planes.PageVolumes:
+        return planes.PageVolumes(**self.arrays(), channel=self.channel if len(self.case["inputs"]) > 1 else None)
+
+
+def view(run: Path, viewer: viewers.Viewer, *, overwrite: bool) -> str:
+    """Write the file that names and colours the run's labels for a viewer; returns the line that opens the run there.
+
+    That line shows the scan that changed most with the prediction on it. Its paths are absolute: it is for any shell.
+
+    Raises InputError for a run that cannot be read, UsageError if another file has the place of the labels.
+    """
+    said = read.read_report(run)
+    case = said["cases"][0]
+    scan = run / folder.adversarial([each["format"] for each in case["inputs"]])[_most_changed(case)]
+    mask, path = run / folder.PREDICTION_ADVERSARIAL, run / viewers.LABEL_FILES[viewer]
+    for needed in (scan, mask):
+        if not needed.exists():
+            raise InputError(f"{public_name(run)}: {needed.name} is missing; the run is not complete.")
+    text = viewers.label_file(viewer, _named_labels(run, said))
+    if not path.exists() or path.read_bytes() != text.encode():
+        # A user may have chosen other colours.
+        if path.exists() and not overwrite:
+            raise UsageError(f"{path.name}: is there already and says something else; add --overwrite to replace it.")
+        folder.write_text(path, text)
+    return viewers.command(viewer, scan.resolve(), mask.resolve(), path.resolve())
+
+
+def _named_labels(run: Path, said: Mapping[str, Any]) -> dict[int, str]:
+    """Names of the labels above 0: of every class, but of bit codes only those that occur, for they are many."""
+    names = dict(enumerate(_label_names(said)))
+    if said["model"]["overlapping"]:
+        masks = (folder.PREDICTION_CLEAN, folder.PREDICTION_ADVERSARIAL, folder.TARGET)
+        used = {int(code) for name in masks for code in np.unique(volume.read_labels(run / name).labels)}
+        names = {code: names[code] for code in sorted(used)}
+    names.pop(0, None)
+    return names
+
+
+def _most_changed(case: Mapping[str, Any]) -> int:
+    """The channel whose change is the longest, in model units."""
+    sizes = case["metrics"]["size_per_channel"]
+    return max(range(len(sizes)), key=lambda n: float(sizes[n]["l2"]["model"]))
+
+
+def _label_names(said: Mapping[str, Any]) -> Sequence[str]:
+    """What each number in the run's masks stands for: the classes, or what regions its bit code has."""
+    names: Sequence[str] = said["model"]["classes"]
+    if said["model"]["overlapping"] and len(names) > _MOST_REGIONS:
+        case_id = said["cases"][0]["case_id"]
+        raise InputError(f"{case_id}: has {len(names)} regions that may overlap; up to {_MOST_REGIONS} can be shown.")
+    return code_names(names) if said["model"]["overlapping"] else names
+
+
+def _title(case: Mapping[str, Any]) -> str:
+    iou = case["metrics"]["post_write"]["target_iou"]["value"]
+    psnr = case["metrics"]["size"]["psnr_db"]["value"]
+    parts = [case["case_id"]]
+    parts.append("target is empty" if iou is None else f"target IoU {iou:.3f}")
+    if psnr is not None:
+        parts.append(f"PSNR {psnr:.1f} dB")
+    return " · ".join(parts)

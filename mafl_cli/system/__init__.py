@@ -1,0 +1,1 @@
+"""What every room stands on: whole files, locks, signals, streams, limits, strict JSON and TOML."""
