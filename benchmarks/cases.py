@@ -19,13 +19,16 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from mafl_cli.case.subject import DEMO_MODEL
-from mafl_cli.config import Intensity
+from mafl_cli.case.request import DEMO_MODEL
+from mafl_cli.field.field import Field
+from mafl_cli.field.layout import Layout
 from mafl_cli.field.preprocess import Preprocessing
-from mafl_cli.field.windows import Field, Whole
-from mafl_cli.network.card import ModelCard, find_card
-from mafl_cli.network.segmenter import Segmenter, load
-from mafl_cli.scans.geometry import Layout
+from mafl_cli.field.whole import Whole
+from mafl_cli.network.card import ModelCard
+from mafl_cli.network.card_file import find_card
+from mafl_cli.network.intensity import Intensity
+from mafl_cli.network.load import load
+from mafl_cli.network.segmenter import Segmenter
 from mafl_cli.search.limits import Limits
 
 CPU = torch.device("cpu")

@@ -26,8 +26,7 @@ import torch
 from scipy import ndimage
 
 from mafl_cli.case.pipeline import run_attack
-from mafl_cli.case.prepare import AttackRequest
-from mafl_cli.case.subject import DEMO_MODEL
+from mafl_cli.case.request import DEMO_MODEL, AttackRequest
 from mafl_cli.config import preset
 from mafl_cli.network import segmenter
 from mafl_cli.scans.recipes import parse

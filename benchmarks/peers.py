@@ -17,7 +17,7 @@ from cases import Case
 from torch import Tensor
 
 from mafl_cli.config import preset
-from mafl_cli.network.segmenter import Prediction
+from mafl_cli.network.prediction import Prediction
 from mafl_cli.search.goals import Goal, Verdict
 
 Rule = Literal["best IoU", "at goal"]

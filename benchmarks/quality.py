@@ -38,17 +38,17 @@ from cases import Case, all_names, is_volume, load_case
 from torch import Tensor
 
 from mafl_cli.config import config_hash, preset
-from mafl_cli.field import preprocess, windows
+from mafl_cli.field import boxes, preprocess, tiling, whole, windows
 from mafl_cli.measure import agreement, perturbation
-from mafl_cli.network import segmenter
-from mafl_cli.search import goals, limits, losses, lowfreq, steps
+from mafl_cli.network import load, prediction, segmenter
+from mafl_cli.search import best, goals, limits, losses, lowfreq, pressure, steps, terms
 from mafl_cli.search import loop as engine
 
 PRESETS = ("mafl-paper", "pgd", "mifgsm", "segpgd", "cospgd", "ssah", "dag")
 METHODS = ("mafl", "asma", *PRESETS, "pdgd")
 GOALS = (0.9, 0.95)
 """Further goals of mafl, beside its default, on the problems of the picture."""
-COMMON = (cases, segmenter, preprocess, windows, goals, limits, agreement)
+COMMON = (cases, load, prediction, segmenter, preprocess, boxes, tiling, whole, windows, goals, limits, agreement)
 """The programs that every result depends on."""
 
 Row = dict[str, Any]
@@ -67,7 +67,7 @@ class Task:
     def key(self) -> str:
         """Changes with the settings and with the programs that make the result, comments and docstrings aside."""
         peer = self.method in ("asma", "asma-published", "pdgd")
-        sources = (*COMMON, peers) if peer else (*COMMON, engine, losses, lowfreq, steps)
+        sources = (*COMMON, peers) if peer else (*COMMON, engine, terms, best, losses, pressure, lowfreq, steps)
         settings = {} if peer else asdict(preset(_preset_of(self.method), steps=self.passes))
         return config_hash([asdict(self), settings, [_program(Path(str(source.__file__))) for source in sources]])
 

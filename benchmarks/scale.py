@@ -25,11 +25,11 @@ import torch
 
 from mafl_cli.batch import batch, tables
 from mafl_cli.case.pipeline import run_attack
-from mafl_cli.case.prepare import AttackRequest
+from mafl_cli.case.request import AttackRequest
 from mafl_cli.config import preset
 from mafl_cli.listing.cases import CaseFiles, find
 from mafl_cli.network import segmenter
-from mafl_cli.results.folder import REPORT, RUN, TICKET
+from mafl_cli.results.files import REPORT, RUN, TICKET
 from mafl_cli.scans.recipes import parse
 
 SAMPLE = Path(__file__).resolve().parent.parent / "sample_data" / "brain_t1.nii.gz"

@@ -24,10 +24,11 @@ from monai.networks.nets import UNet
 from numpy.typing import NDArray
 
 from mafl_cli.case.pipeline import run_attack
-from mafl_cli.case.prepare import AttackRequest, prepare
+from mafl_cli.case.prepare import prepare
+from mafl_cli.case.request import AttackRequest
 from mafl_cli.config import AttackConfig
 from mafl_cli.measure import agreement
-from mafl_cli.scans import recipes, volume
+from mafl_cli.scans import nifti, recipes
 
 CLASSES = ("background", "liver", "spleen", "kidneys", "colon", "vertebrae")
 WINDOW = (-160.0, 240.0)
@@ -106,7 +107,7 @@ def measure(request: AttackRequest, step: float) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
             settings = {**vars(request), "out": Path(folder) / "out", "save_as": save_as}
             loop = run_attack(AttackRequest(**settings))["cases"][0]["metrics"]["in_memory"]["target_iou"]["value"]
-            data = volume.read_image(Path(folder) / "out" / "adversarial.nii.gz").data
+            data = nifti.read_image(Path(folder) / "out" / "adversarial.nii.gz").data
         if save_as == "source":
             row("searched on the stored grid", data, loop)
             continue

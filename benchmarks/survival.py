@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from mafl_cli.case.pipeline import run_attack
-from mafl_cli.case.prepare import AttackRequest
-from mafl_cli.case.subject import DEMO_MODEL, ModelRequest
+from mafl_cli.case.request import DEMO_MODEL, AttackRequest, ModelRequest
 from mafl_cli.config import preset
 from mafl_cli.judging.evaluation import EvaluateRequest, run_evaluation
 from mafl_cli.judging.transforms import parse

@@ -32,11 +32,13 @@ def measure(shape: tuple[int, int, int], edit: int, steps: int) -> dict[str, Any
     import torch
     from monai.networks.nets import UNet
 
-    from mafl_cli.config import Intensity, preset
+    from mafl_cli.config import preset
     from mafl_cli.field.preprocess import Preprocessing
     from mafl_cli.field.resample import Grids
-    from mafl_cli.field.windows import Tiling, Windows
-    from mafl_cli.network.segmenter import load
+    from mafl_cli.field.tiling import Tiling
+    from mafl_cli.field.windows import Windows
+    from mafl_cli.network.intensity import Intensity
+    from mafl_cli.network.load import load
     from mafl_cli.search.limits import Limits
     from mafl_cli.search.loop import StepRecord, attack
 

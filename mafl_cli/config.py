@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -22,8 +21,6 @@ Mode = Literal["auto", "2d", "3d"]
 SliceAxisChoice = Literal["auto", "i", "j", "k", "axial", "coronal", "sagittal"]
 SaveAs = Literal["float32", "source"]
 Activation = Literal["softmax", "sigmoid"]
-IntensityKind = Literal["none", "minmax", "zscore", "window", "percentile", "ct"]
-Region = Literal["all", "nonzero"]
 MaskLoss = Literal["margin", "logit", "ce", "dice", "segpgd", "cospgd", "dag"]
 LowFrequency = Literal["penalty", "hard"]
 GradientNorm = Literal["none", "l1", "l2", "distance"]
@@ -307,85 +304,6 @@ def preset(name: str, **overrides: Any) -> AttackConfig:
 def budget(eps: float, norm: Norm = "linf") -> dict[str, Any]:
     """Overrides for `preset`: the best score within a ball of `eps` model units, however long the change."""
     return {"eps": eps, "eps_unit": "model", "norm": norm, "goal_iou": 1.0, "goal_hit": 1.0, "after_goal": "stop"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Intensity:
-    """How native voxel values become model units. Statistics are those of the whole volume, per channel.
-
-    none:   y = x.
-    minmax: y = (x - min) / (max - min).
-    zscore: y = (x - mean) / std over `region`; with region "nonzero" all voxels that are exactly 0 stay 0.
-    window: y = to[0] + (x - min) / (max - min) * (to[1] - to[0]).
-    percentile: as window, min and max being the percentiles `lower` and `upper` (MONAI's
-        ScaleIntensityRangePercentiles).
-    ct: y = (clip(x, lower, upper) - mean) / std, all four in HU and given (nnU-Net's CTNormalization).
-    `clip` (model units) is applied last; for a window it defaults to `to`.
-    """
-
-    kind: IntensityKind = "none"
-    region: Region = "all"
-    min: float = 0.0
-    max: float = 1.0
-    to: tuple[float, float] = (0.0, 1.0)
-    clip: tuple[float, float] | None = None
-    lower: float = 0.0
-    upper: float = 100.0
-    mean: float = 0.0
-    std: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, choices in (("kind", IntensityKind), ("region", Region)):
-            if getattr(self, name) not in get_args(choices):
-                allowed = ", ".join(get_args(choices))
-                raise UsageError(f"intensity {name} {getattr(self, name)!r} is not one of: {allowed}.")
-        for low, high, what in (
-            (self.min, self.max, "window min and max"),
-            (*self.to, "window to"),
-            (*(self.clip or (0, 1)), "clip"),
-            (self.lower, self.upper, "lower and upper"),
-            (0, self.std, "std"),
-        ):
-            if not low < high:
-                raise UsageError(f"intensity {what}: {low:g} is not below {high:g}.")
-        if self.kind == "percentile" and not 0 <= self.lower < self.upper <= 100:
-            raise UsageError(f"intensity percentiles {self.lower:g} and {self.upper:g} are not within 0 to 100.")
-
-    def facts(self) -> dict[str, object]:
-        """The settings that matter for this kind, JSON-ready."""
-        used = {
-            "window": ("min", "max", "to"),
-            "zscore": ("region",),
-            "percentile": ("lower", "upper", "to"),
-            "ct": ("lower", "upper", "mean", "std"),
-        }.get(self.kind, ())
-        facts = {"kind": self.kind, **{name: getattr(self, name) for name in used}}
-        return facts if self.clip is None else {**facts, "clip": self.clip}
-
-    @staticmethod
-    def parse(text: str) -> Intensity:
-        """Read the short form of the command line, see `_FORMS`. Raises UsageError for anything else."""
-        if text in ("none", "minmax", "zscore"):
-            return Intensity(kind=text)  # type: ignore[arg-type]
-        if text == "zscore-nonzero":
-            return Intensity(kind="zscore", region="nonzero")
-        kind, _, rest = text.partition(":")
-        try:
-            numbers = [float(number) for number in rest.split(",")]
-        except ValueError:
-            numbers = []
-        if all(map(math.isfinite, numbers)):
-            if kind == "window" and len(numbers) == 2 and numbers[0] < numbers[1]:
-                return Intensity(kind="window", min=numbers[0], max=numbers[1], clip=(0.0, 1.0))
-            if kind == "percentile" and len(numbers) == 2 and numbers[0] < numbers[1]:
-                return Intensity(kind="percentile", lower=numbers[0], upper=numbers[1], clip=(0.0, 1.0))
-            if kind == "ct" and len(numbers) == 4:
-                lower, upper, mean, std = numbers
-                return Intensity(kind="ct", lower=lower, upper=upper, mean=mean, std=std)
-        raise UsageError(f"--intensity {text!r} is not understood: use {_FORMS} (for example window:-57,164).")
-
-
-_FORMS = "none, minmax, zscore, zscore-nonzero, window:MIN,MAX, percentile:LOWER,UPPER or ct:LOWER,UPPER,MEAN,STD"
 
 
 def config_hash(*settings: object) -> str:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 # Five components and more, or the form made of a UUID.
 _UID = re.compile(r"\d+(?:\.\d+){4,}|2\.25\.\d{10,}")
@@ -138,3 +140,87 @@ def digest(path: Path) -> str:
     except OSError:
         return hashlib.sha256(path.name.encode()).hexdigest()
     return digest.hexdigest()
+
+
+# Between words; a line has spaces there.
+_BREAKS = re.compile("[\t-\r\x1c-\x1f\x85\u2028\u2029]")
+
+
+def in_one_line(text: object) -> str:
+    """Text of one line, as a terminal and everybody else can take it; see `names.one_line`."""
+    return one_line(_BREAKS.sub(" ", str(text)))
+
+
+# These signs in both widths, at the beginning of a cell, or behind what separates cells in many countries.
+_FORMULA = re.compile("(^|;)(?=\\s*[=+@\\-\uff1d\uff0b\uff20\uff0d])")
+
+
+def cell(text: str) -> str:
+    """One line that no spreadsheet runs: what begins like a formula, in full width too, is quoted as they do."""
+    return _FORMULA.sub(r"\1'", harmless(in_one_line(text)))
+
+
+SUFFIX = re.compile(r"(?:\.nii)?\.gz$|\.(?:nii|zip|dcm)$", re.IGNORECASE)
+# Longest id, in bytes of UTF-8: any file system takes it, with room for what is put behind it.
+_LONGEST = 120
+_UNSAFE = frozenset('<>:"/\\|?*')
+_UNPRINTED = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
+_DEVICE = re.compile(r"CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(?:COM|LPT)[0-9¹²³]", re.IGNORECASE)
+# What lies in the folder of a batch beside its cases.
+_BESIDE_CASES = re.compile(r"report\.json|cases\.csv|failed\.txt|page\.html", re.IGNORECASE)
+
+
+def case_name(path: Path) -> str:
+    """What a file or folder calls its case: its name without the suffixes that scans have, in Unicode's NFC."""
+    name = path.name if path.name not in ("", "..") else path.resolve().name
+    return nfc(SUFFIX.sub("", name))
+
+
+def safe_id(name: str) -> str:
+    """A name as a folder may have it on every system, without UIDs."""
+    printable = "".join(
+        "_" if char in _UNSAFE or unicodedata.category(char) in _UNPRINTED else char for char in nfc(name)
+    )
+    # Windows drops dots and spaces at the end, and what begins with a dot is hidden.
+    bare = public_name(Path(printable.strip(". ") or "case"))
+    short = bare.encode()[:_LONGEST].decode(errors="ignore").strip(". ")
+    taken = _DEVICE.fullmatch(short.split(".")[0].strip()) or _BESIDE_CASES.fullmatch(short)
+    return f"_{short}" if taken else short
+
+
+def distinct_ids(names: Sequence[str]) -> list[str]:
+    """Safe ids for names; where one was there before (in any case of letters), with a number behind it."""
+    ids = [safe_id(name) for name in names]
+    taken = {folded(each) for each in ids}
+    seen: set[str] = set()
+    numbers: Counter[str] = Counter()
+    for index, first in enumerate(ids):
+        if folded(first) in seen:
+            # Nobody loses a name of his own to a number.
+            while folded(ids[index]) in taken:
+                numbers[folded(first)] += 1
+                ids[index] = f"{first}-{numbers[folded(first)] + 1}"
+            taken.add(folded(ids[index]))
+        seen.add(folded(first))
+    return ids
+
+
+def natural(text: str) -> tuple[list[str | int], str]:
+    """Key for sorting case2 before case10."""
+    parts = re.split(r"([0-9]+)", text.casefold())
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], text
+
+
+def nfc(text: str) -> str:
+    """Text in the one form of Unicode that names are compared in."""
+    return unicodedata.normalize("NFC", text)
+
+
+def folded(text: str) -> str:
+    """What file systems that do not tell letters apart compare."""
+    return nfc(text.casefold())
+
+
+def shown_path(text: str) -> str:
+    """What may be a path, of this system or of Windows, without its folders."""
+    return public_name(Path(PureWindowsPath(text).name or "(no name)"))

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from typer.testing import CliRunner, Result
 
-from mafl_cli.cli.attack import app
+from mafl_cli.cli.application import app
 
 
 def mafl(*arguments: object) -> Result:

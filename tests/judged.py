@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mafl_cli import __version__
-from mafl_cli.judging import evaluation, gates, trials
+from mafl_cli.judging import evaluation, gates, quantities, trials
 from mafl_cli.judging.gates import Gate
 from mafl_cli.measure import agreement, perturbation
 from mafl_cli.results import report
@@ -151,7 +151,7 @@ def judged(
             "curve_end": None,
         },
         "cases": list(cases),
-        "aggregate": gates.statistics_of(cases),
+        "aggregate": quantities.statistics_of(cases),
         "transfer": evaluation._transfer(cases),
         "survival": evaluation._survival(cases),
         "detection": trials.roc(evaluation._samples(cases)) if detect else None,

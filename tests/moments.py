@@ -18,7 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mafl_cli.errors import DiskFullError, MaflError, UsageError
-from mafl_cli.results.folder import recover, staged, there, write_text
+from mafl_cli.results.files import there
+from mafl_cli.results.folder import recover, staged, write_text
 from mafl_cli.system import staging
 
 FILES = ("adversarial.nii.gz", "perturbation.nii.gz", "prediction_adversarial.nii.gz", "prediction_clean.nii.gz")

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mafl_cli.field.windows import Field, Losses, Slopes
-from mafl_cli.network.segmenter import Patch, Prediction
+from mafl_cli.field.field import Field, Losses, Slopes
+from mafl_cli.network.prediction import Patch, Prediction
 from mafl_cli.search.limits import Grid, Limits
 
 

@@ -21,7 +21,8 @@ from dicoms import write_ct, write_enhanced
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 from typer.testing import Result
 
-from mafl_cli.case import pipeline, prepare
+from mafl_cli.case import pipeline
+from mafl_cli.case.request import AttackRequest
 from mafl_cli.config import AttackConfig
 from mafl_cli.results import report
 from mafl_cli.scans import recipes
@@ -84,7 +85,7 @@ def right_handed(turn: np.ndarray) -> bool:
 
 
 def run(scan: Path, model: Path, out: Path, **settings: object) -> dict:
-    request = prepare.AttackRequest(
+    request = AttackRequest(
         images=(scan,),
         out=out,
         recipe=recipes.parse("shift:1:4,0,0mm"),
@@ -550,7 +551,7 @@ def test_an_internal_error_quotes_nothing(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError(f"patient {MARK} in {tmp_path}")
 
-    monkeypatch.setattr(pipeline, "_search", fail)
+    monkeypatch.setattr(pipeline, "search", fail)
     result = attack(scan, "erase:1", model, tmp_path / "out")
     assert result.exit_code == 1
     assert re.fullmatch(

@@ -11,8 +11,9 @@ from problems import Bare, Bright, Counted, Indifferent, Nearest, Rooted, SmallU
 from torch import Tensor
 
 from mafl_cli.config import AttackConfig
-from mafl_cli.field.windows import Field, Whole
-from mafl_cli.network.segmenter import Prediction
+from mafl_cli.field.field import Field
+from mafl_cli.field.whole import Whole
+from mafl_cli.network.prediction import Prediction
 from mafl_cli.search import losses
 from mafl_cli.search.goals import Goal
 from mafl_cli.search.limits import Limits

@@ -29,11 +29,11 @@ from typer.testing import Result
 
 from mafl_cli.batch import batch, local, tables
 from mafl_cli.batch.local import Job
-from mafl_cli.case.prepare import AttackRequest
+from mafl_cli.case.request import AttackRequest
 from mafl_cli.cli.options import read_part
 from mafl_cli.errors import InputError, MaflError
 from mafl_cli.listing.cases import CaseFiles
-from mafl_cli.results.folder import REPORT, TICKET
+from mafl_cli.results.files import REPORT, TICKET
 from mafl_cli.system import locks, staging
 
 ROOT = str(Path(__file__).resolve().parent.parent)
@@ -721,7 +721,7 @@ def test_status_tells_how_far_a_run_is_and_what_a_case_takes(whole: Path) -> Non
 def test_the_peak_memory_of_a_process_is_its_own() -> None:
     """What getrusage says begins with what the parent held."""
     held = np.ones(2**27)
-    asked = "import torch; from mafl_cli.case import pipeline; print(pipeline._peak_memory(torch.device('cpu')))"
+    asked = "import torch; from mafl_cli.case import memory; print(memory.used(torch.device('cpu')))"
     said = subprocess.run([sys.executable, "-c", asked], env=ENVIRONMENT, capture_output=True, text=True, check=True)
     assert 2**26 < ast.literal_eval(said.stdout)["peak_resident_bytes"] < held.nbytes
 

@@ -13,12 +13,13 @@ import torch
 from monai.data import save_net_with_metadata
 from typer.testing import CliRunner
 
-from mafl_cli.cli.attack import app
-from mafl_cli.config import Intensity
+from mafl_cli.cli.application import app
 from mafl_cli.errors import ModelError
 from mafl_cli.network.bundle import read_bundle
-from mafl_cli.network.card import ModelCard, find_card, read_card, to_toml
-from mafl_cli.network.segmenter import load
+from mafl_cli.network.card import ModelCard
+from mafl_cli.network.card_file import find_card, read_card, to_toml
+from mafl_cli.network.intensity import Intensity
+from mafl_cli.network.load import load
 from tests.problems import SmallUNet
 
 METADATA: dict[str, Any] = {

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from mafl_cli.errors import InputError
 from mafl_cli.listing import folders
 from mafl_cli.listing.cases import CaseFiles, find, is_batch
+from mafl_cli.names import distinct_ids
 
 UID = "1.2.840.113619.2.55.3.604688119"
 
@@ -791,14 +792,14 @@ def test_names_that_a_system_cannot_have(tmp_path: Path) -> None:
 
 
 def test_ids_differ_in_more_than_the_case_of_letters_or_the_form_of_unicode() -> None:
-    assert folders.distinct_ids(["Case", "case", "CASE-2", "case"]) == ["Case", "case-3", "CASE-2", "case-4"]
-    assert folders.distinct_ids(["\u00e9", "e\u0301", "E\u0301"]) == ["\u00e9", "\u00e9-2", "\u00c9-3"]
-    assert folders.distinct_ids(["a", "a", "a-2", "a-2"]) == ["a", "a-3", "a-2", "a-2-2"]
+    assert distinct_ids(["Case", "case", "CASE-2", "case"]) == ["Case", "case-3", "CASE-2", "case-4"]
+    assert distinct_ids(["\u00e9", "e\u0301", "E\u0301"]) == ["\u00e9", "\u00e9-2", "\u00c9-3"]
+    assert distinct_ids(["a", "a", "a-2", "a-2"]) == ["a", "a-3", "a-2", "a-2-2"]
 
 
 @given(st.lists(st.text(max_size=12) | st.sampled_from(["a", "A", "a-2", "CON", "con", UID, f"{UID}.1"]), max_size=8))
 def test_ids_are_safe_and_unique(given_names: list[str]) -> None:
-    made = folders.distinct_ids(given_names)
+    made = distinct_ids(given_names)
     assert len({unicodedata.normalize("NFC", each).casefold() for each in made}) == len(given_names)
     for each in made:
         assert each == each.strip(". ")

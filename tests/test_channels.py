@@ -14,7 +14,7 @@ from monai.inferers import sliding_window_inference
 from torch import nn
 from typer.testing import CliRunner, Result
 
-from mafl_cli.cli.attack import app
+from mafl_cli.cli.application import app
 from mafl_cli.results import report
 
 AFFINE = np.array([[-2.0, 0, 0, 30], [0, 2, 0, -20], [0, 0, 3, 7], [0, 0, 0, 1]])
@@ -258,11 +258,11 @@ def test_an_exported_program_of_one_size_is_attacked_in_windows_of_that_size(cas
 
 
 def test_slices_that_do_not_fit_together_go_in_smaller_groups(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mafl_cli.network import segmenter
+    from mafl_cli.network import prediction, segmenter
 
     call = segmenter.Segmenter.__call__
 
-    def short(self: segmenter.Segmenter, x: torch.Tensor) -> segmenter.Prediction:
+    def short(self: segmenter.Segmenter, x: torch.Tensor) -> prediction.Prediction:
         if len(x) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return call(self, x)

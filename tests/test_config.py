@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from mafl_cli.config import PRESETS, AttackConfig, Intensity, budget, config_hash, preset
+from mafl_cli.config import PRESETS, AttackConfig, budget, config_hash, preset
 from mafl_cli.errors import ModelError, UsageError
-from mafl_cli.network.card import ModelCard, check_orientation, find_card, read_card
+from mafl_cli.network.card import ModelCard, check_orientation
+from mafl_cli.network.card_file import find_card, read_card
+from mafl_cli.network.intensity import Intensity
 
 
 @pytest.mark.parametrize(

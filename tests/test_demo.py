@@ -16,9 +16,9 @@ import pytest
 import torch
 
 import mafl_cli
-from mafl_cli.config import Intensity
-from mafl_cli.network.card import read_card
-from mafl_cli.network.segmenter import load
+from mafl_cli.network.card_file import read_card
+from mafl_cli.network.intensity import Intensity
+from mafl_cli.network.load import load
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = Path(mafl_cli.__file__).parent / "demo"

@@ -17,7 +17,7 @@ import yaml
 from commands import Threshold, scan_array
 
 from mafl_cli.judging import transforms
-from mafl_cli.judging.gates import FIGURES
+from mafl_cli.judging.quantities import FIGURES
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mafl_cli.network.card import read_card
-from mafl_cli.network.segmenter import load
+from mafl_cli.network.card_file import read_card
+from mafl_cli.network.load import load
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "export.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)

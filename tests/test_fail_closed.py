@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from typer.testing import Result
 
 from mafl_cli.batch import tables
-from mafl_cli.case.subject import DEMO_MODEL
+from mafl_cli.case.request import DEMO_MODEL
 from mafl_cli.cli.options import models_at_hand
 from mafl_cli.errors import InputError
-from mafl_cli.judging import pairs
 from mafl_cli.results import read as records
-from mafl_cli.results.folder import FAILED, TICKET
+from mafl_cli.results import recorded
+from mafl_cli.results.files import FAILED, TICKET
 
 AFFINE = np.diag([2.0, 2, 3, 1])
 # Rules that the runs below pass when all is well.
@@ -285,7 +285,7 @@ def test_a_report_with_any_value_in_any_place_is_read_or_refused_by_name(
     made = put(report, place, data.draw(odd))
     (run / "report.json").write_text(json.dumps(made))
     try:
-        pairs.read_run(run)
+        recorded.read_run(run)
     except InputError as exc:
         require_sentence(str(exc))
     # What a table reads of it, and resuming, is whole or as if it were not there.
@@ -392,7 +392,7 @@ def test_an_error_of_ours_in_one_case_ends_no_other_judgement(
             raise ZeroDivisionError("/home/somebody/scan.nii")
         return read(run)
 
-    monkeypatch.setattr(records, "read_report", broken)
+    monkeypatch.setattr(recorded, "read_report", broken)
     result = judge(work, tmp_path / "runs")
     assert result.exit_code == 5
     assert "a: internal error (ZeroDivisionError in test_fail_closed.py, line " in result.stderr

@@ -20,6 +20,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 from nibabel.quaternions import angle_axis2mat
 
 from mafl_cli.errors import OutputError, UsageError
+from mafl_cli.show import choice
 from mafl_cli.show import figure as figures
 from mafl_cli.show.display import class_colour
 from mafl_cli.show.figure import panel
@@ -141,21 +142,21 @@ NOTHING = np.zeros(9)
     ],
 )
 def test_slices_shown(change, rows, chosen):
-    assert sorted(figures._choose(np.array(change, float), [], rows)) == chosen
+    assert sorted(choice.choose(np.array(change, float), [], rows)) == chosen
 
 
 def test_the_most_changed_slice_is_always_shown():
     rng = np.random.default_rng(0)
     for _ in range(50):
         change = rng.random(20) ** 4
-        assert change.argmax() in figures._choose(change, [], 3)
+        assert change.argmax() in choice.choose(change, [], 3)
 
 
 @pytest.mark.parametrize(
     ("otherwise", "chosen"), [([NOTHING, np.eye(9)[7]], [7]), ([NOTHING], [4])], ids=["masks", "nothing at all"]
 )
 def test_identical_scans_still_have_a_picture(otherwise, chosen):
-    assert figures._choose(NOTHING, otherwise, 3) == chosen
+    assert choice.choose(NOTHING, otherwise, 3) == chosen
 
 
 # --- the whole picture --------------------------------------------------------------------------------------
@@ -414,7 +415,7 @@ def test_a_class_of_the_palette_has_its_own_colour_whatever_else_is_drawn(monkey
     volumes = case(classes=12)
     for name in ("prediction_clean", "prediction_adversarial", "target"):
         volumes[name][volumes[name] == 1] = 0
-    colours, _ = figures._colours([figures._Slice.cut(tuple(volumes.values()), ras(), 2, index) for index in range(9)])
+    colours, _ = figures._colours([choice.Slice.cut(tuple(volumes.values()), ras(), 2, index) for index in range(9)])
     assert len(set(colours.values())) == len(colours) == 6
     assert all(colours[label] == class_colour(label) for label in colours if label <= 6)
     assert 1 not in colours

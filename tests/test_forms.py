@@ -16,7 +16,7 @@ from mafl_cli.judging.pairs import of_files
 from mafl_cli.scans.dicom.read import read_dicom
 from mafl_cli.scans.forms import require_same_grid
 from mafl_cli.scans.masks import Masks
-from mafl_cli.scans.volume import read_image
+from mafl_cli.scans.nifti import read_image
 
 SHAPE = (6, 5, 4)
 HERE = np.array([[1.0, 0, 0, -20], [0, 1, 0, 33], [0, 0, 2, -8], [0, 0, 0, 1]])

@@ -16,8 +16,9 @@ from judged import case, curve, failed, judged, survived, transferred, truth
 from scipy.stats import bootstrap
 
 from mafl_cli.errors import InputError, UsageError
-from mafl_cli.judging import gates
-from mafl_cli.judging.gates import FIGURES, Gate
+from mafl_cli.judging import gates, quantities
+from mafl_cli.judging.gates import Gate
+from mafl_cli.judging.quantities import FIGURES
 
 
 def judge(expression, *cases, untested=lambda case: None):
@@ -104,7 +105,7 @@ thresholds = st.floats(0, 1, exclude_min=True, exclude_max=True)
 @settings(max_examples=60, deadline=None)
 @given(st.lists(shares, min_size=1, max_size=12))
 def test_statistics_equal_numpy(values):
-    found = gates.statistics_of(ious(*values))["figures"]["target_iou"]
+    found = quantities.statistics_of(ious(*values))["figures"]["target_iou"]
     assert found["n"] == len(values)
     assert (found["min"], found["max"]) == (min(values), max(values))
     assert found["mean"] == pytest.approx(np.mean(values))
@@ -115,7 +116,7 @@ def test_statistics_equal_numpy(values):
 
 def test_interval_of_the_mean_is_scipys_percentile_bootstrap():
     values = np.random.default_rng(1).beta(2, 5, 30)
-    low, high = gates.statistics_of(ious(*values))["figures"]["target_iou"]["ci95"]
+    low, high = quantities.statistics_of(ious(*values))["figures"]["target_iou"]["ci95"]
     expected = bootstrap(
         (values,), np.mean, method="percentile", n_resamples=20000, rng=np.random.default_rng(2)
     ).confidence_interval
@@ -124,16 +125,16 @@ def test_interval_of_the_mean_is_scipys_percentile_bootstrap():
 
 def test_statistics_do_not_change_from_call_to_call():
     cases = ious(0.1, 0.5, 0.7)
-    assert gates.statistics_of(cases) == gates.statistics_of(cases)
+    assert quantities.statistics_of(cases) == quantities.statistics_of(cases)
 
 
 def test_one_case_has_no_interval_and_none_has_no_statistics():
-    assert gates.statistics_of(ious(0.5))["figures"]["target_iou"]["ci95"] is None
-    assert gates.statistics_of([]) == {"cases": 0, "ok": 0, "failed": 0, "goal_reached": 0, "figures": {}}
+    assert quantities.statistics_of(ious(0.5))["figures"]["target_iou"]["ci95"] is None
+    assert quantities.statistics_of([]) == {"cases": 0, "ok": 0, "failed": 0, "goal_reached": 0, "figures": {}}
 
 
 def test_statistics_count_failures_and_what_is_undefined_and_leave_out_what_nobody_asked_for():
-    found = gates.statistics_of([*ious(0.5, None), case("third", reached=False, target_iou=0.1), failed()])
+    found = quantities.statistics_of([*ious(0.5, None), case("third", reached=False, target_iou=0.1), failed()])
     assert (found["cases"], found["ok"], found["failed"], found["goal_reached"]) == (4, 3, 1, 2)
     iou = found["figures"]["target_iou"]
     assert (iou["n"], iou["undefined"], iou["reasons"], iou["mean"]) == (2, 1, ["why_not"], 0.3)
@@ -144,7 +145,7 @@ def test_statistics_count_failures_and_what_is_undefined_and_leave_out_what_nobo
 
 
 def test_a_figure_that_is_undefined_everywhere_is_there_without_numbers():
-    found = gates.statistics_of(ious(None, None))["figures"]["target_iou"]
+    found = quantities.statistics_of(ious(None, None))["figures"]["target_iou"]
     assert (found["n"], found["undefined"], found["mean"], found["ci95"]) == (0, 2, None, None)
 
 

@@ -14,8 +14,9 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 from nibabel.quaternions import angle_axis2mat
 
 from mafl_cli.errors import GeometryError, UsageError
+from mafl_cli.field.layout import Layout
 from mafl_cli.scans import geometry
-from mafl_cli.scans.geometry import Layout, choose_slice_axis
+from mafl_cli.scans.geometry import choose_slice_axis
 
 ORIENTATIONS = [
     np.column_stack([axes, signs]) for axes in permutations(range(3)) for signs in product((1, -1), repeat=3)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mafl_cli.errors import ModelError
 from mafl_cli.network.archives import Damaged, check_storages
 from mafl_cli.network.exported import is_arithmetic
-from mafl_cli.network.segmenter import load
+from mafl_cli.network.load import load
 from tests.problems import SmallUNet
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from commands import Threshold, mafl, scan_array
 from mafl_cli.batch import local
 from mafl_cli.case import inspection, pipeline
 from mafl_cli.errors import Interrupted, ModelError
-from mafl_cli.results import folder
+from mafl_cli.results import files
 from mafl_cli.system import interrupts, staging
 
 CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
@@ -104,7 +104,7 @@ def test_an_attack_that_is_ended_leaves_the_earlier_results_alone(
     case: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
     out = tmp_path / "out"
-    monkeypatch.setattr(pipeline, "_search", lambda *_: signal.raise_signal(number))
+    monkeypatch.setattr(pipeline, "search", lambda *_: signal.raise_signal(number))
     assert mafl(*case).exit_code == code
     assert not out.exists()
     out.mkdir()
@@ -127,7 +127,7 @@ def test_a_signal_while_results_take_their_place_comes_too_late(
     result = mafl(*case)
     said = "mafl: out: interrupted when the results were in their place; they are whole."
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (143, said)
-    assert folder.REPORT in contents(tmp_path / "out")
+    assert files.REPORT in contents(tmp_path / "out")
     assert Interrupted("").exit_code == 130
 
 

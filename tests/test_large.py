@@ -15,14 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mafl_cli.case import memory
-from mafl_cli.case.prepare import AttackRequest, prepare
-from mafl_cli.config import Intensity
+from mafl_cli.case.prepare import prepare
+from mafl_cli.case.request import AttackRequest
+from mafl_cli.field.layout import Layout
 from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.samples import Changed, OfScan, stacked
+from mafl_cli.network.intensity import Intensity
 from mafl_cli.network.segmenter import Segmenter
 from mafl_cli.scans import recipes, volume
-from mafl_cli.scans.geometry import Layout
-from mafl_cli.scans.volume import read_image, write_difference, write_image, write_labels
+from mafl_cli.scans.nifti import read_image
+from mafl_cli.scans.nifti_write import write_difference, write_image, write_labels
 from mafl_cli.search.goals import Goal
 from tests.commands import Threshold, mafl, scan_array
 

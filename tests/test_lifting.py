@@ -13,8 +13,9 @@ from commands import mafl
 from torch import Tensor, nn
 
 from mafl_cli.errors import ModelError
+from mafl_cli.network.load import load
 from mafl_cli.network.reasons import meaning
-from mafl_cli.network.segmenter import Segmenter, load
+from mafl_cli.network.segmenter import Segmenter
 
 CPU = torch.device("cpu")
 

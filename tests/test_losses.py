@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from mafl_cli.config import MaskLoss
-from mafl_cli.search import losses
-from mafl_cli.search.losses import Pressure, feature_cosine, feature_guide, margins, mask_loss, size_gradient
+from mafl_cli.network import prediction
+from mafl_cli.search import pressure as losses
+from mafl_cli.search.losses import feature_cosine, feature_guide, mask_loss, size_gradient
+from mafl_cli.search.pressure import Pressure, margins
 
 SIZES = {"2d": (3, 4), "3d": (2, 3, 2)}
 
@@ -412,7 +414,7 @@ def test_what_is_drawn_is_the_first_of_the_highest() -> None:
     logits = noise(3, 4, 5, 6)
     logits[:, :, 0] = 1.0
     logits[:, 2:, 1] = 7.0
-    assert torch.equal(losses.drawn(logits), logits.argmax(dim=1))
-    assert torch.equal(losses.drawn(logits[0], dim=0), logits[0].argmax(dim=0))
-    assert not (losses.drawn(logits)[:, 0] != 0).any()
-    assert (losses.drawn(logits)[:, 1] == 2).all()
+    assert torch.equal(prediction.drawn(logits), logits.argmax(dim=1))
+    assert torch.equal(prediction.drawn(logits[0], dim=0), logits[0].argmax(dim=0))
+    assert not (prediction.drawn(logits)[:, 0] != 0).any()
+    assert (prediction.drawn(logits)[:, 1] == 2).all()

@@ -36,8 +36,8 @@ from torch import Tensor
 
 from mafl_cli.config import PRESETS, AttackConfig, budget, preset
 from mafl_cli.errors import UsageError
-from mafl_cli.field.windows import Field, Losses, Slopes
-from mafl_cli.network.segmenter import Prediction
+from mafl_cli.field.field import Field, Losses, Slopes
+from mafl_cli.network.prediction import Prediction
 from mafl_cli.search.goals import Goal
 from mafl_cli.search.limits import Limits
 from mafl_cli.search.loop import Outcome, attack

@@ -19,11 +19,13 @@ from monai.networks.nets import SegResNet, UNet
 from problems import SmallUNet
 from torch import Tensor, nn
 
-from mafl_cli.config import Intensity
 from mafl_cli.errors import ModelError, UsageError
 from mafl_cli.network.card import ModelCard
+from mafl_cli.network.device import pick_device
+from mafl_cli.network.intensity import Intensity
 from mafl_cli.network.lifting import Tap
-from mafl_cli.network.segmenter import KEPT_GRAPHS, ModelInfo, Segmenter, load, pick_device, read_taps, taps
+from mafl_cli.network.load import ModelInfo, load, read_taps, taps
+from mafl_cli.network.segmenter import KEPT_GRAPHS, Segmenter
 
 CPU = torch.device("cpu")
 

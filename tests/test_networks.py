@@ -13,8 +13,8 @@ from monai.networks.nets import UNETR, AttentionUnet, DynUNet, SegResNet, SwinUN
 from torch import Tensor, nn
 
 from mafl_cli.config import preset
-from mafl_cli.field.windows import Whole
-from mafl_cli.network.segmenter import load
+from mafl_cli.field.whole import Whole
+from mafl_cli.network.load import load
 from mafl_cli.search.loop import attack
 from tests.problems import Unit, box
 

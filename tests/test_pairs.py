@@ -17,8 +17,9 @@ from commands import Threshold, mafl, scan_array
 from dicoms import write_ct
 
 from mafl_cli.errors import GeometryError, InputError, UsageError
-from mafl_cli.judging.pairs import changed_files, mask_of, of_files, of_runs
+from mafl_cli.judging.pairs import mask_of, of_files
 from mafl_cli.results.read import read_report
+from mafl_cli.results.recorded import changed_files, of_runs
 
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
 

@@ -10,9 +10,9 @@ import torch
 from monai.transforms import NormalizeIntensity, ScaleIntensity, ScaleIntensityRange, ScaleIntensityRangePercentiles
 from torch import Tensor
 
-from mafl_cli.config import Intensity
 from mafl_cli.errors import InputError
 from mafl_cli.field.preprocess import Preprocessing, per_channel
+from mafl_cli.network.intensity import Intensity
 
 CPU = torch.device("cpu")
 

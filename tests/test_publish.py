@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from judged import MODEL, case, curve, detected, failed, judged, survived, transferred, truth
 from markdown_it import MarkdownIt
 
-from mafl_cli.judging import gates, robustness_card
+from mafl_cli.judging import ci, gates, quantities, robustness_card, terminal
 from mafl_cli.names import harmless
 from mafl_cli.results import report
 
@@ -82,7 +82,7 @@ def problems(root, kind):
 
 
 def test_each_gate_and_case_is_a_test():
-    root = read_junit(robustness_card.junit(judged(mixed(), rules("target_iou > 0.5", "mean(hit_rate) > 0.5"))))
+    root = read_junit(ci.junit(judged(mixed(), rules("target_iou > 0.5", "mean(hit_rate) > 0.5"))))
     tests = root.findall("testsuite/testcase")
     assert [test.get("name") for test in tests] == ["good", "bad", "broken", "mean(hit_rate) > 0.5"]
     assert [test.get("classname") for test in tests[:2]] == ["fail if target_iou > 0.5"] * 2
@@ -94,20 +94,20 @@ def test_each_gate_and_case_is_a_test():
 
 
 def test_without_gates_each_case_is_a_test():
-    root = read_junit(robustness_card.junit(judged(mixed())))
+    root = read_junit(ci.junit(judged(mixed())))
     assert problems(root, "error").keys() == {"broken"}
     assert [root.get(key) for key in ("tests", "failures", "errors")] == ["3", "0", "1"]
 
 
 def test_a_gate_that_passes_or_is_about_nothing_is_one_test():
-    passing = read_junit(robustness_card.junit(judged([case(target_iou=0.1)], rules("target_iou > 0.5"))))
+    passing = read_junit(ci.junit(judged([case(target_iou=0.1)], rules("target_iou > 0.5"))))
     assert [passing.get(key) for key in ("tests", "failures", "errors")] == ["1", "0", "0"]
-    nothing = read_junit(robustness_card.junit(judged([], rules("target_iou > 0.5"), models=[])))
+    nothing = read_junit(ci.junit(judged([], rules("target_iou > 0.5"), models=[])))
     assert problems(nothing, "failure") == {"target_iou > 0.5": "there is no case"}
 
 
 def test_a_goal_that_was_not_reached_is_said_so():
-    root = read_junit(robustness_card.junit(judged([case(reached=False)], rules("linf_at_goal > 1"))))
+    root = read_junit(ci.junit(judged([case(reached=False)], rules("linf_at_goal > 1"))))
     assert problems(root, "failure") == {"scan": "goal not reached"}
 
 
@@ -117,7 +117,7 @@ NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_junit_brings_any_name_through(name):
     made = judged([case(name), failed(name, name)], rules("target_iou < 1"), models=[{**MODEL, "name": name}])
-    root = read_junit(robustness_card.junit(made))
+    root = read_junit(ci.junit(made))
     seen = NOT_XML.sub("\ufffd", plain(name))
     assert [test.get("name") for test in root.iter("testcase")] == [seen, seen]
     assert root.find(".//error").get("message") == seen
@@ -128,7 +128,7 @@ def test_junit_brings_any_name_through(name):
 @settings(max_examples=60, deadline=None)
 @given(anything)
 def test_junit_is_wellformed_for_any_text(name):
-    root = ElementTree.fromstring(robustness_card.junit(judged([failed(name, name)])).encode())
+    root = ElementTree.fromstring(ci.junit(judged([failed(name, name)])).encode())
     assert root.find(".//testcase").get("name") == NOT_XML.sub("\ufffd", plain(name))
 
 
@@ -235,7 +235,7 @@ def test_every_model_that_was_attacked_is_a_judge_and_those_asked_for_transfer_a
     assert re.findall(r"^- (.\.ts) \((.*?)\)", text, re.MULTILINE) == [
         ("a.ts", "judge"), ("b.ts", "judge"), ("c.ts", "asked for transfer"),
     ]  # fmt: skip
-    assert read_junit(robustness_card.junit(made)).find("testsuite").get("name") == "mafl a.ts, b.ts"
+    assert read_junit(ci.junit(made)).find("testsuite").get("name") == "mafl a.ts, b.ts"
 
 
 def test_the_summary_is_the_beginning_of_the_card():
@@ -273,12 +273,12 @@ def rows_of(text):
 
 def test_csv_has_a_row_for_each_case_and_a_column_for_each_figure():
     head, *rows = rows_of(robustness_card.table(judged(mixed())))
-    assert head == ["case_id", "status", "error", *gates.FIGURES]
+    assert head == ["case_id", "status", "error", *quantities.FIGURES]
     assert [row[:3] for row in rows] == [
         ["good", "ok", ""], ["bad", "ok", ""], ["broken", "failed", "broken.nii.gz: is not NIfTI."],
     ]  # fmt: skip
     assert {len(row) for row in rows} == {len(head)}
-    assert rows[2][3:] == [""] * len(gates.FIGURES)
+    assert rows[2][3:] == [""] * len(quantities.FIGURES)
 
 
 def test_csv_keeps_every_digit_and_leaves_what_is_undefined_empty():
@@ -309,7 +309,7 @@ def test_csv_has_one_line_for_each_case_whatever_its_name(name, message):
     text.encode()
     assert len(text.splitlines()) == 2
     _, row = rows_of(text)
-    assert len(row) == 3 + len(gates.FIGURES)
+    assert len(row) == 3 + len(quantities.FIGURES)
 
 
 @pytest.mark.parametrize("name", ["scan_0001", "a,b", 'a"b', "a  b", "脳", "it's", "'quoted'", "a=b", "12"])
@@ -332,14 +332,14 @@ def read_command(line):
 
 def test_only_failed_gates_are_alerts():
     made = judged(mixed()[:2], rules("target_iou > 0.5", "target_iou > 0.95"))
-    (line,) = robustness_card.alerts(made)
+    (line,) = ci.alerts(made)
     assert read_command(line) == ("target_iou > 0.5", "target_iou is 0.9000 (worst of 2 cases: bad)")
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_an_alert_is_one_command_whatever_the_names(name):
     made = judged([failed(name, name)], [gates.parse("ssim >= 1", name)])
-    (line,) = robustness_card.alerts(made)
+    (line,) = ci.alerts(made)
     line.encode()
     seen = plain(f"not known, so it fails: {name}: {name}")
     assert read_command(line) == (plain(name) or "ssim >= 1", seen)
@@ -351,15 +351,15 @@ def test_no_form_has_a_line_that_a_runner_obeys_or_signs_that_move_or_hide(name)
     made = judged([{**everything(name), "transfer": [transferred(0.3, name=name)]}, failed(name, name)],
                   [gates.parse("ssim >= 1", name)], models=[other])  # fmt: skip
     forms = (
-        robustness_card.junit,
+        ci.junit,
         robustness_card.card,
         robustness_card.summary,
         robustness_card.table,
-        robustness_card.terminal,
+        terminal.terminal,
         report.to_json,
     )
     for form in forms:
-        text = form(made) if form is not robustness_card.terminal else "\n".join(map(harmless, form(made).split("\n")))
+        text = form(made) if form is not terminal.terminal else "\n".join(map(harmless, form(made).split("\n")))
         assert not re.search(r"^\s*::|##\w*\[", text, re.MULTILINE), form
         assert not set(map(unicodedata.category, text.replace("\n", ""))) & {"Cc", "Cf", "Cs", "Zl", "Zp"}, form
     assert json.loads(report.to_json(made)) == json.loads(json.dumps(made))
@@ -369,7 +369,7 @@ def test_no_form_has_a_line_that_a_runner_obeys_or_signs_that_move_or_hide(name)
 
 
 def test_one_case_is_shown_in_full():
-    text = robustness_card.terminal(judged([everything("one")], rules("target_iou > 0.1", "target_iou >= 1")))
+    text = terminal.terminal(judged([everything("one")], rules("target_iou > 0.1", "target_iou >= 1")))
     lines = text.splitlines()
     assert lines[0] == "one   (clean scan -> adversarial scan)"
     assert lines[2].split()[0] == "organ"
@@ -383,12 +383,12 @@ def test_one_case_is_shown_in_full():
 
 
 def test_a_curve_that_never_reaches_the_goal_says_so():
-    text = robustness_card.terminal(judged([case(reached=False, curve=curve(at_goal=None))]))
+    text = terminal.terminal(judged([case(reached=False, curve=curve(at_goal=None))]))
     assert "no multiple of the change reaches the goal" in text
 
 
 def test_several_cases_are_a_line_each_with_the_failed_ones_and_a_count():
-    lines = robustness_card.terminal(judged(mixed())).splitlines()
+    lines = terminal.terminal(judged(mixed())).splitlines()
     assert [line.split()[:2] for line in lines] == [
         ["case", "goal"], ["good", "reached"], ["bad", "no"], ["broken", "FAILED"], ["1", "of"],
     ]  # fmt: skip
@@ -398,18 +398,18 @@ def test_several_cases_are_a_line_each_with_the_failed_ones_and_a_count():
 
 
 def test_only_failed_cases_can_be_shown():
-    lines = robustness_card.terminal(judged([failed("a"), failed("b")], models=[])).splitlines()
+    lines = terminal.terminal(judged([failed("a"), failed("b")], models=[])).splitlines()
     assert lines[-1] == "0 of 0 cases reached the goal, 2 could not be judged"
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_no_name_adds_a_line_or_moves_the_cursor(name):
-    plain = robustness_card.terminal(judged([everything(), failed()], rules("ssim < 1")))
-    text = robustness_card.terminal(
+    plain = terminal.terminal(judged([everything(), failed()], rules("ssim < 1")))
+    text = terminal.terminal(
         judged([{**everything(name), "transfer": [transferred(0.3, name=name)]}, failed(name, name)], rules("ssim < 1"))
     )
     text.encode()
     assert len(text.splitlines()) == len(plain.splitlines())
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)
-    one = robustness_card.terminal(judged([everything(name)]))
-    assert len(one.splitlines()) == len(robustness_card.terminal(judged([everything()])).splitlines())
+    one = terminal.terminal(judged([everything(name)]))
+    assert len(one.splitlines()) == len(terminal.terminal(judged([everything()])).splitlines())

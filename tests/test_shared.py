@@ -11,7 +11,7 @@ import pytest
 import SimpleITK
 from typer.testing import CliRunner
 
-from mafl_cli.cli.attack import app
+from mafl_cli.cli.application import app
 
 pytestmark = pytest.mark.shared
 

@@ -30,7 +30,7 @@ from mafl_cli.errors import InputError, UsageError
 from mafl_cli.network import bundle
 from mafl_cli.scans.dicom.read import read_dicom
 from mafl_cli.scans.dicom.seg import read_seg
-from mafl_cli.scans.volume import read_image, read_labels
+from mafl_cli.scans.nifti import read_image, read_labels
 from mafl_cli.system import sizes
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
@@ -273,10 +273,10 @@ def test_a_bomb_takes_no_memory(tmp_path: Path) -> None:
     assert bomb.stat().st_size < 2**18
     code = (
         "import resource, sys; from pathlib import Path; from mafl_cli.system import sizes; "
-        "from mafl_cli.scans import volume; "
+        "from mafl_cli.scans import nifti; "
         "from mafl_cli.errors import InputError\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "for read in (volume.read_image, volume.read_labels, volume.describe_image):\n"
+        "for read in (nifti.read_image, nifti.read_labels, nifti.describe_image):\n"
         "    try:\n        with sizes.limited(0.1): read(Path(sys.argv[1]))\n"
         "    except InputError as exc: assert '--size-limit 1' in str(exc)\n"
         "    else: sys.exit(3)\n"

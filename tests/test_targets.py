@@ -13,7 +13,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 from mafl_cli.errors import GeometryError, InputError, UsageError
 from mafl_cli.scans.geometry import nearest_labels
 from mafl_cli.scans.masks import Masks, read_regions, read_target
-from mafl_cli.scans.volume import read_image
+from mafl_cli.scans.nifti import read_image
 
 SHAPE = (6, 5, 4)
 AFFINE = np.diag([0.9, 0.8, 2.5, 1.0])

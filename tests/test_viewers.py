@@ -16,7 +16,7 @@ from commands import Threshold, mafl, scan_array
 from dicoms import write_ct
 from test_channels import Blobs
 
-from mafl_cli.results.folder import there
+from mafl_cli.results.files import there
 from mafl_cli.show.display import class_colour
 from mafl_cli.show.viewers import LABEL_FILES, command, label_file
 

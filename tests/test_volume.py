@@ -19,15 +19,9 @@ from nibabel.quaternions import angle_axis2mat
 from SimpleITK import GetArrayFromImage, ReadImage
 
 from mafl_cli.errors import InputError, OutputError
-from mafl_cli.scans.volume import (
-    describe_image,
-    read_image,
-    read_labels,
-    stored_grid,
-    write_float,
-    write_image,
-    write_labels,
-)
+from mafl_cli.scans.nifti import describe_image, read_image, read_labels
+from mafl_cli.scans.nifti_write import write_float, write_image, write_labels
+from mafl_cli.scans.volume import stored_grid
 
 SHAPE = (6, 5, 4)
 NOTE = "MAFL ADVERSARIAL - NOT FOR CLINICAL USE"

@@ -14,9 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mafl_cli.config import AttackConfig
 from mafl_cli.errors import ModelError
+from mafl_cli.field.batches import fewer
 from mafl_cli.field.resample import Grids
-from mafl_cli.field.windows import Tiling, Whole, Windows, fewer
-from mafl_cli.network.segmenter import Patch, Prediction
+from mafl_cli.field.tiling import Tiling
+from mafl_cli.field.whole import Whole
+from mafl_cli.field.windows import Windows
+from mafl_cli.network.prediction import Patch, Prediction
 from mafl_cli.search.goals import Goal
 from mafl_cli.search.limits import Limits
 from mafl_cli.search.loop import attack

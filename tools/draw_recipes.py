@@ -17,7 +17,7 @@ from matplotlib import pyplot
 from matplotlib.colors import ListedColormap
 
 from mafl_cli.case.pipeline import show_target
-from mafl_cli.case.prepare import AttackRequest
+from mafl_cli.case.request import AttackRequest
 from mafl_cli.scans.recipes import parse
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from atlas import CLASSES, DEMO, SAMPLES, load, save
 
+from mafl_cli.field.layout import Layout
 from mafl_cli.field.preprocess import Preprocessing
-from mafl_cli.field.windows import Whole
-from mafl_cli.network.segmenter import load as load_model
-from mafl_cli.scans.geometry import Layout
+from mafl_cli.field.whole import Whole
+from mafl_cli.network.load import load as load_model
 
 # Native units of the scan: arbitrary scanner units, 12 bits used.
 SCALE = 16

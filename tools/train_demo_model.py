@@ -182,10 +182,11 @@ STEP_SECONDS = 0.25
 
 def evaluate(image: Path, reference: Path, order: str) -> None:
     """Print the Dice of the shipped model's axial slices with a reference label map, whose classes `order` lists."""
+    from mafl_cli.field.layout import Layout
     from mafl_cli.field.preprocess import Preprocessing
-    from mafl_cli.field.windows import Whole
-    from mafl_cli.network.segmenter import load as load_model
-    from mafl_cli.scans.geometry import Layout, choose_slice_axis
+    from mafl_cli.field.whole import Whole
+    from mafl_cli.network.load import load as load_model
+    from mafl_cli.scans.geometry import choose_slice_axis
 
     scan, labels = nib.load(image), nib.load(reference)
     axis = choose_slice_axis(scan.affine, scan.shape, "axial").index

@@ -18,15 +18,16 @@ from typing import Any
 from mafl_cli.batch import dask_cluster, local, tables
 from mafl_cli.batch.dask_cluster import Cluster
 from mafl_cli.batch.local import Job, Row
-from mafl_cli.case.prepare import AttackRequest
+from mafl_cli.case.request import AttackRequest
 from mafl_cli.case.subject import Say
 from mafl_cli.config import config_hash
 from mafl_cli.errors import DiskFullError, Interrupted, MaflError, UsageError
 from mafl_cli.listing.cases import CaseFiles
 from mafl_cli.names import digest, public_name
-from mafl_cli.network.card import find_card
+from mafl_cli.network.card_file import find_card
 from mafl_cli.results import read, report
-from mafl_cli.results.folder import FAILED, REPORT, RUN, TARGET, TICKET, check_writable, sha256, write_text, written_to
+from mafl_cli.results.files import FAILED, REPORT, RUN, TARGET, TICKET
+from mafl_cli.results.folder import check_writable, sha256, write_text, written_to
 from mafl_cli.system import interrupts, locks, staging
 
 # What an attack request has that changes no result, or that is hashed by its contents.

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from mafl_cli.case.prepare import AttackRequest
+from mafl_cli.case.request import AttackRequest
 from mafl_cli.errors import DiskFullError, MaflError, disk_full, is_disk_full, place_of
 from mafl_cli.system import interrupts
 from mafl_cli.system.quiet import libraries
@@ -30,7 +30,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """One case. ticket: see `results.folder.TICKET`. read_ahead: files of the job that is likely next."""
+    """One case. ticket: see `results.files.TICKET`. read_ahead: files of the job that is likely next."""
 
     case_id: str
     request: AttackRequest

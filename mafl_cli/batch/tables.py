@@ -15,11 +15,11 @@ from typing import Any
 
 from mafl_cli import __version__
 from mafl_cli.errors import InputError, UsageError
-from mafl_cli.judging.gates import summary_of
-from mafl_cli.judging.robustness_card import cell
-from mafl_cli.names import one_line, public_name
+from mafl_cli.measure.statistics import summary_of
+from mafl_cli.names import cell, one_line, public_name
 from mafl_cli.results import read, report
-from mafl_cli.results.folder import FAILED, REPORT, RUN, staged, write_text, written_to
+from mafl_cli.results.files import FAILED, REPORT, RUN
+from mafl_cli.results.folder import staged, write_text, written_to
 from mafl_cli.system import locks
 
 TABLE = "cases.csv"

@@ -11,7 +11,7 @@ from typing import Any
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.names import public_name
 from mafl_cli.results import folder
-from mafl_cli.scans import formats, volume
+from mafl_cli.scans import formats, nifti
 
 _MODEL_SUFFIXES = (
     *(".ts", ".pt", ".pth", ".torchscript", ".pt2", ".jit"),
@@ -29,7 +29,7 @@ def inspect(file: Path) -> dict[str, Any]:
         return {"kind": "model", **_inspect_model(file)}
     if formats.is_dicom(file):
         return {"kind": "image", **formats.describe_dicom(file)}
-    return {"kind": "image", **volume.describe_image(file)}
+    return {"kind": "image", **nifti.describe_image(file)}
 
 
 def write_card(model: Path, *, overwrite: bool) -> Path:
@@ -39,8 +39,8 @@ def write_card(model: Path, *, overwrite: bool) -> Path:
     """
     import torch
 
-    from mafl_cli.network.card import find_card, to_toml
-    from mafl_cli.network.segmenter import load
+    from mafl_cli.network.card_file import find_card, to_toml
+    from mafl_cli.network.load import load
 
     path = model.with_suffix(".toml")
     if path.exists() and not overwrite:
@@ -88,8 +88,8 @@ def _plain(value: Any) -> str:
 def _inspect_model(file: Path) -> dict[str, Any]:
     import torch
 
-    from mafl_cli.network.card import find_card
-    from mafl_cli.network.segmenter import load, taps
+    from mafl_cli.network.card_file import find_card
+    from mafl_cli.network.load import load, taps
 
     roi = find_card(file).roi
     segmenter, info, _ = load(file, device=torch.device("cpu"), size=None if roi is None else lambda _: roi)

@@ -3,59 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mafl_cli.case.subject import ModelRequest, Say, Subject, counted, prepare_subject, read_channels
+from mafl_cli.case.request import AttackRequest
+from mafl_cli.case.subject import Say, Subject, counted, prepare_subject, read_channels
 from mafl_cli.config import AttackConfig, SaveAs
 from mafl_cli.errors import InputError, UsageError
+from mafl_cli.field.layout import Layout
 from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.samples import Drawn, stacked
-from mafl_cli.network.segmenter import ModelInfo
+from mafl_cli.network.load import ModelInfo
 from mafl_cli.scans import body, recipes, volume
 from mafl_cli.scans.formats import prepared
 from mafl_cli.scans.forms import require_same_grid
-from mafl_cli.scans.geometry import Layout
-from mafl_cli.scans.masks import Masks, Source, Target, read_masks
-from mafl_cli.scans.recipes import Recipe
+from mafl_cli.scans.masks import Source, Target, read_masks
 from mafl_cli.search.goals import Goal
 from mafl_cli.search.limits import Grid, Limits
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttackRequest(ModelRequest):
-    """One case: paths and settings.
-
-    images: one file (or DICOM folder) for each channel of the model, in its order. series, allow_gaps: see
-    `scans.dicom.read.read_dicom`. targets: one mask, or one for each region that may overlap others; none with a
-    recipe. masks: how mask files are read. within: a mask; only its voxels may change, and with body_only only those
-    of the body. redact: keep the names of the files out of everything, and text, patient and study out of headers.
-    attack_channels: names or numbers of the channels that may change; all if None. save_as: None is float32 for NIfTI,
-    source for DICOM. size_limit: GiB, see `mafl_cli.system.sizes`; None is what holds where the request is followed.
-    """
-
-    images: tuple[Path, ...]
-    out: Path
-    targets: tuple[Path, ...] = ()
-    recipe: Recipe | None = None
-    series: str | None = None
-    allow_gaps: bool = False
-    masks: Masks = field(default_factory=Masks)
-    within: Path | None = None
-    body_only: bool = False
-    guides: tuple[Path, ...] = ()
-    save_as: SaveAs | None = None
-    device: str = "auto"
-    attack_channels: tuple[str, ...] | None = None
-    redact: bool = False
-    overwrite: bool = False
-    size_limit: float | None = None
-    config: AttackConfig = field(default_factory=AttackConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,44 +13,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mafl_cli.config import Intensity, Mode, Precision, SliceAxisChoice
+from mafl_cli.case.request import ModelRequest
+from mafl_cli.config import Mode
 from mafl_cli.errors import InputError, UsageError
+from mafl_cli.field.batches import fewer, slices_per_batch
+from mafl_cli.field.field import Scan
+from mafl_cli.field.layout import Layout
 from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.resample import Grids
 from mafl_cli.field.samples import Drawn, OfScan, Samples, equal_bits, stacked
-from mafl_cli.field.windows import Scan, Tiling, Whole, Windows, fewer, slices_per_batch
-from mafl_cli.network.card import ModelCard, find_card
+from mafl_cli.field.tiling import Tiling
+from mafl_cli.field.whole import Whole
+from mafl_cli.field.windows import Windows
+from mafl_cli.network.card import ModelCard
+from mafl_cli.network.card_file import find_card
+from mafl_cli.network.load import ModelInfo, load
 from mafl_cli.network.reasons import REFUSALS
-from mafl_cli.network.segmenter import ModelInfo, Segmenter, load
-from mafl_cli.scans import masks
+from mafl_cli.network.segmenter import Segmenter
+from mafl_cli.scans import classes
 from mafl_cli.scans.formats import read_scan
 from mafl_cli.scans.forms import require_same_grid
-from mafl_cli.scans.geometry import Layout, SliceAxis, choose_slice_axis
+from mafl_cli.scans.geometry import SliceAxis, choose_slice_axis
 from mafl_cli.scans.volume import Volume
-
-DEMO_MODEL = Path(__file__).parents[1] / "demo" / "model.ts"
 
 Say = Callable[[str], None]
 Labels = NDArray[np.integer[Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelRequest:
-    """A model and how it is to see scans. `None` for a property of the model means: what its card says.
-
-    spacing: mm, along the model's axes, or (0,) for the scan's own. roi: voxels of a window, or (0,) for no windows.
-    """
-
-    model: Path = DEMO_MODEL
-    mode: Mode = "auto"
-    slice_axis: SliceAxisChoice | None = None
-    precision: Precision = "float32"
-    orientation: str | None = None
-    intensity: Intensity | None = None
-    spacing: tuple[float, ...] | None = None
-    roi: tuple[int, ...] | None = None
-    overlap: float | None = None
-    tap: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +96,7 @@ class Subject:
 
     def to_file(self, labels: Labels) -> Labels:
         """A label map as it is written: class numbers, or bit codes of overlapping regions."""
-        return masks.coded(labels) if self.info.overlapping else labels
+        return classes.coded(labels) if self.info.overlapping else labels
 
     @property
     def together(self) -> int:

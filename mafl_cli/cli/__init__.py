@@ -1,5 +1,11 @@
-"""The command line: options, a request, one call, lines and an exit code."""
+"""The command line: options, a request, one call, lines and an exit code.
 
-from mafl_cli.cli.attack import app, main
+Nothing heavy is imported here, so that `--help` answers at once; each command imports what it needs. The commands are
+listed in the order in which they are imported.
+"""
 
-__all__ = ["app", "main"]
+from mafl_cli.cli.application import app, main
+
+from mafl_cli.cli import attack, evaluate, visualize, runs, inspect  # isort: skip
+
+__all__ = ["app", "attack", "evaluate", "inspect", "main", "runs", "visualize"]

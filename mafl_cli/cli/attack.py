@@ -1,41 +1,25 @@
-"""The `mafl` command: options become a request, a library call does the work, its result lines and an exit code.
-
-Nothing heavy is imported here, so that `--help` answers at once; each command imports what it needs.
-"""
+"""`mafl attack`: options become a request, a library call does the work, its result lines and an exit code."""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 import typer.core
 
-from mafl_cli import __version__
-from mafl_cli.cli.console import (
-    Voice,
-    deliver,
-    progress_of_cases,
-    progress_of_steps,
-    reported,
-    show_text,
-    tell_github,
-    write_all,
-)
+from mafl_cli.cli.application import EXIT_CODES, app, model_or_default
+from mafl_cli.cli.batch import BatchOptions, attack_all, dask_for, show_cases
+from mafl_cli.cli.console import Voice, deliver, progress_of_steps, reported
 from mafl_cli.cli.options import (
     BATCH,
     BUDGET,
     FILES,
-    GATES,
     GOAL,
     METHOD,
     MODEL_INPUT,
     OUTPUT,
-    TRIALS,
     Debug,
     DeviceOption,
     Grouped,
@@ -59,9 +43,7 @@ from mafl_cli.cli.options import (
     Verbose,
     between_commas,
     files_between_commas,
-    model_at_hand,
     model_settings,
-    models_at_hand,
     read_ball,
     read_images,
     read_label_map,
@@ -84,52 +66,11 @@ from mafl_cli.config import (
     SaveAs,
     Step,
 )
-from mafl_cli.errors import GateError, PartialError, UsageError
-from mafl_cli.names import public_name
-from mafl_cli.show.display import WINDOWS
-from mafl_cli.show.viewers import Viewer
+from mafl_cli.errors import GateError, UsageError
 from mafl_cli.system import sizes
-from mafl_cli.system.streams import prepared, put
-
-if TYPE_CHECKING:
-    from mafl_cli.batch.dask_cluster import Cluster
-    from mafl_cli.case.prepare import AttackRequest
-    from mafl_cli.listing.cases import CaseFiles
-
-EXIT_CODES = """
-Exit codes: 0 done · 1 internal error, or the results could not be written · 2 usage (also: no such device, output
-exists) · 3 bad input or geometry · 4 model unusable · 5 gate failed · 6 some cases failed · 130 interrupted (143 by
-SIGTERM, 129 by SIGHUP).
-"""
-
-app = typer.Typer(
-    name="mafl",
-    help="How small a change to a scan makes a segmentation model draw the mask an attacker chose?",
-    epilog=EXIT_CODES,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 
 _DEFAULTS = AttackConfig()
 _OF_METHOD = "[default: the method's]"
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"mafl {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _mafl(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
-    ] = False,
-) -> None:
-    pass
 
 
 @app.command(cls=Grouped, epilog=EXIT_CODES)
@@ -462,17 +403,18 @@ def attack(
         several = channels is None and series is None and bool(images) and cases.is_batch(images or [])
         found = cases.find(images or [], target=target, stdin=sys.stdin) if several else []
         if list_cases:
-            _list_cases(found, several)
+            show_cases(found, several)
             return
         if target is None and not any(case.targets for case in found):
             raise UsageError("no target: give --target, a mask or a recipe such as erase:1.")
         recipe = None if target is None else recipes.parse(target)
         masks = () if target is None or recipe else files_between_commas(target, "--target")
-        from mafl_cli.case import pipeline, prepare
-        from mafl_cli.results import report
+        from mafl_cli.case import pipeline
+        from mafl_cli.case.request import AttackRequest
+        from mafl_cli.results import text
         from mafl_cli.scans.masks import Masks
 
-        request = prepare.AttackRequest(
+        request = AttackRequest(
             images=() if several else read_images(images or [], channels),
             # A folder of masks has been looked into: each case has its own.
             targets=() if several and any(mask.is_dir() for mask in masks) else masks,
@@ -485,7 +427,7 @@ def attack(
             body_only=body_only,
             redact=redact,
             guides=() if guide is None else files_between_commas(guide, "--guide"),
-            model=_model(model, voice),
+            model=model_or_default(model, voice),
             **seen_as,
             save_as=save_as,
             device=device,
@@ -502,422 +444,20 @@ def attack(
             if case_timeout is not None and not 0 < case_timeout < float("inf"):
                 raise UsageError("--case-timeout: must be more than 0 seconds.")
             part = read_part(num_parts, part_id)
-            batch = _Batch(
-                found, workers, threads, _cluster(engine, scheduler, slurm, workers, case_timeout), part, case_timeout,
+            batch = BatchOptions(
+                found, workers, threads, dask_for(engine, scheduler, slurm, workers, case_timeout), part, case_timeout,
                 resume, retry_failed, require_success,
             )  # fmt: skip
-            _attack_all(batch, request, json_file, voice)
+            attack_all(batch, request, json_file, voice)
             return
         if dry_run:
             shown = pipeline.show_target(request, say=voice.say, detail=voice.detail)
-            deliver(shown, report.format_dry_run(shown), json_file, voice)
+            deliver(shown, text.format_dry_run(shown), json_file, voice)
             return
         with progress_of_steps(voice) as show:
             done = pipeline.run_attack(request, say=voice.say, detail=voice.detail, on_progress=show)
         for part, seconds in done["cases"][0]["timing_s"].items():
             voice.detail(f"{part}: {seconds:.2f} s")
-        deliver(done, report.format_summary(done), json_file, voice)
+        deliver(done, text.format_summary(done), json_file, voice)
         if require_success and not done["cases"][0]["attack"]["goal_reached"]:
             raise GateError(f"--require-success: {done['cases'][0]['case_id']}: the goal was not reached.")
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """The options of a batch."""
-
-    cases: Sequence[CaseFiles]
-    workers: int
-    threads: int | None
-    cluster: Cluster | None
-    part: tuple[int, int]
-    timeout: float | None
-    resume: bool
-    retry_failed: bool
-    require_success: bool
-
-
-def _list_cases(found: Sequence[CaseFiles], several: bool) -> None:
-    if not several:
-        raise UsageError("--list shows the cases of a batch; this is one scan.")
-    for case in found:
-        show_text(f"{case.case_id}\t{','.join(map(public_name, case.images))}\t{case.problem or ''}".rstrip())
-
-
-def _cluster(
-    engine: str, scheduler: str | None, slurm: Path | None, workers: int, timeout: float | None
-) -> Cluster | None:
-    """The Dask cluster that was asked for."""
-    if engine == "local":
-        if scheduler is not None or slurm is not None:
-            raise UsageError("--scheduler and --slurm are for --engine dask.")
-        return None
-    if timeout is not None:
-        raise UsageError("--case-timeout is for --engine local; give your scheduler a limit of its own.")
-    if (scheduler is None) == (slurm is None):
-        raise UsageError(
-            "--engine dask needs either --scheduler (an address or a scheduler file) or --slurm FILE.toml."
-        )
-    from mafl_cli.batch.dask_cluster import Cluster
-
-    return Cluster(scheduler=scheduler, slurm=slurm, workers=workers)
-
-
-def _attack_all(options: _Batch, request: AttackRequest, json_file: str | None, voice: Voice) -> None:
-    """Attack every case; what goes wrong with some of them is said, and ends in exit code 6."""
-    from mafl_cli.batch import batch, tables
-    from mafl_cli.listing.cases import redacted
-
-    found = redacted(options.cases) if request.redact else options.cases
-    mine = found[options.part[0] :: options.part[1]]
-    if not options.resume and any((request.out / case.case_id).exists() for case in mine):
-        raise UsageError(f"{request.out.name}: already holds results, and --no-resume was given.")
-    if options.part[1] > 1:
-        voice.say(f"part {options.part[0]} of {options.part[1]}")
-    seen = {"done": 0}
-    with progress_of_cases(voice, "case") as bar:
-
-        def ended(case_id: str, row: Mapping[str, Any]) -> None:
-            seen["done"] += 1
-            what = "done" if row["status"] == "ok" else f"failed: {row['error']['message']}"
-            for line in row["said"]:
-                voice.detail(f"{case_id}: {line}", case_id=case_id)
-            facts = {"case_id": case_id, "status": row["status"], "seconds": row["seconds"]}
-            bar.write(lambda: voice.say(f"{case_id}: {what} ({row['seconds']:.1f} s)", **facts))
-            bar.show(seen["done"], None)
-
-        whole = batch.run_batch(
-            batch.BatchRequest(
-                cases=tuple(found),
-                attack=request,
-                out=request.out,
-                workers=options.workers,
-                threads=options.threads,
-                cluster=options.cluster,
-                part=options.part,
-                case_timeout=options.timeout,
-                retry_failed=options.retry_failed,
-                overwrite=request.overwrite,
-            ),
-            say=voice.say,
-            on_jobs=lambda count: bar.show(0, count),
-            on_row=ended,
-        )
-    deliver(whole, tables.format_run(whole), json_file, voice)
-    counts = whole["aggregate"]
-    if counts["failed"]:
-        raise PartialError(f"{counts['failed']} of {counts['cases']} cases failed; failed.txt says why.")
-    if options.require_success and counts["goal_reached"] < counts["cases"]:
-        raise GateError(
-            f"--require-success: the goal was reached in {counts['goal_reached']} of {counts['cases']} cases."
-        )
-
-
-@app.command(cls=Grouped, epilog=EXIT_CODES)
-def evaluate(
-    runs: Annotated[
-        Optional[list[Path]],  # noqa: UP045
-        typer.Argument(metavar="RUN", help="Result folders of `mafl attack`, or folders that hold some."),
-    ] = None,
-    # --- files
-    original: Annotated[
-        MaybeStr,
-        under(
-            FILES,
-            metavar="SCAN|DIR",
-            help="Instead of RUN: the clean scan (channels separated by commas), or a folder of them.",
-        ),
-    ] = None,
-    adversarial: Annotated[
-        MaybeStr, under(FILES, metavar="SCAN|DIR", help="The changed scan, or a folder; matched by name.")
-    ] = None,
-    target: Annotated[
-        MaybeStr,
-        under(FILES, "--target", "-t", metavar="MASK|DIR", help="What was to be drawn, or a folder; matched by name."),
-    ] = None,
-    ground_truth: Annotated[
-        MaybePath,
-        under(
-            FILES,
-            metavar="MASK|DIR|FILE",
-            help="What is really there, on the scan's grid; or a folder of masks by the names of the cases; or the "
-            "manifest or dataset.json that the batch was made from.",
-        ),
-    ] = None,
-    model: Annotated[
-        Optional[list[Path]],  # noqa: UP045
-        under(
-            FILES,
-            "--model",
-            "-m",
-            metavar="FILE",
-            help="TorchScript or .pt2 model that draws the predictions; the first judges, more are asked whether they "
-            "are fooled too. It is a program: use only files you trust. [default: $MAFL_MODEL, else the model that "
-            "comes with mafl; a RUN that attacked another one passes no gate without it]",
-        ),
-    ] = None,
-    size_limit: SizeLimit = None,
-    # --- trials
-    transform: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        under(
-            TRIALS,
-            metavar="KIND[:STRENGTH]",
-            help="Judge again after: blur:VOXELS, median:VOXELS, resample:FACTOR, bits:N, jpeg:QUALITY, "
-            "jpeg2000:RATIO, noise:SHARE, gamma:EXPONENT, crop:VOXELS, lowpass:SHARE; all; several usual strengths "
-            "where none is given.",
-        ),
-    ] = None,
-    detect: Annotated[
-        bool, under(TRIALS, "--detect", help="Can a mild blur tell adversarial scans from clean ones?")
-    ] = False,
-    curve: Annotated[
-        bool, under(TRIALS, "--curve", help="Target IoU of smaller multiples of the change, and the smallest at goal.")
-    ] = False,
-    # --- model input
-    mode: ModeOption = "auto",
-    slice_axis: SliceAxisOption = None,
-    orientation: OrientationOption = None,
-    intensity: IntensityOption = None,
-    spacing: SpacingOption = None,
-    roi: RoiOption = None,
-    overlap: OverlapOption = None,
-    device: DeviceOption = "auto",
-    # --- gates
-    fail_if: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        under(
-            GATES,
-            "--fail-if",
-            metavar="EXPR",
-            help='Exit with 5 if true, as "target_iou > 0.5" for the worst case, "mean(dice_drop) > 0.1", also median '
-            "and p95. What is not known counts as true. docs/evaluate.md has the figures.",
-        ),
-    ] = None,
-    gates_file: Annotated[
-        MaybePath, under(GATES, "--gates", metavar="TOML", help='A table [gates] of lines: name = "EXPR".')
-    ] = None,
-    # --- output
-    json_file: Json = None,
-    junit_file: Annotated[MaybeStr, under(OUTPUT, "--junit", metavar="FILE", help="Gates as JUnit XML.")] = None,
-    card_file: Annotated[
-        MaybeStr, under(OUTPUT, "--card", metavar="FILE", help="Robustness card, Markdown; - is stdout.")
-    ] = None,
-    csv_file: Annotated[MaybeStr, under(OUTPUT, "--csv", metavar="FILE", help="A row for each case.")] = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
-) -> None:
-    """Measure runs, or any pairs of scans, again from their files, and judge the model by gates.
-
-    In a GitHub job a summary of the verdict goes to the job's page, and failed gates are annotated.
-    """
-    voice = Voice(-1 if quiet else int(verbose), debug)
-    with reported(voice), sizes.limited(size_limit):
-        from mafl_cli.judging import gates, transforms
-        from mafl_cli.results.read import read_object
-
-        rules = [*map(gates.parse, fail_if or ()), *(gates.read(gates_file) if gates_file else ())]
-        chosen = transforms.parse(transform or ())
-        files = {"--json": json_file, "--junit": junit_file, "--card": card_file, "--csv": csv_file}
-        require_folders(files)
-        given = [file for file in files.values() if file is not None]
-        if len({Path(file).resolve() for file in given}) < len(given):
-            raise UsageError("--json, --junit, --card and --csv: two of them are the same file, or both are stdout.")
-        read = [*(runs or ()), *(model or ()), *(path for path in (ground_truth, gates_file) if path)]
-        named = {"--original": original, "--adversarial": adversarial, "--target": target}
-        for option, scans in named.items():
-            read += () if scans is None else files_between_commas(scans, option)
-        # The scans of a pair may lie in a run, beside its report.
-        read += [Path(file) for file in given if Path(file).is_file() and "run" in (read_object(Path(file)) or ())]
-        require_no_input(files, read)
-        seen_as = model_settings(mode, slice_axis, orientation, intensity, spacing, roi, overlap)
-        from mafl_cli.case.subject import ModelRequest
-        from mafl_cli.judging import evaluation, robustness_card
-        from mafl_cli.judging.trials import Trials
-        from mafl_cli.results.report import to_json
-
-        at_hand = () if model or not runs else models_at_hand()
-        judges = [_model(None, voice)] if not model and not runs else model or []
-        request = evaluation.EvaluateRequest(
-            runs=tuple(runs or ()),
-            original=original,
-            adversarial=adversarial,
-            target=target,
-            models=tuple(ModelRequest(model=each, **seen_as) for each in judges),
-            at_hand=tuple(ModelRequest(model=each, **seen_as) for each in at_hand),
-            device=device,
-            ground_truth=ground_truth,
-            trials=Trials(transforms=chosen, detect=detect, curve=curve),
-            gates=tuple(rules),
-        )
-        with progress_of_cases(voice, "case") as bar:
-            measured = evaluation.run_evaluation(request, say=voice.say, on_case=bar.show)
-        for case in measured["cases"]:
-            lines = (*case.get("differences", ()), case.get("untested"))
-            for line in dict.fromkeys(line for line in lines if line is not None):
-                voice.say(f"{case['case_id']}: {line}")
-        write_all(
-            {
-                json_file: lambda: to_json(measured),
-                junit_file: lambda: robustness_card.junit(measured),
-                card_file: lambda: robustness_card.card(measured),
-                csv_file: lambda: robustness_card.table(measured),
-            }
-        )
-        if voice.level >= 0 and "-" not in files.values():
-            show_text(robustness_card.terminal(measured))
-        tell_github(robustness_card.summary(measured), robustness_card.alerts(measured), voice)
-        _require_passed(measured)
-
-
-@app.command(cls=Grouped, epilog=EXIT_CODES)
-def visualize(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(metavar="RUN", help="Result folder of `mafl attack`; for a page several, or a folder of them."),
-    ],
-    out: Annotated[
-        MaybePath,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FILE",
-            help="A figure of one run: .png, .pdf or .svg. A page to look through: .html, one file that needs no "
-            "network. [default: figure.png in the run; page.html for several]",
-        ),
-    ] = None,
-    rows: Annotated[int, typer.Option(min=1, max=20, help="Slices of a figure.")] = 3,
-    max_mb: Annotated[
-        float, typer.Option("--max-mb", min=0.1, help="Size of a page at most; what is left out for it is said.")
-    ] = 20,
-    window: Annotated[
-        MaybeStr,
-        typer.Option(
-            "--window",
-            metavar="LOW,HIGH|NAME",
-            help="Grey values shown black and white, in the scan's own units; for CT also "
-            f"{', '.join(f'{name} ({level:g}/{width:g})' for name, (level, width) in WINDOWS.items())}: level/width "
-            "in HU. [default: 1st to 99th percentile of the body]",
-        ),
-    ] = None,
-    open_in: Annotated[
-        Optional[Viewer],  # noqa: UP045
-        typer.Option(
-            "--open",
-            help="Print the command line that opens the adversarial scan and its prediction there, and write the "
-            "labels' names and colours for it into RUN; no figure without -o.",
-        ),
-    ] = None,
-    overwrite: Overwrite = False,
-    size_limit: SizeLimit = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
-) -> None:
-    """Show clean scan, adversarial scan, their difference and the contours: a figure, or a page with all slices.
-
-    A figure has the slices that changed most, and below them the change by size and by spatial frequency, and the
-    course of the search. A page has numbers with explanations, flicker, amplified differences and a table of cases.
-    """
-    voice = Voice(-1 if quiet else int(verbose), debug)
-    with reported(voice), sizes.limited(size_limit):
-        from mafl_cli.show import show as pictures
-        from mafl_cli.show.show import view
-
-        if open_in is not None:
-            for run in runs:
-                show_text(view(run, open_in, overwrite=overwrite))
-            if out is None:
-                return
-        voice.say(pictures.show(runs, out, rows=rows, window=window, max_mb=max_mb, overwrite=overwrite))
-
-
-@app.command(cls=Grouped, epilog=EXIT_CODES)
-def status(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a batch.")],
-    json_file: Json = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """Say how far a batch is, while it runs or afterwards."""
-    voice = Voice(-1 if quiet else 0, debug)
-    with reported(voice):
-        from mafl_cli.batch import tables
-
-        found = tables.status(run)
-        deliver(found, tables.format_status(found), json_file, voice)
-
-
-@app.command(cls=Grouped, epilog=EXIT_CODES)
-def merge(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of parts of one batch.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="New folder for all of them.")],
-    json_file: Json = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """Join the parts of a batch that were run into different folders."""
-    voice = Voice(-1 if quiet else 0, debug)
-    with reported(voice):
-        from mafl_cli.batch.tables import format_run
-        from mafl_cli.batch.tables import merge as joined
-
-        whole = joined(runs, out)
-        deliver(whole, format_run(whole), json_file, voice)
-
-
-@app.command(cls=Grouped, epilog=EXIT_CODES)
-def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A model, a scan or a mask.")],
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
-    write: Annotated[
-        bool, typer.Option("--write", help="Write what is known about a model into the TOML file beside it.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a TOML file that is there.")] = False,
-    size_limit: SizeLimit = None,
-    debug: Debug = False,
-) -> None:
-    """Show what mafl sees in a model, a scan or a mask, and what it would assume."""
-    voice = Voice(0, debug)
-    with reported(voice), sizes.limited(size_limit):
-        from mafl_cli.case import inspection
-        from mafl_cli.results.report import to_json
-
-        if write:
-            show_text(f"wrote {inspection.write_card(file, overwrite=overwrite).name}")
-            return
-        facts = inspection.inspect(file)
-        if as_json:
-            put(to_json(facts))
-        else:
-            show_text(inspection.format_facts(facts))
-
-
-def main() -> None:
-    """Entry point of the console command."""
-    with prepared():
-        app()
-
-
-def _require_passed(measured: Mapping[str, Any]) -> None:
-    """Raise GateError for a failed gate, else PartialError for a failed case."""
-    failed = [gate for gate in measured["gates"] if gate["status"] == "fail"]
-    if failed:
-        first = f"fail if {failed[0]['expression']}: {failed[0]['reason']}"
-        raise GateError(f"{len(failed)} of {len(measured['gates'])} gates failed: {first}.")
-    broken = [case["case_id"] for case in measured["cases"] if case["status"] != "ok"]
-    if broken:
-        raise PartialError(f"{len(broken)} of {len(measured['cases'])} cases could not be judged: {', '.join(broken)}.")
-
-
-def _model(flag: Path | None, voice: Voice) -> Path:
-    """The model to use: the flag, else $MAFL_MODEL, else the one that comes with mafl."""
-    if flag is not None:
-        return flag
-    found = model_at_hand()
-    voice.say(
-        f"model: {found.name} (from $MAFL_MODEL)"
-        if os.environ.get("MAFL_MODEL")
-        else "model: the small brain-tissue model that comes with mafl (no --model given)"
-    )
-    return found

@@ -133,8 +133,8 @@ def model_settings(
     overlap: float | None,
 ) -> dict[str, Any]:
     """What the options say of how a model sees scans, as settings of a `ModelRequest`."""
-    from mafl_cli.config import Intensity
     from mafl_cli.network.card import check_orientation, check_overlap, check_roi, check_spacing
+    from mafl_cli.network.intensity import Intensity
 
     mm = None if spacing is None else (0.0,) if spacing == "native" else check_spacing(_numbers(spacing, "--spacing"))
     return {
@@ -286,13 +286,13 @@ def read_ball(radii: dict[str, float | None], norm: Norm | None, goals: Mapping[
 
 def model_at_hand() -> Path:
     """The model that is used when none is named."""
-    from mafl_cli.case.subject import DEMO_MODEL
+    from mafl_cli.case.request import DEMO_MODEL
 
     return Path(os.environ.get("MAFL_MODEL") or DEMO_MODEL)
 
 
 def models_at_hand() -> tuple[Path, ...]:
     """Those among which the one that a run attacked is looked for."""
-    from mafl_cli.case.subject import DEMO_MODEL
+    from mafl_cli.case.request import DEMO_MODEL
 
     return tuple(dict.fromkeys((model_at_hand(), DEMO_MODEL)))

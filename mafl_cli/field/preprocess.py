@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mafl_cli.config import Intensity
 from mafl_cli.errors import InputError
 from mafl_cli.measure.quantiles import percentiles
+from mafl_cli.network.intensity import Intensity
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mafl_cli.field.layout import Layout
 from mafl_cli.field.preprocess import Preprocessing
-from mafl_cli.scans.geometry import Layout
 
 
 class Samples(Protocol):

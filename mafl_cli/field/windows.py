@@ -7,167 +7,29 @@ one of the blended prediction, at the memory of one batch of windows:
 1. without gradient, Z = sum of w z over the windows / sum of w; the loss and its slope with respect to Z;
 2. every window that the slope reaches runs once more, now with gradient, and passes on its share w / sum of w.
 
-Where little is to be changed, `Windows.around` leaves out the windows that never see a change.
+Where little is to be changed, `Windows.focus` leaves out the windows that never see a change.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mafl_cli.config import Blend
-from mafl_cli.errors import ModelError
+from mafl_cli.field.batches import fewer
+from mafl_cli.field.boxes import Start, do_overlap, everything, hull, in_common, minus, on_last_axes, shifted, then
+from mafl_cli.field.field import Focus, Losses, Say, Slopes
 from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.resample import Box, Grids, Resample
-from mafl_cli.network.reasons import REFUSALS, is_of_network, is_out_of_memory, meaning
-from mafl_cli.network.segmenter import Patch, Prediction, Segmenter
-from mafl_cli.search.losses import drawn
+from mafl_cli.field.tiling import Tiling
+from mafl_cli.network.prediction import Patch, Prediction, drawn
+from mafl_cli.network.reasons import REFUSALS
+from mafl_cli.network.segmenter import Segmenter
 
-Losses = Callable[[Prediction], Sequence[Tensor]]
-Say = Callable[[str], None]
-Start = tuple[int, ...]
 Work = Callable[[Sequence[Start], Tensor, Prediction], None]
-
-
-@dataclass(frozen=True)
-class Slopes:
-    """A prediction with the (B,) value of each loss and its gradient with respect to the input, like the input."""
-
-    prediction: Prediction
-    values: list[Tensor]
-    gradients: list[Tensor]
-
-
-@dataclass(frozen=True)
-class Focus:
-    """The attacked function where the edit is.
-
-    box: the part of the scan, native voxels, that `field` takes and draws. frozen: bool (*box), voxels that must not
-    change, or None: all may.
-    """
-
-    field: Field
-    box: Box
-    frozen: Tensor | None
-
-
-class Field(Protocol):
-    """The attacked function: native voxels in, logits on the same grid out."""
-
-    def predict(self, x: Tensor) -> Prediction:
-        """Without gradient. x: (B, C, *spatial), native units."""
-        ...
-
-    def slopes(self, x: Tensor, losses: Losses) -> Slopes:
-        """One forward pass, and one backward pass for each of the losses."""
-        ...
-
-
-class Scan(Field, Protocol):
-    """The attacked function for whole scans or slices, which knows a cheaper one for the part around an edit."""
-
-    def labels(self, x: Tensor) -> Tensor:
-        """Predicted classes of (B, C, *spatial): (B, *spatial), or (B, R, *spatial) for overlapping regions.
-
-        In the smallest type that holds them: they are kept for whole scans.
-        """
-        ...
-
-    def focus(self, clean: Tensor, edit: Tensor) -> Focus:
-        """The function around an edit, bool (B, *spatial), of scans that stay clean everywhere else."""
-        ...
-
-
-class Whole:
-    """Every sample in one piece, zero-padded at the far end to multiples of the divisor.
-
-    grids: native grid and the network's; None where they are the same.
-    """
-
-    def __init__(
-        self, segmenter: Segmenter, preprocessing: Preprocessing, divisor: int = 1, grids: Grids | None = None
-    ) -> None:
-        self._segmenter = segmenter
-        self._preprocessing = preprocessing
-        self._divisor = divisor
-        self._grids = grids
-
-    def predict(self, x: Tensor) -> Prediction:
-        """Without gradient. x: (B, C, *spatial), native units."""
-        with torch.no_grad():
-            return self._forward(x)
-
-    def labels(self, x: Tensor) -> Tensor:
-        """Predicted classes, (B, *spatial), or (B, R, *spatial) for overlapping regions; see
-        `search.losses.kept_type`.
-        """
-        return drawn(self.predict(x).logits, compact=True)
-
-    def slopes(self, x: Tensor, losses: Losses) -> Slopes:
-        """One forward pass, and one backward pass for each of the losses."""
-        x = x.detach().requires_grad_()
-        prediction = self._forward(x)
-        values = list(losses(prediction))
-        gradients = [torch.autograd.grad(value.sum(), x, retain_graph=value is not values[-1])[0] for value in values]
-        return Slopes(prediction.detach(), [value.detach() for value in values], gradients)
-
-    def focus(self, clean: Tensor, edit: Tensor) -> Focus:
-        """All of it: nothing is left out."""
-        return Focus(self, _everything(clean.shape[2:]), None)
-
-    def _forward(self, x: Tensor) -> Prediction:
-        dims = x.ndim - 2
-
-        def see(native: Tensor) -> Tensor:
-            """A map on the native grid as the network gets it: resampled and padded."""
-            found = native if self._grids is None else self._grids.there(native)
-            pad = [amount for size in reversed(found.shape[-dims:]) for amount in (0, -size % self._divisor)]
-            return F.pad(found, pad) if any(pad) else found
-
-        prediction = self._segmenter(see(self._preprocessing(x)))
-        inner = x.shape[2:] if self._grids is None else self._grids.there.shape_out
-        logits = prediction.logits[_last(_everything(inner))]
-        return Prediction(
-            logits if self._grids is None else self._grids.back(logits),
-            tuple(replace(patch, see=_then(see, patch.see)) for patch in prediction.features),
-        )
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How windows cover a volume: MONAI's sliding_window_inference, with its sigma of 1/8 of the window."""
-
-    roi: tuple[int, ...]
-    overlap: float = 0.5
-    blend: Blend = "gaussian"
-
-    def starts(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
-        """First voxel of each window in a volume at least as large as the window."""
-        from monai.data.utils import dense_patch_slices
-
-        steps = [
-            edge if edge == size else max(int(edge * (1 - self.overlap)), 1)
-            for edge, size in zip(self.roi, shape, strict=True)
-        ]
-        places = dense_patch_slices(shape, self.roi, steps)
-        return [tuple(int(part.start) for part in place) for place in places]
-
-    def weights(self, device: torch.device) -> Tensor:
-        """(*roi), what each voxel of a window counts."""
-        from monai.data.utils import compute_importance_map
-
-        return torch.as_tensor(compute_importance_map(self.roi, self.blend, sigma_scale=0.125, device=device))
-
-    def padding(self, shape: Sequence[int]) -> list[tuple[int, int]]:
-        """Zeros before and after each axis that is shorter than the window."""
-        missing = [max(edge - size, 0) for edge, size in zip(self.roi, shape, strict=True)]
-        return [(amount // 2, amount - amount // 2) for amount in missing]
 
 
 class Windows:
@@ -197,7 +59,7 @@ class Windows:
         self.weights = tiling.weights(segmenter.device)
         self._batch = batch
         self._say = say
-        self._all = _Part(self, _everything(self.shape), self.starts, self.starts)
+        self._all = _Part(self, everything(self.shape), self.starts, self.starts)
 
     def predict(self, x: Tensor) -> Prediction:
         """Without gradient, all logits at once. x: (B, C, *spatial), native units."""
@@ -225,7 +87,7 @@ class Windows:
             clean: (B, C, *spatial), native units; B = 1 in 3-D. edit: bool (B, *spatial), not empty.
         """
         if len(self.shape) == 2:
-            return Focus(self, _everything(clean.shape[2:]), None)
+            return Focus(self, everything(clean.shape[2:]), None)
         near = self._near(edit)
         seen, edited = self._all.onto_box(near.float())[0] > 0, self._sources(edit[0])
         moving = [start for start in self.starts if bool(seen[self.place(start)].any())]
@@ -237,7 +99,7 @@ class Windows:
         )
         with torch.no_grad():
             part = _Part(self, box, moving, tapped, clean)
-        return Focus(part, part.box, ~near[_last(part.box)])
+        return Focus(part, part.box, ~near[on_last_axes(part.box)])
 
     def ready(self, x: Tensor) -> Tensor:
         """A whole scan, (B, C, *spatial) native, as windows are cut from it: (B, C, *shape)."""
@@ -251,7 +113,7 @@ class Windows:
         """What all windows together count at each voxel of a box: (*box)."""
         total = torch.zeros([part.stop - part.start for part in box], device=self.weights.device)
         for start in self.starts:
-            here, mine = _common(self.place(start), box)
+            here, mine = in_common(self.place(start), box)
             total[here] += self.weights[mine]
         return total
 
@@ -268,7 +130,9 @@ class Windows:
             group = starts[done : done + self._batch]
             try:
                 with torch.set_grad_enabled(gradient):
-                    leaf = torch.cat([ready[_last(self.place(start))] for start in group]).requires_grad_(gradient)
+                    leaf = torch.cat([ready[on_last_axes(self.place(start))] for start in group]).requires_grad_(
+                        gradient
+                    )
                     work(group, leaf, self.segmenter(leaf))
             except REFUSALS as exc:
                 self._batch = fewer(self._batch, exc, self._say, self.segmenter.name, "window")
@@ -312,7 +176,7 @@ class Windows:
                 if blended.ndim == 1:
                     blended = logits.new_zeros(*logits.shape[1:-dims], self.tiling.roi[0], *self.shape[1:])
                 for start, one in zip(group, logits, strict=True):
-                    blended[_last(self.place((start[0] - first, *start[1:])))] += one
+                    blended[on_last_axes(self.place((start[0] - first, *start[1:])))] += one
 
             self.run(ready, [start for start in self.starts if start[0] == level], add)
             # No window that is still to come touches the planes before `following`.
@@ -323,7 +187,7 @@ class Windows:
                 yield self._draw(blended, first, slice(begin, min(begin + most, final)))
             native = final
             kept = min(following, int(table.low[native]) + before) if native < len(table.low) else following
-            blended, first = blended[_last((slice(kept - first, None), *_everything(self.shape[1:])))], kept
+            blended, first = blended[on_last_axes((slice(kept - first, None), *everything(self.shape[1:])))], kept
 
     def _draw(self, blended: Tensor, first: int, part: slice) -> Tensor:
         """Labels of native planes, from the sum (K, planes, *) over the windows, which begins at plane `first`."""
@@ -331,9 +195,12 @@ class Windows:
         source = table.needs(part)
         at = slice(source.start + before, source.stop + before)
         sizes = zip(self.padding[1:], self.grids.there.shape_out[1:], strict=True)
-        inner = _last([slice(pad, pad + size) for (pad, _), size in sizes])
-        total = self.total((at, *_everything(self.shape[1:])))[inner]
-        logits = blended[_last((slice(at.start - first, at.stop - first), *_everything(self.shape[1:])))][inner] / total
+        inner = on_last_axes([slice(pad, pad + size) for (pad, _), size in sizes])
+        total = self.total((at, *everything(self.shape[1:])))[inner]
+        logits = (
+            blended[on_last_axes((slice(at.start - first, at.stop - first), *everything(self.shape[1:])))][inner]
+            / total
+        )
         return drawn(Resample((table.cut(part, source), *self.grids.back.axes[1:]))(logits), dim=0, compact=True)
 
 
@@ -361,14 +228,14 @@ class _Part:
         # On the native grid: the voxels whose logits they suffice for, and with these what they are made of. A coarser
         # grid leaves out some voxels between those it is made of, and at the ends; their logits are drawn like others.
         self.box = whole.grids.back.within(tuple(inner))
-        given = _hull(self.box, whole.grids.there.needs(tuple(inner)))
+        given = hull(self.box, whole.grids.there.needs(tuple(inner)))
         self._there = whole.grids.there.cut(tuple(inner), given)
         self._back = whole.grids.back.cut(self.box, tuple(inner))
-        self._own = tuple(_shifted(self.box, [part.start for part in given]))
-        self._around = None if clean is None or self.box == given else clean[_last(given)]
+        self._own = tuple(shifted(self.box, [part.start for part in given]))
+        self._around = None if clean is None or self.box == given else clean[on_last_axes(given)]
         corner = tuple(part.start for part in box)
-        self._moving = [_minus(start, corner) for start in moving]
-        self._tapped = [_minus(start, corner) for start in tapped]
+        self._moving = [minus(start, corner) for start in moving]
+        self._tapped = [minus(start, corner) for start in tapped]
         self._total = whole.total(box)
         self._constant: Tensor | float = 0.0 if clean is None else self._others(clean, box, moving)
 
@@ -412,13 +279,13 @@ class _Part:
         if self._around is not None:
             # The rim that resampling needs and whose logits would need more: it stays clean.
             around = self._around.clone()
-            around[_last(self._own)] = x
+            around[on_last_axes(self._own)] = x
             x = around
         return self.onto_box(self._whole.preprocessing(x))
 
     def _drawn(self, blended: Tensor) -> Tensor:
         """Blended logits of the box -> native logits."""
-        return self._back(blended[_last(self._inside)])
+        return self._back(blended[on_last_axes(self._inside)])
 
     def _first_pass(self, ready: Tensor) -> tuple[Tensor, tuple[Patch, ...]]:
         """Blended logits, (B, K, *box), and the features of the tapped windows."""
@@ -440,7 +307,7 @@ class _Part:
                 size = self._total.shape
                 sums.append(logits.new_zeros(rows, *logits.shape[1 : -len(size)], *size) + self._constant)
             for part, place in zip(mine, places, strict=True):
-                sums[0][_last(place)] += logits[part]
+                sums[0][on_last_axes(place)] += logits[part]
             patches.extend(found)
 
         self._whole.run(ready, self._moving, add)
@@ -450,12 +317,12 @@ class _Part:
         def see(native: Tensor) -> Tensor:
             if self._around is not None:
                 rim = torch.zeros(*native.shape[: -len(place)], *self._around.shape[-len(place) :]).to(native)
-                rim[_last(self._own)] = native
+                rim[on_last_axes(self._own)] = native
                 native = rim
-            return self.onto_box(native)[_last(place)]
+            return self.onto_box(native)[on_last_axes(place)]
 
         for patch in answer.features:
-            yield Patch(patch.features[rows].clone(), patch.weight, _then(see, patch.see))
+            yield Patch(patch.features[rows].clone(), patch.weight, then(see, patch.see))
 
     def _second_pass(self, ready: Tensor, logits: Tensor, *features: Tensor) -> Tensor:
         """The gradient with respect to `ready` of a loss with these slopes in blended logits and features.
@@ -471,12 +338,13 @@ class _Part:
             return features[first : first + taps]
 
         felt = [
-            torch.stack([part.any() for part in (logits[_last(place(at))], *of_taps(at))]).any() for at in self._moving
+            torch.stack([part.any() for part in (logits[on_last_axes(place(at))], *of_taps(at))]).any()
+            for at in self._moving
         ]
         reached = [at for at, some in zip(self._moving, torch.stack(felt).tolist(), strict=True) if some]
 
         def back(group: Sequence[Start], leaf: Tensor, answer: Prediction) -> None:
-            share = [logits[_last(place(at))] * self._whole.weights / self._total[place(at)] for at in group]
+            share = [logits[on_last_axes(place(at))] * self._whole.weights / self._total[place(at)] for at in group]
             outputs, pulls = [answer.logits], [torch.cat(share)]
             for tap, patch in enumerate(answer.features):
                 none = torch.zeros_like(patch.features[:rows])
@@ -484,7 +352,7 @@ class _Part:
                 pulls.append(torch.cat([(of_taps(at) or [none] * (tap + 1))[tap] for at in group]))
             (mine,) = torch.autograd.grad(outputs, leaf, pulls)
             for index, at in enumerate(group):
-                gradient[_last(place(at))] += mine[index * rows : (index + 1) * rows]
+                gradient[on_last_axes(place(at))] += mine[index * rows : (index + 1) * rows]
 
         self._whole.run(ready, reached, back, gradient=True)
         return gradient
@@ -492,7 +360,7 @@ class _Part:
     def _others(self, clean: Tensor, box: Box, moving: Sequence[Start]) -> Tensor | float:
         """What windows that never run again add to the box, from the clean scan: (1, K, *box); 0 if there are none."""
         whole, known = self._whole, set(moving)
-        others = [start for start in whole.starts if start not in known and _overlap(whole.place(start), box)]
+        others = [start for start in whole.starts if start not in known and do_overlap(whole.place(start), box)]
         sums: list[Tensor] = []
 
         def add(group: Sequence[Start], _: Tensor, answer: Prediction) -> None:
@@ -500,69 +368,9 @@ class _Part:
             if not sums:
                 sums.append(logits.new_zeros(1, *logits.shape[1 : -len(box)], *self._total.shape))
             for one, start in zip(logits, group, strict=True):
-                here, mine = _common(whole.place(start), box)
-                sums[0][_last(here)] += one[_last(mine)]
+                here, mine = in_common(whole.place(start), box)
+                sums[0][on_last_axes(here)] += one[on_last_axes(mine)]
 
         if others:
             whole.run(whole.ready(clean), others, add)
         return sums[0] if sums else 0.0
-
-
-def fewer(batch: int, exc: Exception, say: Say, name: str, sample: str) -> int:
-    """Half the batch after running out of memory.
-
-    Raises: ModelError when there is no less than one, or when the network failed otherwise; `exc` if it did not.
-    """
-    if not is_out_of_memory(exc):
-        raise ModelError(f"{name}: cannot go on: {meaning(exc)}.") if is_of_network(exc) else exc
-    if batch == 1:
-        raise ModelError(f"{name}: one {sample}: needs more memory than there is; choose a smaller --roi.") from exc
-    say(f"not enough memory: going on with {batch // 2} at a time")
-    return batch // 2
-
-
-def slices_per_batch(voxels: int) -> int:
-    """How many slices of `voxels` pixels to attack together: about a million pixels, 1 to 16 slices."""
-    return max(1, min(16, 2**20 // voxels))
-
-
-def _last(place: Sequence[slice]) -> Any:
-    """Index of a place on the last axes of a tensor, whatever comes before them."""
-    return (..., *place)
-
-
-def _then(first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    return lambda x: second(first(x))
-
-
-def _everything(shape: Sequence[int]) -> Box:
-    return tuple(slice(0, size) for size in shape)
-
-
-def _hull(one: Box, other: Box) -> Box:
-    """The smallest box that holds both."""
-    return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
-
-
-def _minus(start: Start, corner: Start) -> Start:
-    return tuple(first - origin for first, origin in zip(start, corner, strict=True))
-
-
-def _shifted(place: Box, origin: Sequence[int]) -> Box:
-    """The same place, counted from `origin`."""
-    return tuple(slice(part.start - first, part.stop - first) for part, first in zip(place, origin, strict=True))
-
-
-def _overlap(one: Box, other: Box) -> bool:
-    return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other, strict=True))
-
-
-def _common(place: Box, box: Box) -> tuple[Box, Box]:
-    """What a place has in common with a box, counted from the box and from the place; empty where they are apart."""
-    both = [
-        (max(a.start, b.start), max(min(a.stop, b.stop), max(a.start, b.start)))
-        for a, b in zip(place, box, strict=True)
-    ]
-    here = tuple(slice(low - part.start, high - part.start) for (low, high), part in zip(both, box, strict=True))
-    mine = tuple(slice(low - part.start, high - part.start) for (low, high), part in zip(both, place, strict=True))
-    return here, mine

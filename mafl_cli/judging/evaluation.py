@@ -14,16 +14,19 @@ from typing import Any
 import numpy as np
 
 from mafl_cli import __version__
-from mafl_cli.case.subject import ModelRequest, Say
+from mafl_cli.case.request import ModelRequest
+from mafl_cli.case.subject import Say
 from mafl_cli.errors import MaflError, UsageError, place_of
-from mafl_cli.judging import gates, trials
+from mafl_cli.judging import gates, quantities, trials
 from mafl_cli.judging.gates import Gate
 from mafl_cli.judging.judges import Comparison, Judge
-from mafl_cli.judging.pairs import Pair, Recorded, Source, changed_files, distinct, mask_of, of_files, of_runs
+from mafl_cli.judging.pairs import mask_of, of_files
 from mafl_cli.judging.trials import Trials
 from mafl_cli.measure import agreement
-from mafl_cli.network.segmenter import pick_device
+from mafl_cli.network.device import pick_device
 from mafl_cli.results import folder, report
+from mafl_cli.results.files import PREDICTION_ADVERSARIAL, PREDICTION_CLEAN, TARGET
+from mafl_cli.results.recorded import Pair, Recorded, Source, changed_files, distinct, of_runs
 from mafl_cli.scans.masks import Masks, read_masks
 from mafl_cli.search.loop import Outcome
 
@@ -118,7 +121,7 @@ def run_evaluation(
             "curve_end": trials.CURVE_END if request.trials.curve else None,
         },
         "cases": cases,
-        "aggregate": gates.statistics_of(cases),
+        "aggregate": quantities.statistics_of(cases),
         "transfer": _transfer(cases),
         "survival": _survival(cases),
         "detection": trials.roc(_samples(cases)) if request.trials.detect else None,
@@ -259,14 +262,14 @@ def _redrawn(recorded: Recorded, compared: Comparison) -> tuple[list[str], str |
     """Which masks of the folder the model draws otherwise now, and why it is not what was attacked, if it is not."""
     differences, reason = [], None
     for name, now, was in (
-        (folder.PREDICTION_CLEAN, compared.clean, recorded.prediction_clean),
-        (folder.PREDICTION_ADVERSARIAL, compared.adversarial, recorded.prediction_adversarial),
+        (PREDICTION_CLEAN, compared.clean, recorded.prediction_clean),
+        (PREDICTION_ADVERSARIAL, compared.adversarial, recorded.prediction_adversarial),
     ):
         other = int(np.count_nonzero(now != was)) if now.shape == was.shape else now.size
         if other:
             differences.append(f"{name}: the model draws {other} voxels otherwise")
         # Other settings, or another model: the attack was made for what is not here.
-        if name == folder.PREDICTION_CLEAN and other > _MOST_DRIFT * max(int(np.count_nonzero(was)), 1):
+        if name == PREDICTION_CLEAN and other > _MOST_DRIFT * max(int(np.count_nonzero(was)), 1):
             reason = f"{differences[-1]}, so it is not what was attacked"
     return differences, reason
 
@@ -325,7 +328,7 @@ def _scan_and_target(pair: Pair) -> object:
     if pair.recorded is None:
         return pair
     case = pair.recorded.case
-    masks = [file["sha256"] for file in case["files"] if file["name"] == folder.TARGET]
+    masks = [file["sha256"] for file in case["files"] if file["name"] == TARGET]
     return (*(each["sha256"] for each in case["inputs"]), *masks, pair.recorded.report["model"]["sha256"])
 
 

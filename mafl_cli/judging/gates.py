@@ -1,4 +1,4 @@
-"""Numbers that a CI job can hang on: the figures of an evaluation by name, their statistics, and rules that must hold.
+"""Rules that a CI job can hang on: they name a figure of an evaluation (see `quantities`) and a bound for it.
 
 A *gate* is a sentence like `target_iou > 0.5` that must not come true, for the worst case unless it says otherwise.
 Gates fail closed: what was not measured, a case that could not be read and files that are not those of their report
@@ -9,237 +9,19 @@ from __future__ import annotations
 
 import math
 import re
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mafl_cli.errors import InputError, UsageError
+from mafl_cli.judging.quantities import FIGURES, Case, Figure, shown
+from mafl_cli.measure.statistics import quantile
 from mafl_cli.names import one_line, public_name
 from mafl_cli.system.documents import read_toml
 
 Aggregate = Literal["worst", "mean", "median", "p95"]
-Case = Mapping[str, Any]
-Entry = Mapping[str, Any]
 
-
-# --- figures ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A number of one case. pick: it, as `value` or None with a `reason`. span: the lowest and the highest value that
-    it can have. beyond: what it is if the goal was not reached, for a figure that is about reaching it: infinite on
-    the side of "no change was enough"."""
-
-    meaning: str
-    pick: Callable[[Case], Entry]
-    form: str = ".4f"
-    unit: str = ""
-    beyond: float | None = None
-    span: tuple[float, float] = (0.0, 1.0)
-
-    @property
-    def range(self) -> str:
-        """The span in words: "0 to 1", "0 or more", "any number"."""
-        low, high = self.span
-        if math.isinf(low):
-            return "any number"
-        return f"{low:g} or more" if math.isinf(high) else f"{low:g} to {high:g}"
-
-
-_LENGTH = (0.0, math.inf)
-_ANY = (-math.inf, math.inf)
-
-
-def _post(*keys: str) -> Callable[[Case], Entry]:
-    return lambda case: _at(case["metrics"]["post_write"], keys)
-
-
-def _size(*keys: str) -> Callable[[Case], Entry]:
-    return lambda case: _at(case["metrics"]["size"], keys)
-
-
-def _at(entry: Any, keys: Sequence[str]) -> Entry:
-    for key in keys:
-        entry = entry[key]
-    return entry if isinstance(entry, Mapping) else {"value": entry}
-
-
-def _missing(reason: str) -> Entry:
-    return {"value": None, "reason": reason}
-
-
-def _truth(*keys: str) -> Callable[[Case], Entry]:
-    return lambda case: (
-        _missing("needs --ground-truth") if case["ground_truth"] is None else _at(case["ground_truth"], keys)
-    )
-
-
-def _curve(*keys: str) -> Callable[[Case], Entry]:
-    return lambda case: _missing("needs --curve") if case["curve"] is None else _at(case["curve"], keys)
-
-
-def _drop(case: Case) -> Entry:
-    kept = case["metrics"]["dice_with_clean"]
-    return kept if kept["value"] is None else {"value": 1 - kept["value"]}
-
-
-def _highest(part: str, needs: str) -> Callable[[Case], Entry]:
-    """Of several judges or transforms the one that the attack fools most: the threat that is left."""
-
-    def pick(case: Case) -> Entry:
-        if not case[part]:
-            return _missing(f"needs {needs}")
-        entries = [each["adversarial"]["target_iou"] for each in case[part]]
-        undefined = [entry for entry in entries if entry["value"] is None]
-        return undefined[0] if undefined else max(entries, key=lambda entry: float(entry["value"]))
-
-    return pick
-
-
-def _at_goal(key: str, *keys: str) -> Callable[[Case], Entry]:
-    """Of the smallest change known that reaches the goal: on the curve if there is one, else the file's own."""
-
-    def pick(case: Case) -> Entry:
-        if case["curve"] is not None:
-            smallest = case["curve"]["smallest_at_goal"]
-            return _missing(smallest["reason"]) if smallest["value"] is None else _at(smallest, (key,))
-        if not case["goal"]["reached"]:
-            return _missing("goal_not_reached")
-        return _at(case["metrics"]["size"], keys)
-
-    return pick
-
-
-def _worst_distance(case: Case) -> Entry:
-    """HD95 of the class that is farthest off; a class that only one of prediction and target has is undefined."""
-    entries = [each["hd95_mm"] for each in case["metrics"]["post_write"]["per_class"] if each["voxels"]["target"]]
-    undefined = [entry for entry in entries if entry["value"] is None]
-    if not entries or undefined:
-        return undefined[0] if undefined else _missing("target_has_no_foreground")
-    return max(entries, key=lambda entry: float(entry["value"]))
-
-
-FIGURES: dict[str, Figure] = {
-    "target_iou": Figure("IoU of the adversarial prediction with the target", _post("target_iou")),
-    "target_dice": Figure("Dice of the adversarial prediction with the target", _post("target_dice")),
-    "hit_rate": Figure("share of the voxels that had to change and did", _post("hit_rate")),
-    "collateral": Figure("share of the other voxels that changed class all the same", _post("collateral")),
-    "target_hd95": Figure(
-        "HD95 between prediction and target, of the worst class", _worst_distance, ".2f", "mm", span=_LENGTH
-    ),
-    "goal_reached": Figure("1 where the attack reached its goal, else 0", lambda case: _at(case, ("goal", "reached"))),
-    "prediction_drop": Figure("1 - Dice of adversarial and clean prediction", _drop),
-    "dice_clean": Figure("Dice of the clean prediction with the ground truth", _truth("clean", "dice")),
-    "dice_adversarial": Figure(
-        "Dice of the adversarial prediction with the ground truth", _truth("adversarial", "dice")
-    ),
-    "dice_drop": Figure(
-        "Dice with the ground truth that the attack takes away", _truth("dice_drop"), span=(-1.0, 1.0)
-    ),
-    "l0_fraction": Figure("share of the voxels that differ", _size("l0", "fraction")),
-    "l2_model": Figure("length of the change", _size("l2", "model"), ".4g", "model units", span=_LENGTH),
-    "l2_native": Figure("length of the change", _size("l2", "native"), ".4g", "native units", span=_LENGTH),
-    "linf_model": Figure("largest change of a voxel", _size("linf", "model"), ".4g", "model units", span=_LENGTH),
-    "linf_native": Figure("largest change of a voxel", _size("linf", "native"), ".4g", "native units", span=_LENGTH),
-    "psnr_db": Figure("peak signal-to-noise ratio of the change", _size("psnr_db"), ".2f", "dB", span=_ANY),
-    "ssim": Figure("structural similarity, mean over slices", _size("ssim", "mean"), ".5f", span=(-1.0, 1.0)),
-    "ssim_worst": Figure(
-        "structural similarity of the slice that changed most visibly", _size("ssim", "worst"), ".5f", span=(-1.0, 1.0)
-    ),
-    "low_frequency_share": Figure("share of the change's energy in 2 x 2 block means", _size("low_frequency_share")),
-    "psnr_at_goal": Figure(
-        "PSNR of the smallest change that reaches the goal",
-        _at_goal("psnr_db", "psnr_db"), ".2f", "dB", -math.inf, _ANY,
-    ),
-    "linf_at_goal": Figure(
-        "largest voxel of the smallest change that reaches the goal",
-        _at_goal("linf_native", "linf", "native"), ".4g", "native units", math.inf, _LENGTH,
-    ),
-    "l2_at_goal": Figure(
-        "length of the smallest change that reaches the goal",
-        _at_goal("l2_model", "l2", "model"), ".4g", "model units", math.inf, _LENGTH,
-    ),
-    "curve_area": Figure("mean target IoU over budgets from 0 to 10 % of the data range", _curve("area", "target_iou")),
-    "curve_hit_area": Figure("mean hit rate over the same budgets", _curve("area", "hit_rate")),
-    "transfer_target_iou": Figure(
-        "target IoU of the other model that is fooled most", _highest("transfer", "a second --model")
-    ),
-    "survival_target_iou": Figure(
-        "target IoU after the transform that the attack survives best", _highest("survival", "--transform")
-    ),
-}  # fmt: skip
-"""Everything that gates and statistics know, by the name that reports use."""
-
-
-def statistics_of(cases: Sequence[Case]) -> dict[str, Any]:
-    """Counts of cases, and of each figure that was asked for its statistics over the cases that have it.
-
-    ci95: of the mean, percentile bootstrap over cases (Efron 1979), 2000 resamples with a fixed seed; None for fewer
-    than 2 cases.
-    """
-    done = [case for case in cases if case["status"] == "ok"]
-    figures = {}
-    for name, figure in FIGURES.items():
-        entries = [figure.pick(case) for case in done]
-        values = [float(entry["value"]) for entry in entries if entry["value"] is not None]
-        reasons = sorted({str(entry["reason"]) for entry in entries if entry["value"] is None})
-        if not values and all(reason.startswith("needs ") for reason in reasons):
-            continue
-        figures[name] = {"n": len(values), "undefined": len(entries) - len(values), "reasons": reasons}
-        figures[name] |= _summary(values)
-    return {
-        "cases": len(cases),
-        "ok": len(done),
-        "failed": len(cases) - len(done),
-        "goal_reached": sum(case["goal"]["reached"] for case in done),
-        "figures": figures,
-    }
-
-
-def summary_of(values: Sequence[float | None]) -> dict[str, Any]:
-    """Statistics of those that are defined, with their number `n`; see `statistics_of`."""
-    known = [float(value) for value in values if value is not None]
-    return {"n": len(known), **_summary(known)}
-
-
-def _summary(values: Sequence[float]) -> dict[str, Any]:
-    if not values:
-        return dict.fromkeys(("mean", "median", "min", "p5", "p95", "max", "ci95"))
-    ordered = sorted(values)
-    return {
-        "mean": statistics.fmean(values),
-        "median": statistics.median(values),
-        "min": ordered[0],
-        "p5": _quantile(ordered, 0.05),
-        "p95": _quantile(ordered, 0.95),
-        "max": ordered[-1],
-        "ci95": _bootstrap(values),
-    }
-
-
-def _bootstrap(values: Sequence[float], resamples: int = 2000) -> list[float] | None:
-    import numpy as np
-
-    if len(values) < 2:
-        return None
-    drawn = np.random.default_rng(0).choice(np.asarray(values), (resamples, len(values))).mean(axis=1)
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    return [float(low), float(high)]
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    """Between the two nearest cases, linear; beside an infinite one, the one further out."""
-    place = share * (len(ordered) - 1)
-    low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
-    if low == high or not (math.isfinite(low) and math.isfinite(high)):
-        return high if share > 0.5 else low
-    return low + (high - low) * (place - math.floor(place))
-
-
-# --- gates --------------------------------------------------------------------------------------------------------
 
 _EXPRESSION = re.compile(
     r"\s*(?:(?P<aggregate>[a-z0-9]+)\s*\(\s*(?P<inner>[a-z0-9_]+)\s*\)|(?P<figure>[a-z0-9_]+))"
@@ -388,7 +170,7 @@ def _aggregated(gate: Gate, ordered: Sequence[float]) -> float:
     if gate.aggregate == "worst":
         return ordered[-1] if upwards else ordered[0]
     if gate.aggregate == "p95":
-        return _quantile(ordered, 0.95 if upwards else 0.05)
+        return quantile(ordered, 0.95 if upwards else 0.05)
     between = ordered if gate.aggregate == "mean" else _middle(ordered)
     if len(set(between)) > 1 and not all(map(math.isfinite, between)):
         return math.nan
@@ -412,11 +194,6 @@ def _reason(gate: Gate, figure: Figure, observed: float, cases: Sequence[Mapping
         return f"no change that was tried reaches the goal ({where})"
     more = f"; the goal was not reached in {unreached} of {len(cases)}" if unreached else ""
     return f"{gate.figure} is {shown(figure, observed)} ({where}{more})"
-
-
-def shown(figure: Figure, value: float) -> str:
-    """A value of a figure as people read it, with its unit."""
-    return f"{value:{figure.form}}{' ' + figure.unit if figure.unit else ''}"
 
 
 def _first(what: str, entries: Sequence[Mapping[str, Any]], key: str) -> str:

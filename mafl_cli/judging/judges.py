@@ -10,16 +10,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mafl_cli.case.subject import ModelRequest, Say, Subject, prepare_subject
-from mafl_cli.config import AttackConfig, Intensity
+from mafl_cli.case.request import ModelRequest
+from mafl_cli.case.subject import Say, Subject, prepare_subject
+from mafl_cli.config import AttackConfig
 from mafl_cli.errors import InputError, UsageError
-from mafl_cli.judging.pairs import Pair
 from mafl_cli.measure import agreement as metrics
 from mafl_cli.measure import perturbation
 from mafl_cli.measure.agreement import agreement_of_masks
 from mafl_cli.names import public_name
 from mafl_cli.network.card import check_orientation
-from mafl_cli.results import folder
+from mafl_cli.network.intensity import Intensity
+from mafl_cli.results import files
+from mafl_cli.results.recorded import Pair
 from mafl_cli.scans import masks
 from mafl_cli.scans.masks import Masks
 from mafl_cli.search.goals import Goal
@@ -40,7 +42,7 @@ def _as_attacked(model: ModelRequest, sha256: str, pair: Pair) -> ModelRequest:
         orientation = check_orientation(said["orientation"])
         intensity = Intensity(**given)
     except UsageError as exc:
-        raise InputError(f"{public_name(recorded.folder)}/{folder.REPORT}: {exc}") from exc
+        raise InputError(f"{public_name(recorded.folder)}/{files.REPORT}: {exc}") from exc
     return replace(
         model,
         mode=settings["mode"] if model.mode == "auto" else model.mode,

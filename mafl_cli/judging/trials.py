@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from mafl_cli.case.subject import Subject
 from mafl_cli.judging.judges import Comparison, Judge, Labels
-from mafl_cli.judging.pairs import Pair
 from mafl_cli.judging.transforms import Transform
+from mafl_cli.results.recorded import Pair
 from mafl_cli.scans.volume import Volume
 
 # Where the curve is read: the largest voxel's change as a share of the data range.

@@ -17,15 +17,12 @@ from typing import Literal, TextIO
 
 from mafl_cli.errors import InputError
 from mafl_cli.listing.datasets import anatomy, of_bids, of_dataset
-from mafl_cli.listing.folders import (  # fmt: skip
+from mafl_cli.listing.folders import (
     Found,
     MaskFolder,
-    case_name,
     contents,
-    distinct_ids,
     first_dicom,
     first_nifti,
-    folded,
     grouped,
     holds_cases,
     holds_slices,
@@ -33,12 +30,11 @@ from mafl_cli.listing.folders import (  # fmt: skip
     is_nifti,
     is_zip,
     may_be_dicom,
-    nfc,
     numbered,
     scans_in,
 )
 from mafl_cli.listing.manifests import MANIFESTS, of_manifest, of_stdin
-from mafl_cli.names import is_there, public_name, token
+from mafl_cli.names import case_name, distinct_ids, folded, is_there, nfc, public_name, token
 from mafl_cli.scans import formats
 from mafl_cli.system.quiet import silence
 

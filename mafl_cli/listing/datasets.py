@@ -10,24 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from mafl_cli.errors import InputError
-from mafl_cli.listing.folders import (  # fmt: skip
+from mafl_cli.listing.folders import (
     NIFTI,
-    SUFFIX,
     Contents,
     Found,
     MaskFolder,
     Places,
-    case_name,
     contents,
     decoded,
     grouped,
-    natural,
-    nfc,
     numbered,
     read_bytes,
     what_is_missing,
 )
-from mafl_cli.names import is_there, public_name
+from mafl_cli.names import SUFFIX, case_name, is_there, natural, nfc, public_name
 
 _DRAWN = ("mask", "dseg", "probseg", "defacemask")
 _SAID = ("channel_names", "modality", "training", "test", "testing", "dataset")

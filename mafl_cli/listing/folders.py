@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 from mafl_cli.errors import InputError
-from mafl_cli.names import is_there, public_name
+from mafl_cli.names import case_name, is_there, natural, nfc, public_name, shown_path
 from mafl_cli.scans import formats
 
 NIFTI = (".nii", ".nii.gz")
-SUFFIX = re.compile(r"(?:\.nii)?\.gz$|\.(?:nii|zip|dcm)$", re.IGNORECASE)
 _NUMBERED = re.compile(r"(.+)_(\d{4})", re.ASCII | re.DOTALL)
 
 # What lies beside scans and is none: not worth opening to find out.
@@ -30,14 +28,6 @@ _BESIDE = re.compile(
     r"|h5|ctbl|label|tfm|py|sh)",
     re.IGNORECASE,
 )
-
-# Longest id, in bytes of UTF-8: any file system takes it, with room for what is put behind it.
-_LONGEST = 120
-_UNSAFE = frozenset('<>:"/\\|?*')
-_UNPRINTED = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
-_DEVICE = re.compile(r"CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(?:COM|LPT)[0-9¹²³]", re.IGNORECASE)
-# What lies in the folder of a batch beside its cases.
-_BESIDE_CASES = re.compile(r"report\.json|cases\.csv|failed\.txt|page\.html", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -54,57 +44,6 @@ class Found:
     guides: tuple[Path, ...] = ()
     problem: str | None = None
     listed: bool = False
-
-
-def case_name(path: Path) -> str:
-    """What a file or folder calls its case: its name without the suffixes that scans have, in Unicode's NFC."""
-    name = path.name if path.name not in ("", "..") else path.resolve().name
-    return nfc(SUFFIX.sub("", name))
-
-
-def safe_id(name: str) -> str:
-    """A name as a folder may have it on every system, without UIDs."""
-    printable = "".join(
-        "_" if char in _UNSAFE or unicodedata.category(char) in _UNPRINTED else char for char in nfc(name)
-    )
-    # Windows drops dots and spaces at the end, and what begins with a dot is hidden.
-    bare = public_name(Path(printable.strip(". ") or "case"))
-    short = bare.encode()[:_LONGEST].decode(errors="ignore").strip(". ")
-    taken = _DEVICE.fullmatch(short.split(".")[0].strip()) or _BESIDE_CASES.fullmatch(short)
-    return f"_{short}" if taken else short
-
-
-def distinct_ids(names: Sequence[str]) -> list[str]:
-    """Safe ids for names; where one was there before (in any case of letters), with a number behind it."""
-    ids = [safe_id(name) for name in names]
-    taken = {folded(each) for each in ids}
-    seen: set[str] = set()
-    numbers: Counter[str] = Counter()
-    for index, first in enumerate(ids):
-        if folded(first) in seen:
-            # Nobody loses a name of his own to a number.
-            while folded(ids[index]) in taken:
-                numbers[folded(first)] += 1
-                ids[index] = f"{first}-{numbers[folded(first)] + 1}"
-            taken.add(folded(ids[index]))
-        seen.add(folded(first))
-    return ids
-
-
-def natural(text: str) -> tuple[list[str | int], str]:
-    """Key for sorting case2 before case10."""
-    parts = re.split(r"([0-9]+)", text.casefold())
-    return [int(part) if index % 2 else part for index, part in enumerate(parts)], text
-
-
-def nfc(text: str) -> str:
-    """Text in the one form of Unicode that names are compared in."""
-    return unicodedata.normalize("NFC", text)
-
-
-def folded(text: str) -> str:
-    """What file systems that do not tell letters apart compare."""
-    return nfc(text.casefold())
 
 
 def is_folder(path: Path) -> bool:
@@ -364,8 +303,3 @@ def decoded(name: str, given: bytes) -> str:
     if "\0" in text:
         raise InputError(f"{name}: is not text in UTF-8; save it as UTF-8.")
     return text
-
-
-def shown_path(text: str) -> str:
-    """What may be a path, of this system or of Windows, without its folders."""
-    return public_name(Path(PureWindowsPath(text).name or "(no name)"))

@@ -12,18 +12,8 @@ from pathlib import Path
 from typing import TextIO, get_args
 
 from mafl_cli.errors import InputError
-from mafl_cli.listing.folders import (
-    Found,
-    Places,
-    decoded,
-    natural,
-    nfc,
-    read_bytes,
-    safe_id,
-    shown_path,
-    what_is_missing,
-)
-from mafl_cli.names import between, public_name
+from mafl_cli.listing.folders import Found, Places, decoded, read_bytes, what_is_missing
+from mafl_cli.names import between, natural, nfc, public_name, safe_id, shown_path
 
 MANIFESTS = (".csv", ".tsv", ".jsonl", ".ndjson")
 

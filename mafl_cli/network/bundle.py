@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mafl_cli.config import Intensity
 from mafl_cli.errors import UsageError
+from mafl_cli.network.intensity import Intensity
 from mafl_cli.system import sizes
 
 _LARGEST = 2**22

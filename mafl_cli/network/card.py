@@ -7,17 +7,14 @@ spoken out loud and written into the report. No torch here, so that reading a ca
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from mafl_cli.config import Activation, Blend, Intensity, IntensityKind, Resampling, SliceAxisChoice
-from mafl_cli.errors import InputError, ModelError, UsageError
-from mafl_cli.network.bundle import read_bundle
-from mafl_cli.system.documents import read_toml
+from mafl_cli.config import Activation, Blend, Resampling, SliceAxisChoice
+from mafl_cli.errors import UsageError
+from mafl_cli.network.intensity import Intensity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,147 +65,7 @@ class ModelCard:
         return card, tuple(said)
 
 
-def find_card(model: Path) -> ModelCard:
-    """The card beside `model`, its gaps filled from the MONAI bundle in the file, if it is one.
-
-    Raises ModelError if there is a card that cannot be used.
-    """
-    beside = [path for path in (model.with_suffix(".toml"), model.parent / "model.toml") if path.is_file()]
-    card = read_card(beside[0]) if beside else ModelCard()
-    stated, said = read_bundle(model)
-    if not stated:
-        return card
-    gaps = {key: value for key, value in stated.items() if getattr(card, key) == getattr(ModelCard, key, None)}
-    try:
-        gaps |= {key: check(gaps[key]) for key, check in _CHECKS.items() if key in gaps}
-    except UsageError as exc:
-        raise ModelError(
-            f"{model.name}: its bundle says {str(exc).rstrip('.')}; state it in a TOML file beside the model."
-        ) from exc
-    source = f"{card.source}, then its bundle" if card.source else "its bundle"
-    return replace(card, **gaps, source=source, said=said)
-
-
-def read_card(path: Path) -> ModelCard:
-    """Read a model TOML. Raises ModelError naming the file and the key that is wrong."""
-    try:
-        return replace(_parse(read_toml(path)), source=path.name)
-    except InputError as exc:
-        raise ModelError(str(exc)) from exc
-    except UsageError as exc:
-        raise ModelError(f"{path.name}: {exc}") from exc
-
-
-_INPUT = (
-    "dims", "channels", "orientation", "slice_axis", "intensity", "spacing", "resample", "divisor",
-    "roi", "overlap", "blend",
-)  # fmt: skip
-
-
-def to_toml(card: ModelCard) -> str:
-    """The card as a TOML file that `read_card` reads back to the same card; what is not known stands as a comment."""
-
-    def line(key: str, value: object, meaning: str, example: str) -> str:
-        stated = f"{key} = {_toml(value)}" if value is not None else f"# {key} = {example}"
-        return f"{stated:<48}# {meaning}"
-
-    window = card.roi is not None
-    intensity = None if card.intensity is None else card.intensity.facts()
-    if intensity and intensity["kind"] == "window":
-        intensity.setdefault("clip", False)
-    lines = [
-        "# What mafl must know about this model. What stands behind a # is not known: correct it, and take the # away.",
-        line("name", card.name, "for reports", '"my model"'),
-        "",
-        "[input]",
-        line("dims", card.dims, "2: slice by slice; 3: the whole volume", "3"),
-        line("channels", card.channels, 'in this order; "CT" means HU', '["CT"]'),
-        line("orientation", card.orientation, 'axes of the training data, or "native"', '"RAS"'),
-        line("slice_axis", card.slice_axis, "2-D only", '"auto"'),
-        line("intensity", intensity, "see docs/model-card.md", '{ kind = "zscore", region = "nonzero" }'),
-        line("spacing", card.spacing, "mm along these axes; none is the scan's own", "[1.5, 1.5, 2.0]"),
-        line("resample", card.resample, "corner as MONAI, edge as nnU-Net", '"corner"'),
-        line("divisor", card.divisor, "sizes are padded to multiples of this", "16"),
-        line("roi", card.roi, "sliding windows of this size; none is in one piece", "[96, 96, 96]"),
-        line("overlap", card.overlap if window else None, "of the windows", "0.5"),
-        line("blend", card.blend if window else None, "gaussian or constant", '"gaussian"'),
-        "",
-        "[output]",
-        line("activation", card.activation, "softmax, or sigmoid for one channel or overlapping regions", '"softmax"'),
-        line(
-            "classes", card.classes, "by number, background first; regions that may overlap: all of them", '["a", "b"]'
-        ),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _toml(value: object) -> str:
-    """A value of a card as TOML."""
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{key} = {_toml(entry)}" for key, entry in value.items()) + " }"
-    if isinstance(value, (tuple, list)):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    # JSON's strings and numbers are TOML's too.
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _parse(table: Mapping[str, Any]) -> ModelCard:
-    takes = _section(table, "input")
-    gives = _section(table, "output")
-    _only(table, ("name", "input", "output"), "the top level")
-    _only(takes, _INPUT, "[input]")
-    _only(gives, ("activation", "classes"), "[output]")
-    return ModelCard(
-        name=_typed(table, "name", str),
-        dims=_choice(takes, "dims", (2, 3)),
-        channels=_names(takes, "channels"),
-        orientation=_orientation(takes),
-        slice_axis=_choice(takes, "slice_axis", get_args(SliceAxisChoice)) or "auto",
-        intensity=_intensity(takes),
-        spacing=_spacing(takes),
-        resample=_choice(takes, "resample", get_args(Resampling)) or "corner",
-        divisor=_divisor(takes),
-        roi=_roi(takes),
-        overlap=_overlap(takes),
-        blend=_choice(takes, "blend", get_args(Blend)) or "gaussian",
-        activation=_choice(gives, "activation", get_args(Activation)),
-        classes=_names(gives, "classes"),
-    )
-
-
-def _section(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = table.get(name, {})
-    if not isinstance(section, dict):
-        raise UsageError(f"[{name}] must be a table.")
-    return section
-
-
-def _only(table: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
-    # A misspelt key that is silently ignored would change the result without a word.
-    unknown = sorted(set(table) - set(known))
-    if unknown:
-        raise UsageError(f"unknown key {unknown[0]!r} in {where}; known: {', '.join(known)}.")
-
-
-def _typed(table: Mapping[str, Any], key: str, kind: type) -> Any:
-    value = table.get(key)
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-        raise UsageError(f"{key} = {_short(value)} must be {_KINDS[kind]}.")
-    return value
-
-
-def _choice(table: Mapping[str, Any], key: str, choices: tuple[Any, ...]) -> Any:
-    value = table.get(key)
-    # The type counts too: 2.0 equals 2 and is no number of dimensions.
-    if value is not None and not any(value == choice and type(value) is type(choice) for choice in choices):
-        raise UsageError(f"{key} = {_short(value)} is not one of: {', '.join(map(str, choices))}.")
-    return value
-
-
-_KINDS: dict[type, str] = {str: "a text", int: "a whole number"}
-
-
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """A value as it is shown, if it is not too long for that."""
     try:
         shown = repr(value)
@@ -220,18 +77,13 @@ def _short(value: Any) -> str:
 def check_divisor(value: int) -> int:
     """Raises UsageError unless it is a size that networks ask for: 1 to 512 voxels."""
     if not 1 <= value <= _LARGEST_DIVISOR:
-        raise UsageError(f"divisor {_short(value)} is not between 1 and {_LARGEST_DIVISOR} voxels.")
+        raise UsageError(f"divisor {short(value)} is not between 1 and {_LARGEST_DIVISOR} voxels.")
     return value
 
 
 _LARGEST_DIVISOR = 512
 _LARGEST_WINDOW = 2**28
 """Voxels: about 645 along each of three axes."""
-
-
-def _divisor(table: Mapping[str, Any]) -> int | None:
-    value: int | None = _typed(table, "divisor", int)
-    return None if value is None else check_divisor(value)
 
 
 def check_spacing(numbers: Sequence[float]) -> tuple[float, ...]:
@@ -263,45 +115,6 @@ def _shown(numbers: Sequence[float]) -> str:
     return ",".join(f"{number:g}" for number in numbers[:4]) + ("" if len(numbers) <= 4 else ",...")
 
 
-def _numbers(table: Mapping[str, Any], key: str) -> list[float] | None:
-    value = table.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, list):
-        raise UsageError(f"{key} must be a list of numbers.")
-    return [_number(entry, key) for entry in value]
-
-
-def _spacing(table: Mapping[str, Any]) -> tuple[float, ...] | None:
-    if table.get("spacing") == "native":
-        return None
-    numbers = _numbers(table, "spacing")
-    return None if numbers is None else check_spacing(numbers)
-
-
-def _roi(table: Mapping[str, Any]) -> tuple[int, ...] | None:
-    numbers = _numbers(table, "roi")
-    return None if numbers is None else check_roi(numbers)
-
-
-def _overlap(table: Mapping[str, Any]) -> float:
-    return check_overlap(_number(table.get("overlap", 0.5), "overlap"))
-
-
-_MOST_NAMES = 1000
-
-
-def _names(table: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
-    value = table.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
-        raise UsageError(f"{key} must be a list of names.")
-    if len(value) > _MOST_NAMES:
-        raise UsageError(f"{key} has {len(value)} names; at most {_MOST_NAMES} are taken.")
-    return tuple(value)
-
-
 def check_orientation(codes: str) -> str:
     """Return `codes` in upper case ("native" as it is). Raises UsageError unless they name three axes."""
     if codes.lower() == "native":
@@ -309,65 +122,4 @@ def check_orientation(codes: str) -> str:
     upper = codes.upper()
     if len(upper) == 3 and all(len(set(upper) & set(pair)) == 1 for pair in ("LR", "PA", "IS")):
         return upper
-    raise UsageError(f"orientation {_short(codes)} is not three axis codes such as RAS or LPS, nor native.")
-
-
-def _orientation(table: Mapping[str, Any]) -> str | None:
-    codes: str | None = _typed(table, "orientation", str)
-    return None if codes is None else check_orientation(codes)
-
-
-_INTENSITY_KEYS = {
-    "none": (), "minmax": (), "zscore": ("region",), "window": ("min", "max", "to"),
-    "percentile": ("lower", "upper", "to"), "ct": ("lower", "upper", "mean", "std"),
-}  # fmt: skip
-_NEEDED = {"window": ("min", "max"), "percentile": ("lower", "upper"), "ct": ("lower", "upper", "mean", "std")}
-
-
-def _intensity(table: Mapping[str, Any]) -> Intensity | None:
-    value = table.get("intensity")
-    if value is None:
-        return None
-    if isinstance(value, str):
-        return Intensity.parse(value)
-    if not isinstance(value, dict) or "kind" not in value:
-        raise UsageError('intensity must be a table with a kind, for example { kind = "minmax" }.')
-    kind = _choice(value, "kind", get_args(IntensityKind))
-    _only(value, ("kind", *_INTENSITY_KEYS[kind], "clip"), f"an intensity of kind {kind!r}")
-    settings: dict[str, Any] = {"kind": kind, "region": value.get("region", Intensity.region)}
-    needed = _NEEDED.get(kind, ())
-    if not set(needed) <= set(value):
-        raise UsageError(f"an intensity of kind {kind!r} needs {' and '.join(needed)}.")
-    settings |= {key: _number(value[key], f"intensity {key}") for key in needed}
-    if "to" in _INTENSITY_KEYS[kind]:
-        settings["to"] = _pair(value.get("to", list(Intensity.to)), "intensity to")
-    clip = value.get("clip", kind == "window")
-    if clip is True and "to" in _INTENSITY_KEYS[kind]:
-        settings["clip"] = settings["to"]
-    elif clip is not False:
-        settings["clip"] = _pair(clip, "intensity clip")
-    return Intensity(**settings)
-
-
-def _pair(value: Any, key: str) -> tuple[float, float]:
-    if not isinstance(value, list) or len(value) != 2:
-        raise UsageError(f"{key} must be two numbers.")
-    return _number(value[0], key), _number(value[1], key)
-
-
-def _number(value: Any, key: str) -> float:
-    # Far more than any scanner gives, and far from where float32 overflows.
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= _LARGEST_NUMBER:
-        raise UsageError(f"{key} = {_short(value)} must be a number, between -1e15 and 1e15.")
-    return float(value)
-
-
-_LARGEST_NUMBER = 10**15
-
-_CHECKS: dict[str, Callable[[Any], Any]] = {
-    "orientation": check_orientation,
-    "spacing": check_spacing,
-    "divisor": check_divisor,
-    "roi": check_roi,
-    "overlap": check_overlap,
-}
+    raise UsageError(f"orientation {short(codes)} is not three axis codes such as RAS or LPS, nor native.")

@@ -116,7 +116,7 @@ def lift(
     """The graph of a network for inputs of the shape of `x`.
 
     Args:
-        taps: wanted, see `network.segmenter.read_taps`, with their weights. functional: without operators that work in
+        taps: wanted, see `network.load.read_taps`, with their weights. functional: without operators that work in
         place.
     Raises: what the network raises for such an input; ModelError for a tap that is not there.
     """

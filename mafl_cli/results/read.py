@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mafl_cli.errors import InputError
 from mafl_cli.names import one_line, public_name
 from mafl_cli.results import report
-from mafl_cli.results.folder import FAILED, REPORT, RUN
+from mafl_cli.results.files import FAILED, REPORT, RUN
 from mafl_cli.system import staging
 from mafl_cli.system.documents import read_json
 

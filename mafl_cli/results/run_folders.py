@@ -15,7 +15,8 @@ from pathlib import Path
 from mafl_cli.errors import InputError
 from mafl_cli.names import public_name
 from mafl_cli.results import read
-from mafl_cli.results.folder import FAILED, PREDICTION_ADVERSARIAL, REPORT, RUN, TICKET, changed_scans, is_stage
+from mafl_cli.results.files import FAILED, PREDICTION_ADVERSARIAL, REPORT, RUN, TICKET, changed_scans
+from mafl_cli.results.folder import is_stage
 from mafl_cli.system import staging
 
 # The tables that a batch leaves beside its cases.

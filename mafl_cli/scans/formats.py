@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mafl_cli.config import SaveAs
-from mafl_cli.scans import geometry, volume
+from mafl_cli.scans import geometry, nifti, nifti_write, volume
 from mafl_cli.scans.volume import Volume
 
 
@@ -47,9 +47,9 @@ def folder_of(path: Path) -> Path | None:
 
 
 def read_scan(path: Path, *, series: str | None = None, allow_gaps: bool = False) -> Volume:
-    """Read one channel of a scan. Raises: as `scans.volume.read_image` and `scans.dicom.read.read_dicom`."""
+    """Read one channel of a scan. Raises: as `scans.nifti.read_image` and `scans.dicom.read.read_dicom`."""
     if not is_dicom(path):
-        return volume.read_image(path)
+        return nifti.read_image(path)
     from mafl_cli.scans.dicom import read
 
     return read.read_dicom(path, series=series, allow_gaps=allow_gaps)
@@ -113,11 +113,11 @@ def write_scan(
 ) -> None:
     """Write a changed scan in the format of `like`: a file, or for DICOM a folder.
 
-    note: for a NIfTI header. derivation: for DICOM. Raises: as `scans.volume.write_image` and
+    note: for a NIfTI header. derivation: for DICOM. Raises: as `scans.nifti_write.write_image` and
     `scans.dicom.write.write_series`.
     """
     if like.format == "nifti":
-        volume.write_image(path, like, data, save_as=save_as, note=note)
+        nifti_write.write_image(path, like, data, save_as=save_as, note=note)
         return
     from mafl_cli.scans.dicom import read, write
 

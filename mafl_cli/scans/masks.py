@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from mafl_cli.errors import GeometryError, InputError, UsageError
 from mafl_cli.names import is_there, public_name
 from mafl_cli.scans import forms, geometry
+from mafl_cli.scans.classes import decoded
 from mafl_cli.scans.formats import is_dicom
-from mafl_cli.scans.volume import LabelMap, Volume, read_labels
+from mafl_cli.scans.nifti import read_labels
+from mafl_cli.scans.volume import LabelMap, Volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,27 +189,6 @@ def read_regions(paths: Sequence[Path], like: Volume, region_names: Sequence[str
     else:
         labels = np.stack([(each > 0).astype(np.int64) for each, _, _ in found])
     return Target(labels, files, tuple(warnings))
-
-
-def decoded(codes: NDArray[np.integer[Any]], regions: int) -> NDArray[np.int64]:
-    """Bit codes (I, J, K) as (R, I, J, K), 0 or 1."""
-    return np.stack([(codes.astype(np.int64) >> region) & 1 for region in range(regions)])
-
-
-def coded(regions: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    """(R, I, J, K), 0 or 1, as bit codes (I, J, K)."""
-    total = np.zeros(regions.shape[1:], np.int64)
-    for index, region in enumerate(regions):
-        total += region.astype(np.int64) << index
-    return total
-
-
-def code_names(region_names: Sequence[str]) -> tuple[str, ...]:
-    """What each bit code stands for, as a legend wants it: "background", "a", "b", "a + b", ..."""
-    names = ["background"]
-    for code in range(1, 2 ** len(region_names)):
-        names.append(" + ".join(name for index, name in enumerate(region_names) if code >> index & 1))
-    return tuple(names)
 
 
 def _require_known(name: str, labels: NDArray[np.int64], class_names: Sequence[str], masks: Masks) -> None:

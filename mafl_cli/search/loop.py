@@ -23,16 +23,15 @@ import torch
 from torch import Tensor
 
 from mafl_cli.config import AttackConfig
-from mafl_cli.errors import UsageError
+from mafl_cli.field.field import Field
 from mafl_cli.field.preprocess import per_channel
-from mafl_cli.field.windows import Field, Losses
-from mafl_cli.network.segmenter import Patch, Prediction
-from mafl_cli.search import losses, steps
-from mafl_cli.search.goals import SLACK, Goal, Verdict
+from mafl_cli.network import prediction
+from mafl_cli.search import steps
+from mafl_cli.search.best import Best, finished, search_scale
+from mafl_cli.search.goals import Goal, Verdict
 from mafl_cli.search.limits import Limits
 from mafl_cli.search.lowfreq import low_pass
-
-LowPass = Callable[[Tensor], Tensor]
+from mafl_cli.search.terms import LowPass, Terms, pulled_back, span, without_low_frequency
 
 
 class Outcome(Enum):
@@ -105,14 +104,14 @@ def attack(
     free = native * ~limits.frozen
     before = field.predict(clean)
     overlapping = target.ndim == clean.ndim
-    terms = _Terms.of(config, field, before, target, guide, overlapping=overlapping)
+    terms = Terms.of(config, field, before, target, guide, overlapping=overlapping)
     classes, aims = before.logits.shape[1], {"iou": config.goal_iou, "hit": config.goal_hit}
     goal = Goal.of(target, terms.clean, classes, **aims, overlapping=overlapping)
 
     low = partial(low_pass, levels=config.low_frequency_levels, spacing=spacing)
     delta = _begin(clean, limits, config, low)
     rule, scaling = _rule(config, limits, clean), steps.Scaling(config, clean)
-    best = _Best.at(clean, goal.judge(terms.clean), config.aimed, bounded=config.eps is not None)
+    best = Best.at(clean, goal.judge(terms.clean), config.aimed, bounded=config.eps is not None)
     ever_reached = best.reached.clone()
     feature_gain = torch.zeros(len(clean), device=clean.device)
     loss = torch.zeros_like(feature_gain)
@@ -141,7 +140,7 @@ def attack(
         forward, backward = forward + len(rows), backward + len(rows) * len(slopes.gradients)
 
         # 2. Judge it, keep the best, and press harder where the target is missed.
-        labels = losses.drawn(slopes.prediction.logits)
+        labels = prediction.drawn(slopes.prediction.logits)
         verdict = goal[rows].judge(labels)
         size = steps.length(here)
         best.update(rows, x, verdict, size)
@@ -160,7 +159,7 @@ def attack(
             other = steps.length(steps.finite(slopes.gradients[1]) * native)
             feature_gain[rows] = config.feature_weight * steps.distance(steps.length(mask_gradient), other)
         direction = scaling.of_gradient(rows, mask_gradient)
-        direction = _pulled_back(direction, here, size, mask_gradient, config, limits, low)
+        direction = pulled_back(direction, here, size, mask_gradient, config, limits, low)
         direction = scaling.with_momentum(rows, direction, step)
 
         # 4. The step. Rounding is straight-through: a step may be finer than the stored grid.
@@ -168,17 +167,17 @@ def attack(
         if limits.grid is not None:
             exact = (limits.unrounded(origin, steps.those(delta, rows), rows) - origin).div_(native)
         now = steps.Now(step, budget, exact, direction, scaling.reach[rows], verdict.iou)
-        delta[rows] = _without_low_frequency(rule(now), config, low)
+        delta[rows] = without_low_frequency(rule(now), config, low)
 
         # 5. Samples that cannot move, or are finished, leave the batch.
         stuck[rows] |= ~mask_gradient.flatten(1).any(dim=1) & ~verdict.reached & (size == 0)
         if on_step is not None:
             on_step(_record(step, best, loss))
-        rows = rows[~stuck[rows] & ~_finished(best, rows, config, late=step >= budget // 2)]
+        rows = rows[~stuck[rows] & ~finished(best, rows, config, late=step >= budget // 2)]
         # Scans are large: nothing of this step must wait in memory while the next one runs the network.
         del origin, x, here, slopes, labels, mask_gradient, direction, exact, now
 
-    forward += _search_scale(field, clean, goal, limits, scale_search, best)
+    forward += search_scale(field, clean, goal, limits, scale_search, best)
     outcomes = tuple(
         Outcome.ALREADY if reached and l2 == 0
         else Outcome.REACHED if reached
@@ -189,100 +188,17 @@ def attack(
     return AttackResult(best.x, best.verdict(), outcomes, best.l2, forward, backward)
 
 
-# --- parts of the loop --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Terms:
-    """The losses that need a gradient, with everything they compare with.
-
-    target, clean: (B, *spatial), class indices. must: (B,), voxels where they differ.
-    pressure: what each voxel counts in the margin loss.
-    features, guide: of the clean scan and of a scan that has the target.
-    """
-
-    config: AttackConfig
-    target: Tensor
-    clean: Tensor
-    must: Tensor
-    pressure: losses.Pressure
-    features: tuple[Patch, ...]
-    guide: tuple[Patch, ...] | None
-    overlapping: bool
-
-    @staticmethod
-    def of(
-        config: AttackConfig,
-        field: Field,
-        before: Prediction,
-        target: Tensor,
-        guide: Tensor | None,
-        *,
-        overlapping: bool,
-    ) -> _Terms:
-        if guide is not None and config.feature_weight == 0:
-            raise UsageError("a guide needs a feature term: give feature_weight a value above 0.")
-        clean = losses.drawn(before.logits)
-        lead = -losses.margins(before.logits, clean)
-        kappa = (config.kappa * lead.flatten(1).mean(dim=1)).view(-1, *(1,) * (lead.ndim - 1))
-        # A voxel that has its class already need not become surer of it than it was.
-        kappa = torch.where(clean == target, torch.minimum(lead, kappa), kappa)
-        features = None if guide is None else field.predict(guide).features
-        pressure = losses.Pressure(kappa, config.steps, adaptive=config.adaptive_weights)
-        must = (clean != target).flatten(1).sum(dim=1)
-        return _Terms(config, target, clean, must, pressure, before.features, features, overlapping)
-
-    def losses(self, rows: Tensor, *, progress: float, gain: Tensor | None, apart: bool) -> Losses:
-        """The mask term, with `gain` (b,) times the feature term on the voxels that miss the target; or both apart."""
-
-        def terms(prediction: Prediction) -> list[Tensor]:
-            logits, target = prediction.logits, steps.those(self.target, rows)
-            mask = losses.mask_loss(
-                self.config.mask_loss, logits, target,
-                pressure=self.pressure, rows=rows, clean=steps.those(self.clean, rows), progress=progress,
-            )  # fmt: skip
-            if gain is None:
-                return [mask]
-            unmet = (losses.drawn(logits) != target).to(mask.dtype)
-            feature = self._feature(prediction.features, rows, unmet)
-            if apart:
-                return [mask, feature]
-            # Near the goal the mask term alone knows what is missing: the other fades with the voxels still unmet.
-            return [mask + gain * self._missing(rows, unmet) * feature]
-
-        return terms
-
-    def _feature(self, patches: tuple[Patch, ...], rows: Tensor, unmet: Tensor) -> Tensor:
-        """The feature term, (B,), over all taps and windows: each counts by its weight and the voxels it misses."""
-        if self.overlapping:
-            unmet = unmet.amax(dim=1)
-        total, mass = torch.zeros(len(rows), device=rows.device), torch.zeros(len(rows), device=rows.device)
-        for index, (patch, clean) in enumerate(zip(patches, self.features, strict=True)):
-            seen, reference = patch.see(unmet), steps.those(clean.features, rows)
-            if self.guide is None:
-                value = losses.feature_cosine(patch.features, reference, seen)
-            else:
-                value = losses.feature_guide(patch.features, reference, self.guide[index].features[rows], seen)
-            share = patch.weight * seen.flatten(1).mean(dim=1)
-            total, mass = total + share * value, mass + share
-        return total / torch.where(mass > 0, mass, torch.ones_like(mass))
-
-    def _missing(self, rows: Tensor, unmet: Tensor) -> Tensor:
-        """Voxels that miss the target as a share of those that had to change, at most 1: (b,)."""
-        return (unmet.flatten(1).sum(dim=1) / self.must[rows].clamp_min(1)).clamp_max(1)
-
-
 def _begin(clean: Tensor, limits: Limits, config: AttackConfig, low: LowPass) -> Tensor:
     """The first perturbation, model units: none, or a random one inside the ball."""
     if not config.random_start or limits.ball is None:
         return torch.zeros_like(clean)
     drawn = limits.ball.draw(clean, config.seed) / per_channel(limits.unit, clean)
-    return _without_low_frequency(drawn, config, low)
+    return without_low_frequency(drawn, config, low)
 
 
 def _rule(config: AttackConfig, limits: Limits, clean: Tensor) -> steps.Rule:
     """The step's length over time, in model units."""
-    size, scale = config.step_size or 0.0, _span(limits, clean)
+    size, scale = config.step_size or 0.0, span(limits, clean)
     if config.direction == "raw":
         # Published for images in [0, 1]: gradient and step are both taken in shares of the range.
         scale = scale**2
@@ -292,129 +208,7 @@ def _rule(config: AttackConfig, limits: Limits, clean: Tensor) -> steps.Rule:
     return steps.Rule(config, size, scale)
 
 
-def _span(limits: Limits, like: Tensor) -> Tensor:
-    """The scan's range, channel by channel, model units: (1, C, 1, ...)."""
-    return per_channel((limits.high - limits.low) / limits.unit, like)
-
-
-def _pulled_back(
-    direction: Tensor,
-    here: Tensor,
-    size: Tensor,
-    mask_gradient: Tensor,
-    config: AttackConfig,
-    limits: Limits,
-    low: LowPass,
-) -> Tensor:
-    """The direction with the terms that depend on the perturbation alone, added in place: its low-pass part and length.
-
-    Gradients of halved squares, δ; or with normalised gradients δ at norm 1.
-    """
-    pulls: list[Tensor] = []
-    if config.low_frequency == "penalty" and config.low_frequency_weight > 0:
-        # Only where the model looks, or the scan is changed: no other voxel has a reason to move.
-        pulls.append(low(here).mul_(config.low_frequency_weight).mul_(torch.logical_or(mask_gradient, here)))
-    if config.l2_weight > 0:
-        pulls.append(losses.size_gradient(here, config.peak_weight).mul_(config.l2_weight))
-    for pull in pulls:
-        if config.gradient_norm == "none":
-            pull.div_(_span(limits, here) ** 2)
-        elif config.gradient_norm != "distance":
-            length = size if config.gradient_norm == "l2" else here.flatten(1).abs().sum(dim=1)
-            pull.div_(steps.spread_out(torch.where(length > 0, length, torch.ones_like(length)), here))
-        direction.add_(pull)
-    return direction
-
-
-def _without_low_frequency(delta: Tensor, config: AttackConfig, low: LowPass) -> Tensor:
-    return delta - low(delta) if config.low_frequency == "hard" else delta
-
-
-def _finished(best: _Best, rows: Tensor, config: AttackConfig, *, late: bool) -> Tensor:
-    """Which samples need no further step, bool (b,).
-
-    late: the second half of the steps. Earlier it is too early to tell whether a change still shrinks: with long
-    steps the target is lost and won back for a while.
-    """
-    if config.after_goal == "stop":
-        return best.reached[rows]
-    worn_out = best.since[rows] >= config.patience
-    return worn_out & (late and config.after_goal == "shrink")
-
-
-@dataclass
-class _Best:
-    """The best iterate of each sample so far, and how many steps ago it last got clearly better.
-
-    Among iterates at the goal, one percent of the target more is worth 20 percent of length up to `aim`, and 0.2
-    percent beyond it. bounded: within a ball a change that moves the prediction nowhere is kept rather than none, for
-    it shows that something was tried.
-    """
-
-    x: Tensor
-    iou: Tensor
-    hit: Tensor
-    removal: Tensor
-    reached: Tensor
-    l2: Tensor
-    cost: Tensor
-    since: Tensor
-    aim: float
-    bounded: bool
-
-    @staticmethod
-    def at(clean: Tensor, verdict: Verdict, aim: float, *, bounded: bool) -> _Best:
-        none = torch.zeros(len(clean), device=clean.device)
-        parts = (verdict.iou, verdict.hit, verdict.removal, verdict.reached)
-        return _Best(clean.clone(), *parts, none, torch.zeros_like(none), torch.zeros_like(none).long(), aim, bounded)
-
-    def verdict(self) -> Verdict:
-        return Verdict(self.iou, self.hit, self.removal, self.reached)
-
-    def update(self, rows: Tensor, x: Tensor, verdict: Verdict, l2: Tensor) -> None:
-        """Take over what is better: reached before not reached, then cheaper, else closer to the goal."""
-        was = Verdict(self.iou[rows], self.hit[rows], self.removal[rows], self.reached[rows])
-        short = self.aim - verdict.score
-        cost = l2 * (1 + torch.where(short > 0, 20 * short, 0.2 * short))
-        cheaper = cost < self.cost[rows]
-        smaller = (l2 < self.l2[rows]) if not self.bounded else (l2 > 0) & ((l2 < self.l2[rows]) | (self.l2[rows] == 0))
-        closer = (verdict.score > was.score) | ((verdict.score == was.score) & smaller)
-        better = torch.where(was.reached, verdict.reached & cheaper, verdict.reached | closer)
-        clearly = better & (~was.reached | (cost < 0.995 * self.cost[rows]))
-        # Patience counts only once the goal is reached: before that every step is worth taking.
-        self.since[rows] = torch.where(clearly | ~(was.reached | verdict.reached), 0, self.since[rows] + 1)
-        taken = rows[better]
-        self.x[taken], self.l2[taken], self.cost[taken] = x[better], l2[better], cost[better]
-        self.iou[taken], self.hit[taken] = verdict.iou[better], verdict.hit[better]
-        self.removal[taken], self.reached[taken] = verdict.removal[better], verdict.reached[better]
-
-
-def _record(step: int, best: _Best, loss: Tensor) -> StepRecord:
+def _record(step: int, best: Best, loss: Tensor) -> StepRecord:
     """loss: (B,). The four means reach the host together: on a GPU each trip there waits for the step to end."""
     means = (best.reached.float().mean(), best.verdict().score.mean(), best.l2.mean(), loss.mean())
     return StepRecord(step, *torch.stack(means).tolist())
-
-
-def _search_scale(field: Field, clean: Tensor, goal: Goal, limits: Limits, passes: int, best: _Best) -> int:
-    """Bisect the scale of each best perturbation between nothing and itself; returns the forward passes used.
-
-    A scale will do that draws no less of the target, or meets the aim.
-    """
-    rows = torch.nonzero(best.reached & (best.l2 > 0)).flatten()
-    if not len(rows) or not passes:
-        return 0
-    origin = clean[rows]
-    found = (best.x[rows] - origin) / per_channel(limits.unit, clean)
-    enough = best.verdict().score[rows].clamp_max(best.aim) - SLACK
-    # The overshoot is small as a rule, so the first probe is close to the whole.
-    low, probe = torch.zeros_like(best.l2[rows]), torch.full_like(best.l2[rows], 0.97)
-    high = torch.ones_like(low)
-    for _ in range(passes):
-        x = limits.project(origin, found * steps.spread_out(probe, found), rows)
-        verdict = goal[rows].judge(losses.drawn(field.predict(x).logits))
-        best.update(rows, x, verdict, steps.length((x - origin) / per_channel(limits.unit, clean)))
-        holds = verdict.reached & (verdict.score >= enough)
-        high = torch.where(holds, probe, high)
-        low = torch.where(holds, low, probe)
-        probe = (low + high) / 2
-    return passes * len(rows)

@@ -1,6 +1,6 @@
 """Pictures of one attack, as a radiologist would want to see them: scans, difference, predictions, and three plots.
 
-Words. *picture*: one slice turned for the eye, see `turned`. *window*: the native values shown as black and white.
+Words. *picture*: one slice turned for the eye, see `slices`. *window*: the native values shown as black and white.
 
 Arrays in, a file out; Matplotlib's global state (pyplot, style files) is neither used nor changed, and the same input
 gives the same bytes.
@@ -12,21 +12,20 @@ import io
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
 from mafl_cli.errors import UsageError, cannot_be_written
 from mafl_cli.names import public_name
 from mafl_cli.scans.geometry import Affine, spacing
 from mafl_cli.show import plots
+from mafl_cli.show.choice import Look, Slice, change_per_slice, choose, count_per_slice
 from mafl_cli.show.display import CLASS_COLOURS
 from mafl_cli.show.plots import number, short_numbers
-from mafl_cli.show.slices import NEGATIVE, PLANES, POSITIVE, box_around, in_plane, oriented_slice, position
+from mafl_cli.show.slices import in_plane, oriented_slice, position
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,14 +33,6 @@ if TYPE_CHECKING:
 
 FORMATS = (".png", ".pdf", ".svg")
 DPI = 120
-
-# Of a slice's energy, relative to the most changed one: below it a slice is shown only if nothing else is left.
-_WORTH_SHOWING = 0.1
-# Of the grey window: nearer than this to the value around the body counts as empty.
-_EMPTY = 0.05
-# Of the box around the body: the part with the outlines is enlarged if it is smaller than the first share,
-# and never more than to the second.
-_ZOOM_BELOW, _ZOOM_MOST = 0.65, 0.3
 
 
 def panel(
@@ -84,14 +75,14 @@ def panel(
     from matplotlib import style
 
     check_format(path)
-    shown = _choose(
-        _change_per_slice(clean, adversarial, slice_axis),
-        [_count_per_slice(target != prediction_clean, slice_axis), _count_per_slice(target > 0, slice_axis)],
+    shown = choose(
+        change_per_slice(clean, adversarial, slice_axis),
+        [count_per_slice(target != prediction_clean, slice_axis), count_per_slice(target > 0, slice_axis)],
         rows,
     )
     order = sorted(range(clean.shape[slice_axis]), key=lambda n: -position(clean.shape, affine, slice_axis, n))
     slices = [
-        _Slice.cut((clean, adversarial, prediction_clean, prediction_adversarial, target), affine, slice_axis, index)
+        Slice.cut((clean, adversarial, prediction_clean, prediction_adversarial, target), affine, slice_axis, index)
         for index in order
         if index in shown
     ]
@@ -102,7 +93,7 @@ def panel(
         for n in order
     )
     change = plots.Change.of(pairs, (down, across))
-    look = _Look.of(slices, window, unit)
+    look = Look.of(slices, window, unit)
     # The defaults, whatever style the user's own Matplotlib is set to.
     with style.context(["default", {"svg.hashsalt": "mafl"}]):
         _save(_draw(slices, look, change, trace, class_names, title), path)
@@ -114,161 +105,6 @@ def check_format(path: Path) -> None:
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"{public_name(path)}: pictures are written as {', '.join(FORMATS)}; choose one of these.")
 
-
-# --- what to show -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Slice:
-    """The five pictures (rows, columns) of one slice, and where it is."""
-
-    index: int
-    label: str
-    clean: NDArray[Any]
-    adversarial: NDArray[Any]
-    before: NDArray[Any]
-    after: NDArray[Any]
-    target: NDArray[Any]
-    difference: NDArray[np.float64]
-    letters: tuple[str, str, str, str]
-    aspect: float
-    plane: str
-
-    @staticmethod
-    def cut(volumes: Sequence[NDArray[Any]], affine: Affine, slice_axis: int, index: int) -> _Slice:
-        pictures = [oriented_slice(volume, affine, slice_axis, index) for volume in volumes]
-        clean, adversarial, before, after, target = (picture for picture, _, _ in pictures)
-        _, letters, aspect = pictures[0]
-        body_axis = int(io_orientation(affine)[slice_axis, 0])
-        mm = position(volumes[0].shape, affine, slice_axis, index)
-        side = POSITIVE[body_axis] if mm >= 0 else NEGATIVE[body_axis]
-        return _Slice(
-            index=index,
-            label=f"{side} {abs(mm):.1f} mm\n{'ijk'[slice_axis]} = {index}",
-            clean=clean,
-            adversarial=adversarial,
-            before=before,
-            after=after,
-            target=target,
-            difference=adversarial.astype(np.float64) - clean,
-            letters=letters,
-            aspect=aspect,
-            plane=PLANES[body_axis],
-        )
-
-
-def _change_per_slice(clean: NDArray[Any], adversarial: NDArray[Any], slice_axis: int) -> NDArray[np.float64]:
-    """Sum of squared differences of each slice, without a copy of the volumes."""
-    pairs = zip(np.moveaxis(clean, slice_axis, 0), np.moveaxis(adversarial, slice_axis, 0), strict=True)
-    return np.array([float(np.square(y.astype(np.float64) - x).sum()) for x, y in pairs])
-
-
-def _count_per_slice(mask: NDArray[np.bool_], slice_axis: int) -> NDArray[np.float64]:
-    return np.array([float(np.count_nonzero(part)) for part in np.moveaxis(mask, slice_axis, 0)])
-
-
-def _choose(change: NDArray[np.float64], otherwise: Sequence[NDArray[np.float64]], rows: int) -> list[int]:
-    """Up to `rows` slices of large `change`, not all of them neighbours where that can be helped.
-
-    Args:
-        change: (slices,), not negative. Where nothing changed, the first of `otherwise` that is not all zero
-            takes its place; when there is none, the middle slice is shown.
-    """
-    weight = next((w for w in (change, *otherwise) if w.any()), None)
-    if weight is None:
-        return [len(change) // 2]
-    ranked = [int(index) for index in np.argsort(-weight, kind="stable") if weight[index] > 0]
-    worth = [index for index in ranked if weight[index] >= _WORTH_SHOWING * weight[ranked[0]]]
-    gap = (max(worth) - min(worth)) // max(rows, 1)
-    chosen: list[int] = []
-    for candidates, apart in ((worth, gap), (worth, gap // 2), (worth, gap // 4), (worth, 1), (ranked, 1)):
-        for index in candidates:
-            if len(chosen) < rows and all(abs(index - other) >= max(apart, 1) for other in chosen):
-                chosen.append(index)
-    return chosen
-
-
-@dataclass(frozen=True)
-class _Look:
-    """What all rows share. Boxes are (rows, columns) of the pictures."""
-
-    window: tuple[float, float]
-    reach: float
-    """The difference at the ends of the colour bar, native units."""
-    largest: float
-    box: tuple[slice, slice]
-    """The body and all that is drawn on it."""
-    zoom: tuple[slice, slice]
-    """The part of the box where the masks differ; the box itself when that is most of it."""
-    unit: str
-
-    @staticmethod
-    def of(slices: Sequence[_Slice], window: tuple[float, float] | None, unit: str) -> _Look:
-        scans = np.stack([item.clean for item in slices]).astype(np.float64)
-        change = np.abs(np.stack([item.difference for item in slices]))
-        body = _body(scans)
-        low, high = window or (float(value) for value in np.percentile(scans[body], (1, 99)))
-        if not low < high:
-            low, high = low - 1, high + 1
-        largest = float(change.max())
-        reach = float(np.percentile(change[change > 0], 99.5)) if largest else 0.0
-        drawn, disputed = np.zeros((2, *scans.shape[1:]), dtype=np.bool_)
-        for item in slices:
-            drawn |= (item.before != 0) | (item.after != 0) | (item.target != 0)
-            disputed |= (item.before != item.target) | (item.after != item.target)
-        if largest:
-            drawn |= (change > 0.5 * reach).any(axis=0)
-        box = box_around(body.any(axis=0) | drawn)
-        return _Look((low, high), reach, largest, box, _zoom(box, box_around(disputed)), unit)
-
-    @property
-    def zoomed(self) -> bool:
-        return self.zoom != self.box
-
-    def ratio(self, aspect: float) -> float:
-        """Height over width of the cut-out, in mm."""
-        down, across = (span.stop - span.start for span in self.box)
-        return float(aspect * down / across)
-
-
-def _body(scans: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Where pictures (slices, rows, columns) differ from the empty space around the body; all True without one.
-
-    Empty space is what nearly all of the border of the pictures shows: 0 in most MR scans, -1000 HU in CT, and
-    neither the smallest nor a known value after other people's preprocessing.
-    """
-    border = np.concatenate(
-        [scans[:, edge].ravel() for edge in (0, -1)] + [scans[..., edge].ravel() for edge in (0, -1)]
-    )
-    around = float(np.median(border))
-    low, high = np.percentile(scans, (1, 99))
-    tolerance = _EMPTY * (high - low)
-    if np.mean(np.abs(border - around) <= tolerance) < 0.9:
-        return np.ones(scans.shape, dtype=np.bool_)
-    differs: NDArray[np.bool_] = np.abs(scans - around) > tolerance
-    return differs if differs.any() else ~differs
-
-
-def _zoom(box: tuple[slice, slice], inner: tuple[slice, slice]) -> tuple[slice, slice]:
-    """A part of `box` with the same proportions that holds `inner`; `box` if it would not be much smaller."""
-    lengths = [span.stop - span.start for span in box]
-    share = max((span.stop - span.start) / n for span, n in zip(inner, lengths, strict=True))
-    if share > _ZOOM_BELOW:
-        return box
-    share = max(share, _ZOOM_MOST)
-    down, across = (
-        _centred(span, around, round(share * n)) for span, around, n in zip(box, inner, lengths, strict=True)
-    )
-    return down, across
-
-
-def _centred(outer: slice, around: slice, length: int) -> slice:
-    start = (around.start + around.stop - length) // 2
-    start = min(max(start, outer.start), outer.stop - length)
-    return slice(start, start + length)
-
-
-# --- drawing; lengths in inches --------------------------------------------------------------------------------
 
 _WIDTH, _LOWEST, _HIGHEST = 2.9, 1.2, 4.4
 _GAP = 0.08
@@ -288,8 +124,8 @@ _INSIDE = 0.8
 
 
 def _draw(
-    slices: Sequence[_Slice],
-    look: _Look,
+    slices: Sequence[Slice],
+    look: Look,
     change: plots.Change,
     trace: Mapping[str, Sequence[float | None]] | None,
     class_names: Sequence[str],
@@ -384,7 +220,7 @@ def _draw(
     return figure
 
 
-def _heads(look: _Look) -> tuple[tuple[str, str], ...]:
+def _heads(look: Look) -> tuple[tuple[str, str], ...]:
     """Name and detail of each column."""
     low, high = (number(value) for value in look.window)
     enlarged = ", enlarged" if look.zoomed else ""
@@ -422,20 +258,20 @@ def _footer(plane: str) -> str:
     )
 
 
-def _draw_scan(ax: Axes, picture: NDArray[Any], item: _Slice, look: _Look, box: tuple[slice, slice]) -> None:
+def _draw_scan(ax: Axes, picture: NDArray[Any], item: Slice, look: Look, box: tuple[slice, slice]) -> None:
     low, high = look.window
     ax.imshow(picture, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
     _frame(ax, item, box, ink="white", halo="black")
 
 
-def _draw_difference(ax: Axes, item: _Slice, look: _Look) -> Any:
+def _draw_difference(ax: Axes, item: Slice, look: Look) -> Any:
     reach = look.reach or 1.0
     image = ax.imshow(item.difference, cmap="RdBu_r", vmin=-reach, vmax=reach, interpolation="nearest")
     _frame(ax, item, look.box, ink="black", halo="white")
     return image
 
 
-def _frame(ax: Axes, item: _Slice, box: tuple[slice, slice], *, ink: str, halo: str) -> None:
+def _frame(ax: Axes, item: Slice, box: tuple[slice, slice], *, ink: str, halo: str) -> None:
     """Show the box only, without ticks, with the letters of the body sides at the four borders."""
     from matplotlib.patheffects import withStroke
 
@@ -481,7 +317,7 @@ def _outline(ax: Axes, mask: NDArray[np.bool_], colour: str, width: float, alpha
     ax.contour(columns, rows, padded, levels=[_INSIDE], colors=colour, linewidths=width, alpha=alpha)
 
 
-def _colours(slices: Sequence[_Slice]) -> tuple[dict[int, str], int]:
+def _colours(slices: Sequence[Slice]) -> tuple[dict[int, str], int]:
     """A colour for each foreground class to draw, and how many present ones are left out.
 
     No two classes share a colour, so there are at most as many as the palette has: first those whose three
@@ -501,7 +337,7 @@ def _colours(slices: Sequence[_Slice]) -> tuple[dict[int, str], int]:
     return {label: own[label] if label in own else next(left) for label in drawn}, len(present) - len(drawn)
 
 
-def _range_in_words(look: _Look) -> str:
+def _range_in_words(look: Look) -> str:
     if not look.largest:
         return "identical in these slices"
     if look.reach < look.largest:

@@ -1,6 +1,6 @@
 """The pictures on the page: all slices of a case as small planes of whole numbers, in the radiological convention.
 
-Words. *plane*: one slice turned for the eye (see `turned`) and cut to the body. *code*: the whole number a value is
+Words. *plane*: one slice turned for the eye (see `slices`) and cut to the body. *code*: the whole number a value is
 stored as, value = offset + code * step. *asked for*: where the target differs from the clean prediction. *place*: of a
 slice, counted along the body.
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from mafl_cli.errors import InputError, UsageError
-from mafl_cli.judging import pairs
 from mafl_cli.names import public_name
-from mafl_cli.results import folder, read
-from mafl_cli.scans import volume
-from mafl_cli.scans.masks import code_names, coded
+from mafl_cli.results import files, folder, read
+from mafl_cli.results.recorded import Source, distinct, of_runs, read_run
+from mafl_cli.scans import nifti
+from mafl_cli.scans.classes import code_names, coded
 from mafl_cli.show import display, figure, page, planes, viewers
 
 # A page goes through mail gateways, and most of them stop larger ones.
@@ -40,7 +40,7 @@ def show(
     Raises: InputError for a run that cannot be read; UsageError if the file is there or has another suffix, for a
         window that does not fit the scan, and for a figure of several runs.
     """
-    sources = pairs.of_runs(runs)
+    sources = of_runs(runs)
     folders = [source.run for source in sources if source.run is not None and source.missing is None]
     if not folders:
         raise InputError(sources[0].missing or "there is no run.")
@@ -82,13 +82,11 @@ def _drawn(run: Path, window: str | None, rows: int, said: list[str]) -> Callabl
     return paint
 
 
-def _paged(
-    sources: Sequence[pairs.Source], window: str | None, max_mb: float, said: list[str]
-) -> Callable[[Path], None]:
+def _paged(sources: Sequence[Source], window: str | None, max_mb: float, said: list[str]) -> Callable[[Path], None]:
     """What writes the page; then `said` has a sentence on its size."""
     reports, problems = _reports(sources)
     shown = {source: _Shown.of(source.run, report) for source, report in reports.items() if source.run}
-    names = pairs.distinct(
+    names = distinct(
         [shown[source].case["case_id"] if source in shown else source.case_id for source in sources], sources
     )
     some = next(iter(reports.values()))
@@ -112,7 +110,7 @@ def _paged(
     return lambda temporary: said.append(page.write(temporary, cases, title=title, max_mb=max_mb, window=values[0]))
 
 
-def _reports(sources: Sequence[pairs.Source]) -> tuple[dict[pairs.Source, Any], dict[pairs.Source, str]]:
+def _reports(sources: Sequence[Source]) -> tuple[dict[Source, Any], dict[Source, str]]:
     """Reports of the runs that have one, and why the others have none. Raises InputError where none has one."""
     reports, problems = {}, {}
     for source in sources:
@@ -149,7 +147,7 @@ class _Shown:
 
     def arrays(self) -> dict[str, Any]:
         """What figures and pages are drawn from."""
-        pair = pairs.read_run(self.run)
+        pair = read_run(self.run)
         assert pair.recorded is not None
         recorded, adversarial = pair.recorded, pair.adversarial[self.index]
         masks = {name: getattr(recorded, name) for name in ("prediction_clean", "prediction_adversarial", "target")}
@@ -177,8 +175,8 @@ def view(run: Path, viewer: viewers.Viewer, *, overwrite: bool) -> str:
     """
     said = read.read_report(run)
     case = said["cases"][0]
-    scan = run / folder.adversarial([each["format"] for each in case["inputs"]])[_most_changed(case)]
-    mask, path = run / folder.PREDICTION_ADVERSARIAL, run / viewers.LABEL_FILES[viewer]
+    scan = run / files.adversarial([each["format"] for each in case["inputs"]])[_most_changed(case)]
+    mask, path = run / files.PREDICTION_ADVERSARIAL, run / viewers.LABEL_FILES[viewer]
     for needed in (scan, mask):
         if not needed.exists():
             raise InputError(f"{public_name(run)}: {needed.name} is missing; the run is not complete.")
@@ -195,8 +193,8 @@ def _named_labels(run: Path, said: Mapping[str, Any]) -> dict[int, str]:
     """Names of the labels above 0: of every class, but of bit codes only those that occur, for they are many."""
     names = dict(enumerate(_label_names(said)))
     if said["model"]["overlapping"]:
-        masks = (folder.PREDICTION_CLEAN, folder.PREDICTION_ADVERSARIAL, folder.TARGET)
-        used = {int(code) for name in masks for code in np.unique(volume.read_labels(run / name).labels)}
+        masks = (files.PREDICTION_CLEAN, files.PREDICTION_ADVERSARIAL, files.TARGET)
+        used = {int(code) for name in masks for code in np.unique(nifti.read_labels(run / name).labels)}
         names = {code: names[code] for code in sorted(used)}
     names.pop(0, None)
     return names

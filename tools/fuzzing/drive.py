@@ -143,7 +143,7 @@ def whole_command() -> Any:
     """The command line; typer puts it together of annotations at each call, half of what a small input takes."""
     import typer.main
 
-    from mafl_cli.cli.attack import app
+    from mafl_cli.cli.application import app
 
     command = typer.main.get_command(app)
     for name, each in getattr(command, "commands", {}).items():

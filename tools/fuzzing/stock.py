@@ -356,7 +356,7 @@ RUNS: dict[str, tuple[str, ...]] = {
 
 def run_command(arguments: Sequence[str]) -> int:
     """`mafl ARGUMENTS` in this process; ends as the command does."""
-    from mafl_cli.cli.attack import main
+    from mafl_cli.cli.application import main
 
     sys.argv = ["mafl", *arguments]
     main()

@@ -1,0 +1,172 @@
+"""The search over the samples of one case: slices, windows or the whole volume, in batches that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mafl_cli.case.prepare import Case
+from mafl_cli.config import AttackConfig
+from mafl_cli.field.field import Scan
+from mafl_cli.field.samples import Changed, Drawn
+from mafl_cli.search import traces
+from mafl_cli.search.loop import Outcome, StepRecord, attack
+
+# How often statistics may be frozen anew at the changed scan before what is left is reported as it is.
+_REFREEZES = 3
+
+
+@dataclass(frozen=True)
+class Progress:
+    """done of total steps, and what the current step reached."""
+
+    done: int
+    total: int
+    record: StepRecord
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search brought, in memory. outcomes has one entry per sample, None where none was attacked.
+
+    drawn: the prediction of the adversarial samples. trace: see `search.traces.joined`.
+    """
+
+    adversarial: Changed
+    drawn: Drawn
+    outcomes: tuple[Outcome | None, ...]
+    constant: int
+    forward: int
+    backward: int
+    trace: traces.Trace
+
+
+def search(
+    case: Case,
+    config: AttackConfig,
+    on_progress: Callable[[Progress], None] | None,
+) -> Found:
+    """Attack every slice (or the volume) whose prediction is not the target yet, a few at a time.
+
+    Statistics that are recomputed from the changed file (z-scores) drift a little from the frozen ones, and a few
+    voxels with them; so does a search in lower precision. Samples that lose their goal by this are attacked again,
+    in float32 and with the statistics frozen at the changed scan. The trace is that of the first round: later ones
+    begin anew with the few samples that are left, and are no continuation of it.
+    """
+    flat = case.clean.flatten(1)
+    constant = (flat == flat[:, :1]).all(dim=1)
+    differs = case.edit().flatten(1).any(dim=1)
+    todo = torch.nonzero(differs & ~constant).flatten()
+    adversarial = Changed(case.clean, todo)
+    outcomes: list[Outcome | None] = [None] * len(case.clean)
+    passes = [0, 0]
+    field = case.field(exact=False)
+    drawn = case.clean_drawn
+    rounds: list[list[traces.Group]] = []
+    for _ in range(_REFREEZES):
+        groups: list[traces.Group] = []
+        rounds.append(groups)
+
+        def work(
+            rows: Tensor, share: float, field: Scan = field, todo: Tensor = todo, groups: list[traces.Group] = groups
+        ) -> None:
+            part = _Part.of(case, field, rows)
+            records: list[StepRecord] = []
+            result = attack(
+                part.field,
+                part.clean,
+                part.wanted,
+                config,
+                part.limits,
+                guide=part.guide,
+                spacing=case.layout.batch_spacing(case.scan.affine),
+                on_step=_relay(records, on_progress, share, len(rows) / len(todo), config.steps),
+            )
+            if not records:  # All were at their goal from the start.
+                score = float(result.verdict.score.mean())
+                records = [StepRecord(0, float(result.verdict.reached.float().mean()), score, 0.0, 0.0)]
+            # Not before the search is done: one that runs out of memory is repeated with fewer samples.
+            groups.append(traces.Group(len(rows), records))
+            adversarial[rows] = part.pasted(result.adversarial)
+            passes[0], passes[1] = passes[0] + result.forward, passes[1] + result.backward
+            for row, outcome in zip(rows.tolist(), result.outcomes, strict=True):
+                outcomes[row] = outcome
+
+        case.groups(todo, work)
+        statistics = case.frozen(list(case.as_volume(adversarial.whole())))
+        field = case.field(statistics)
+        drawn = case.drawn(adversarial, statistics, like=[case.clean_drawn])
+        held = case.goal(config).judge(drawn.labels).reached
+        lost = [row for row, outcome in enumerate(outcomes) if outcome is Outcome.REACHED and not held[row]]
+        if not lost:
+            break
+        todo = torch.tensor(lost, device=case.clean.device)
+    return Found(
+        adversarial=adversarial,
+        drawn=drawn,
+        outcomes=tuple(outcomes),
+        constant=int((differs & constant).sum()),
+        forward=passes[0],
+        backward=passes[1],
+        trace=traces.joined(rounds[0]),
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some samples, cut to the part that the edit can reach; see `field.field.Focus`."""
+
+    field: Any
+    clean: Tensor
+    wanted: Tensor
+    guide: Tensor | None
+    limits: Any
+    whole: Tensor
+    box: Any
+
+    @staticmethod
+    def of(case: Case, field: Scan, rows: Tensor) -> _Part:
+        whole = case.clean[rows]
+        edit = case.edit(rows)
+        focus = field.focus(whole, edit)
+        box: Any = (..., *focus.box)
+        limits = case.limits.part(rows, focus.box)
+        if focus.frozen is not None:
+            limits = replace(limits, frozen=limits.frozen | focus.frozen.unsqueeze(1))
+        return _Part(
+            field=focus.field,
+            clean=whole[box],
+            wanted=case.wanted[rows][box].long(),
+            guide=None if case.guide is None else case.guide[rows][box],
+            limits=limits,
+            whole=whole,
+            box=box,
+        )
+
+    def pasted(self, part: Tensor) -> Tensor:
+        """The whole samples with the part in its place."""
+        whole = self.whole.clone()
+        whole[self.box] = part
+        return whole
+
+
+def _relay(
+    records: list[StepRecord],
+    on_progress: Callable[[Progress], None] | None,
+    before: float,
+    share: float,
+    steps: int,
+) -> Callable[[StepRecord], None]:
+    """Keep what each step reached, and pass it on. before: share of the work that is done already; share: of this."""
+    total = max(round(steps / share), 1)
+
+    def on_step(record: StepRecord) -> None:
+        records.append(record)
+        if on_progress is not None:
+            on_progress(Progress(round(before * total) + record.step + 1, total, record))
+
+    return on_step

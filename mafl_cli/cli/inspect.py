@@ -1,0 +1,41 @@
+"""`mafl inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mafl_cli.cli.application import EXIT_CODES, app
+from mafl_cli.cli.console import Voice, reported, show_text
+from mafl_cli.cli.options import Debug, Grouped, SizeLimit
+from mafl_cli.system import sizes
+from mafl_cli.system.streams import put
+
+
+@app.command(cls=Grouped, epilog=EXIT_CODES)
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A model, a scan or a mask.")],
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write what is known about a model into the TOML file beside it.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a TOML file that is there.")] = False,
+    size_limit: SizeLimit = None,
+    debug: Debug = False,
+) -> None:
+    """Show what mafl sees in a model, a scan or a mask, and what it would assume."""
+    voice = Voice(0, debug)
+    with reported(voice), sizes.limited(size_limit):
+        from mafl_cli.case import inspection
+        from mafl_cli.results.report import to_json
+
+        if write:
+            show_text(f"wrote {inspection.write_card(file, overwrite=overwrite).name}")
+            return
+        facts = inspection.inspect(file)
+        if as_json:
+            put(to_json(facts))
+        else:
+            show_text(inspection.format_facts(facts))

@@ -1,0 +1,76 @@
+"""`mafl visualize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from mafl_cli.cli.application import EXIT_CODES, app
+from mafl_cli.cli.console import Voice, reported, show_text
+from mafl_cli.cli.options import Debug, Grouped, MaybePath, MaybeStr, Overwrite, Quiet, SizeLimit, Verbose
+from mafl_cli.show.display import WINDOWS
+from mafl_cli.show.viewers import Viewer
+from mafl_cli.system import sizes
+
+
+@app.command(cls=Grouped, epilog=EXIT_CODES)
+def visualize(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN", help="Result folder of `mafl attack`; for a page several, or a folder of them."),
+    ],
+    out: Annotated[
+        MaybePath,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="A figure of one run: .png, .pdf or .svg. A page to look through: .html, one file that needs no "
+            "network. [default: figure.png in the run; page.html for several]",
+        ),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, max=20, help="Slices of a figure.")] = 3,
+    max_mb: Annotated[
+        float, typer.Option("--max-mb", min=0.1, help="Size of a page at most; what is left out for it is said.")
+    ] = 20,
+    window: Annotated[
+        MaybeStr,
+        typer.Option(
+            "--window",
+            metavar="LOW,HIGH|NAME",
+            help="Grey values shown black and white, in the scan's own units; for CT also "
+            f"{', '.join(f'{name} ({level:g}/{width:g})' for name, (level, width) in WINDOWS.items())}: level/width "
+            "in HU. [default: 1st to 99th percentile of the body]",
+        ),
+    ] = None,
+    open_in: Annotated[
+        Optional[Viewer],  # noqa: UP045
+        typer.Option(
+            "--open",
+            help="Print the command line that opens the adversarial scan and its prediction there, and write the "
+            "labels' names and colours for it into RUN; no figure without -o.",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    size_limit: SizeLimit = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Show clean scan, adversarial scan, their difference and the contours: a figure, or a page with all slices.
+
+    A figure has the slices that changed most, and below them the change by size and by spatial frequency, and the
+    course of the search. A page has numbers with explanations, flicker, amplified differences and a table of cases.
+    """
+    voice = Voice(-1 if quiet else int(verbose), debug)
+    with reported(voice), sizes.limited(size_limit):
+        from mafl_cli.show import show
+
+        if open_in is not None:
+            for run in runs:
+                show_text(show.view(run, open_in, overwrite=overwrite))
+            if out is None:
+                return
+        voice.say(show.show(runs, out, rows=rows, window=window, max_mb=max_mb, overwrite=overwrite))

@@ -1,0 +1,64 @@
+"""The protocol of an attacked function: what the search and the case ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from mafl_cli.field.resample import Box
+from mafl_cli.network.prediction import Prediction
+
+Losses = Callable[[Prediction], Sequence[Tensor]]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """A prediction with the (B,) value of each loss and its gradient with respect to the input, like the input."""
+
+    prediction: Prediction
+    values: list[Tensor]
+    gradients: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Focus:
+    """The attacked function where the edit is.
+
+    box: the part of the scan, native voxels, that `field` takes and draws. frozen: bool (*box), voxels that must not
+    change, or None: all may.
+    """
+
+    field: Field
+    box: Box
+    frozen: Tensor | None
+
+
+class Field(Protocol):
+    """The attacked function: native voxels in, logits on the same grid out."""
+
+    def predict(self, x: Tensor) -> Prediction:
+        """Without gradient. x: (B, C, *spatial), native units."""
+        ...
+
+    def slopes(self, x: Tensor, losses: Losses) -> Slopes:
+        """One forward pass, and one backward pass for each of the losses."""
+        ...
+
+
+class Scan(Field, Protocol):
+    """The attacked function for whole scans or slices, which knows a cheaper one for the part around an edit."""
+
+    def labels(self, x: Tensor) -> Tensor:
+        """Predicted classes of (B, C, *spatial): (B, *spatial), or (B, R, *spatial) for overlapping regions.
+
+        In the smallest type that holds them: they are kept for whole scans.
+        """
+        ...
+
+    def focus(self, clean: Tensor, edit: Tensor) -> Focus:
+        """The function around an edit, bool (B, *spatial), of scans that stay clean everywhere else."""
+        ...

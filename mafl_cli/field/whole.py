@@ -1,0 +1,71 @@
+"""The attacked function of a network that sees the whole grid at once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mafl_cli.field.boxes import everything, on_last_axes, then
+from mafl_cli.field.field import Focus, Losses, Slopes
+from mafl_cli.field.preprocess import Preprocessing
+from mafl_cli.field.resample import Grids
+from mafl_cli.network.prediction import Prediction, drawn
+from mafl_cli.network.segmenter import Segmenter
+
+
+class Whole:
+    """Every sample in one piece, zero-padded at the far end to multiples of the divisor.
+
+    grids: native grid and the network's; None where they are the same.
+    """
+
+    def __init__(
+        self, segmenter: Segmenter, preprocessing: Preprocessing, divisor: int = 1, grids: Grids | None = None
+    ) -> None:
+        self._segmenter = segmenter
+        self._preprocessing = preprocessing
+        self._divisor = divisor
+        self._grids = grids
+
+    def predict(self, x: Tensor) -> Prediction:
+        """Without gradient. x: (B, C, *spatial), native units."""
+        with torch.no_grad():
+            return self._forward(x)
+
+    def labels(self, x: Tensor) -> Tensor:
+        """Predicted classes, (B, *spatial), or (B, R, *spatial) for overlapping regions; see
+        `network.prediction.kept_type`.
+        """
+        return drawn(self.predict(x).logits, compact=True)
+
+    def slopes(self, x: Tensor, losses: Losses) -> Slopes:
+        """One forward pass, and one backward pass for each of the losses."""
+        x = x.detach().requires_grad_()
+        prediction = self._forward(x)
+        values = list(losses(prediction))
+        gradients = [torch.autograd.grad(value.sum(), x, retain_graph=value is not values[-1])[0] for value in values]
+        return Slopes(prediction.detach(), [value.detach() for value in values], gradients)
+
+    def focus(self, clean: Tensor, edit: Tensor) -> Focus:
+        """All of it: nothing is left out."""
+        return Focus(self, everything(clean.shape[2:]), None)
+
+    def _forward(self, x: Tensor) -> Prediction:
+        dims = x.ndim - 2
+
+        def see(native: Tensor) -> Tensor:
+            """A map on the native grid as the network gets it: resampled and padded."""
+            found = native if self._grids is None else self._grids.there(native)
+            pad = [amount for size in reversed(found.shape[-dims:]) for amount in (0, -size % self._divisor)]
+            return F.pad(found, pad) if any(pad) else found
+
+        prediction = self._segmenter(see(self._preprocessing(x)))
+        inner = x.shape[2:] if self._grids is None else self._grids.there.shape_out
+        logits = prediction.logits[on_last_axes(everything(inner))]
+        return Prediction(
+            logits if self._grids is None else self._grids.back(logits),
+            tuple(replace(patch, see=then(see, patch.see)) for patch in prediction.features),
+        )

@@ -1,0 +1,229 @@
+"""A model file, checked and described: `load`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mafl_cli.config import Activation, Precision
+from mafl_cli.errors import ModelError, UsageError
+from mafl_cli.network.card import ModelCard
+from mafl_cli.network.card_file import find_card
+from mafl_cli.network.intensity import Intensity
+from mafl_cli.network.lifting import Output, Tap, feature_nodes
+from mafl_cli.network.model_file import read_model
+from mafl_cli.network.probing import accepted, input_kind, padded
+from mafl_cli.network.reasons import REFUSALS, meaning
+from mafl_cli.network.segmenter import Segmenter
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a report says about a model. `assumptions` are sentences about what nobody stated.
+
+    classes: names by index, background first; of the regions alone when they may overlap.
+    """
+
+    name: str
+    sha256: str
+    format: str
+    dims: int
+    channels: tuple[str, ...]
+    orientation: str
+    classes: tuple[str, ...]
+    overlapping: bool
+    activation: Activation
+    intensity: Intensity
+    divisor: int
+    taps: tuple[Tap, ...]
+    card: str | None
+    assumptions: tuple[str, ...]
+
+
+def load(
+    path: Path,
+    *,
+    device: torch.device,
+    card: ModelCard | None = None,
+    size: Callable[[int], tuple[int, ...]] | None = None,
+    tap: str = "auto",
+    precision: Precision = "float32",
+) -> tuple[Segmenter, ModelInfo, ModelCard]:
+    """Load a model file, find out what it takes and gives, and lift it.
+
+    Args:
+        path: TorchScript or .pt2. It is a program: load only files you trust.
+        card: what is known about the model; what lies beside the file or in it if None.
+        size: spatial size the model will be used at (before padding), given its number of dimensions; None is the one
+            that it was exported for, else 64 voxels.
+        tap: "auto" (last layer at the coarsest resolution) or a node name that `mafl inspect` lists; NAME:WEIGHT,
+            several of them separated by commas.
+        precision: of the search; `Segmenter.exact` judges in float32.
+    Returns: the segmenter, what a report says about it, and the card with every gap filled.
+    Raises ModelError with the reason if the file cannot be attacked.
+    """
+    wanted = read_taps(tap)
+    file = read_model(path, device)
+    card = find_card(path) if card is None else card
+    card, assumptions = card.with_assumptions()
+    said = list(assumptions)
+    dims, channels = input_kind(file, card, path.name, device)
+    fixed = None if file.example is None else tuple(each for each in file.example[2:] if each is not None)
+    shape = size(dims) if size is not None else fixed if fixed is not None and len(fixed) == dims else (64,) * dims
+    divisor, output, raw = accepted(file, card, channels, shape, path.name, device)
+    if card.divisor is None and divisor > 1:
+        said.append(f"divisor: not stated, found by trying: sizes are padded to multiples of {divisor}")
+    elif card.divisor is not None and divisor > card.divisor:
+        said.append(f"divisor: {card.divisor} makes this size too small for it; padded to multiples of {divisor}")
+    said += _said_of_grid(output)
+    count = raw.shape[1]
+    segmenter = Segmenter(file, path.name, output, device, wanted, precision)
+    segmenter.tried = example = (1, channels, *padded(shape, divisor))
+    textured = torch.rand(example, generator=torch.Generator().manual_seed(0)).to(device)
+    gives = segmenter.exact.lifted(segmenter.enlarged(textured)).gives
+    if gives != "logits":
+        what = "probabilities" if gives == "probabilities" else f"a {gives}"
+        said.append(f"output: {what}, not logits; the logits behind it are attacked")
+    activation: Activation = card.activation or ("sigmoid" if count == 1 or gives == "sigmoid" else "softmax")
+    if overlapping := activation == "sigmoid" and count > 1:
+        segmenter.take_regions()
+    if card.activation is None:
+        kinds = "one channel" if count == 1 else f"{count} channels"
+        said.append(
+            f"activation: not stated, {activation} because the output has {kinds}"
+            + (", each a probability of its own" if overlapping else "")
+        )
+    names = _class_names(card, count, overlapping, path.name)
+    if card.classes is None:
+        numbered = "regions are numbered" if overlapping else "0 is taken for background"
+        said.append(f"classes: not stated, {numbered}")
+    card = replace(card, dims=dims, divisor=divisor, activation=activation, classes=names)
+    if _check(segmenter, textured):
+        said.append(
+            "graph: the network decides by the values of its input; every prediction is compared with the file's"
+        )
+    elif not segmenter.exact.is_independent(example):
+        segmenter.take_one_by_one()
+        said.append(
+            "batch: the output of a sample depends on the others (batch norm in training mode?); one goes at a time"
+        )
+    info = ModelInfo(
+        name=card.name or path.name,
+        sha256=file.sha256,
+        format=file.format,
+        dims=dims,
+        channels=card.channels or tuple(f"channel {index}" for index in range(channels)),
+        orientation=card.orientation or "native",
+        classes=names,
+        overlapping=overlapping,
+        activation=activation,
+        intensity=card.intensity or Intensity(),
+        divisor=divisor,
+        taps=segmenter.lifted(segmenter.enlarged(textured)).taps,
+        card=card.source,
+        assumptions=tuple(said),
+    )
+    if segmenter.decides:
+        segmenter.forget()  # Recorded with what is no scan.
+    return segmenter, info, card
+
+
+def read_taps(text: str) -> tuple[tuple[str, float], ...]:
+    """NAME or NAME:WEIGHT, several separated by commas. Raises UsageError for a weight that is no number above 0."""
+    found = []
+    for part in text.split(","):
+        name, _, weight = part.strip().partition(":")
+        try:
+            value = float(weight or 1)
+        except ValueError:
+            value = 0.0
+        if not name or not 0 < value < math.inf:
+            raise UsageError(f"--tap {text!r} is not understood: use NAME or NAME:WEIGHT, separated by commas.")
+        found.append((name, value))
+    return tuple(found)
+
+
+def _class_names(card: ModelCard, count: int, overlapping: bool, name: str) -> tuple[str, ...]:
+    """Of the classes, or of the regions that may overlap. Raises ModelError if the card names another number."""
+    needed = count if overlapping else max(count, 2)
+    if card.classes is None:
+        if overlapping:
+            return tuple(f"region {index}" for index in range(count))
+        return ("background", *(f"class {index}" for index in range(1, needed)))
+    if len(card.classes) != needed:
+        kind = "regions" if overlapping else "classes"
+        raise ModelError(f"{name}: gives {needed} {kind}, its card names {len(card.classes)}.")
+    return card.classes
+
+
+def _said_of_grid(output: Output) -> list[str]:
+    if any(output.margin):
+        return [f"output: smaller than the input by {max(output.margin)} voxels; scans are padded with edge values"]
+    if output.coarse > 1:
+        return [f"output: {output.coarse} times coarser than the input; logits are interpolated"]
+    return []
+
+
+def taps(segmenter: Segmenter) -> list[tuple[str, tuple[int, ...]]]:
+    """Every node that could be a tap, with its shape (F, *coarse) for an input of the shape that was tried."""
+    x = segmenter.enlarged(torch.zeros(segmenter.tried, device=segmenter.device))
+    nodes = feature_nodes(segmenter.lifted(x).graph.graph, x)
+    return [(node.name, size[1:]) for node, size in nodes]
+
+
+def _check(segmenter: Segmenter, x: Tensor) -> bool:
+    """Trial forward and backward on a fixed textured image `x`; whether the network decides by the values of its input.
+
+    A network that spoils its own gradient by working in place is made to work without. Raises ModelError if the model
+    cannot be attacked.
+    """
+    name = segmenter.name
+    try:
+        logits, gradient = _backward(segmenter.exact, x)
+    except REFUSALS:
+        segmenter.take_functional()
+        try:
+            logits, gradient = _backward(segmenter.exact, x)
+        except REFUSALS as exc:
+            raise ModelError(f"{name}: cannot be attacked: {meaning(exc)}.") from exc
+    if not torch.isfinite(logits).all():
+        raise ModelError(f"{name}: gives NaN or infinite values for an ordinary image.")
+    if gradient is None:
+        raise ModelError(
+            f"{name}: gives no gradient with respect to its input "
+            "(optimize_for_inference, quantised, or detached); save it with torch.jit.script or torch.jit.trace."
+        )
+    if not torch.isfinite(gradient).all() or not gradient.any():
+        raise ModelError(f"{name}: its gradient with respect to the input is zero or not finite.")
+    with torch.no_grad():
+        if not torch.equal(segmenter.exact(x).logits, segmenter.exact(x).logits):
+            raise ModelError(f"{name}: is not deterministic (dropout left on?); save it in eval mode.")
+    if segmenter is not segmenter.exact:
+        try:
+            _backward(segmenter, x)
+        except REFUSALS as exc:
+            raise ModelError(f"{name}: cannot be attacked in this precision: {meaning(exc)}.") from exc
+    decides = segmenter.exact.lifted(segmenter.exact.enlarged(x)).decides
+    if decides:
+        segmenter.take_decisions()
+    return decides
+
+
+def _backward(segmenter: Segmenter, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Logits, and the gradient of what the attack may ask of them; None if there is none."""
+    x = x.clone().requires_grad_()
+    prediction = segmenter(x)
+    logits = prediction.logits
+    if not logits.requires_grad:
+        return logits.detach(), None
+    asked = (logits[:, -1] - logits[:, 0]).sum()
+    (gradient,) = torch.autograd.grad(asked, x, allow_unused=True, retain_graph=True)
+    taps = sum(patch.features.sum() for patch in prediction.features if patch.features.requires_grad)
+    if isinstance(taps, Tensor):
+        torch.autograd.grad(taps, x, allow_unused=True)
+    return logits.detach(), gradient

@@ -1,0 +1,100 @@
+"""The best iterate of each sample so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mafl_cli.config import AttackConfig
+from mafl_cli.field.field import Field
+from mafl_cli.field.preprocess import per_channel
+from mafl_cli.network import prediction
+from mafl_cli.search import steps
+from mafl_cli.search.goals import SLACK, Goal, Verdict
+from mafl_cli.search.limits import Limits
+
+
+def finished(best: Best, rows: Tensor, config: AttackConfig, *, late: bool) -> Tensor:
+    """Which samples need no further step, bool (b,).
+
+    late: the second half of the steps. Earlier it is too early to tell whether a change still shrinks: with long
+    steps the target is lost and won back for a while.
+    """
+    if config.after_goal == "stop":
+        return best.reached[rows]
+    worn_out = best.since[rows] >= config.patience
+    return worn_out & (late and config.after_goal == "shrink")
+
+
+@dataclass
+class Best:
+    """The best iterate of each sample so far, and how many steps ago it last got clearly better.
+
+    Among iterates at the goal, one percent of the target more is worth 20 percent of length up to `aim`, and 0.2
+    percent beyond it. bounded: within a ball a change that moves the prediction nowhere is kept rather than none, for
+    it shows that something was tried.
+    """
+
+    x: Tensor
+    iou: Tensor
+    hit: Tensor
+    removal: Tensor
+    reached: Tensor
+    l2: Tensor
+    cost: Tensor
+    since: Tensor
+    aim: float
+    bounded: bool
+
+    @staticmethod
+    def at(clean: Tensor, verdict: Verdict, aim: float, *, bounded: bool) -> Best:
+        none = torch.zeros(len(clean), device=clean.device)
+        parts = (verdict.iou, verdict.hit, verdict.removal, verdict.reached)
+        return Best(clean.clone(), *parts, none, torch.zeros_like(none), torch.zeros_like(none).long(), aim, bounded)
+
+    def verdict(self) -> Verdict:
+        return Verdict(self.iou, self.hit, self.removal, self.reached)
+
+    def update(self, rows: Tensor, x: Tensor, verdict: Verdict, l2: Tensor) -> None:
+        """Take over what is better: reached before not reached, then cheaper, else closer to the goal."""
+        was = Verdict(self.iou[rows], self.hit[rows], self.removal[rows], self.reached[rows])
+        short = self.aim - verdict.score
+        cost = l2 * (1 + torch.where(short > 0, 20 * short, 0.2 * short))
+        cheaper = cost < self.cost[rows]
+        smaller = (l2 < self.l2[rows]) if not self.bounded else (l2 > 0) & ((l2 < self.l2[rows]) | (self.l2[rows] == 0))
+        closer = (verdict.score > was.score) | ((verdict.score == was.score) & smaller)
+        better = torch.where(was.reached, verdict.reached & cheaper, verdict.reached | closer)
+        clearly = better & (~was.reached | (cost < 0.995 * self.cost[rows]))
+        # Patience counts only once the goal is reached: before that every step is worth taking.
+        self.since[rows] = torch.where(clearly | ~(was.reached | verdict.reached), 0, self.since[rows] + 1)
+        taken = rows[better]
+        self.x[taken], self.l2[taken], self.cost[taken] = x[better], l2[better], cost[better]
+        self.iou[taken], self.hit[taken] = verdict.iou[better], verdict.hit[better]
+        self.removal[taken], self.reached[taken] = verdict.removal[better], verdict.reached[better]
+
+
+def search_scale(field: Field, clean: Tensor, goal: Goal, limits: Limits, passes: int, best: Best) -> int:
+    """Bisect the scale of each best perturbation between nothing and itself; returns the forward passes used.
+
+    A scale will do that draws no less of the target, or meets the aim.
+    """
+    rows = torch.nonzero(best.reached & (best.l2 > 0)).flatten()
+    if not len(rows) or not passes:
+        return 0
+    origin = clean[rows]
+    found = (best.x[rows] - origin) / per_channel(limits.unit, clean)
+    enough = best.verdict().score[rows].clamp_max(best.aim) - SLACK
+    # The overshoot is small as a rule, so the first probe is close to the whole.
+    low, probe = torch.zeros_like(best.l2[rows]), torch.full_like(best.l2[rows], 0.97)
+    high = torch.ones_like(low)
+    for _ in range(passes):
+        x = limits.project(origin, found * steps.spread_out(probe, found), rows)
+        verdict = goal[rows].judge(prediction.drawn(field.predict(x).logits))
+        best.update(rows, x, verdict, steps.length((x - origin) / per_channel(limits.unit, clean)))
+        holds = verdict.reached & (verdict.score >= enough)
+        high = torch.where(holds, probe, high)
+        low = torch.where(holds, low, probe)
+        probe = (low + high) / 2
+    return passes * len(rows)

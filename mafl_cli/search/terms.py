@@ -1,0 +1,138 @@
+"""The terms of the objective, weighed against each other for each sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mafl_cli.config import AttackConfig
+from mafl_cli.errors import UsageError
+from mafl_cli.field.field import Field, Losses
+from mafl_cli.field.preprocess import per_channel
+from mafl_cli.network.prediction import Patch, Prediction, drawn
+from mafl_cli.search import losses, steps
+from mafl_cli.search.limits import Limits
+from mafl_cli.search.pressure import Pressure, margins
+
+LowPass = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The losses that need a gradient, with everything they compare with.
+
+    target, clean: (B, *spatial), class indices. must: (B,), voxels where they differ.
+    pressure: what each voxel counts in the margin loss.
+    features, guide: of the clean scan and of a scan that has the target.
+    """
+
+    config: AttackConfig
+    target: Tensor
+    clean: Tensor
+    must: Tensor
+    pressure: Pressure
+    features: tuple[Patch, ...]
+    guide: tuple[Patch, ...] | None
+    overlapping: bool
+
+    @staticmethod
+    def of(
+        config: AttackConfig,
+        field: Field,
+        before: Prediction,
+        target: Tensor,
+        guide: Tensor | None,
+        *,
+        overlapping: bool,
+    ) -> Terms:
+        if guide is not None and config.feature_weight == 0:
+            raise UsageError("a guide needs a feature term: give feature_weight a value above 0.")
+        clean = drawn(before.logits)
+        lead = -margins(before.logits, clean)
+        kappa = (config.kappa * lead.flatten(1).mean(dim=1)).view(-1, *(1,) * (lead.ndim - 1))
+        # A voxel that has its class already need not become surer of it than it was.
+        kappa = torch.where(clean == target, torch.minimum(lead, kappa), kappa)
+        features = None if guide is None else field.predict(guide).features
+        pressure = Pressure(kappa, config.steps, adaptive=config.adaptive_weights)
+        must = (clean != target).flatten(1).sum(dim=1)
+        return Terms(config, target, clean, must, pressure, before.features, features, overlapping)
+
+    def losses(self, rows: Tensor, *, progress: float, gain: Tensor | None, apart: bool) -> Losses:
+        """The mask term, with `gain` (b,) times the feature term on the voxels that miss the target; or both apart."""
+
+        def terms(prediction: Prediction) -> list[Tensor]:
+            logits, target = prediction.logits, steps.those(self.target, rows)
+            mask = losses.mask_loss(
+                self.config.mask_loss, logits, target,
+                pressure=self.pressure, rows=rows, clean=steps.those(self.clean, rows), progress=progress,
+            )  # fmt: skip
+            if gain is None:
+                return [mask]
+            unmet = (drawn(logits) != target).to(mask.dtype)
+            feature = self._feature(prediction.features, rows, unmet)
+            if apart:
+                return [mask, feature]
+            # Near the goal the mask term alone knows what is missing: the other fades with the voxels still unmet.
+            return [mask + gain * self._missing(rows, unmet) * feature]
+
+        return terms
+
+    def _feature(self, patches: tuple[Patch, ...], rows: Tensor, unmet: Tensor) -> Tensor:
+        """The feature term, (B,), over all taps and windows: each counts by its weight and the voxels it misses."""
+        if self.overlapping:
+            unmet = unmet.amax(dim=1)
+        total, mass = torch.zeros(len(rows), device=rows.device), torch.zeros(len(rows), device=rows.device)
+        for index, (patch, clean) in enumerate(zip(patches, self.features, strict=True)):
+            seen, reference = patch.see(unmet), steps.those(clean.features, rows)
+            if self.guide is None:
+                value = losses.feature_cosine(patch.features, reference, seen)
+            else:
+                value = losses.feature_guide(patch.features, reference, self.guide[index].features[rows], seen)
+            share = patch.weight * seen.flatten(1).mean(dim=1)
+            total, mass = total + share * value, mass + share
+        return total / torch.where(mass > 0, mass, torch.ones_like(mass))
+
+    def _missing(self, rows: Tensor, unmet: Tensor) -> Tensor:
+        """Voxels that miss the target as a share of those that had to change, at most 1: (b,)."""
+        return (unmet.flatten(1).sum(dim=1) / self.must[rows].clamp_min(1)).clamp_max(1)
+
+
+def span(limits: Limits, like: Tensor) -> Tensor:
+    """The scan's range, channel by channel, model units: (1, C, 1, ...)."""
+    return per_channel((limits.high - limits.low) / limits.unit, like)
+
+
+def pulled_back(
+    direction: Tensor,
+    here: Tensor,
+    size: Tensor,
+    mask_gradient: Tensor,
+    config: AttackConfig,
+    limits: Limits,
+    low: LowPass,
+) -> Tensor:
+    """The direction with the terms that depend on the perturbation alone, added in place: its low-pass part and length.
+
+    Gradients of halved squares, δ; or with normalised gradients δ at norm 1.
+    """
+    pulls: list[Tensor] = []
+    if config.low_frequency == "penalty" and config.low_frequency_weight > 0:
+        # Only where the model looks, or the scan is changed: no other voxel has a reason to move.
+        pulls.append(low(here).mul_(config.low_frequency_weight).mul_(torch.logical_or(mask_gradient, here)))
+    if config.l2_weight > 0:
+        pulls.append(losses.size_gradient(here, config.peak_weight).mul_(config.l2_weight))
+    for pull in pulls:
+        if config.gradient_norm == "none":
+            pull.div_(span(limits, here) ** 2)
+        elif config.gradient_norm != "distance":
+            length = size if config.gradient_norm == "l2" else here.flatten(1).abs().sum(dim=1)
+            pull.div_(steps.spread_out(torch.where(length > 0, length, torch.ones_like(length)), here))
+        direction.add_(pull)
+    return direction
+
+
+def without_low_frequency(delta: Tensor, config: AttackConfig, low: LowPass) -> Tensor:
+    return delta - low(delta) if config.low_frequency == "hard" else delta
