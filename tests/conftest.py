@@ -5,10 +5,14 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 import typer.testing
 
+# How long an example takes says more of the machine than of mafl.
+hypothesis.settings.register_profile("mafl")
+hypothesis.settings.load_profile("mafl")
 # The networks of the tests are tiny: a second thread costs more than it brings.
 torch.set_num_threads(1)
 # Typer would build all commands anew for each call in the tests' own process, which takes longer than many a call.

@@ -270,7 +270,8 @@ def test_an_interrupt_keeps_what_is_finished_and_is_exit_130(data: Path, tmp_pat
 def test_an_interrupt_while_cases_are_looked_at_leaves_a_table_too(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*rest: object) -> None:
+    def interrupt(folder: Path, *rest: object) -> None:
+        (folder / ".mafl-work-halfmade").mkdir(parents=True)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(batch, "_settle", interrupt)
@@ -278,6 +279,7 @@ def test_an_interrupt_while_cases_are_looked_at_leaves_a_table_too(
     assert (result.exit_code, result.stderr.count("\n")) == (130, 1)
     said = json.loads((tmp_path / "out" / "report.json").read_text())
     assert {row["status"] for row in said["cases"]} == {"pending"}
+    assert not list((tmp_path / "out").rglob(".mafl-*"))
 
 
 def test_changed_inputs_are_attacked_again_and_touched_ones_are_not(data: Path, tmp_path: Path) -> None:

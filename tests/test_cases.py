@@ -598,7 +598,7 @@ paths = st.text(string.ascii_letters + string.digits + " ,'\"-äß%", min_size=1
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.dictionaries(
         names, st.tuples(st.lists(paths, min_size=1, max_size=3), paths | st.none()), min_size=1, max_size=5
@@ -629,7 +629,7 @@ def test_manifests_say_what_was_written(rows: dict[str, Any], kind: str, mark: b
             assert each.problem.startswith(each.case_id)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.binary(max_size=60)
     | st.text(max_size=60).map(str.encode)

@@ -62,7 +62,7 @@ def array_and_affine(image):
 # --- what is read -------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6))
 def test_reads_what_simpleitk_reads(tmp_path_factory, seed):
     rng = np.random.default_rng(seed)
@@ -316,7 +316,7 @@ def test_what_no_codec_decodes_names_the_syntax_and_the_remedy(ct):
         read_dicom(ct)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_damaged_files_end_in_one_sentence(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("damaged")

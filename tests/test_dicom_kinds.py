@@ -50,7 +50,7 @@ def write_with_bits(folder, values, stored, signed):
         dataset.save_as(folder / f"IM{k:04d}", enforce_file_format=True)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_bits_and_sign_may_differ_from_slice_to_slice(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("bits")
@@ -361,7 +361,7 @@ def shorten(digits):
 
 
 @pytest.mark.parametrize("digits", [1, 2, 3, 4])
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(seed=st.integers(0, 10**6))
 def test_directions_of_few_digits_are_put_right(tmp_path_factory, seed, digits):
     folder = tmp_path_factory.mktemp("digits") / "ct"

@@ -275,7 +275,7 @@ def require_sentence(said: str) -> None:
     assert len(said) < 400
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_report_with_any_value_in_any_place_is_read_or_refused_by_name(
     spoilt: tuple[Path, dict[str, Any]], data: st.DataObject

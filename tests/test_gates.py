@@ -102,7 +102,7 @@ shares = st.floats(0, 1)
 thresholds = st.floats(0, 1, exclude_min=True, exclude_max=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(shares, min_size=1, max_size=12))
 def test_statistics_equal_numpy(values):
     found = quantities.statistics_of(ious(*values))["figures"]["target_iou"]
@@ -175,7 +175,7 @@ def test_the_worst_case_is_the_one_nearest_to_failing():
     assert "case0" in lower["reason"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(shares, min_size=1, max_size=9), thresholds)
 def test_aggregates_observe_what_numpy_says(values, threshold):
     cases = ious(*values)
@@ -186,7 +186,7 @@ def test_aggregates_observe_what_numpy_says(values, threshold):
     assert low == pytest.approx(np.percentile(values, 5))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(shares, min_size=1, max_size=6), thresholds, st.sampled_from([">", ">=", "<", "<="]))
 def test_a_gate_on_the_worst_case_fails_exactly_if_one_of_its_cases_does(values, threshold, operator):
     result = judge(f"target_iou {operator} {threshold!r}", *ious(*values))
@@ -325,7 +325,7 @@ def decided(gate):
     return len({gates._HOLDS[gate.operator](value, gate.threshold) for value in tried}) == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(gates_of_any_kind)
 def test_an_expression_reads_back_as_the_same_gate_or_is_refused_where_it_is_decided_before(gate):
     if decided(gate):

@@ -110,7 +110,7 @@ def test_the_goal_is_met_at_exactly_its_number() -> None:
 IMAGES = hnp.arrays(np.int64, (2, 3, 4), elements=st.integers(0, 3))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(target=IMAGES, clean=IMAGES)
 def test_the_target_itself_is_always_perfect(target: np.ndarray, clean: np.ndarray) -> None:
     verdict = goal(torch.from_numpy(target), torch.from_numpy(clean), 4, iou=1, hit=1).judge(torch.from_numpy(target))
@@ -119,7 +119,7 @@ def test_the_target_itself_is_always_perfect(target: np.ndarray, clean: np.ndarr
     assert verdict.reached.all()
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(target=IMAGES, clean=IMAGES, found=IMAGES)
 def test_numbers_are_defined_and_only_the_target_is_perfect(
     target: np.ndarray, clean: np.ndarray, found: np.ndarray
@@ -132,7 +132,7 @@ def test_numbers_are_defined_and_only_the_target_is_perfect(
     assert torch.equal(verdict.reached, (found_ == target_).flatten(1).all(dim=1))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(target=IMAGES, clean=IMAGES, found=IMAGES, goals=st.lists(st.floats(1e-6, 1), min_size=2, max_size=2))
 def test_what_meets_a_goal_meets_every_lower_one(
     target: np.ndarray, clean: np.ndarray, found: np.ndarray, goals: list[float]
@@ -144,7 +144,7 @@ def test_what_meets_a_goal_meets_every_lower_one(
     assert (below | ~above).all()
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(target=IMAGES, clean=IMAGES, found=IMAGES)
 def test_samples_do_not_see_each_other(target: np.ndarray, clean: np.ndarray, found: np.ndarray) -> None:
     target_, clean_, found_ = map(torch.from_numpy, (target, clean, found))

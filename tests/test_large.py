@@ -22,7 +22,7 @@ from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.samples import Changed, OfScan, stacked
 from mafl_cli.network.intensity import Intensity
 from mafl_cli.network.segmenter import Segmenter
-from mafl_cli.scans import recipes, volume
+from mafl_cli.scans import nifti_write, recipes
 from mafl_cli.scans.nifti import read_image
 from mafl_cli.scans.nifti_write import write_difference, write_image, write_labels
 from mafl_cli.search.goals import Goal
@@ -111,7 +111,7 @@ def test_the_plan_is_what_the_process_holds_and_never_less_than_it_has_held(
     assert before / 2**30 - 0.01 <= float(said[1]) <= 1.25 * after / 2**30
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([2, 3, 12]), st.booleans())
 def test_all_samples_judged_as_one(seed: int, classes: int, overlapping: bool) -> None:
     rng = np.random.default_rng(seed)
@@ -158,12 +158,12 @@ def test_files_written_in_parts_have_the_bytes_of_the_whole(
         return [path.read_bytes() for path in paths]
 
     whole = written("whole")
-    monkeypatch.setattr(volume, "_BLOCK", 2 * 9 * 8)
+    monkeypatch.setattr(nifti_write, "BLOCK", 2 * 9 * 8)
     assert written("parts") == whole
     np.testing.assert_array_equal(read_image(tmp_path / "parts" / f"1{suffix}").data, changed)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.floats(0.1, 30))
 def test_a_sphere_in_its_box_is_the_sphere_in_the_scan(seed: int, radius: float) -> None:
     rng = np.random.default_rng(seed)

@@ -470,7 +470,7 @@ def slowly(clean, adversarial, *, slice_axis, padding, data_range):
     }
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.tuples(*[st.integers(2, 34)] * 2, st.integers(1, 4)),
     st.permutations(range(3)),
@@ -566,7 +566,7 @@ region_maps = st.integers(1, 3).flatmap(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(class_maps.map(lambda made: (*made, False)) | region_maps.map(lambda made: (*made, True)))
 def test_reach_equals_agreement(made):
     classes, prediction, target, clean, overlapping = made

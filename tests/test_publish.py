@@ -125,7 +125,7 @@ def test_junit_brings_any_name_through(name):
     assert root[0].get("name") == NOT_XML.sub("\ufffd", named)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(anything)
 def test_junit_is_wellformed_for_any_text(name):
     root = ElementTree.fromstring(ci.junit(judged([failed(name, name)])).encode())
@@ -198,7 +198,7 @@ def test_no_name_breaks_the_card(name):
     assert columns == [line.count("|") for line in plain_raw]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(anything)
 def test_a_case_of_any_name_is_one_row_of_its_table(name):
     (table,) = (table for table in tables(robustness_card.card(judged([failed(name, name)]))) if table[0][0] == "case")
@@ -302,7 +302,7 @@ def test_what_begins_like_a_formula_is_text_in_a_spreadsheet(text):
         assert not cell.strip().startswith(tuple("=+-@＝＋－＠"))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(anything, anything)
 def test_csv_has_one_line_for_each_case_whatever_its_name(name, message):
     text = robustness_card.table(judged([failed(name, message)]))

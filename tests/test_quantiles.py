@@ -22,7 +22,7 @@ scans = array_shapes(min_dims=1, max_dims=3, max_side=9).flatmap(
 ranks = st.lists(st.floats(0, 100) | st.sampled_from([0.1, 50.0, 99.9]), min_size=1, max_size=4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(scans, ranks, st.integers(1, 40), st.sampled_from([np.float32, np.float64]))
 def test_they_are_those_of_numpy(values, ranks, block, precision):
     with pytest.MonkeyPatch.context() as patch:
@@ -31,7 +31,7 @@ def test_they_are_those_of_numpy(values, ranks, block, precision):
     assert found == np.percentile(values.astype(precision), ranks).tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(scans, ranks, st.integers(0, 2**32 - 1))
 def test_only_what_counts_is_counted(values, ranks, seed):
     where = np.random.default_rng(seed).random(values.shape) < 0.5

@@ -51,7 +51,7 @@ def test_values_that_are_not_finite_are_left_out(bad: float) -> None:
     assert not steps.unit(torch.full((1, 1, 3, 3), bad)).any()
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(st.lists(st.floats(width=32, allow_subnormal=True), min_size=1, max_size=12))
 def test_unit_is_always_finite_and_never_longer_than_one(values: list[float]) -> None:
     found = steps.unit(torch.tensor(values).view(1, 1, 1, -1))

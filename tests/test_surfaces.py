@@ -58,7 +58,7 @@ KINDS = ("noise", "shifted", "a few voxels", "opposite corners", "full", "the sa
 spacings = st.tuples(*[st.sampled_from([0.3, 0.5, 0.7, 0.8, 1.0, 1.5, 3.0, 5.0])] * 3)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.sampled_from(KINDS),
     st.tuples(*[st.integers(2, 14)] * 3),

@@ -94,7 +94,7 @@ scans = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 3)).flatm
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(scans, st.integers(0, 2))
 def test_no_scan_leaves_its_own_range(data, axis):
     for transform in STILL:
@@ -296,7 +296,7 @@ def test_all_stands_for_the_usual_strengths_of_every_kind():
     assert names(*names("all")) == names("all")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(sorted(KINDS)), st.floats(0, 1))
 def test_a_name_reads_back_as_the_same_transform(kind, place):
     low, high = KINDS[kind].low, KINDS[kind].high

@@ -23,7 +23,7 @@ def samples(clean, adversarial):
 scores = st.lists(st.tuples(*[st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.9, 1.0]) | st.floats(0, 1)] * 2), min_size=1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(scores)
 def test_roc_equals_scikit_learn(pairs):
     clean, adversarial = zip(*pairs, strict=True)
@@ -37,7 +37,7 @@ def test_roc_equals_scikit_learn(pairs):
     json.dumps(found, allow_nan=False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(scores)
 def test_roc_curve_rises_from_one_corner_to_the_other(pairs):
     points = roc(samples(*zip(*pairs, strict=True)))["points"]
@@ -110,14 +110,14 @@ runs = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(runs.flatmap(lambda made: st.tuples(st.just(made), st.permutations(made))))
 def test_runs_put_together_do_not_depend_on_their_order(both):
     one, other = both
     assert joined(one) == joined(other)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(runs)
 def test_more_runs_never_show_less(made):
     before, after = joined(made[:-1] or made), joined(made)

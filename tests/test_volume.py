@@ -353,7 +353,6 @@ def test_refuses_an_unreadable_file(tmp_path):
 @settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     max_examples=300,
-    deadline=None,
     derandomize=True,
 )
 @given(

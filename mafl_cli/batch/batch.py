@@ -87,11 +87,11 @@ def run_batch(
             except UsageError:  # Nothing has begun.
                 raise
             except BaseException:
-                _sweep(request, jobs)
+                _sweep(request.out, mine)
                 with suppress(MaflError):  # What ended the run is what the user must know.
                     tables.aggregate(request.out)
                 raise
-            _sweep(request, jobs)
+            _sweep(request.out, mine)
             return tables.aggregate(request.out)
     except KeyboardInterrupt as exc:
         said = "interrupted; what is finished is kept, and the same command goes on from there."
@@ -234,11 +234,11 @@ def _settle(folder: Path, job: Job, row: Row) -> None:
         (folder / REPORT).unlink(missing_ok=True)
 
 
-def _sweep(request: BatchRequest, jobs: Sequence[Job]) -> None:
-    """Take away what killed workers have left half made."""
-    staging.recover(request.out)
-    for job in jobs:
-        folder = request.out / job.case_id
+def _sweep(out: Path, cases: Sequence[CaseFiles]) -> None:
+    """Take away what killed workers, and an interrupt of this process, have left half made."""
+    staging.recover(out)
+    for case in cases:
+        folder = out / case.case_id
         staging.recover(folder)
         with suppress(OSError):
             folder.rmdir()
