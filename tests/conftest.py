@@ -11,7 +11,7 @@ import torch
 import typer.testing
 
 # How long an example takes says more of the machine than of mafl.
-hypothesis.settings.register_profile("mafl")
+hypothesis.settings.register_profile("mafl", deadline=None)
 hypothesis.settings.load_profile("mafl")
 # The networks of the tests are tiny: a second thread costs more than it brings.
 torch.set_num_threads(1)
