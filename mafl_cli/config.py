@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mafl_cli.errors import UsageError
 
@@ -34,6 +34,34 @@ Resampling = Literal["corner", "edge"]
 Precision = Literal["float32", "bf16", "fp16"]
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What is known of one setting, beside its type and default.
+
+    help: its meaning, one or two sentences. low, high: its range; low is None for what is no number. heading: where
+    the command's help shows it; None for a setting that is no option of its own. usual: whether many people use it.
+    """
+
+    help: str
+    low: float | None
+    high: float
+    heading: str | None
+    usual: bool
+
+
+def setting(
+    default: Any,
+    help: str,
+    low: float | None = None,
+    high: float = float("inf"),
+    *,
+    heading: str | None = "Method",
+    usual: bool = False,
+) -> Any:
+    """A field of `AttackConfig`: the one place where a setting is written. Checks and the command line read it."""
+    return field(default=default, metadata={"setting": Setting(help, low, high, heading, usual)})
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttackConfig:
     """Settings of the search for a change that makes the model draw the target: one row of the table of methods.
@@ -44,80 +72,128 @@ class AttackConfig:
     With `gradient_norm` none they are the factors of the sum that is minimised.
     """
 
-    method: str = "mafl"
-    """The preset that these settings started from; a label, without effect."""
-    steps: int = 150
-    """Forward passes for each slice or volume, the final scale search included."""
-    goal_iou: float = 0.99
-    """Mean IoU over the classes of the target that counts as reached, in (0, 1]."""
-    goal_hit: float = 0.99
-    """Share of the voxels that must change class (and of a class that must vanish) that counts as reached."""
-    aim: float | None = None
-    """Score (the least of IoU, hit rate and removal) that is held while the change is made smaller. None is 1, every
-    voxel, if both goals are at least 0.99: the last percent costs little. Otherwise the lower of the goals."""
-    after_goal: AfterGoal = "shrink"
-    """At the goal: shrink the change (dynamic step only), stop, or continue with the same step and keep the best."""
+    method: str = setting("mafl", "The preset that these settings started from; a label, without effect.", heading=None)
+    steps: int = setting(
+        150, "Forward passes per slice or volume, the final search of the scale included.", 1, 1_000_000, usual=True
+    )
+    goal_iou: float = setting(
+        0.99, "IoU with the target, mean over its classes, that counts as reached.", 1e-6, 1, heading="Goal", usual=True
+    )
+    goal_hit: float = setting(
+        0.99,
+        "Share of the voxels that must change class, and of a class that must vanish, that counts as reached.",
+        0, 1, heading="Goal",
+    )  # fmt: skip
+    aim: float | None = setting(
+        None,
+        "Score to hold while the change is made smaller: the least of IoU, hit rate and removal. Without it 1, every "
+        "voxel, if both goals are at least 0.99, for the last percent costs little; else the lower goal.",
+        0, 1, heading="Goal",
+    )  # fmt: skip
+    after_goal: AfterGoal = setting(
+        "shrink",
+        "Once the goal is reached: shrink the change (dynamic step only), stop, or continue and keep the best.",
+        heading="Goal",
+    )
 
-    mask_loss: MaskLoss = "margin"
-    """What the target asks of the logits; see `mafl_cli.search.losses`. logit is ASMA's, dag, segpgd and cospgd are
-    theirs."""
-    kappa: float = 0.1
-    """A voxel counts as won when the target class leads by this share of the clean prediction's typical margin.
-    For the margin loss."""
-    adaptive_weights: bool = True
-    """Weigh the voxels in the margin loss: more while they miss their class, less once they are won."""
-    feature_weight: float = 0.1
-    """Feature cosine term at the tap, until the goal is first reached; 0 is off."""
-    low_frequency: LowFrequency = "penalty"
-    """penalty pulls the low-pass part of the change towards zero; hard takes it away after every step."""
-    low_frequency_weight: float = 0.2
-    """Weight of the penalty; 0 is off."""
-    low_frequency_levels: int = 1
-    """Depth of the Haar transform: what is constant over blocks of 2 ** levels voxels is low frequency."""
-    l2_weight: float = 1.0
-    """Weight of half the squared L2 length of the change; 0 is off. With raw gradients in shares of the scan's range
-    (ASMA, whose term is the whole square: 2)."""
-    peak_weight: float = 0.2
-    """How much more the largest voxels count in that length: lower Linf for little L2; 0 is the plain length."""
+    mask_loss: MaskLoss = setting(
+        "margin", "Loss that drives the prediction to the target; logit is ASMA's, see mafl_cli.search.losses."
+    )
+    kappa: float = setting(
+        0.1,
+        "Margin loss: by how much the target class must lead, relative to the clean prediction's typical margin.",
+        0, 10,
+    )  # fmt: skip
+    adaptive_weights: bool = setting(
+        True, "Margin loss: raise the weight of voxels that miss their class, lower it once they are won."
+    )
+    feature_weight: float = setting(
+        0.1, "Weight of the feature cosine term, until the goal is first reached; 0 switches it off.", 0, 1000
+    )
+    low_frequency: LowFrequency = setting(
+        "penalty", "Low frequencies of the change: penalty pulls them towards zero, hard removes them after every step."
+    )
+    low_frequency_weight: float = setting(0.2, "Weight of the low-frequency penalty; 0 switches it off.", 0, 1000)
+    low_frequency_levels: int = setting(
+        1, "Depth of the Haar transform: what is constant over blocks of 2^N voxels is low frequency.", 1, 10
+    )
+    l2_weight: float = setting(
+        1.0,
+        "Weight of half the squared L2 length of the change; 0 switches it off. (With raw gradients in shares of the "
+        "scan's range, as for ASMA, whose term is the whole square: 2.)",
+        0, 1e6,
+    )  # fmt: skip
+    peak_weight: float = setting(
+        0.2,
+        "How much more the largest voxels count in that length: lower Linf for a little L2; 0 is plain L2.",
+        0,
+        1000,
+    )
 
-    gradient_norm: GradientNorm = "distance"
-    """What the gradient of the mask loss is divided by, per sample: nothing, its L1 norm (MI-FGSM), its L2 norm, or
-    once for all steps by what makes the first one as long as the way to the target that it suggests."""
-    momentum: float = 0.9
-    """Share of the previous direction kept in the next, in [0, 1]. With rms that is for 150 steps or more: the memory
-    of 1 / (1 - momentum) steps shortens with fewer."""
-    direction: Direction = "rms"
-    """What the step multiplies: the accumulated gradient as it is (raw), at L2 norm 1, at Linf norm 1, its sign, or
-    divided voxel by voxel by the root of its mean square (rms, as Adam)."""
+    gradient_norm: GradientNorm = setting(
+        "distance",
+        "What the gradient of the mask loss is divided by, per sample: nothing, its L1 norm (MI-FGSM), its L2 norm, or "
+        "once for all steps by what makes the first one as long as the way to the target that it suggests.",
+    )
+    momentum: float = setting(
+        0.9,
+        "Share of the previous direction kept in the next. With rms this is for 150 steps or more; the memory of "
+        "1 / (1 - momentum) steps shortens with fewer.",
+        0, 1,
+    )  # fmt: skip
+    direction: Direction = setting(
+        "rms",
+        "Step direction: the accumulated gradient as is (raw), at L2 or Linf norm 1, its sign, or divided voxel by "
+        "voxel by the root of its mean square (rms, as in Adam).",
+    )
 
-    step: Step = "dynamic"
-    """dynamic: step_size for 150 steps, shorter when there are more, bounded by what the first gradient suggests,
-    falling with a cosine. constant. cosine: falls from step_size to 0. asma: tau + beta * IoU of the current iterate
-    with the target, tau alone in the first step."""
-    step_size: float | None = 0.03
-    """Length of a step as a share of the scan's range (the data box, model units): per voxel for sign, linf and rms,
-    L2 length for l2; for raw it is the factor of the gradient in shares of the range. None is 2.5 eps / steps (PGD,
-    Madry et al., ICLR 2018)."""
-    tau: float = 0.0
-    """For asma, in the unit of step_size."""
-    beta: float = 0.0
-    """For asma, in the unit of step_size."""
-    patience: int = 40
-    """With shrink, a slice or volume is finished when its change has not become 0.5 % smaller for this many steps.
-    The first half of the steps is always taken."""
-    scale_search: int = 6
-    """Forward passes kept for the last bisection of the perturbation's scale, at most a quarter of the steps."""
+    step: Step = setting(
+        "dynamic",
+        "Step length. dynamic: step_size for 150 steps, shorter when there are more, bounded by what the first "
+        "gradient suggests, falling with a cosine. cosine: from step_size to 0. asma: tau + beta * IoU of the iterate.",
+    )
+    step_size: float | None = setting(
+        0.03,
+        "Length of a step as a share of the scan's range: per voxel for sign, linf and rms, L2 length for l2, a factor "
+        "of the gradient for raw. Without it 2.5 eps / steps (Madry et al., ICLR 2018).",
+        1e-12, 1e6,
+    )  # fmt: skip
+    tau: float = setting(0.0, "ASMA step: its part that does not depend on the IoU, in the unit of step_size.", 0, 1e6)
+    beta: float = setting(0.0, "ASMA step: its factor of the IoU, in the unit of step_size.", 0, 1e6)
+    patience: int = setting(
+        40,
+        "With shrink, a slice or volume is finished when its change has not become 0.5 % smaller for this many steps; "
+        "the first half of the steps is always taken.",
+        1, 1_000_000, heading=None,
+    )  # fmt: skip
+    scale_search: int = setting(
+        6,
+        "Forward passes kept for the last bisection of the perturbation's scale, at most a quarter of the steps.",
+        0, 100, heading=None,
+    )  # fmt: skip
 
-    eps: float | None = None
-    """Radius of the ball around the clean scan that the change stays in, in `eps_unit`; None is no ball."""
-    eps_unit: EpsUnit = "model"
-    """model units, native units (HU for CT), or range: a share of the scan's range, channel by channel."""
-    norm: Norm = "linf"
-    """Whose ball: the largest change of a voxel, or the L2 length over the slice or volume."""
-    random_start: bool = False
-    """Begin at a random point of the ball, the same noise for every slice, instead of at the clean scan."""
-    seed: int = 0
-    """Seed of PyTorch's generators and of the random start. Nothing else in the search draws random numbers."""
+    eps: float | None = setting(
+        None, "Radius of the ball around the clean scan that the change stays in, in eps_unit.", 1e-12, 1e9,
+        heading=None,
+    )  # fmt: skip
+    eps_unit: EpsUnit = setting(
+        "model",
+        "Unit of eps: model units, native units (HU for CT), or a share of the scan's range, channel by channel.",
+        heading=None,
+    )
+    norm: Norm = setting(
+        "linf",
+        "How the size of the change is measured for eps: largest voxel (linf), or L2 length over the slice or volume.",
+        heading="Budget",
+    )  # fmt: skip
+    random_start: bool = setting(
+        False,
+        "Begin at a random point of the ball, the same noise for every slice, instead of at the clean scan.",
+        heading="Budget",
+    )
+    seed: int = setting(
+        0, "Seed of PyTorch's generators and of the random start; nothing else in the search draws random numbers."
+    )
 
     @property
     def aimed(self) -> float:
@@ -130,42 +206,14 @@ class AttackConfig:
         self._check_combinations()
 
     def _check_ranges(self) -> None:
-        choices: dict[str, object] = {
-            "after_goal": AfterGoal,
-            "mask_loss": MaskLoss,
-            "low_frequency": LowFrequency,
-            "gradient_norm": GradientNorm,
-            "direction": Direction,
-            "step": Step,
-            "eps_unit": EpsUnit,
-            "norm": Norm,
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in get_args(allowed):
-                raise UsageError(f"{name} {getattr(self, name)!r} is not one of: {', '.join(get_args(allowed))}.")
-        ranges: dict[str, tuple[float, float]] = {
-            "steps": (1, 1_000_000),
-            "goal_iou": (1e-6, 1),
-            "goal_hit": (0, 1),
-            "aim": (0, 1),
-            "kappa": (0, 10),
-            "feature_weight": (0, 1000),
-            "low_frequency_weight": (0, 1000),
-            "low_frequency_levels": (1, 10),
-            "l2_weight": (0, 1e6),
-            "peak_weight": (0, 1000),
-            "momentum": (0, 1),
-            "step_size": (1e-12, 1e6),
-            "tau": (0, 1e6),
-            "beta": (0, 1e6),
-            "patience": (1, 1_000_000),
-            "scale_search": (0, 100),
-            "eps": (1e-12, 1e9),
-        }
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise UsageError(f"{name} = {value} is outside [{low:g}, {high:g}].")
+        hints = get_type_hints(type(self))
+        for each in fields(self):
+            value, about = getattr(self, each.name), each.metadata["setting"]
+            allowed = get_args(hints[each.name])
+            if get_origin(hints[each.name]) is Literal and value not in allowed:
+                raise UsageError(f"{each.name} {value!r} is not one of: {', '.join(allowed)}.")
+            if about.low is not None and value is not None and not about.low <= value <= about.high:
+                raise UsageError(f"{each.name} = {value} is outside [{about.low:g}, {about.high:g}].")
 
     def _check_combinations(self) -> None:
         """Settings that each make sense but not together."""

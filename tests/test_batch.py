@@ -30,7 +30,7 @@ from typer.testing import Result
 from mafl_cli.batch import batch, local, tables
 from mafl_cli.batch.local import Job
 from mafl_cli.case.request import AttackRequest
-from mafl_cli.cli.options import read_part
+from mafl_cli.cli.reading import read_part
 from mafl_cli.errors import InputError, MaflError
 from mafl_cli.listing.cases import CaseFiles
 from mafl_cli.results.files import REPORT, TICKET

@@ -604,7 +604,7 @@ def test_no_advice_names_an_option_of_another_command(
     result = mafl("evaluate", "-q", *(part for each in given.items() for part in each))
     assert result.exit_code == 3
     assert said in result.stderr
-    known = mafl("evaluate", "--help").stdout
+    known = mafl("evaluate", "--help-all").stdout
     assert [word for word in re.findall(r"--[a-z-]+", result.stderr) if word not in known] == []
 
 

@@ -22,7 +22,7 @@ from typer.testing import Result
 
 from mafl_cli.batch import tables
 from mafl_cli.case.request import DEMO_MODEL
-from mafl_cli.cli.options import models_at_hand
+from mafl_cli.cli.reading import models_at_hand
 from mafl_cli.errors import InputError
 from mafl_cli.results import read as records
 from mafl_cli.results import recorded

@@ -10,7 +10,7 @@ import typer
 
 from mafl_cli import __version__
 from mafl_cli.cli.console import Voice
-from mafl_cli.cli.options import model_at_hand
+from mafl_cli.cli.reading import model_at_hand
 from mafl_cli.system.streams import prepared
 
 EXIT_CODES = """
@@ -24,7 +24,6 @@ app = typer.Typer(
     help="How small a change to a scan makes a segmentation model draw the mask an attacker chose?",
     epilog=EXIT_CODES,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -1,54 +1,36 @@
-"""`mafl evaluate`."""
+"""`mafl evaluate`: options become a request, a library call measures and judges, its result lines and an exit code."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from mafl_cli.cli.application import EXIT_CODES, app, model_or_default
 from mafl_cli.cli.console import Voice, progress_of_cases, reported, show_text, tell_github, write_all
-from mafl_cli.cli.options import (
-    FILES,
-    GATES,
-    OUTPUT,
-    TRIALS,
-    Debug,
-    DeviceOption,
-    Grouped,
-    IntensityOption,
-    Json,
-    MaybePath,
-    MaybeStr,
-    ModeOption,
-    OrientationOption,
-    OverlapOption,
-    Quiet,
-    RoiOption,
-    SizeLimit,
-    SliceAxisOption,
-    SpacingOption,
-    Verbose,
-    files_between_commas,
-    model_settings,
-    models_at_hand,
-    require_folders,
-    require_no_input,
-    under,
-)
+from mafl_cli.cli.groups import FILES, GATES, OUTPUT, TRIALS, Grouped, HelpAll, expanded, under
+from mafl_cli.cli.options import Json, MaybePath, MaybeStr, SizeLimit, View, Words
+from mafl_cli.cli.reading import files_between_commas, models_at_hand, require_folders, require_no_input
 from mafl_cli.errors import GateError, PartialError, UsageError
 from mafl_cli.system import sizes
 
+if TYPE_CHECKING:
+    from mafl_cli.judging.gates import Gate
+    from mafl_cli.judging.trials import Trials
 
-@app.command(cls=Grouped, epilog=EXIT_CODES)
-def evaluate(
-    runs: Annotated[
-        Optional[list[Path]],  # noqa: UP045
-        typer.Argument(metavar="RUN", help="Result folders of `mafl attack`, or folders that hold some."),
-    ] = None,
-    # --- files
+Runs = Annotated[
+    Optional[list[Path]],  # noqa: UP045
+    typer.Argument(metavar="RUN", help="Result folders of `mafl attack`, or folders that hold some."),
+]
+
+
+@dataclass
+class Files:
+    """What is judged, beside or instead of runs, and the models that judge."""
+
     original: Annotated[
         MaybeStr,
         under(
@@ -56,14 +38,14 @@ def evaluate(
             metavar="SCAN|DIR",
             help="Instead of RUN: the clean scan (channels separated by commas), or a folder of them.",
         ),
-    ] = None,
+    ] = None
     adversarial: Annotated[
         MaybeStr, under(FILES, metavar="SCAN|DIR", help="The changed scan, or a folder; matched by name.")
-    ] = None,
+    ] = None
     target: Annotated[
         MaybeStr,
         under(FILES, "--target", "-t", metavar="MASK|DIR", help="What was to be drawn, or a folder; matched by name."),
-    ] = None,
+    ] = None
     ground_truth: Annotated[
         MaybePath,
         under(
@@ -72,7 +54,7 @@ def evaluate(
             help="What is really there, on the scan's grid; or a folder of masks by the names of the cases; or the "
             "manifest or dataset.json that the batch was made from.",
         ),
-    ] = None,
+    ] = None
     model: Annotated[
         Optional[list[Path]],  # noqa: UP045
         under(
@@ -84,9 +66,22 @@ def evaluate(
             "are fooled too. It is a program: use only files you trust. [default: $MAFL_MODEL, else the model that "
             "comes with mafl; a RUN that attacked another one passes no gate without it]",
         ),
-    ] = None,
-    size_limit: SizeLimit = None,
-    # --- trials
+    ] = None
+    size_limit: SizeLimit = None
+
+    def read(self) -> list[Path]:
+        """The files and folders that are read."""
+        found = [*(self.model or ()), *((self.ground_truth,) if self.ground_truth else ())]
+        named = {"--original": self.original, "--adversarial": self.adversarial, "--target": self.target}
+        for option, scans in named.items():
+            found += () if scans is None else files_between_commas(scans, option)
+        return found
+
+
+@dataclass
+class Asked:
+    """What is asked of the model beside its prediction."""
+
     transform: Annotated[
         Optional[list[str]],  # noqa: UP045
         under(
@@ -96,23 +91,26 @@ def evaluate(
             "jpeg2000:RATIO, noise:SHARE, gamma:EXPONENT, crop:VOXELS, lowpass:SHARE; all; several usual strengths "
             "where none is given.",
         ),
-    ] = None,
+    ] = None
     detect: Annotated[
         bool, under(TRIALS, "--detect", help="Can a mild blur tell adversarial scans from clean ones?")
-    ] = False,
+    ] = False
     curve: Annotated[
         bool, under(TRIALS, "--curve", help="Target IoU of smaller multiples of the change, and the smallest at goal.")
-    ] = False,
-    # --- model input
-    mode: ModeOption = "auto",
-    slice_axis: SliceAxisOption = None,
-    orientation: OrientationOption = None,
-    intensity: IntensityOption = None,
-    spacing: SpacingOption = None,
-    roi: RoiOption = None,
-    overlap: OverlapOption = None,
-    device: DeviceOption = "auto",
-    # --- gates
+    ] = False
+
+    def trials(self) -> Trials:
+        """Raises UsageError for a transform that is not understood."""
+        from mafl_cli.judging import transforms
+        from mafl_cli.judging.trials import Trials
+
+        return Trials(transforms=transforms.parse(self.transform or ()), detect=self.detect, curve=self.curve)
+
+
+@dataclass
+class Gates:
+    """What the figures must be."""
+
     fail_if: Annotated[
         Optional[list[str]],  # noqa: UP045
         under(
@@ -122,82 +120,117 @@ def evaluate(
             help='Exit with 5 if true, as "target_iou > 0.5" for the worst case, "mean(dice_drop) > 0.1", also median '
             "and p95. What is not known counts as true. docs/evaluate.md has the figures.",
         ),
-    ] = None,
+    ] = None
     gates_file: Annotated[
         MaybePath, under(GATES, "--gates", metavar="TOML", help='A table [gates] of lines: name = "EXPR".')
-    ] = None,
-    # --- output
-    json_file: Json = None,
-    junit_file: Annotated[MaybeStr, under(OUTPUT, "--junit", metavar="FILE", help="Gates as JUnit XML.")] = None,
+    ] = None
+
+    def rules(self) -> list[Gate]:
+        """Raises UsageError for a gate that is not understood, InputError for a file that cannot be read."""
+        from mafl_cli.judging import gates
+
+        return [*map(gates.parse, self.fail_if or ()), *(gates.read(self.gates_file) if self.gates_file else ())]
+
+
+@dataclass
+class Output:
+    """Where the verdict goes."""
+
+    json_file: Json = None
+    junit_file: Annotated[MaybeStr, under(OUTPUT, "--junit", metavar="FILE", help="Gates as JUnit XML.")] = None
     card_file: Annotated[
         MaybeStr, under(OUTPUT, "--card", metavar="FILE", help="Robustness card, Markdown; - is stdout.")
-    ] = None,
-    csv_file: Annotated[MaybeStr, under(OUTPUT, "--csv", metavar="FILE", help="A row for each case.")] = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
+    ] = None
+    csv_file: Annotated[MaybeStr, under(OUTPUT, "--csv", metavar="FILE", help="A row for each case.")] = None
+
+    def files(self) -> dict[str, str | None]:
+        """By option."""
+        return {"--json": self.json_file, "--junit": self.junit_file, "--card": self.card_file, "--csv": self.csv_file}
+
+    def require(self, read: list[Path]) -> None:
+        """Before anything is computed: the files can be written, and take the place of nothing that is read."""
+        from mafl_cli.results.read import read_object
+
+        require_folders(self.files())
+        given = [file for file in self.files().values() if file is not None]
+        if len({Path(file).resolve() for file in given}) < len(given):
+            raise UsageError("--json, --junit, --card and --csv: two of them are the same file, or both are stdout.")
+        # The scans of a pair may lie in a run, beside its report.
+        reports = [Path(file) for file in given if Path(file).is_file() and "run" in (read_object(Path(file)) or ())]
+        require_no_input(self.files(), [*read, *reports])
+
+    def write(self, measured: Mapping[str, Any]) -> None:
+        """Write what was asked for."""
+        from mafl_cli.judging import ci, robustness_card
+        from mafl_cli.results.report import to_json
+
+        write_all(
+            {
+                self.json_file: lambda: to_json(measured),
+                self.junit_file: lambda: ci.junit(measured),
+                self.card_file: lambda: robustness_card.card(measured),
+                self.csv_file: lambda: robustness_card.table(measured),
+            }
+        )
+
+
+@app.command(cls=Grouped, epilog=EXIT_CODES)
+@expanded
+def evaluate(
+    *,
+    runs: Runs = None,
+    files: Files,
+    asked: Asked,
+    view: View,
+    gates: Gates,
+    output: Output,
+    words: Words,
+    help_all: HelpAll,
 ) -> None:
     """Measure runs, or any pairs of scans, again from their files, and judge the model by gates.
 
     In a GitHub job a summary of the verdict goes to the job's page, and failed gates are annotated.
     """
-    voice = Voice(-1 if quiet else int(verbose), debug)
-    with reported(voice), sizes.limited(size_limit):
-        from mafl_cli.judging import gates, transforms
-        from mafl_cli.results.read import read_object
-
-        rules = [*map(gates.parse, fail_if or ()), *(gates.read(gates_file) if gates_file else ())]
-        chosen = transforms.parse(transform or ())
-        files = {"--json": json_file, "--junit": junit_file, "--card": card_file, "--csv": csv_file}
-        require_folders(files)
-        given = [file for file in files.values() if file is not None]
-        if len({Path(file).resolve() for file in given}) < len(given):
-            raise UsageError("--json, --junit, --card and --csv: two of them are the same file, or both are stdout.")
-        read = [*(runs or ()), *(model or ()), *(path for path in (ground_truth, gates_file) if path)]
-        named = {"--original": original, "--adversarial": adversarial, "--target": target}
-        for option, scans in named.items():
-            read += () if scans is None else files_between_commas(scans, option)
-        # The scans of a pair may lie in a run, beside its report.
-        read += [Path(file) for file in given if Path(file).is_file() and "run" in (read_object(Path(file)) or ())]
-        require_no_input(files, read)
-        seen_as = model_settings(mode, slice_axis, orientation, intensity, spacing, roi, overlap)
+    voice = words.voice()
+    with reported(voice), sizes.limited(files.size_limit):
+        rules, trials = gates.rules(), asked.trials()
+        output.require([*(runs or ()), *files.read(), *((gates.gates_file,) if gates.gates_file else ())])
+        seen_as = view.settings()
         from mafl_cli.case.request import ModelRequest
-        from mafl_cli.judging import ci, evaluation, robustness_card, terminal
-        from mafl_cli.judging.trials import Trials
-        from mafl_cli.results.report import to_json
+        from mafl_cli.judging import evaluation
 
-        at_hand = () if model or not runs else models_at_hand()
-        judges = [model_or_default(None, voice)] if not model and not runs else model or []
+        at_hand = () if files.model or not runs else models_at_hand()
+        judges = [model_or_default(None, voice)] if not files.model and not runs else files.model or []
         request = evaluation.EvaluateRequest(
             runs=tuple(runs or ()),
-            original=original,
-            adversarial=adversarial,
-            target=target,
+            original=files.original,
+            adversarial=files.adversarial,
+            target=files.target,
             models=tuple(ModelRequest(model=each, **seen_as) for each in judges),
             at_hand=tuple(ModelRequest(model=each, **seen_as) for each in at_hand),
-            device=device,
-            ground_truth=ground_truth,
-            trials=Trials(transforms=chosen, detect=detect, curve=curve),
+            device=view.device,
+            ground_truth=files.ground_truth,
+            trials=trials,
             gates=tuple(rules),
         )
         with progress_of_cases(voice, "case") as bar:
             measured = evaluation.run_evaluation(request, say=voice.say, on_case=bar.show)
-        for case in measured["cases"]:
-            lines = (*case.get("differences", ()), case.get("untested"))
-            for line in dict.fromkeys(line for line in lines if line is not None):
-                voice.say(f"{case['case_id']}: {line}")
-        write_all(
-            {
-                json_file: lambda: to_json(measured),
-                junit_file: lambda: ci.junit(measured),
-                card_file: lambda: robustness_card.card(measured),
-                csv_file: lambda: robustness_card.table(measured),
-            }
-        )
-        if voice.level >= 0 and "-" not in files.values():
-            show_text(terminal.terminal(measured))
-        tell_github(robustness_card.summary(measured), ci.alerts(measured), voice)
+        output.write(measured)
+        _tell(measured, voice, as_text="-" not in output.files().values())
         _require_passed(measured)
+
+
+def _tell(measured: Mapping[str, Any], voice: Voice, *, as_text: bool) -> None:
+    """What a user should know of the cases, and the verdict on the terminal and on the page of a CI job."""
+    from mafl_cli.judging import ci, robustness_card, terminal
+
+    for case in measured["cases"]:
+        lines = (*case.get("differences", ()), case.get("untested"))
+        for line in dict.fromkeys(line for line in lines if line is not None):
+            voice.say(f"{case['case_id']}: {line}")
+    if voice.level >= 0 and as_text:
+        show_text(terminal.terminal(measured))
+    tell_github(robustness_card.summary(measured), ci.alerts(measured), voice)
 
 
 def _require_passed(measured: Mapping[str, Any]) -> None:

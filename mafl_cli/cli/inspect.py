@@ -9,7 +9,8 @@ import typer
 
 from mafl_cli.cli.application import EXIT_CODES, app
 from mafl_cli.cli.console import Voice, reported, show_text
-from mafl_cli.cli.options import Debug, Grouped, SizeLimit
+from mafl_cli.cli.groups import Grouped
+from mafl_cli.cli.options import Debug, SizeLimit
 from mafl_cli.system import sizes
 from mafl_cli.system.streams import put
 

@@ -9,7 +9,8 @@ import typer
 
 from mafl_cli.cli.application import EXIT_CODES, app
 from mafl_cli.cli.console import Voice, deliver, reported
-from mafl_cli.cli.options import Debug, Grouped, Json, Quiet
+from mafl_cli.cli.groups import Grouped
+from mafl_cli.cli.options import Debug, Json, Quiet
 
 
 @app.command(cls=Grouped, epilog=EXIT_CODES)

@@ -1,0 +1,293 @@
+"""The options of `mafl attack`, in groups. Those of the method's settings come from `AttackConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+
+import typer
+
+from mafl_cli.cli.batch import BatchOptions, dask_for
+from mafl_cli.cli.groups import BATCH, BUDGET, FILES, GOAL, METHOD, MODEL_INPUT, OUTPUT, of_settings, under
+from mafl_cli.cli.options import (
+    Json,
+    LogFormat,
+    MaybeFloat,
+    MaybeInt,
+    MaybePath,
+    MaybeStr,
+    Overwrite,
+    SizeLimit,
+)
+from mafl_cli.cli.reading import read_ball, read_part
+from mafl_cli.config import PRESETS, Precision, SaveAs
+from mafl_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from mafl_cli.listing.cases import CaseFiles
+
+Images = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Argument(
+        metavar="IMAGE",
+        help="Scan to change: .nii or .nii.gz, or DICOM (a folder, a .zip, a file). For CASE_0000.nii.gz the other "
+        "channels (CASE_0001, ...) are found automatically. A batch: several of these, a quoted pattern, a folder of "
+        "scans, a data set (nnU-Net, Decathlon, BIDS), or a manifest (.csv, .tsv, .jsonl; - is stdin).",
+    ),
+]
+
+
+@dataclass
+class Files:
+    """What is attacked, what is to be drawn, and where the results go."""
+
+    target: Annotated[
+        MaybeStr,
+        under(
+            FILES,
+            "--target",
+            "-t",
+            metavar="MASK|DIR|RECIPE",
+            help="What the model shall draw. A label map (NIfTI or DICOM SEG); for regions that may overlap one mask "
+            "each, separated by commas, or one bit-coded mask (1, 2, 4, ... added up). Or a recipe that changes the "
+            "clean prediction: erase:CLASS, shift:CLASS:X,Y,Zmm, dilate:CLASS:Rmm, erode:CLASS:Rmm, swap:CLASS,CLASS, "
+            "copy:MASK, each with :sphere@X,Y,Z,R to limit it. In a batch also a folder of masks by the names of the "
+            "cases; a manifest may have its own.",
+        ),
+    ] = None
+    model: Annotated[
+        MaybePath,
+        under(
+            FILES,
+            "--model",
+            "-m",
+            metavar="FILE",
+            help="TorchScript or .pt2 model. It is a program: use only files you trust. "
+            "[default: $MAFL_MODEL, else the brain-tissue model that comes with mafl]",
+        ),
+    ] = None
+    out: Annotated[Path, under(FILES, "--out", "-o", metavar="DIR", help="Folder for the results.")] = Path("mafl-out")
+    overwrite: Overwrite = False
+    size_limit: SizeLimit = None
+    dry_run: Annotated[
+        bool,
+        under(FILES, "--dry-run", help="Write the clean prediction and the target, say what would change, and stop."),
+    ] = False
+    channels: Annotated[
+        MaybeStr,
+        under(
+            FILES,
+            metavar="FILES",
+            help="Scans of all channels in the model's order, separated by commas; IMAGE comes first if it is not "
+            "among them.",
+        ),
+    ] = None
+    attack_channels: Annotated[
+        MaybeStr,
+        under(
+            FILES,
+            metavar="NAMES",
+            help="Channels that may change, by name or number (0, 1, ...), separated by commas. [default: all]",
+            rare=True,
+        ),
+    ] = None
+    guide: Annotated[
+        MaybeStr,
+        under(
+            FILES,
+            metavar="IMAGE",
+            help="Scan on the image's grid that has what the target shows, a file for each channel; the feature term "
+            "pulls towards it.",
+            rare=True,
+        ),
+    ] = None
+    resample_target: Annotated[
+        bool,
+        under(FILES, "--resample-target", help="Move masks to the image's grid, to the nearest voxel.", rare=True),
+    ] = False
+    label_map: Annotated[
+        MaybeStr,
+        under(
+            FILES, metavar="OLD:NEW,...", help="Change labels of the target's files, as 255:1 or 1:2,2:0.", rare=True
+        ),
+    ] = None
+    series: Annotated[
+        MaybeStr,
+        under(
+            FILES,
+            metavar="N|UID",
+            help="DICOM series to read, by its number in the list that is shown, or its UID.",
+            rare=True,
+        ),
+    ] = None
+    allow_gaps: Annotated[
+        bool,
+        under(FILES, "--allow-gaps", help="Take DICOM slices at uneven distances as if they were even.", rare=True),
+    ] = False
+
+
+Settings: Any = of_settings("Settings")
+
+
+@dataclass
+class Method:
+    """The method, and what is asked of it beside its settings."""
+
+    method: Annotated[str, under(METHOD, metavar="NAME", help=f"Settings to start from: {', '.join(PRESETS)}.")] = (
+        "mafl"
+    )
+    require_success: Annotated[
+        bool, under(GOAL, "--require-success", help="Exit with 5 when the goal is not reached; the results are kept.")
+    ] = False
+
+
+@dataclass
+class Budget:
+    """How far the change may go, and where."""
+
+    eps: Annotated[
+        MaybeFloat,
+        under(BUDGET, "--eps", help="Largest size of the change, in model units; see --norm. [default: the method's]"),
+    ] = None
+    eps_hu: Annotated[MaybeFloat, under(BUDGET, "--eps-hu", help="The same in the file's own units: HU for CT.")] = None
+    eps_range: Annotated[
+        MaybeFloat, under(BUDGET, "--eps-range", help="The same as a share of the scan's range.", rare=True)
+    ] = None
+    budget_eps: Annotated[
+        MaybeFloat,
+        under(BUDGET, help="The best result within this radius, model units: --eps with a goal of 1, then stop."),
+    ] = None
+    within: Annotated[
+        MaybePath, under(BUDGET, metavar="MASK", help="Only voxels that this mask labels may change.", rare=True)
+    ] = None
+    body_only: Annotated[
+        bool, under(BUDGET, "--body-only", help="Only voxels of the body may change, not the air around it.")
+    ] = False
+
+    def ball(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The ball that was asked for, as settings. settings: the other options of the method that were given."""
+        radii = {"--eps": self.eps, "--eps-hu": self.eps_hu, "--eps-range": self.eps_range}
+        goals = {f"--{name.replace('_', '-')}": settings.get(name) for name in ("goal_iou", "goal_hit", "after_goal")}
+        return read_ball({**radii, "--budget-eps": self.budget_eps}, settings.get("norm"), goals)
+
+
+@dataclass
+class Network:
+    """How the network runs."""
+
+    tap: Annotated[
+        str,
+        under(
+            MODEL_INPUT,
+            help="Layers whose features are compared, NAME or NAME:WEIGHT, separated by commas; "
+            "`mafl inspect` lists them.",
+            rare=True,
+        ),
+    ] = "auto"
+    precision: Annotated[
+        Precision,
+        under(
+            MODEL_INPUT,
+            help="Numerical precision during the search: float32, or bf16 or fp16 autocast. The result is judged in "
+            "float32.",
+            rare=True,
+        ),
+    ] = "float32"
+
+
+@dataclass
+class Batch:
+    """How a batch is worked through."""
+
+    list_cases: Annotated[bool, under(BATCH, "--list", help="Print the cases, one per line, and stop.")] = False
+    workers: Annotated[int, under(BATCH, "--workers", "-j", min=1, help="Cases at the same time; one GPU each.")] = 1
+    threads: Annotated[
+        MaybeInt,
+        under(BATCH, min=1, help="CPU threads of each worker. [default: the cores, shared out; dask: 1]", rare=True),
+    ] = None
+    engine: Annotated[
+        Literal["local", "dask"],
+        under(BATCH, help="Workers on this machine, or on a Dask cluster (mafl[dask]).", rare=True),
+    ] = "local"
+    scheduler: Annotated[
+        MaybeStr,
+        under(BATCH, metavar="ADDRESS|FILE", help="Address of the Dask scheduler, or its scheduler file.", rare=True),
+    ] = None
+    slurm: Annotated[
+        MaybePath,
+        under(
+            BATCH, metavar="TOML", help="Start --workers Dask workers by SLURM, as the table [slurm] says.", rare=True
+        ),
+    ] = None
+    case_timeout: Annotated[
+        MaybeFloat,
+        under(BATCH, "--case-timeout", metavar="SECONDS", help="A case that takes longer has failed.", rare=True),
+    ] = None
+    resume: Annotated[
+        bool,
+        under(
+            BATCH,
+            "--resume/--no-resume",
+            help="Go on where an earlier run of the same settings stopped, or refuse.",
+            rare=True,
+        ),
+    ] = True
+    retry_failed: Annotated[
+        bool, under(BATCH, "--retry-failed", help="Try cases again that failed before.", rare=True)
+    ] = False
+    num_parts: Annotated[
+        MaybeInt,
+        under(
+            BATCH,
+            min=1,
+            help="Only every N-th case, for several machines. [default: those of a SLURM array]",
+            rare=True,
+        ),
+    ] = None
+    part_id: Annotated[MaybeInt, under(BATCH, min=0, help="Which of the parts, from 0.", rare=True)] = None
+    log_format: Annotated[
+        LogFormat,
+        under(BATCH, help="Format of messages on stderr: text, or one JSON object per line.", rare=True),
+    ] = "text"
+
+    def options(self, cases: Sequence[CaseFiles], require_success: bool) -> BatchOptions:
+        """What `attack_all` is to know. Raises UsageError for options that do not go together."""
+        if self.case_timeout is not None and not 0 < self.case_timeout < float("inf"):
+            raise UsageError("--case-timeout: must be more than 0 seconds.")
+        part = read_part(self.num_parts, self.part_id)
+        return BatchOptions(
+            cases=cases,
+            workers=self.workers,
+            threads=self.threads,
+            cluster=dask_for(self.engine, self.scheduler, self.slurm, self.workers, self.case_timeout),
+            part=part,
+            timeout=self.case_timeout,
+            resume=self.resume,
+            retry_failed=self.retry_failed,
+            require_success=require_success,
+        )
+
+
+@dataclass
+class Output:
+    """What the results look like."""
+
+    save_as: Annotated[
+        Optional[SaveAs],  # noqa: UP045
+        under(
+            OUTPUT,
+            help="float32 keeps every digit; source keeps the scan's own type and searches on its grid. "
+            "[default: float32; for DICOM, source]",
+        ),
+    ] = None
+    redact: Annotated[
+        bool,
+        under(
+            OUTPUT,
+            "--redact",
+            help="Hashes instead of the names of scans and masks; no text in headers, no patient or study in DICOM.",
+        ),
+    ] = False
+    json_file: Json = None

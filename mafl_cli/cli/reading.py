@@ -1,0 +1,164 @@
+"""How texts of the command line become settings, and what is checked of them before anything is computed."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mafl_cli.config import AttackConfig, Norm, budget, preset
+from mafl_cli.errors import UsageError
+from mafl_cli.names import between, is_there
+
+
+def require_folders(files: Mapping[str, str | None]) -> None:
+    """Before anything is computed: the folders that files will be written to must be there."""
+    for option, file in files.items():
+        if file not in (None, "-") and not Path(str(file)).parent.is_dir():
+            raise UsageError(f"{option}: the folder of this file does not exist.")
+
+
+def require_no_input(files: Mapping[str, str | None], read: Sequence[Path]) -> None:
+    """What is written must not take the place of what it is about.
+
+    That is an input, a scan of any name, or in a folder that is read the report or the table of a run.
+    """
+    inputs = {path.resolve() for path in read}
+    for option, file in files.items():
+        if file in (None, "-"):
+            continue
+        place = Path(str(file)).resolve()
+        scan = place.name.endswith((".nii", ".nii.gz", ".dcm"))
+        report = place.name in ("report.json", "cases.csv") and place.exists() and inputs & set(place.parents)
+        if place in inputs or scan or report:
+            raise UsageError(f"{option} {place.name}: is an input, a scan or the report of a run; choose another name.")
+
+
+def between_commas(text: str, option: str) -> tuple[str, ...]:
+    """What stands between commas. Raises UsageError where nothing does."""
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(parts):
+        raise UsageError(f"{option}: there is nothing before or after a comma.")
+    return parts
+
+
+def files_between_commas(text: str, option: str) -> tuple[Path, ...]:
+    """Files between commas; a file that is there may have commas in its name. Raises as `between_commas`."""
+    found = between(text, ",", lambda name: is_there(Path(name)))
+    if found is None:
+        raise UsageError(f"{option}: there is nothing before or after a comma.")
+    return tuple(map(Path, found))
+
+
+def numbers(text: str, option: str) -> list[float]:
+    """Numbers between commas. Raises UsageError for anything else."""
+    try:
+        return [float(part) for part in between_commas(text, option)]
+    except ValueError:
+        raise UsageError(f"{option} {text!r} is not a list of numbers, separated by commas.") from None
+
+
+def read_label_map(text: str | None) -> dict[int, int]:
+    """ "255:1,2:0" -> {255: 1, 2: 0}."""
+    found: dict[int, int] = {}
+    for part in between_commas(text, "--label-map") if text is not None else ():
+        old, _, new = part.partition(":")
+        if not (old.isdecimal() and new.isdecimal()) or int(old) in found:
+            raise UsageError(f"--label-map {text!r} is not a list of OLD:NEW, whole numbers, each OLD once.")
+        found[int(old)] = int(new)
+    return found
+
+
+def read_images(given: list[str], channels: str | None) -> tuple[Path, ...]:
+    """The files of all channels: those listed, or the numbered siblings of IMAGE, or IMAGE alone."""
+    listed = () if channels is None else files_between_commas(channels, "--channels")
+    if len(given) > 1:
+        raise UsageError("--channels are those of one scan; several IMAGEs are a batch, with numbered channels.")
+    if not given:
+        if not listed:
+            raise UsageError("no scan: give IMAGE, or the files of all channels with --channels.")
+        return listed
+    image = Path(given[0])
+    if listed:
+        return listed if image in listed else (image, *listed)
+    first = re.fullmatch(r"(.+)_0000(\.nii(?:\.gz)?)", image.name)
+    if first is None:
+        return (image,)
+    found = [image]
+    while (following := image.with_name(f"{first[1]}_{len(found):04d}{first[2]}")).exists():
+        found.append(following)
+    return tuple(found)
+
+
+def read_part(count: int | None, index: int | None) -> tuple[int, int]:
+    """(index, count): the options, else what SLURM says of an array, else all."""
+    if (count is None) != (index is None):
+        raise UsageError("--num-parts and --part-id go together.")
+    if count is None or index is None:
+        return _part_of_array() or (0, 1)
+    if index >= count:
+        raise UsageError(f"--part-id {index}: the {count} parts are 0 to {count - 1}.")
+    return index, count
+
+
+def _part_of_array() -> tuple[int, int] | None:
+    said = {key: os.environ.get(f"SLURM_ARRAY_TASK_{key}", "") for key in ("ID", "MIN", "MAX", "STEP", "COUNT")}
+    task = {key: int(value) for key, value in said.items() if value.isdecimal()}
+    if "ID" not in task:
+        return None
+    advice = "say which part this is with --num-parts and --part-id."
+    first, step = task.get("MIN", 0), max(task.get("STEP", 1), 1)
+    count = (task["MAX"] - first) // step + 1 if "MAX" in task else task.get("COUNT")
+    if count is None:
+        raise UsageError(f"SLURM says which task of an array this is, but not of how many; {advice}")
+    if task.get("COUNT", count) != count:
+        raise UsageError(
+            f"the SLURM array has {task['COUNT']} tasks, but their numbers are not evenly spaced: cases would be left "
+            f"out; {advice}"
+        )
+    index, rest = divmod(task["ID"] - first, step)
+    if rest or not 0 <= index < count:
+        raise UsageError(f"SLURM's task {task['ID']} is none of the {count} of its array, from {first} on; {advice}")
+    return index, count
+
+
+def read_settings(method: str, ball: Mapping[str, Any], given: Mapping[str, Any]) -> AttackConfig:
+    """The method's settings with what was given on the command line in their place."""
+    config = preset(method, **given, **ball)
+    if "norm" in given and config.eps is None:
+        raise UsageError("--norm is that of a ball: give --eps, --eps-hu, --eps-range or --budget-eps too.")
+    return config
+
+
+def read_ball(radii: dict[str, float | None], norm: Norm | None, goals: Mapping[str, object]) -> dict[str, Any]:
+    """The ball that was asked for, as settings. Arguments: the options by their names; None is not given."""
+    given = [(option, radius) for option, radius in radii.items() if radius is not None]
+    if not given:
+        return {}
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(option for option, _ in given)} exclude each other.")
+    ((option, radius),) = given
+    if option != "--budget-eps":
+        return {"eps": radius, "eps_unit": {"--eps": "model", "--eps-hu": "native", "--eps-range": "range"}[option]}
+    for goal, value in goals.items():
+        if value is not None:
+            raise UsageError(
+                f"--budget-eps asks for the best result within a ball, so {goal} has no meaning beside it."
+            )
+    return budget(radius, norm or "linf")
+
+
+def model_at_hand() -> Path:
+    """The model that is used when none is named."""
+    from mafl_cli.case.request import DEMO_MODEL
+
+    return Path(os.environ.get("MAFL_MODEL") or DEMO_MODEL)
+
+
+def models_at_hand() -> tuple[Path, ...]:
+    """Those among which the one that a run attacked is looked for."""
+    from mafl_cli.case.request import DEMO_MODEL
+
+    return tuple(dict.fromkeys((model_at_hand(), DEMO_MODEL)))
