@@ -136,7 +136,8 @@ def prepare(fuzz: Fuzz) -> None:
 
 def load_all_of_mafl() -> None:
     """Every module of the command, so that no fork has to."""
-    _import([f"mafl_cli.{each.name}" for each in pkgutil.iter_modules(mafl_cli.__path__) if each.name != "__main__"])
+    modules = pkgutil.walk_packages(mafl_cli.__path__, "mafl_cli.")
+    _import([each.name for each in modules if each.name != "mafl_cli.__main__"])
 
 
 def whole_command() -> Any:
