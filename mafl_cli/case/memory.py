@@ -20,11 +20,11 @@ _OF_MASKS = 8
 
 def plan(case: Case) -> str:
     """What the search and the files will need at the most, as a line: GiB of the machine's memory, or the GPU's too."""
-    step, each, size = _in_network(case)
+    attacked = int(case.edited.sum())
+    step, each, size = _in_network(case, attacked)
     held = resident() or 0
     on_host = case.clean.device.type == "cpu"
-    rows = case.edit().flatten(1).any(dim=1)
-    found = int(rows.sum()) * case.clean[0].numel() * 4
+    found = attacked * case.clean[0].numel() * 4
     voxels = case.target.labels.size
     labels = case.clean_labels.element_size()
     # What was written is read as it is stored and as float32, which stays when it is measured: two predictions, turned
@@ -41,13 +41,13 @@ def plan(case: Case) -> str:
     )
 
 
-def _in_network(case: Case) -> tuple[int, int, str]:
+def _in_network(case: Case, attacked: int) -> tuple[int, int, str]:
     """Bytes of a step of the search, and of a window, slice or volume in it (what the backward pass keeps), and its
     size in voxels."""
     shape = case.tiling.roi if case.tiling else tuple(n + -n % case.info.divisor for n in case.grids.there.shape_out)
     example = torch.zeros(1, len(case.info.channels), *shape, device=case.clean.device)
     each = case.segmenter.activation_bytes(example)
-    samples = min(case.together, int(case.edit().flatten(1).any(dim=1).sum()))
+    samples = min(case.together, attacked)
     passes = case.windows_together if case.tiling else samples
     return passes * each + samples * case.clean[0].numel() * 4 * _IN_A_STEP, each, " x ".join(map(str, shape))
 

@@ -150,13 +150,13 @@ def _show_target(request: AttackRequest, say: Say, detail: Say, names: Callable[
         written = Written(case, stage, request.config)
         written.masks(PREDICTION_CLEAN, clean, seg=False)
         written.masks(TARGET, case.target.labels, seg=False)
-        edit = case.edit()
+        edited = case.edited
         return report.dry_run(
             case_id=names(report.case_id(case.scan.name)),
             target=report.renamed_target(target_of(case), names),
             clean=voxels_of(case, clean),
-            changed_voxels=int(edit.sum()),
-            samples=("slices" if case.layout.sliced else "volume", len(edit), int(edit.flatten(1).any(dim=1).sum())),
+            changed_voxels=int(case.edit().sum()),
+            samples=("slices" if case.layout.sliced else "volume", len(edited), int(edited.sum())),
             bounds=bounds_of(case, request.config),
         )
 

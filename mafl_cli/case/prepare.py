@@ -72,6 +72,11 @@ class Case(Subject):
         differs = clean != wanted
         return differs.any(dim=1) if self.info.overlapping else differs
 
+    @property
+    def edited(self) -> Tensor:
+        """Which samples the target changes: bool (B,)."""
+        return self.edit().flatten(1).any(dim=1)
+
 
 def prepare(
     request: AttackRequest, device: torch.device, say: Say, lap: Callable[[str], None] = lambda part: None

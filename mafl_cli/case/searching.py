@@ -59,7 +59,7 @@ def search(
     """
     flat = case.clean.flatten(1)
     constant = (flat == flat[:, :1]).all(dim=1)
-    differs = case.edit().flatten(1).any(dim=1)
+    differs = case.edited
     todo = torch.nonzero(differs & ~constant).flatten()
     adversarial = Changed(case.clean, todo)
     outcomes: list[Outcome | None] = [None] * len(case.clean)

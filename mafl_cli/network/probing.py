@@ -93,13 +93,13 @@ def accepted(
             )
         outputs = run(file.module, _ramp(channels, given, device))
         if _gives_labels(outputs):
-            break
+            raise ModelError(f"{name}: {_LABELS}.")
         if any(tuple(leaf.shape[2:]) == given for leaf in _tensors(outputs)):
             leaf, raw = _segmentation(outputs, given, name)
             return divisor, Output(leaf, _looks_like_probabilities(raw, card)), raw
         if card.divisor and not (isinstance(outputs, Exception) and meaning(outputs) == TOO_SMALL):
             break
-    smaller = None if _gives_labels(outputs) else _smaller(file.module, card, channels, size, device)
+    smaller = _smaller(file.module, card, channels, size, device)
     if smaller is None:
         raise _refusal(file, channels, size, name, device, card)
     return smaller
@@ -177,8 +177,6 @@ def _refusal(
     outputs = run(file.module, torch.zeros(1, channels, *given, device=device))
     if isinstance(outputs, Exception):
         reason = meaning(outputs)
-    elif _gives_labels(outputs):
-        return ModelError(f"{name}: {_LABELS}.")
     elif any(isinstance(leaf, Tensor) and not _is_plain(leaf) for leaf in leaves(outputs)):
         reason = "its output is no plain (dense) tensor; export it with .to_dense() at its end"
     else:
