@@ -76,7 +76,10 @@ def attack(
         if several:
             if files.dry_run:
                 raise UsageError("--dry-run is for one scan; --list shows the cases of a batch.")
-            attack_all(batch.options(found, method.require_success), request, output.json_file, voice)
+            asked_of_all = batch.request(found, request)
+            attack_all(
+                asked_of_all, output.json_file, voice, resume=batch.resume, require_success=method.require_success
+            )
         elif files.dry_run:
             _show_target(request, output.json_file, voice)
         else:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import typer
 
-from mafl_cli.cli.batch import BatchOptions, dask_for
 from mafl_cli.cli.groups import BATCH, BUDGET, FILES, GOAL, METHOD, MODEL_INPUT, OUTPUT, of_settings, under
 from mafl_cli.cli.options import (
     Json,
@@ -26,6 +25,9 @@ from mafl_cli.config import PRESETS, Precision, SaveAs
 from mafl_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from mafl_cli.batch.batch import BatchRequest
+    from mafl_cli.batch.dask_cluster import Cluster
+    from mafl_cli.case.request import AttackRequest
     from mafl_cli.listing.cases import CaseFiles
 
 Images = Annotated[
@@ -252,22 +254,41 @@ class Batch:
         under(BATCH, help="Format of messages on stderr: text, or one JSON object per line.", rare=True),
     ] = "text"
 
-    def options(self, cases: Sequence[CaseFiles], require_success: bool) -> BatchOptions:
-        """What `attack_all` is to know. Raises UsageError for options that do not go together."""
+    def request(self, cases: Sequence[CaseFiles], attack: AttackRequest) -> BatchRequest:
+        """What the options ask of a batch of these cases. Raises UsageError for options that do not go together."""
+        from mafl_cli.batch.batch import BatchRequest
+        from mafl_cli.listing.cases import redacted
+
         if self.case_timeout is not None and not 0 < self.case_timeout < float("inf"):
             raise UsageError("--case-timeout: must be more than 0 seconds.")
-        part = read_part(self.num_parts, self.part_id)
-        return BatchOptions(
-            cases=cases,
+        return BatchRequest(
+            cases=tuple(redacted(cases) if attack.redact else cases),
+            attack=attack,
+            out=attack.out,
             workers=self.workers,
             threads=self.threads,
-            cluster=dask_for(self.engine, self.scheduler, self.slurm, self.workers, self.case_timeout),
-            part=part,
-            timeout=self.case_timeout,
-            resume=self.resume,
+            part=read_part(self.num_parts, self.part_id),
+            cluster=self._cluster(),
+            case_timeout=self.case_timeout,
             retry_failed=self.retry_failed,
-            require_success=require_success,
+            overwrite=attack.overwrite,
         )
+
+    def _cluster(self) -> Cluster | None:
+        """The Dask cluster that was asked for."""
+        if self.engine == "local":
+            if self.scheduler is not None or self.slurm is not None:
+                raise UsageError("--scheduler and --slurm are for --engine dask.")
+            return None
+        if self.case_timeout is not None:
+            raise UsageError("--case-timeout is for --engine local; give your scheduler a limit of its own.")
+        if (self.scheduler is None) == (self.slurm is None):
+            raise UsageError(
+                "--engine dask needs either --scheduler (an address or a scheduler file) or --slurm FILE.toml."
+            )
+        from mafl_cli.batch.dask_cluster import Cluster
+
+        return Cluster(scheduler=self.scheduler, slurm=self.slurm, workers=self.workers)
 
 
 @dataclass

@@ -8,16 +8,18 @@ from typing import Annotated, Optional
 import typer
 
 from mafl_cli.cli.application import EXIT_CODES, app
-from mafl_cli.cli.console import Voice, reported, show_text
-from mafl_cli.cli.groups import Grouped
-from mafl_cli.cli.options import Debug, MaybePath, MaybeStr, Overwrite, Quiet, SizeLimit, Verbose
+from mafl_cli.cli.console import reported, show_text
+from mafl_cli.cli.groups import Grouped, expanded
+from mafl_cli.cli.options import MaybePath, MaybeStr, Overwrite, SizeLimit, Words
 from mafl_cli.show.display import WINDOWS
 from mafl_cli.show.viewers import Viewer
 from mafl_cli.system import sizes
 
 
 @app.command(cls=Grouped, epilog=EXIT_CODES)
+@expanded
 def visualize(
+    *,
     runs: Annotated[
         list[Path],
         typer.Argument(metavar="RUN", help="Result folder of `mafl attack`; for a page several, or a folder of them."),
@@ -56,16 +58,14 @@ def visualize(
     ] = None,
     overwrite: Overwrite = False,
     size_limit: SizeLimit = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
+    words: Words,
 ) -> None:
     """Show clean scan, adversarial scan, their difference and the contours: a figure, or a page with all slices.
 
     A figure has the slices that changed most, and below them the change by size and by spatial frequency, and the
     course of the search. A page has numbers with explanations, flicker, amplified differences and a table of cases.
     """
-    voice = Voice(-1 if quiet else int(verbose), debug)
+    voice = words.voice()
     with reported(voice), sizes.limited(size_limit):
         from mafl_cli.show import show
 
