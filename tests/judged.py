@@ -40,7 +40,7 @@ def _measured() -> dict[str, Any]:
     }
 
 
-def value(number: float | None, reason: str = "why_not") -> dict[str, Any]:
+def value(number: float | None, reason: str = "score_undefined") -> dict[str, Any]:
     return {"value": None, "reason": reason} if number is None else {"value": number}
 
 
@@ -155,5 +155,5 @@ def judged(
         "transfer": evaluation._transfer(cases),
         "survival": evaluation._survival(cases),
         "detection": trials.roc(evaluation._samples(cases)) if detect else None,
-        "gates": [gates.judge(gate, cases, untested=lambda case: case["untested"]) for gate in rules],
+        "gates": [gates.judge(gate, cases) for gate in rules],
     }

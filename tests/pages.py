@@ -54,7 +54,7 @@ def page_case(
         "target": {"recipe": None, "files": [{"name": f"{name}-target.nii.gz"}]},
         "space": {"mode": "2d", "slice_axis": {"index": slice_axis, "name": "axial", "reason": ""}},
         "attack": {
-            "outcome": "The goal was reached." if reached else "The goal was not reached.",
+            "outcome": "reached" if reached else "step_limit",
             "goal_reached": reached,
             "samples": {"kind": "slices", "total": 9, "attacked": 3, "reached": 3 if reached else 1},
             "passes": {"forward": 1510, "backward": 1450},

@@ -10,6 +10,7 @@ import torch
 from problems import Bare, Bright, Counted, Indifferent, Nearest, Rooted, SmallUNet, Unit, box, rungs
 from torch import Tensor
 
+from mafl_cli.codes import Outcome
 from mafl_cli.config import AttackConfig
 from mafl_cli.field.field import Field
 from mafl_cli.field.whole import Whole
@@ -17,7 +18,7 @@ from mafl_cli.network.prediction import Prediction
 from mafl_cli.search import losses
 from mafl_cli.search.goals import Goal
 from mafl_cli.search.limits import Limits
-from mafl_cli.search.loop import AttackResult, Outcome, StepRecord, attack
+from mafl_cli.search.loop import AttackResult, StepRecord, attack
 
 EVERY_VOXEL = AttackConfig(goal_iou=1, goal_hit=1)
 QUICK = AttackConfig(goal_iou=1, goal_hit=1, steps=40)

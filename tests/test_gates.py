@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from judged import case, curve, failed, judged, survived, transferred, truth
 from scipy.stats import bootstrap
 
+from mafl_cli.codes import Reason, Untested
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.judging import gates, quantities
 from mafl_cli.judging.gates import Gate
 from mafl_cli.judging.quantities import FIGURES
 
 
-def judge(expression, *cases, untested=lambda case: None):
-    return gates.judge(gates.parse(expression), cases, untested=untested)
+def judge(expression, *cases):
+    return gates.judge(gates.parse(expression), cases)
 
 
 def ious(*values):
@@ -48,17 +49,18 @@ def test_every_figure_is_known_where_everything_was_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("figure", "option"),
+    ("figure", "reason"),
     [
-        ("dice_clean", "--ground-truth"),
-        ("dice_drop", "--ground-truth"),
-        ("curve_area", "--curve"),
-        ("transfer_target_iou", "a second --model"),
-        ("survival_target_iou", "--transform"),
+        ("dice_clean", "no_ground_truth"),
+        ("dice_drop", "no_ground_truth"),
+        ("curve_area", "no_curve"),
+        ("transfer_target_iou", "no_other_model"),
+        ("survival_target_iou", "no_transform"),
     ],
 )
-def test_a_figure_that_was_not_measured_says_what_it_needs(figure, option):
-    assert FIGURES[figure].pick(case()) == {"value": None, "reason": f"needs {option}"}
+def test_a_figure_that_was_not_measured_says_what_it_needs(figure, reason):
+    assert FIGURES[figure].pick(case()) == {"value": None, "reason": reason}
+    assert Reason(reason).sentence.startswith("needs ")
 
 
 def test_of_several_models_or_transforms_the_one_that_is_fooled_most_counts():
@@ -71,7 +73,7 @@ def test_of_several_models_or_transforms_the_one_that_is_fooled_most_counts():
 
 def test_one_undefined_of_several_leaves_the_highest_undefined():
     found = FIGURES["survival_target_iou"].pick(case(survival=[survived(0.9), survived(None, "median:3")]))
-    assert found == {"value": None, "reason": "why_not"}
+    assert found == {"value": None, "reason": "score_undefined"}
 
 
 def test_figures_at_the_goal_are_those_of_the_file_without_a_curve():
@@ -137,7 +139,7 @@ def test_statistics_count_failures_and_what_is_undefined_and_leave_out_what_nobo
     found = quantities.statistics_of([*ious(0.5, None), case("third", reached=False, target_iou=0.1), failed()])
     assert (found["cases"], found["ok"], found["failed"], found["goal_reached"]) == (4, 3, 1, 2)
     iou = found["figures"]["target_iou"]
-    assert (iou["n"], iou["undefined"], iou["reasons"], iou["mean"]) == (2, 1, ["why_not"], 0.3)
+    assert (iou["n"], iou["undefined"], iou["reasons"], iou["mean"]) == (2, 1, ["score_undefined"], 0.3)
     assert "curve_area" not in found["figures"]
     assert "dice_drop" not in found["figures"]
     at_goal = found["figures"]["psnr_at_goal"]
@@ -215,11 +217,15 @@ EVERY = [
         pytest.param("target_iou", [], "there is no case", id="no case"),
         pytest.param("target_iou", [failed("b", "b: gone.")], "b: b: gone.", id="failed"),
         pytest.param("target_iou", [case(), failed("b", "gone")], "b: gone", id="one failed"),
-        pytest.param("target_iou", [*ious(0.2, None)], "case1: target_iou is undefined: why not", id="undefined"),
-        pytest.param("curve_area", [case()], "scan: curve_area is undefined: needs --curve", id="not measured"),
+        pytest.param(
+            "target_iou", [*ious(0.2, None)], "case1: target_iou is undefined: the score is undefined", id="undefined"
+        ),
+        pytest.param("curve_area", [case()], "scan: curve_area is undefined: needs the curve", id="not measured"),
         pytest.param("target_iou", [*ious(math.nan, 0.1)], "case0: target_iou is not a number", id="NaN first"),
         pytest.param("target_iou", [*ious(0.1, math.nan)], "case1: target_iou is not a number", id="NaN last"),
-        pytest.param("psnr_at_goal", [case(psnr_db=None)], "psnr_at_goal is undefined: why not", id="at goal"),
+        pytest.param(
+            "psnr_at_goal", [case(psnr_db=None)], "psnr_at_goal is undefined: the score is undefined", id="at goal"
+        ),
     ],
 )
 def test_what_is_not_known_fails_whatever_the_rule(rule, figure, cases, why):
@@ -232,19 +238,19 @@ def test_what_is_not_known_fails_whatever_the_rule(rule, figure, cases, why):
 
 @pytest.mark.parametrize("rule", EVERY)
 def test_a_case_that_proves_nothing_fails(rule):
-    result = judge(
-        rule.format("target_iou"),
-        *ious(0.1, 0.2),
-        untested=lambda each: "x changed" if each["case_id"] == "case1" else None,
-    )
+    first, second = ious(0.1, 0.2)
+    second["untested"] = {"code": "file_changed", "sentence": "x changed"}
+    result = judge(rule.format("target_iou"), first, second)
     assert result["status"] == "fail"
     assert "case1: x changed" in result["reason"]
 
 
 def test_files_that_are_not_those_of_the_report_and_an_attack_without_gradient_prove_nothing():
-    changed = case("a", untested="target.nii.gz is not the file the report describes")
-    blind = case("b", reached=False, untested="the attack found no gradient, so the model was not tested")
-    whole = case("c", files_intact=True, outcome="goal_reached")
+    changed = case(
+        "a", untested={"code": "file_changed", "sentence": "target.nii.gz is not the file the report describes"}
+    )
+    blind = case("b", reached=False, untested={"code": "no_gradient", "sentence": Untested.NO_GRADIENT.sentence})
+    whole = case("c", files_intact=True, outcome="reached")
     (gate,) = judged([changed, blind, whole], [gates.parse("target_iou >= 1")])["gates"]
     assert [each["status"] for each in gate["cases"]] == ["fail", "fail", "pass"]
     assert gate["reason"] == (

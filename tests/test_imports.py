@@ -12,7 +12,7 @@ import mafl_cli
 PACKAGE = Path(mafl_cli.__file__).parent
 # From the ground up. What stands in one line imports what stands above it, and nothing else but its own room.
 ORDER = [
-    {"errors"},
+    {"errors", "codes"},
     {"names", "config"},
     {"system"},
     {"scans", "network", "measure"},

@@ -34,13 +34,14 @@ from problems import Bare, Bright, Counted, box, pooled, rungs
 from test_attack import field, flipped, labels, pasted, rng, scan
 from torch import Tensor
 
+from mafl_cli.codes import Outcome
 from mafl_cli.config import PRESETS, AttackConfig, budget, preset
 from mafl_cli.errors import UsageError
 from mafl_cli.field.field import Field, Losses, Slopes
 from mafl_cli.network.prediction import Prediction
 from mafl_cli.search.goals import Goal
 from mafl_cli.search.limits import Limits
-from mafl_cli.search.loop import Outcome, attack
+from mafl_cli.search.loop import attack
 from mafl_cli.search.lowfreq import low_pass
 
 ONE_TERM = ("asma", "pgd", "mifgsm", "segpgd", "cospgd", "dag")

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from judged import MODEL, case, curve, detected, failed, judged, survived, transferred, truth
 from markdown_it import MarkdownIt
 
+from mafl_cli.codes import Outcome
 from mafl_cli.judging import ci, gates, quantities, robustness_card, terminal
 from mafl_cli.names import harmless
 from mafl_cli.results import report
@@ -257,11 +258,15 @@ def test_gates_that_pass_are_said_to_pass():
 def test_remarks_name_what_the_files_say_otherwise_or_why_the_goal_was_not_reached():
     cases = [
         case("a", files_intact=False, differences=["x is not the file", "y neither"]),
-        case("b", reached=False, outcome="steps_exhausted"),
-        case("c", outcome="goal_reached"),
+        case("b", reached=False, outcome="step_limit"),
+        case("c", outcome="reached"),
     ]
     (table,) = (table for table in tables(robustness_card.card(judged(cases))) if table[0][0] == "case")
-    assert [row[-1] for row in table[1:]] == ["x is not the file; y neither", "steps_exhausted", ""]
+    assert [row[-1] for row in table[1:]] == [
+        "x is not the file; y neither",
+        Outcome.STEP_LIMIT.sentence,
+        "",
+    ]
 
 
 # --- CSV ----------------------------------------------------------------------------------------------------------

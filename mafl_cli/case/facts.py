@@ -13,13 +13,13 @@ from torch import Tensor
 from mafl_cli.case.prepare import Case
 from mafl_cli.case.searching import Found
 from mafl_cli.case.subject import Labels
+from mafl_cli.codes import Outcome
 from mafl_cli.config import AttackConfig
 from mafl_cli.measure import perturbation
 from mafl_cli.measure.agreement import agreement_of_masks
 from mafl_cli.scans import volume
 from mafl_cli.scans.masks import Source
 from mafl_cli.search.goals import Verdict
-from mafl_cli.search.loop import Outcome
 
 # Voxels that are compared together.
 _BLOCK = 1 << 22

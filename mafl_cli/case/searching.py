@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from mafl_cli.case.prepare import Case
+from mafl_cli.codes import Outcome
 from mafl_cli.config import AttackConfig
 from mafl_cli.field.field import Scan
 from mafl_cli.field.samples import Changed, Drawn
 from mafl_cli.search import traces
-from mafl_cli.search.loop import Outcome, StepRecord, attack
+from mafl_cli.search.loop import StepRecord, attack
 
 # How often statistics may be frozen anew at the changed scan before what is left is reported as it is.
 _REFREEZES = 3

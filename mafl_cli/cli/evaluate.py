@@ -225,8 +225,8 @@ def _tell(measured: Mapping[str, Any], voice: Voice, *, as_text: bool) -> None:
     from mafl_cli.judging import ci, robustness_card, terminal
 
     for case in measured["cases"]:
-        lines = (*case.get("differences", ()), case.get("untested"))
-        for line in dict.fromkeys(line for line in lines if line is not None):
+        untested = case.get("untested")
+        for line in dict.fromkeys([*case.get("differences", ()), *([untested["sentence"]] if untested else [])]):
             voice.say(f"{case['case_id']}: {line}")
     if voice.level >= 0 and as_text:
         show_text(terminal.terminal(measured))

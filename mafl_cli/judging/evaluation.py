@@ -16,6 +16,7 @@ import numpy as np
 from mafl_cli import __version__
 from mafl_cli.case.request import ModelRequest
 from mafl_cli.case.subject import Say
+from mafl_cli.codes import Outcome, Reason, Untested
 from mafl_cli.errors import MaflError, UsageError, place_of
 from mafl_cli.judging import gates, quantities, trials
 from mafl_cli.judging.gates import Gate
@@ -28,13 +29,9 @@ from mafl_cli.results import folder, report
 from mafl_cli.results.files import PREDICTION_ADVERSARIAL, PREDICTION_CLEAN, TARGET
 from mafl_cli.results.recorded import Pair, Recorded, Source, changed_files, distinct, of_runs
 from mafl_cli.scans.masks import Masks, read_masks
-from mafl_cli.search.loop import Outcome
 
 SCHEMA = Path(__file__).parents[1] / "results" / "schemas" / "evaluation.schema.json"
 
-# After these the model withstood the attack or did not; after any other nobody knows.
-_TESTED = [outcome.value for outcome in (Outcome.ALREADY, Outcome.REACHED, Outcome.STEP_LIMIT)]
-_UNTESTED = {Outcome.NO_GRADIENT.value: "found no gradient"}
 # Share of the clean prediction that the attacked model may draw otherwise now: machines round differently.
 _MOST_DRIFT = 0.02
 # Of the data range: no larger change is there for a 32-bit float.
@@ -128,7 +125,7 @@ def run_evaluation(
     }
     return {
         **found,
-        "gates": [gates.judge(gate, cases, untested=lambda case: case["untested"]) for gate in request.gates],
+        "gates": [gates.judge(gate, cases) for gate in request.gates],
     }
 
 
@@ -223,21 +220,21 @@ def _record(pair: Pair, compared: Comparison, *, judged: bool) -> dict[str, Any]
             "predictions": "recomputed", "outcome": None, "files_intact": None, "differences": [],
             "untested": unchanged,
         }  # fmt: skip
-    strangers = [f"{name} is not the file the report describes" for name in changed_files(recorded)]
+    changed = changed_files(recorded)
+    strangers = [Untested.FILE_CHANGED.sentence.format(name) for name in changed]
     outcome = recorded.case["attack"]["outcome"]
     redrawn, replaced = _redrawn(recorded, compared) if judged else ([], None)
     numbers = _differing_numbers(recorded, compared.reach(compared.adversarial), compared.size)
     # A mask that was put in with its hash is seen by the numbers, which are those of the masks that were written.
     own = _differing_numbers(recorded, _recorded_reach(recorded), compared.size) if redrawn else numbers
-    what = _UNTESTED.get(outcome, "has an unknown outcome")
     model = recorded.report["model"]["name"]
     reasons = [
-        *strangers[:1],
-        None if outcome in _TESTED else f"the attack {what}, so the model was not tested",
+        _untested(Untested.FILE_CHANGED, changed[0]) if changed else None,
+        _untested(Untested.NO_GRADIENT) if outcome == Outcome.NO_GRADIENT else None,
         unchanged,
-        f"{own[0]}, so the report is not about these files" if own else None,
-        replaced,
-        None if judged else f"only the folder says what {model} draws, for it is not at hand; give it with --model",
+        _untested(Untested.OTHER_NUMBERS, own[0]) if own else None,
+        _untested(Untested.OTHER_MODEL, replaced) if replaced else None,
+        None if judged else _untested(Untested.NO_MODEL, model),
     ]
     return {
         "predictions": "recomputed" if judged else "recorded",
@@ -248,18 +245,22 @@ def _record(pair: Pair, compared: Comparison, *, judged: bool) -> dict[str, Any]
     }
 
 
-def _unchanged(compared: Comparison) -> str | None:
+def _untested(code: Untested, what: str = "") -> dict[str, str]:
+    return {"code": code.value, "sentence": code.sentence.replace("{}", what)}
+
+
+def _unchanged(compared: Comparison) -> dict[str, str] | None:
     """Why the pair shows nothing: there is no change, or none that is more than rounding."""
     channels = compared.size["size_per_channel"]
     if not any(each["l0"]["count"] for each in channels):
-        return "the adversarial scan is the original, so the model was not tested"
+        return _untested(Untested.UNCHANGED)
     if all(each["linf"]["native"] <= _ROUNDING * each["data_range"]["value"] for each in channels):
-        return "the adversarial scan differs from the original by rounding alone, so the model was not tested"
+        return _untested(Untested.ROUNDING)
     return None
 
 
 def _redrawn(recorded: Recorded, compared: Comparison) -> tuple[list[str], str | None]:
-    """Which masks of the folder the model draws otherwise now, and why it is not what was attacked, if it is not."""
+    """Which masks of the folder the model draws otherwise now, and which shows that it is not what was attacked."""
     differences, reason = [], None
     for name, now, was in (
         (PREDICTION_CLEAN, compared.clean, recorded.prediction_clean),
@@ -270,7 +271,7 @@ def _redrawn(recorded: Recorded, compared: Comparison) -> tuple[list[str], str |
             differences.append(f"{name}: the model draws {other} voxels otherwise")
         # Other settings, or another model: the attack was made for what is not here.
         if name == PREDICTION_CLEAN and other > _MOST_DRIFT * max(int(np.count_nonzero(was)), 1):
-            reason = f"{differences[-1]}, so it is not what was attacked"
+            reason = differences[-1]
     return differences, reason
 
 
@@ -315,7 +316,7 @@ def _against_truth(pair: Pair, compared: Comparison, path: Path, say: Say) -> di
         found = compared.agreement(labels, mask.labels)
         both[name] = {"dice": found["target_dice"], "iou": found["target_iou"], "per_class": found["per_class"]}
     before, after = (both[name]["dice"]["value"] for name in ("clean", "adversarial"))
-    undefined = {"value": None, "reason": "ground_truth_has_no_foreground"}
+    undefined = {"value": None, "reason": Reason.TRUTH_HAS_NO_FOREGROUND}
     for name in both:
         for key in ("dice", "iou"):
             if both[name][key]["value"] is None:

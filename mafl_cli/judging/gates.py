@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from mafl_cli.codes import Reason
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.judging.quantities import FIGURES, Case, Figure, shown
 from mafl_cli.measure.statistics import quantile
@@ -113,11 +114,8 @@ def read(path: Path) -> tuple[Gate, ...]:
         raise InputError(f"{name}: {exc}") from exc
 
 
-def judge(gate: Gate, cases: Sequence[Case], *, untested: Callable[[Case], str | None]) -> dict[str, Any]:
-    """Whether a gate holds; see `gates` in `evaluation.schema.json`.
-
-    untested: why a case that was measured proves nothing all the same (its files were changed since, ...).
-    """
+def judge(gate: Gate, cases: Sequence[Case]) -> dict[str, Any]:
+    """Whether a gate holds; see `gates` in `evaluation.schema.json`. On a case that is untested none does."""
     result: dict[str, Any] = {
         "name": gate.name,
         "expression": gate.expression,
@@ -128,7 +126,7 @@ def judge(gate: Gate, cases: Sequence[Case], *, untested: Callable[[Case], str |
         "observed": None,
         "status": "fail",
         "reason": None,
-        "cases": [_per_case(gate, case, untested) for case in cases],
+        "cases": [_per_case(gate, case) for case in cases],
     }
     unknown = [each for each in result["cases"] if each["problem"] is not None]
     if not cases:
@@ -146,19 +144,19 @@ def judge(gate: Gate, cases: Sequence[Case], *, untested: Callable[[Case], str |
     return {**result, "reason": _reason(gate, figure, observed, result["cases"])}
 
 
-def _per_case(gate: Gate, case: Case, untested: Callable[[Case], str | None]) -> dict[str, Any]:
+def _per_case(gate: Gate, case: Case) -> dict[str, Any]:
     """value: None also where the goal was not reached, which is an answer; problem: why there is none."""
     if case["status"] != "ok":
         return {"case_id": case["case_id"], "value": None, "status": "error", "problem": case["error"]["message"]}
     figure = FIGURES[gate.figure]
     entry = figure.pick(case)
     value = None if entry["value"] is None else float(entry["value"])
-    problem = untested(case)
-    unreached = figure.beyond is not None and entry.get("reason") == "goal_not_reached"
+    problem = None if case["untested"] is None else case["untested"]["sentence"]
+    unreached = figure.beyond is not None and entry.get("reason") == Reason.GOAL_NOT_REACHED
     if value is not None and not math.isfinite(value):
         value, problem = None, problem or f"{gate.figure} is not a number"
     if problem is None and value is None and not unreached:
-        problem = f"{gate.figure} is undefined: {str(entry['reason']).replace('_', ' ')}"
+        problem = f"{gate.figure} is undefined: {Reason(entry['reason']).sentence}"
     known = figure.beyond if value is None else value
     trips = problem is not None or (known is not None and _HOLDS[gate.operator](known, gate.threshold))
     return {"case_id": case["case_id"], "value": value, "status": "fail" if trips else "pass", "problem": problem}

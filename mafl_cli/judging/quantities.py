@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mafl_cli.codes import NOT_ASKED, Reason
 from mafl_cli.measure.statistics import summary
 
 Case = Mapping[str, Any]
@@ -53,18 +54,18 @@ def _at(entry: Any, keys: Sequence[str]) -> Entry:
     return entry if isinstance(entry, Mapping) else {"value": entry}
 
 
-def _missing(reason: str) -> Entry:
+def _missing(reason: Reason) -> Entry:
     return {"value": None, "reason": reason}
 
 
 def _truth(*keys: str) -> Callable[[Case], Entry]:
     return lambda case: (
-        _missing("needs --ground-truth") if case["ground_truth"] is None else _at(case["ground_truth"], keys)
+        _missing(Reason.NO_GROUND_TRUTH) if case["ground_truth"] is None else _at(case["ground_truth"], keys)
     )
 
 
 def _curve(*keys: str) -> Callable[[Case], Entry]:
-    return lambda case: _missing("needs --curve") if case["curve"] is None else _at(case["curve"], keys)
+    return lambda case: _missing(Reason.NO_CURVE) if case["curve"] is None else _at(case["curve"], keys)
 
 
 def _drop(case: Case) -> Entry:
@@ -72,12 +73,12 @@ def _drop(case: Case) -> Entry:
     return kept if kept["value"] is None else {"value": 1 - kept["value"]}
 
 
-def _highest(part: str, needs: str) -> Callable[[Case], Entry]:
+def _highest(part: str, otherwise: Reason) -> Callable[[Case], Entry]:
     """Of several judges or transforms the one that the attack fools most: the threat that is left."""
 
     def pick(case: Case) -> Entry:
         if not case[part]:
-            return _missing(f"needs {needs}")
+            return _missing(otherwise)
         entries = [each["adversarial"]["target_iou"] for each in case[part]]
         undefined = [entry for entry in entries if entry["value"] is None]
         return undefined[0] if undefined else max(entries, key=lambda entry: float(entry["value"]))
@@ -93,7 +94,7 @@ def _at_goal(key: str, *keys: str) -> Callable[[Case], Entry]:
             smallest = case["curve"]["smallest_at_goal"]
             return _missing(smallest["reason"]) if smallest["value"] is None else _at(smallest, (key,))
         if not case["goal"]["reached"]:
-            return _missing("goal_not_reached")
+            return _missing(Reason.GOAL_NOT_REACHED)
         return _at(case["metrics"]["size"], keys)
 
     return pick
@@ -104,7 +105,7 @@ def _worst_distance(case: Case) -> Entry:
     entries = [each["hd95_mm"] for each in case["metrics"]["post_write"]["per_class"] if each["voxels"]["target"]]
     undefined = [entry for entry in entries if entry["value"] is None]
     if not entries or undefined:
-        return undefined[0] if undefined else _missing("target_has_no_foreground")
+        return undefined[0] if undefined else _missing(Reason.TARGET_HAS_NO_FOREGROUND)
     return max(entries, key=lambda entry: float(entry["value"]))
 
 
@@ -151,10 +152,10 @@ FIGURES: dict[str, Figure] = {
     "curve_area": Figure("mean target IoU over budgets from 0 to 10 % of the data range", _curve("area", "target_iou")),
     "curve_hit_area": Figure("mean hit rate over the same budgets", _curve("area", "hit_rate")),
     "transfer_target_iou": Figure(
-        "target IoU of the other model that is fooled most", _highest("transfer", "a second --model")
+        "target IoU of the other model that is fooled most", _highest("transfer", Reason.NO_OTHER_MODEL)
     ),
     "survival_target_iou": Figure(
-        "target IoU after the transform that the attack survives best", _highest("survival", "--transform")
+        "target IoU after the transform that the attack survives best", _highest("survival", Reason.NO_TRANSFORM)
     ),
 }  # fmt: skip
 """Everything that gates and statistics know, by the name that reports use."""
@@ -171,8 +172,8 @@ def statistics_of(cases: Sequence[Case]) -> dict[str, Any]:
     for name, figure in FIGURES.items():
         entries = [figure.pick(case) for case in done]
         values = [float(entry["value"]) for entry in entries if entry["value"] is not None]
-        reasons = sorted({str(entry["reason"]) for entry in entries if entry["value"] is None})
-        if not values and all(reason.startswith("needs ") for reason in reasons):
+        reasons = sorted({Reason(entry["reason"]).value for entry in entries if entry["value"] is None})
+        if not values and NOT_ASKED.issuperset(reasons):
             continue
         figures[name] = {"n": len(values), "undefined": len(entries) - len(values), "reasons": reasons}
         figures[name] |= summary(values)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mafl_cli.codes import Outcome
 from mafl_cli.judging.quantities import FIGURES
 from mafl_cli.names import cell, harmless, in_one_line
 from mafl_cli.results.report import NOTICE
@@ -129,7 +130,8 @@ def _cases(report: Report) -> str:
             rows.append((_md(case["case_id"]), "failed", "", "", "", _md(case["error"]["message"])))
             continue
         post, size = case["metrics"]["post_write"], case["metrics"]["size"]
-        said = "; ".join(case["differences"]) or ("" if case["goal"]["reached"] else case["outcome"] or "")
+        ended = "" if case["goal"]["reached"] or case["outcome"] is None else Outcome(case["outcome"]).sentence
+        said = "; ".join(case["differences"]) or ended
         rows.append(
             (
                 _md(case["case_id"]),

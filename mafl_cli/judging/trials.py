@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mafl_cli.case.subject import Subject
+from mafl_cli.codes import Reason
 from mafl_cli.judging.judges import Comparison, Judge, Labels
 from mafl_cli.judging.transforms import Transform
 from mafl_cli.results.recorded import Pair
@@ -124,7 +125,7 @@ def roc(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     clean = np.array([sample["clean"] for sample in samples])
     adversarial = np.array([sample["adversarial"] for sample in samples])
     if not len(samples):
-        undefined = {"value": None, "reason": "no_changed_sample"}
+        undefined = {"value": None, "reason": Reason.NO_CHANGED_SAMPLE}
         return {"n": 0, "auc": undefined, "tpr_at_5_percent_fpr": undefined, "points": []}
     borders = np.unique(np.concatenate([clean, adversarial]))[::-1]
     points = [(0.0, 0.0), *(((clean >= border).mean(), (adversarial >= border).mean()) for border in borders)]
@@ -171,7 +172,7 @@ def curve(pair: Pair, compared: Comparison, judge: Judge) -> dict[str, Any]:
     reaching = [point["scale"] for point, reached in tried if reached]
     smallest: dict[str, Any]
     if not reaching:
-        smallest = {"value": None, "reason": "goal_not_reached"}
+        smallest = {"value": None, "reason": Reason.GOAL_NOT_REACHED}
     else:
         high = reaching[0]
         low = max((point["scale"] for point, _ in tried if point["scale"] < high), default=high)
@@ -212,7 +213,10 @@ def _change(size: Mapping[str, Any], share: float, scale: float) -> dict[str, An
         "l2_model": size["l2"]["model"] * scale,
         "psnr_db": {"value": psnr - 20 * math.log10(scale)}
         if known
-        else {"value": None, "reason": "identical" if scale == 0 else size["psnr_db"].get("reason", "identical")},
+        else {
+            "value": None,
+            "reason": Reason.IDENTICAL if scale == 0 else size["psnr_db"].get("reason", Reason.IDENTICAL),
+        },
     }
 
 
@@ -224,7 +228,7 @@ def area(points: Sequence[tuple[float, float | None]]) -> dict[str, Any]:
         points: (change, score), the change as a share of the data range, in rising order.
     """
     if any(score is None for _, score in points):
-        return {"value": None, "reason": "score_undefined"}
+        return {"value": None, "reason": Reason.SCORE_UNDEFINED}
     end, total, best, position = CURVE_END, 0.0, 0.0, 0.0
     for change, score in points:
         if change > end:

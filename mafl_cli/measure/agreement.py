@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mafl_cli.codes import Reason
 from mafl_cli.measure.surfaces import NSD_TOLERANCE_MM, surface_metrics
 from mafl_cli.measure.value import defined, mean, ratio, undefined
 
@@ -96,13 +97,13 @@ def agreement(
     ]
     wanted = [entry for entry in per_class if entry["voxels"]["target"]]
     return {
-        "target_iou": mean([entry["iou"]["value"] for entry in wanted], "target_has_no_foreground"),
-        "target_dice": mean([entry["dice"]["value"] for entry in wanted], "target_has_no_foreground"),
+        "target_iou": mean([entry["iou"]["value"] for entry in wanted], Reason.TARGET_HAS_NO_FOREGROUND),
+        "target_dice": mean([entry["dice"]["value"] for entry in wanted], Reason.TARGET_HAS_NO_FOREGROUND),
         "accuracy": int(both.sum()) / target.size,
-        "foreground_accuracy": ratio(int(both[1:].sum()), target.size - int(joint[0, 0]), "no_foreground"),
+        "foreground_accuracy": ratio(int(both[1:].sum()), target.size - int(joint[0, 0]), Reason.NO_FOREGROUND),
         "changed_voxels": must,
-        "hit_rate": ratio(hits, must, "nothing_to_change"),
-        "collateral": {**ratio(lost, target.size - must, "everything_changes"), "count": lost},
+        "hit_rate": ratio(hits, must, Reason.NOTHING_TO_CHANGE),
+        "collateral": {**ratio(lost, target.size - must, Reason.EVERYTHING_CHANGES), "count": lost},
         "removed": [
             {
                 "index": entry["index"],
@@ -165,7 +166,7 @@ def agreement_of_regions(
     unchanged = target.size - found["changed_voxels"]
     lost = found["collateral"]["count"]
     found["accuracy"] = float(np.mean(prediction == target))
-    found["collateral"] = {**ratio(lost, unchanged, "everything_changes"), "count": lost}
+    found["collateral"] = {**ratio(lost, unchanged, Reason.EVERYTHING_CHANGES), "count": lost}
     for entry in (*found["per_class"], *found["removed"]):
         entry["index"] -= 1
     return found
@@ -192,10 +193,10 @@ def reach(
     wanted = [(both, a, b) for both, a, b in _overlaps(prediction, target, classes, overlapping) if b]
     kept = [(both, a, b) for both, a, b in _overlaps(prediction, clean, classes, overlapping) if b]
     return {
-        "target_iou": mean([both / (a + b - both) for both, a, b in wanted], "target_has_no_foreground"),
-        "hit_rate": ratio(hits, must, "nothing_to_change"),
-        "restored": ratio(back, must, "nothing_to_change"),
-        "dice_with_clean": mean([2 * both / (a + b) for both, a, b in kept], "clean_has_no_foreground"),
+        "target_iou": mean([both / (a + b - both) for both, a, b in wanted], Reason.TARGET_HAS_NO_FOREGROUND),
+        "hit_rate": ratio(hits, must, Reason.NOTHING_TO_CHANGE),
+        "restored": ratio(back, must, Reason.NOTHING_TO_CHANGE),
+        "dice_with_clean": mean([2 * both / (a + b) for both, a, b in kept], Reason.CLEAN_HAS_NO_FOREGROUND),
     }
 
 
@@ -260,9 +261,9 @@ def _class_agreement(
     total = voxels["target"] + voxels["prediction"]
     one, other = places
     if not total:
-        hd95 = nsd = undefined("both_empty")
+        hd95 = nsd = undefined(Reason.BOTH_EMPTY)
     elif one is None or other is None:
-        hd95, nsd = undefined("one_empty"), defined(0.0)
+        hd95, nsd = undefined(Reason.ONE_EMPTY), defined(0.0)
     else:
         box = tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
         drawn, wanted = (labels[box] == index for labels in (prediction, target))
@@ -271,8 +272,8 @@ def _class_agreement(
     return {
         "index": index,
         "name": name,
-        "iou": ratio(overlap, total - overlap, "both_empty"),
-        "dice": ratio(2 * overlap, total, "both_empty"),
+        "iou": ratio(overlap, total - overlap, Reason.BOTH_EMPTY),
+        "dice": ratio(2 * overlap, total, Reason.BOTH_EMPTY),
         "hd95_mm": hd95,
         "nsd": {**nsd, "tolerance_mm": NSD_TOLERANCE_MM},
         "voxels": voxels,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mafl_cli.codes import Reason
 from mafl_cli.errors import UsageError
 from mafl_cli.measure import value
 from mafl_cli.measure.quantiles import percentiles
@@ -80,7 +81,7 @@ def over_channels(sizes: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for key in keys:
             found = [entry[key] for entry in found]
         values = [entry["value"] for entry in found if entry["value"] is not None]
-        return value.mean(values, "" if values else str(found[0]["reason"]))
+        return value.mean(values, found[0].get("reason", Reason.IDENTICAL))
 
     energies = [entry["l2"]["model"] ** 2 for entry in sizes]
     low = sum(
@@ -113,7 +114,7 @@ def over_channels(sizes: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "mean_changed_slices": mean("ssim", "mean_changed_slices"),
             "worst": worst,
         },
-        "low_frequency_share": value.ratio(low, sum(energies), "identical"),
+        "low_frequency_share": value.ratio(low, sum(energies), Reason.IDENTICAL),
     }
 
 
@@ -189,7 +190,7 @@ def size(
         "psnr_db": _psnr(squares, voxels, span, "volume"),
         "psnr_changed_slices_db": _psnr(squares, of_changed, span, "changed_slices"),
         "ssim": _ssim_summary(similarity, changed, len(before), span, no_ssim),
-        "low_frequency_share": value.ratio(low, squares, "identical"),
+        "low_frequency_share": value.ratio(low, squares, Reason.IDENTICAL),
     }
 
 
@@ -287,18 +288,18 @@ def _pairs(
 def _psnr(squares: float, voxels: int, data_range: float, region: str) -> dict[str, Any]:
     """Peak signal-to-noise ratio in dB from a sum of squared differences over a region of so many voxels."""
     if not squares:
-        entry = value.undefined("identical")
+        entry = value.undefined(Reason.IDENTICAL)
     elif not data_range:
-        entry = value.undefined("constant_image")
+        entry = value.undefined(Reason.CONSTANT_IMAGE)
     else:
         entry = value.defined(20 * log10(data_range) - 10 * log10(squares / voxels))
     return {**entry, "data_range": data_range, "region": region}
 
 
-def _why_no_ssim(slice_shape: Sequence[int], data_range: float) -> str | None:
+def _why_no_ssim(slice_shape: Sequence[int], data_range: float) -> Reason | None:
     if min(slice_shape) < SSIM_WINDOW:
-        return "slice_smaller_than_window"
-    return None if data_range else "constant_image"
+        return Reason.SMALL_SLICES
+    return None if data_range else Reason.CONSTANT_IMAGE
 
 
 def _ssim(
@@ -330,7 +331,7 @@ def _ssim(
 
 
 def _ssim_summary(
-    values: Sequence[float], changed: Sequence[int], slices: int, data_range: float, no_ssim: str | None
+    values: Sequence[float], changed: Sequence[int], slices: int, data_range: float, no_ssim: Reason | None
 ) -> dict[str, Any]:
     """SSIM over slices: `mean`, `mean_changed_slices`, and the `worst` with its `slice`, as a mean hides one.
 
@@ -346,7 +347,7 @@ def _ssim_summary(
         of_changed = value.defined(sum(values) / len(values))
         worst = {**value.defined(values[lowest]), "slice": changed[lowest]}
     else:
-        of_changed = value.undefined(no_ssim or "identical")
+        of_changed = value.undefined(no_ssim or Reason.IDENTICAL)
         worst = {**of_changed, "slice": None}
     return {
         "mean": value.undefined(no_ssim) if no_ssim else value.defined((sum(values) + slices - len(values)) / slices),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from mafl_cli.network.load import ModelInfo
 
-SCHEMA_VERSION = "1.0.0"
+SCHEMA_VERSION = "2.0.0"
 SCHEMA = Path(__file__).parent / "schemas" / "report.schema.json"
 NOTICE = "Adversarial data made to deceive a model. Not for clinical use."
 

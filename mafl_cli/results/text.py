@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mafl_cli.codes import Outcome, Reason
+
 
 def format_dry_run(shown: Mapping[str, Any]) -> str:
     """A table of the voxels of each class before and after, and what would be attacked."""
@@ -46,7 +48,7 @@ def _format_case(case: Mapping[str, Any]) -> str:
     unit = "slices" if samples["kind"] == "slices" else "volume"
     counts = f"{samples['reached']} of {samples['attacked']} attacked {unit}" if unit == "slices" else "the volume"
     lines = [
-        f"{case['case_id']}: {attack['outcome']}",
+        f"{case['case_id']}: {Outcome(attack['outcome']).sentence}",
         f"  target IoU    {number(post['target_iou'])}   (clean scan {number(clean['target_iou'])})",
         f"  hit rate      {number(post['hit_rate'])}   of {post['changed_voxels']} voxels that must change;"
         f" collateral {post['collateral']['count']} voxels",
@@ -75,5 +77,5 @@ def _format_stored_grid(case: Mapping[str, Any]) -> list[str]:
 
 def number(entry: Mapping[str, Any], form: str = ".4f", unit: str = "") -> str:
     if entry["value"] is None:
-        return f"undefined ({str(entry['reason']).replace('_', ' ')})"
+        return f"undefined ({Reason(entry['reason']).sentence})"
     return f"{entry['value']:{form}}{unit}"

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from mafl_cli.codes import Outcome
 from mafl_cli.config import AttackConfig
 from mafl_cli.field.field import Field
 from mafl_cli.field.preprocess import per_channel
@@ -32,15 +32,6 @@ from mafl_cli.search.goals import Goal, Verdict
 from mafl_cli.search.limits import Limits
 from mafl_cli.search.lowfreq import low_pass
 from mafl_cli.search.terms import LowPass, Terms, pulled_back, span, without_low_frequency
-
-
-class Outcome(Enum):
-    """How the search ended for one slice or volume, as a sentence with the next step to try."""
-
-    ALREADY = "The clean prediction already meets the goal; nothing was changed."
-    REACHED = "The goal was reached."
-    STEP_LIMIT = "The goal was not reached; the closest result was kept. More --steps or a lower --goal-iou may help."
-    NO_GRADIENT = "The model gives no gradient towards the target here; nothing was changed."
 
 
 @dataclass(frozen=True)

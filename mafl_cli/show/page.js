@@ -35,18 +35,7 @@
   }
   const percent = (value) => `${significant(100 * value, 3)}\u202f%`;
 
-  const REASONS = {
-    both_empty: "neither mask has this class",
-    one_empty: "only one of the two masks has this class",
-    target_has_no_foreground: "the target has no foreground",
-    no_foreground: "there is no foreground",
-    nothing_to_change: "the target changes nothing",
-    everything_changes: "the target changes every voxel",
-    identical: "nothing was changed",
-    constant_image: "the scan is constant",
-    slice_smaller_than_window: "slices are smaller than the window of SSIM",
-  };
-  const why = (reason) => `undefined: ${REASONS[reason] || String(reason).replace(/_/g, " ")}`;
+  const why = (reason) => `undefined: ${data.sentences[reason]}`;
 
   const at = (object, path) => path.split(".").reduce((found, key) => found?.[key], object);
 
@@ -258,7 +247,7 @@
     if (goal.goal_iou !== undefined && goal.goal_hit !== undefined) {
       sentences.push(`The goal was a target IoU of at least ${goal.goal_iou} and a hit rate of at least ${goal.goal_hit}.`);
     }
-    const outcome = report.attack.outcome === "The goal was reached." ? null : report.attack.outcome;
+    const outcome = report.attack.outcome === "reached" ? null : data.sentences[report.attack.outcome];
     return [el("div", { class: `verdict ${reached ? "reached" : "missed"}` }, title,
       el("p", { class: "lead" }, lead), outcome ? el("p", {}, outcome) : null, el("p", {}, sentences.join(" "))),
       el("div", { class: "tiles" },

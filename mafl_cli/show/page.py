@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mafl_cli.codes import Outcome, Reason
 from mafl_cli.errors import UsageError, cannot_be_written
 from mafl_cli.names import one_line
 from mafl_cli.results.report import NOTICE
@@ -78,7 +79,13 @@ def write(
         if facts not in shared:
             shared.append(facts)
         entries.append({"report": case.report, "shared": shared.index(facts), "viewer": None})
-    index = {"notice": NOTICE, "shared": [json.loads(facts) for facts in shared], "cases": entries, "said": ""}
+    index = {
+        "notice": NOTICE,
+        "sentences": {**Outcome.sentences(), **Reason.sentences()},
+        "shared": [json.loads(facts) for facts in shared],
+        "cases": entries,
+        "said": "",
+    }
     left = int(max_mb * _MB) - len(_page(title, index, {})) - _RESERVE
     if left < 0:
         raise UsageError(f"the numbers of {len(cases)} cases alone need more than {max_mb:g} MB; allow a larger page.")
