@@ -30,6 +30,7 @@ from mafl_cli.case.request import DEMO_MODEL, AttackRequest
 from mafl_cli.config import preset
 from mafl_cli.network import segmenter
 from mafl_cli.scans.recipes import parse
+from mafl_cli.system.records import plain
 
 SPHERE = "swap:1,2:sphere@0,-50,0,12"
 
@@ -86,7 +87,7 @@ def measured(scan: Path, out: Path, network: Path, steps: int) -> dict[str, Any]
     said: list[str] = []
     clock, cpu = time.perf_counter(), time.process_time()
     with in_network() as spent:
-        (case,) = run_attack(request, detail=said.append)["cases"]
+        case = plain(run_attack(request, detail=said.append).case)
     return {
         "clock": time.perf_counter() - clock,
         "cpu": time.process_time() - cpu,

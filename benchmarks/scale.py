@@ -31,6 +31,7 @@ from mafl_cli.listing.cases import CaseFiles, find
 from mafl_cli.network import segmenter
 from mafl_cli.results.files import REPORT, RUN, TICKET
 from mafl_cli.scans.recipes import parse
+from mafl_cli.system.records import plain
 
 SAMPLE = Path(__file__).resolve().parent.parent / "sample_data" / "brain_t1.nii.gz"
 
@@ -162,7 +163,7 @@ def overhead(work: Path, data: Path) -> None:
         run_attack(replace(attack, config=preset("mafl", steps=2)))
         started = perf_counter()
         with counted() as spent:
-            case = run_attack(replace(attack, overwrite=True))["cases"][0]
+            case = plain(run_attack(replace(attack, overwrite=True)).case)
         total = perf_counter() - started
         parts = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in case["timing_s"].items())
         print(f"overhead: {name}: {1 - spent['network'] / total:.1%} of {total:.1f} s outside the network ({parts})")

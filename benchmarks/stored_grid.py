@@ -106,7 +106,7 @@ def measure(request: AttackRequest, step: float) -> list[dict[str, Any]]:
     for save_as in ("source", "float32"):
         with tempfile.TemporaryDirectory() as folder:
             settings = {**vars(request), "out": Path(folder) / "out", "save_as": save_as}
-            loop = run_attack(AttackRequest(**settings))["cases"][0]["metrics"]["in_memory"]["target_iou"]["value"]
+            loop = run_attack(AttackRequest(**settings)).case.metrics.in_memory.target_iou.value
             data = nifti.read_image(Path(folder) / "out" / "adversarial.nii.gz").data
         if save_as == "source":
             row("searched on the stored grid", data, loop)

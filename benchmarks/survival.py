@@ -27,6 +27,7 @@ from mafl_cli.config import preset
 from mafl_cli.judging.evaluation import EvaluateRequest, run_evaluation
 from mafl_cli.judging.transforms import parse
 from mafl_cli.judging.trials import Trials
+from mafl_cli.system.records import plain
 
 SAMPLE = Path(__file__).resolve().parent.parent / "sample_data"
 
@@ -96,7 +97,7 @@ def measure(problem: Problem, variant: str, steps: int, folder: Path) -> dict[st
     config = preset("mafl", steps=steps, **VARIANTS[variant])
     settings = vars(problem.model)
     attack = AttackRequest(**settings, images=problem.images, targets=(problem.target,), out=out, config=config)
-    case = run_attack(attack)["cases"][0]
+    case = plain(run_attack(attack).case)
     models = (problem.model,) if problem.other is None else (problem.model, problem.other)
     trials = Trials(transforms=parse(["all"]), detect=True)
     found = run_evaluation(EvaluateRequest(runs=(out,), models=models, trials=trials))

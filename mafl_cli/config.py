@@ -206,8 +206,8 @@ class AttackConfig:
         self._check_combinations()
 
     def _check_ranges(self) -> None:
-        hints = get_type_hints(type(self))
-        for each in fields(self):
+        hints = get_type_hints(AttackConfig)  # What reports say of a run are these and more.
+        for each in fields(AttackConfig):
             value, about = getattr(self, each.name), each.metadata["setting"]
             allowed = get_args(hints[each.name])
             if get_origin(hints[each.name]) is Literal and value not in allowed:

@@ -14,7 +14,8 @@ from mafl_cli import __version__
 from mafl_cli.judging import evaluation, gates, quantities, trials
 from mafl_cli.judging.gates import Gate
 from mafl_cli.measure import agreement, perturbation
-from mafl_cli.results import report
+from mafl_cli.results import assemble, report
+from mafl_cli.system.records import plain
 
 SHAPE = (14, 12, 3)
 NAMES = ("background", "organ")
@@ -30,11 +31,13 @@ def _measured() -> dict[str, Any]:
     scan = np.random.default_rng(0).random(SHAPE).astype(np.float32)
     change = np.where(clean != target, np.float32(0.01), np.float32(0))
     how = {"class_names": NAMES, "spacing": (1, 1, 2)}
-    size = perturbation.size(scan, scan + change, unit=2.0, data_range=None, slice_axis=2, spacing=(1, 1, 2))
+    size = plain(perturbation.size(scan, scan + change, unit=2.0, data_range=None, slice_axis=2, spacing=(1, 1, 2)))
     return {
-        "clean": agreement.agreement(clean, target, clean, **how),
-        "post_write": agreement.agreement(adversarial, target, clean, **how),
-        "dice_with_clean": agreement.reach(adversarial, target, clean, classes=2, overlapping=False)["dice_with_clean"],
+        "clean": plain(agreement.agreement(clean, target, clean, **how)),
+        "post_write": plain(agreement.agreement(adversarial, target, clean, **how)),
+        "dice_with_clean": plain(
+            agreement.reach(adversarial, target, clean, classes=2, overlapping=False).dice_with_clean
+        ),
         "size": size,
         "size_per_channel": [size],
     }
@@ -142,7 +145,7 @@ def judged(
         "tool": {"name": "mafl", "version": __version__},
         "notice": report.NOTICE,
         "command": "evaluate",
-        "environment": report.environment(torch.device("cpu")),
+        "environment": plain(assemble.environment(torch.device("cpu"))),
         "models": list(models),
         "trials": {
             "transforms": [],

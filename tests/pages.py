@@ -15,6 +15,7 @@ from mafl_cli.measure import agreement as metrics
 from mafl_cli.measure import perturbation
 from mafl_cli.show.page import PageCase
 from mafl_cli.show.planes import PageVolumes
+from mafl_cli.system.records import plain
 
 MASKS = ("prediction_clean", "prediction_adversarial", "target")
 CLASSES = ("background", "liver", "spleen")
@@ -29,12 +30,21 @@ def page_case(
     masks = {key: volumes[key].astype(np.int64) for key in MASKS}
 
     def agreement(key):
-        return metrics.agreement(
-            masks[key], masks["target"], masks["prediction_clean"], class_names=classes, spacing=(0.8, 1.1, 3.0)
+        return plain(
+            metrics.agreement(
+                masks[key], masks["target"], masks["prediction_clean"], class_names=classes, spacing=(0.8, 1.1, 3.0)
+            )
         )
 
-    size = perturbation.size(
-        volumes["clean"], volumes["adversarial"], unit=1000.0, data_range=None, slice_axis=slice_axis, spacing=(1, 1, 1)
+    size = plain(
+        perturbation.size(
+            volumes["clean"],
+            volumes["adversarial"],
+            unit=1000.0,
+            data_range=None,
+            slice_axis=slice_axis,
+            spacing=(1, 1, 1),
+        )
     )
     report = {
         "case_id": name,

@@ -26,6 +26,7 @@ from mafl_cli.case.request import AttackRequest
 from mafl_cli.config import AttackConfig
 from mafl_cli.results import report
 from mafl_cli.scans import recipes
+from mafl_cli.system.records import plain
 
 SHAPE = (12, 10, 5)
 AFFINE = np.array([[-2.0, 0, 0, 30], [0, -2, 0, -20], [0, 0, 5, 7], [0, 0, 0, 1]])
@@ -94,7 +95,7 @@ def run(scan: Path, model: Path, out: Path, **settings: object) -> dict:
         config=AttackConfig(steps=8),
         **settings,  # type: ignore[arg-type]
     )
-    return pipeline.run_attack(request)
+    return plain(pipeline.run_attack(request))
 
 
 def numbers(found: dict) -> dict[str, float]:

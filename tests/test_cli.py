@@ -244,7 +244,7 @@ def test_the_report_has_the_trace_of_the_run(case: Path, models: Path) -> None:
 
 def settings_of(case: Path) -> dict[str, object]:
     run = json.loads((case / "out" / "report.json").read_text())["run"]
-    return {"method": run["method"], **run["settings"]}
+    return dict(run["settings"])
 
 
 def change_of(case: Path) -> np.ndarray:

@@ -20,6 +20,7 @@ from sklearn.metrics import f1_score, jaccard_score
 
 from mafl_cli.errors import UsageError
 from mafl_cli.measure import agreement, perturbation
+from mafl_cli.system.records import plain
 
 NAMES = ("background", "organ", "lesion")
 SPACING = (0.7, 1.5, 3.0)
@@ -42,12 +43,12 @@ def blobs(seed, shape=(24, 21, 18), classes=3):
 
 def agree(prediction, target, clean=None, *, names=NAMES, spacing=SPACING):
     clean = target if clean is None else clean
-    return agreement.agreement(prediction, target, clean, class_names=names, spacing=spacing)
+    return plain(agreement.agreement(prediction, target, clean, class_names=names, spacing=spacing))
 
 
 def measure(clean, adversarial, **changes):
     settings = {"unit": 1.0, "data_range": 100.0, "slice_axis": 2, "spacing": SPACING, **changes}
-    return perturbation.size(clean, adversarial, **settings)
+    return plain(perturbation.size(clean, adversarial, **settings))
 
 
 # --- agreement with the target ------------------------------------------------------------------------------
@@ -410,7 +411,7 @@ def test_a_useless_data_range_is_refused(data_range):
 def test_default_range_forgets_a_few_hot_voxels():
     clean = np.linspace(0, 1000, 100_000).reshape(100, 100, 10)
     clean[0, 0, :5] = 30_000
-    found = perturbation.default_data_range(clean)
+    found = plain(perturbation.default_data_range(clean))
     assert found["value"] == pytest.approx(998, abs=0.1)
     assert "p99.9" in found["rule"]
 
@@ -418,12 +419,12 @@ def test_default_range_forgets_a_few_hot_voxels():
 def test_default_range_of_a_nearly_empty_scan():
     clean = np.zeros((30, 30, 30), np.float32)
     clean[3, 3, 3] = 12
-    assert perturbation.default_data_range(clean) == {"value": 12.0, "rule": "max - min of the clean scan"}
+    assert plain(perturbation.default_data_range(clean)) == {"value": 12.0, "rule": "max - min of the clean scan"}
 
 
 def test_no_data_range_means_the_default_and_says_so():
     clean, adversarial = scans()
-    default = perturbation.default_data_range(clean)
+    default = plain(perturbation.default_data_range(clean))
     result = measure(clean, adversarial, data_range=None)
     assert result["data_range"] == default
     assert result == {**measure(clean, adversarial, data_range=default["value"]), "data_range": default}
@@ -553,7 +554,7 @@ def test_low_frequency_share_of_the_extremes(pattern, share):
 
 
 def reached_by(prediction, target, clean, classes, *, overlapping=False):
-    return agreement.reach(prediction, target, clean, classes=classes, overlapping=overlapping)
+    return plain(agreement.reach(prediction, target, clean, classes=classes, overlapping=overlapping))
 
 
 class_maps = st.tuples(st.integers(1, 3), st.integers(2, 4)).flatmap(
@@ -572,12 +573,12 @@ def test_reach_equals_agreement(made):
     classes, prediction, target, clean, overlapping = made
     how = {"names": [str(n) for n in range(classes)], "overlapping": overlapping, "spacing": SPACING}
     found = reached_by(prediction, target, clean, classes, overlapping=overlapping)
-    whole = agreement.agreement_of_masks(prediction, target, clean, **how)
-    kept = agreement.agreement_of_masks(prediction, clean, clean, **how)["target_dice"]
+    whole = plain(agreement.agreement_of_masks(prediction, target, clean, **how))
+    kept = plain(agreement.agreement_of_masks(prediction, clean, clean, **how))["target_dice"]
     assert found["target_iou"] == approximately(whole["target_iou"])
     assert found["hit_rate"] == approximately(whole["hit_rate"])
     assert found["dice_with_clean"]["value"] == approximately(kept["value"])
-    back = agreement.agreement_of_masks(prediction, clean, target, **how)["hit_rate"]
+    back = plain(agreement.agreement_of_masks(prediction, clean, target, **how))["hit_rate"]
     assert found["restored"] == approximately(back)
     json.dumps(found, allow_nan=False)
 
@@ -657,13 +658,13 @@ def test_padding_is_no_part_of_any_mean_or_range():
     after = clean.copy()
     after[4:9, 3:12, 1:3] += 0.1
     how = {"unit": 2.0, "data_range": None, "slice_axis": 2, "spacing": (1, 1, 2)}
-    alone = perturbation.size(clean, after, **how)
+    alone = plain(perturbation.size(clean, after, **how))
     wide, changed = (np.concatenate([np.full((9, 20, 5), -2000, np.float32), array]) for array in (clean, after))
     padding = wide == -2000
-    found = perturbation.size(wide, changed, padding=padding, **how)
+    found = plain(perturbation.size(wide, changed, padding=padding, **how))
     for name in ("l0", "l2", "linf", "mean_abs", "data_range", "psnr_db", "psnr_changed_slices_db", "volume_mm3"):
         assert found[name] == pytest.approx(alone[name]), name
-    ignored = perturbation.size(wide, changed, **how)
+    ignored = plain(perturbation.size(wide, changed, **how))
     assert ignored["psnr_db"]["value"] > found["psnr_db"]["value"] + 20
     assert found["ssim"]["worst"]["value"] < ignored["ssim"]["worst"]["value"]
 
@@ -729,7 +730,7 @@ def test_distances_equal_monai_on_the_whole_volume(kind, spacing):
 @given(label_triples)
 def test_the_short_form_says_what_the_long_one_does(labels):
     prediction, target, clean = (each.astype(int) for each in labels)
-    short = agreement.reach(prediction, target, clean, classes=3, overlapping=False)
+    short = plain(agreement.reach(prediction, target, clean, classes=3, overlapping=False))
     long = agree(prediction, target, clean)
     assert short["target_iou"] == long["target_iou"]
     assert short["hit_rate"] == long["hit_rate"]
@@ -740,7 +741,7 @@ def test_the_short_form_says_what_the_long_one_does(labels):
 @given(small_shapes.flatmap(lambda shape: st.tuples(*[arrays(np.uint8, (2, *shape), elements=st.integers(0, 1))] * 3)))
 def test_the_short_form_of_regions_too(regions):
     prediction, target, clean = (each.astype(int) for each in regions)
-    short = agreement.reach(prediction, target, clean, classes=2, overlapping=True)
-    long = agreement.agreement_of_regions(prediction, target, clean, region_names=("a", "b"), spacing=SPACING)
+    short = plain(agreement.reach(prediction, target, clean, classes=2, overlapping=True))
+    long = plain(agreement.agreement_of_regions(prediction, target, clean, region_names=("a", "b"), spacing=SPACING))
     for key in ("target_iou", "hit_rate"):
         assert short[key]["value"] == long[key]["value"]

@@ -282,7 +282,7 @@ def test_a_result_folder_is_read_with_all_it_holds(run: Path):
     for name in ("prediction_clean", "prediction_adversarial", "target"):
         assert np.array_equal(getattr(pair.recorded, name), np.asarray(nib.load(run / f"{name}.nii.gz").dataobj))
     assert changed_files(pair.recorded) == []
-    assert pair.recorded.case["case_id"] == "patient"
+    assert pair.recorded.case.case_id == "patient"
 
 
 def test_a_file_that_was_changed_is_named(run: Path):
@@ -302,6 +302,15 @@ def test_a_report_that_is_none_is_an_input_error(run: Path):
         (run / "report.json").write_text(text)
         with pytest.raises(InputError, match=r"^run/report\.json"):
             of_runs([run])[0].read()
+
+
+def test_a_report_of_an_earlier_schema_gets_one_sentence(run: Path):
+    said = json.loads((run / "report.json").read_text())
+    (run / "report.json").write_text(json.dumps({**said, "schema_version": "1.0.0"}))
+    with pytest.raises(
+        InputError, match=r"^run/report\.json: is a report of schema 1\.0\.0; this mafl reads 2\.0\.0: "
+    ):
+        of_runs([run])[0].read()
 
 
 def test_runs_are_found_below_folders_in_the_order_of_their_names(tmp_path: Path):

@@ -9,6 +9,7 @@ import pytest
 
 from mafl_cli.search.loop import StepRecord
 from mafl_cli.search.traces import POINTS, Group, joined
+from mafl_cli.system.records import plain
 
 
 def group(samples: int, *scores: float) -> Group:
@@ -18,7 +19,7 @@ def group(samples: int, *scores: float) -> Group:
 
 
 def test_groups_are_joined_by_step_and_what_is_finished_keeps_its_last_values() -> None:
-    trace = joined([group(3, 0.0, 0.4, 0.8), group(1, 0.2)])
+    trace = plain(joined([group(3, 0.0, 0.4, 0.8), group(1, 0.2)]))
     assert trace["step"] == [0, 1, 2]
     assert trace["score"] == pytest.approx([(3 * score + 0.2) / 4 for score in (0.0, 0.4, 0.8)])
     assert trace["loss"] == pytest.approx([(3 * (1 - score) + 0.8) / 4 for score in (0.0, 0.4, 0.8)])
@@ -28,7 +29,7 @@ def test_groups_are_joined_by_step_and_what_is_finished_keeps_its_last_values() 
 
 @pytest.mark.parametrize("steps", [1, 2, POINTS - 1, POINTS, POINTS + 1, 345, 2000])
 def test_length_is_bounded_first_and_last_are_kept_and_no_step_comes_twice(steps: int) -> None:
-    trace = joined([group(2, *(step / steps for step in range(steps)))])
+    trace = plain(joined([group(2, *(step / steps for step in range(steps)))]))
     kept = trace["step"]
     assert {len(values) for values in trace.values()} == {min(steps, POINTS)}
     assert (kept[0], kept[-1]) == (0, steps - 1)
@@ -38,10 +39,10 @@ def test_length_is_bounded_first_and_last_are_kept_and_no_step_comes_twice(steps
 
 
 def test_nothing_attacked_is_empty() -> None:
-    assert joined([]) == {"step": [], "loss": [], "score": [], "reached": [], "l2_model": []}
+    assert plain(joined([])) == {"step": [], "loss": [], "score": [], "reached": [], "l2_model": []}
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_null(loss: float) -> None:
-    trace = joined([Group(1, [StepRecord(0, 0.0, 0.5, 0.0, loss)])])
+    trace = plain(joined([Group(1, [StepRecord(0, 0.0, 0.5, 0.0, loss)])]))
     assert json.loads(json.dumps(trace, allow_nan=False))["loss"] == [None]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +16,9 @@ from mafl_cli.codes import Outcome
 from mafl_cli.config import AttackConfig
 from mafl_cli.measure import perturbation
 from mafl_cli.measure.agreement import agreement_of_masks
+from mafl_cli.measure.records import Agreement
+from mafl_cli.results import report
+from mafl_cli.results.assemble import case_id
 from mafl_cli.scans import volume
 from mafl_cli.scans.masks import Source
 from mafl_cli.search.goals import Verdict
@@ -31,8 +33,11 @@ def facts_of(
     found: Found,
     again: list[volume.Volume],
     post_labels: Tensor,
-) -> dict[str, Any]:
-    """Everything the report says about the case, from the file that was written (`again`) and its prediction."""
+) -> report.Case:
+    """Everything the report says about the case, from the file that was written (`again`) and its prediction.
+
+    What it took, and what is in the folder, is not known yet: `timing_s`, `memory` and `files` are empty.
+    """
     scan, target, names = case.scan, case.target, case.info.classes
     clean, post = case.to_labels(case.clean_labels), case.to_labels(post_labels)
     per_sample, together = case.goal(config).judge_together(post_labels)
@@ -41,7 +46,7 @@ def facts_of(
     outcome = _overall(together, found)
     units = [float(unit) for unit in case.preprocessing.unit]
 
-    def agreement(labels: Labels) -> dict[str, Any]:
+    def agreement(labels: Labels) -> Agreement:
         return agreement_of_masks(
             labels, target.labels, clean, names=names, overlapping=case.info.overlapping, spacing=scan.spacing
         )
@@ -53,59 +58,69 @@ def facts_of(
     # As a rule the file holds what was in memory, and the distances take long.
     same = torch.equal(found.drawn.labels, post_labels)
     in_memory = after if same else agreement(case.to_labels(found.drawn.labels))
-    return {
-        "inputs": [
-            {
-                "channel": channel,
-                "name": each.name,
-                "format": each.format,
-                "sha256": each.sha256,
-                "shape": list(each.shape),
-                "spacing_mm": list(each.spacing),
-                "axcodes": each.axcodes,
-                "dtype": each.dtype.name,
-                "warnings": list(each.warnings),
-            }
-            for channel, each in zip(case.info.channels, case.scans, strict=True)
-        ],
-        "target": target_of(case),
-        "space": {
-            "mode": case.mode,
-            "slice_axis": {
-                "index": case.slices.index,
-                "name": case.slices.name,
-                "reason": case.slices.reason,
-            },
-            "network_shape": list(case.grids.there.shape_out),
-            "native_units_per_model_unit": units,
-            "data_box_native": [
-                [float(low), float(high)] for low, high in zip(case.limits.low, case.limits.high, strict=True)
-            ],
-        },
-        "bounds": bounds_of(case, config),
-        "attack": {
-            "outcome": outcome.value,
-            "goal_reached": outcome in (Outcome.REACHED, Outcome.ALREADY),
-            "samples": {
-                "kind": "slices" if case.layout.sliced else "volume",
-                "total": len(case.clean),
-                "attacked": int(attacked.sum()),
-                "reached": reached,
-                "not_reached": int(attacked.sum()) - reached,
-                "skipped_constant": found.constant,
-            },
-            "passes": {"forward": found.forward, "backward": found.backward},
-            "trace": found.trace,
-        },
-        "metrics": {
-            "clean": agreement(clean),
-            "in_memory": {key: in_memory[key] for key in ("target_iou", "hit_rate", "accuracy")},
-            "post_write": after,
-            "size": size,
-            "size_per_channel": sizes,
-        },
-        "quantisation": _quantisation(case, found, again),
-    }
+    return report.Case(
+        case_id=case_id(scan.name),
+        status="ok",
+        error=None,
+        inputs=tuple(_input(channel, each) for channel, each in zip(case.info.channels, case.scans, strict=True)),
+        target=target_of(case),
+        space=_space(case, units),
+        bounds=bounds_of(case, config),
+        attack=report.Attack(
+            outcome=outcome,
+            goal_reached=outcome in (Outcome.REACHED, Outcome.ALREADY),
+            samples=report.Samples(
+                kind="slices" if case.layout.sliced else "volume",
+                total=len(case.clean),
+                attacked=int(attacked.sum()),
+                reached=reached,
+                not_reached=int(attacked.sum()) - reached,
+                skipped_constant=found.constant,
+            ),
+            passes=report.Passes(forward=found.forward, backward=found.backward),
+            trace=found.trace,
+        ),
+        metrics=report.Metrics(
+            clean=agreement(clean),
+            in_memory=report.InMemory(
+                target_iou=in_memory.target_iou, hit_rate=in_memory.hit_rate, accuracy=in_memory.accuracy
+            ),
+            post_write=after,
+            size=size,
+            size_per_channel=sizes,
+        ),
+        quantisation=_quantisation(case, found, again),
+        timing_s={},
+        memory=report.Memory(peak_resident_bytes=None, peak_device_bytes=None),
+        files=(),
+    )
+
+
+def _input(channel: str, scan: volume.Volume) -> report.Input:
+    i, j, k = scan.shape
+    return report.Input(
+        channel=channel,
+        name=scan.name,
+        format=scan.format,
+        sha256=scan.sha256,
+        shape=(i, j, k),
+        spacing_mm=scan.spacing,
+        axcodes=scan.axcodes,
+        dtype=scan.dtype.name,
+        warnings=tuple(scan.warnings),
+    )
+
+
+def _space(case: Case, units: Sequence[float]) -> report.Space:
+    return report.Space(
+        mode="3d" if case.mode == "3d" else "2d",
+        slice_axis=report.SliceAxis(index=case.slices.index, name=case.slices.name, reason=case.slices.reason),
+        network_shape=tuple(case.grids.there.shape_out),
+        native_units_per_model_unit=tuple(units),
+        data_box_native=tuple(
+            (float(low), float(high)) for low, high in zip(case.limits.low, case.limits.high, strict=True)
+        ),
+    )
 
 
 def voxels_of(case: Case, labels: Labels) -> dict[str, int]:
@@ -115,36 +130,35 @@ def voxels_of(case: Case, labels: Labels) -> dict[str, int]:
     return {name: int(mask.sum()) for name, mask in zip(names, masks, strict=True)}
 
 
-def target_of(case: Case) -> dict[str, Any]:
+def target_of(case: Case) -> report.Target:
     target = case.target
-    return {
-        "recipe": target.recipe,
-        "files": [_source(file) for file in target.files],
-        "voxels": voxels_of(case, target.labels),
-    }
+    return report.Target(
+        recipe=target.recipe,
+        files=tuple(_source(file) for file in target.files),
+        voxels=voxels_of(case, target.labels),
+    )
 
 
-def _source(file: Source) -> dict[str, Any]:
+def _source(file: Source) -> report.MaskFile:
     counts = None
     if file.resampled is not None:
-        counts = {str(label): {"before": old, "after": new} for label, (old, new) in file.resampled.items()}
-    return {"name": file.name, "sha256": file.sha256, "resampled": counts}
+        counts = {str(label): report.Resampled(before=old, after=new) for label, (old, new) in file.resampled.items()}
+    return report.MaskFile(name=file.name, sha256=file.sha256, resampled=counts)
 
 
-def bounds_of(case: Case, config: AttackConfig) -> dict[str, Any]:
+def bounds_of(case: Case, config: AttackConfig) -> report.Bounds:
     """How far the change may go and where, per channel in both units; null where nothing limits it."""
     ball, bounds = case.limits.within(config).ball, case.bounds
-    radius = None if ball is None else [float(each) for each in ball.radius]
     measured = True if case.scan.padding is None else ~case.scan.padding
-    return {
-        "eps_native": radius,
-        "eps_model": None if ball is None else [float(each) for each in ball.radius / case.limits.unit],
-        "norm": None if ball is None else ball.norm,
-        "within": None if bounds.within is None else _source(bounds.within),
-        "body_voxels": bounds.body_voxels,
-        "allowed_voxels": None if bounds.allowed is None else int(np.count_nonzero(bounds.allowed & measured)),
-        "padding_voxels": [0 if scan.padding is None else int(scan.padding.sum()) for scan in case.scans],
-    }
+    return report.Bounds(
+        eps_native=None if ball is None else tuple(float(each) for each in ball.radius),
+        eps_model=None if ball is None else tuple(float(each) for each in ball.radius / case.limits.unit),
+        norm=None if ball is None else ball.norm,
+        within=None if bounds.within is None else _source(bounds.within),
+        body_voxels=bounds.body_voxels,
+        allowed_voxels=None if bounds.allowed is None else int(np.count_nonzero(bounds.allowed & measured)),
+        padding_voxels=tuple(0 if scan.padding is None else int(scan.padding.sum()) for scan in case.scans),
+    )
 
 
 def _overall(together: Verdict, found: Found) -> Outcome:
@@ -157,7 +171,7 @@ def _overall(together: Verdict, found: Found) -> Outcome:
     return Outcome.STEP_LIMIT
 
 
-def _quantisation(case: Case, found: Found, again: list[volume.Volume]) -> list[dict[str, Any]]:
+def _quantisation(case: Case, found: Found, again: list[volume.Volume]) -> tuple[report.Quantisation, ...]:
     """What storing did to the change of each channel: type and step, and how far the file is from the memory."""
     entries = []
     for index, (scan, after) in enumerate(zip(case.scans, again, strict=True)):
@@ -170,16 +184,16 @@ def _quantisation(case: Case, found: Found, again: list[volume.Volume]) -> list[
             clipped += int(np.count_nonzero(moved & ((now <= low) | (now >= high))))
             largest = max(largest, float(np.abs(now - before).max()))
         entries.append(
-            {
-                "save_as": case.save_as,
-                "dtype": after.dtype.name,
-                "step_native": None if grid is None else float(grid.step.max()),
-                "fraction_changed": changed / after.data.size,
-                "fraction_clipped": clipped / max(changed, 1),
-                "max_difference_from_memory_native": largest,
-            }
+            report.Quantisation(
+                save_as=case.save_as,
+                dtype=after.dtype.name,
+                step_native=None if grid is None else float(grid.step.max()),
+                fraction_changed=changed / after.data.size,
+                fraction_clipped=clipped / max(changed, 1),
+                max_difference_from_memory_native=largest,
+            )
         )
-    return entries
+    return tuple(entries)
 
 
 def _parts(

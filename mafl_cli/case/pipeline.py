@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -24,7 +25,7 @@ from mafl_cli.case.write import Written
 from mafl_cli.field.samples import OfScan
 from mafl_cli.names import public_name
 from mafl_cli.network.device import pick_device
-from mafl_cli.results import report
+from mafl_cli.results import assemble, report
 from mafl_cli.results.files import PREDICTION_ADVERSARIAL, PREDICTION_CLEAN, REPORT, TARGET, TICKET
 from mafl_cli.results.folder import listed, staged, write_text
 from mafl_cli.system import sizes
@@ -37,8 +38,8 @@ def run_attack(
     detail: Say = lambda line: None,
     on_progress: Callable[[Progress], None] | None = None,
     ticket: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Attack one scan, write the result folder, and return the report (see `report.schema.json`).
+) -> report.Report:
+    """Attack one scan, write the result folder, and return the report.
 
     Args:
         say: receives one line for each thing a user should know (warnings, assumptions).
@@ -58,7 +59,7 @@ def _run_attack(
     on_progress: Callable[[Progress], None] | None,
     names: Callable[[str], str],
     ticket: Mapping[str, Any] | None,
-) -> dict[str, Any]:
+) -> report.Report:
     clock = _Clock()
     require_elsewhere(request)
     device = pick_device(request.device)
@@ -87,32 +88,29 @@ def _run_attack(
         written.masks(PREDICTION_ADVERSARIAL, case.to_labels(post), again[0])
         body = facts_of(case, request.config, found, again, post)
         clock.lap("measure")
-        whole = report.attack_report(
+        whole = assemble.attack_report(
             config=request.config,
             model=case.info,
             device=device,
-            case={
-                "case_id": report.case_id(case.scan.name),
-                "status": "ok",
-                "error": None,
-                **body,
-                "timing_s": clock.laps,
-                "memory": memory.used(device),
-                "files": listed(stage),
-            },
+            case=replace(
+                body,
+                timing_s=clock.laps,
+                memory=report.Memory(**memory.used(device)),
+                files=tuple(report.File(**file) for file in listed(stage)),
+            ),
             settings={
                 "mode": case.mode,
                 "slice_axis": request.slice_axis or case.card.slice_axis,
                 "save_as": case.save_as,
                 "device": request.device,
                 "precision": request.precision,
-                "spacing": list(case.card.spacing) if case.card.spacing else None,
-                "roi": list(case.tiling.roi) if case.tiling else None,
+                "spacing": case.card.spacing if case.card.spacing else None,
+                "roi": case.tiling.roi if case.tiling else None,
                 "overlap": case.tiling.overlap if case.tiling else None,
                 "blend": case.tiling.blend if case.tiling else None,
-                "attack_channels": list(request.attack_channels) if request.attack_channels else None,
+                "attack_channels": request.attack_channels or None,
                 "tap": request.tap,
-                "guide": [public_name(path) for path in request.guides] or None,
+                "guide": tuple(public_name(path) for path in request.guides) or None,
                 "allow_gaps": request.allow_gaps,
                 "body_only": request.body_only,
                 "resample_target": request.masks.resample,
@@ -120,7 +118,7 @@ def _run_attack(
             },
             started=clock.started,
         )
-        whole = report.renamed(whole, names)
+        whole = assemble.renamed(whole, names)
         if ticket is not None:
             write_text(stage / TICKET, report.to_json(ticket))
         write_text(stage / REPORT, report.to_json(whole))
@@ -129,17 +127,16 @@ def _run_attack(
 
 def show_target(
     request: AttackRequest, *, say: Say = lambda line: None, detail: Say = lambda line: None
-) -> dict[str, Any]:
+) -> report.DryRun:
     """Make the target without attacking: write it and the clean prediction, and return what would be asked for.
 
-    Returns: see `results.report.dry_run`.
     Raises: as `run_attack`.
     """
     with sizes.limited(request.size_limit), hidden(request, say, detail) as hide:
         return _show_target(request, hide.say, hide.detail, hide.names)
 
 
-def _show_target(request: AttackRequest, say: Say, detail: Say, names: Callable[[str], str]) -> dict[str, Any]:
+def _show_target(request: AttackRequest, say: Say, detail: Say, names: Callable[[str], str]) -> report.DryRun:
     require_elsewhere(request)
     device = pick_device(request.device)
     advice = "--dry-run never replaces those of an attack: choose another folder with -o"
@@ -151,12 +148,19 @@ def _show_target(request: AttackRequest, say: Say, detail: Say, names: Callable[
         written.masks(PREDICTION_CLEAN, clean, seg=False)
         written.masks(TARGET, case.target.labels, seg=False)
         edited = case.edited
-        return report.dry_run(
-            case_id=names(report.case_id(case.scan.name)),
-            target=report.renamed_target(target_of(case), names),
-            clean=voxels_of(case, clean),
+        return report.DryRun(
+            schema_version=report.SCHEMA_VERSION,
+            tool=assemble.TOOL,
+            command="dry-run",
+            case_id=names(assemble.case_id(case.scan.name)),
+            target=assemble.renamed_target(target_of(case), names),
+            clean_voxels=voxels_of(case, clean),
             changed_voxels=int(case.edit().sum()),
-            samples=("slices" if case.layout.sliced else "volume", len(edited), int(edited.sum())),
+            samples=report.DryRunSamples(
+                kind="slices" if case.layout.sliced else "volume",
+                total=len(edited),
+                attacked=int(edited.sum()),
+            ),
             bounds=bounds_of(case, request.config),
         )
 

@@ -14,6 +14,7 @@ from mafl_cli.codes import Outcome
 from mafl_cli.config import AttackConfig
 from mafl_cli.field.field import Scan
 from mafl_cli.field.samples import Changed, Drawn
+from mafl_cli.results.report import Trace
 from mafl_cli.search import traces
 from mafl_cli.search.loop import StepRecord, attack
 
@@ -43,7 +44,7 @@ class Found:
     constant: int
     forward: int
     backward: int
-    trace: traces.Trace
+    trace: Trace
 
 
 def search(

@@ -145,8 +145,8 @@ def _attack_one(request: AttackRequest, json_file: str | None, voice: Voice, *, 
 
     with progress_of_steps(voice) as show:
         done = pipeline.run_attack(request, say=voice.say, detail=voice.detail, on_progress=show)
-    for part, seconds in done["cases"][0]["timing_s"].items():
+    for part, seconds in done.case.timing_s.items():
         voice.detail(f"{part}: {seconds:.2f} s")
     deliver(done, text.format_summary(done), json_file, voice)
-    if required and not done["cases"][0]["attack"]["goal_reached"]:
-        raise GateError(f"--require-success: {done['cases'][0]['case_id']}: the goal was not reached.")
+    if required and not done.case.attack.goal_reached:
+        raise GateError(f"--require-success: {done.case.case_id}: the goal was not reached.")

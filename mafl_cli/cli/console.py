@@ -155,7 +155,7 @@ def _plain(text: str) -> str:
     return "\n".join("\t".join(map(harmless, line.split("\t"))) for line in text.split("\n"))
 
 
-def deliver(report: dict[str, Any], summary: str, json_file: str | None, voice: Voice) -> None:
+def deliver(report: object, summary: str, json_file: str | None, voice: Voice) -> None:
     """The summary, or with `--json -` the JSON, on stdout; with `--json FILE` the JSON there."""
     from mafl_cli.results.report import to_json
 

@@ -25,10 +25,11 @@ from mafl_cli.judging.pairs import mask_of, of_files
 from mafl_cli.judging.trials import Trials
 from mafl_cli.measure import agreement
 from mafl_cli.network.device import pick_device
-from mafl_cli.results import folder, report
+from mafl_cli.results import assemble, folder, report
 from mafl_cli.results.files import PREDICTION_ADVERSARIAL, PREDICTION_CLEAN, TARGET
 from mafl_cli.results.recorded import Pair, Recorded, Source, changed_files, distinct, of_runs
 from mafl_cli.scans.masks import Masks, read_masks
+from mafl_cli.system.records import plain
 
 SCHEMA = Path(__file__).parents[1] / "results" / "schemas" / "evaluation.schema.json"
 
@@ -109,7 +110,7 @@ def run_evaluation(
         "tool": {"name": "mafl", "version": __version__},
         "notice": report.NOTICE,
         "command": "evaluate",
-        "environment": report.environment(device),
+        "environment": plain(assemble.environment(device)),
         "models": list(seen.values()),
         "trials": {
             "transforms": [each.name for each in request.trials.transforms],
@@ -147,10 +148,10 @@ def _sources(request: EvaluateRequest) -> list[Source]:
 def _attacked(pair: Pair, request: EvaluateRequest, hashes: Mapping[Path, str]) -> tuple[ModelRequest, ...]:
     """Of the models at hand the one that a result folder's run attacked, if it is there."""
     assert pair.recorded is not None
-    said = pair.recorded.report["model"]
-    found = tuple(model for model in request.at_hand if hashes[model.model] == said["sha256"])
+    said = pair.recorded.report.model
+    found = tuple(model for model in request.at_hand if hashes[model.model] == said.sha256)
     if request.trials.any and not found:
-        raise UsageError(f"--transform, --detect and --curve ask the model: give {said['name']} with --model.")
+        raise UsageError(f"--transform, --detect and --curve ask the model: give {said.name} with --model.")
     return found[:1]
 
 
@@ -174,7 +175,7 @@ def _facts(judge: Judge) -> dict[str, Any]:
 
 def _recorded_facts(pair: Pair) -> dict[str, Any]:
     assert pair.recorded is not None
-    said = pair.recorded.report["model"]
+    said = plain(pair.recorded.report.model)
     return {key: said[key] for key in ("name", "sha256", "classes", "overlapping", "assumptions")}
 
 
@@ -222,12 +223,12 @@ def _record(pair: Pair, compared: Comparison, *, judged: bool) -> dict[str, Any]
         }  # fmt: skip
     changed = changed_files(recorded)
     strangers = [Untested.FILE_CHANGED.sentence.format(name) for name in changed]
-    outcome = recorded.case["attack"]["outcome"]
+    outcome = recorded.case.attack.outcome
     redrawn, replaced = _redrawn(recorded, compared) if judged else ([], None)
     numbers = _differing_numbers(recorded, compared.reach(compared.adversarial), compared.size)
     # A mask that was put in with its hash is seen by the numbers, which are those of the masks that were written.
     own = _differing_numbers(recorded, _recorded_reach(recorded), compared.size) if redrawn else numbers
-    model = recorded.report["model"]["name"]
+    model = recorded.report.model.name
     reasons = [
         _untested(Untested.FILE_CHANGED, changed[0]) if changed else None,
         _untested(Untested.NO_GRADIENT) if outcome == Outcome.NO_GRADIENT else None,
@@ -238,7 +239,7 @@ def _record(pair: Pair, compared: Comparison, *, judged: bool) -> dict[str, Any]
     ]
     return {
         "predictions": "recomputed" if judged else "recorded",
-        "outcome": outcome,
+        "outcome": outcome.value,
         "files_intact": not strangers,
         "differences": [*strangers, *redrawn, *numbers],
         "untested": next((reason for reason in reasons if reason is not None), None),
@@ -277,20 +278,21 @@ def _redrawn(recorded: Recorded, compared: Comparison) -> tuple[list[str], str |
 
 def _recorded_reach(recorded: Recorded) -> dict[str, Any]:
     """What the masks in the folder measure among themselves."""
-    model = recorded.report["model"]
-    return agreement.reach(
+    model = recorded.report.model
+    found = agreement.reach(
         recorded.prediction_adversarial,
         recorded.target,
         recorded.prediction_clean,
-        classes=len(model["classes"]),
-        overlapping=model["overlapping"],
+        classes=len(model.classes),
+        overlapping=model.overlapping,
     )
+    return dict(plain(found))
 
 
 def _differing_numbers(recorded: Recorded, post: Mapping[str, Any], size: Mapping[str, Any]) -> list[str]:
     """Headline numbers of the report that are not those of the files."""
     differences = []
-    for path, old, new in _headline_pairs(recorded.case["metrics"], {"post_write": post, **size}):
+    for path, old, new in _headline_pairs(plain(recorded.case.metrics), {"post_write": post, **size}):
         # The clean scan is restored by a float32 subtraction, so the last digits may move; labels may not.
         if (old is None) != (new is None) or (old is not None and abs(old - new) > 1e-3 * max(abs(old), 1e-9)):
             differences.append(f"{path}: the report says {old}, the files say {new}")
@@ -329,8 +331,8 @@ def _scan_and_target(pair: Pair) -> object:
     if pair.recorded is None:
         return pair
     case = pair.recorded.case
-    masks = [file["sha256"] for file in case["files"] if file["name"] == TARGET]
-    return (*(each["sha256"] for each in case["inputs"]), *masks, pair.recorded.report["model"]["sha256"])
+    masks = [file.sha256 for file in case.files if file.name == TARGET]
+    return (*(each.sha256 for each in case.inputs), *masks, pair.recorded.report.model.sha256)
 
 
 def _join_curves(groups: Iterable[Sequence[dict[str, Any]]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from mafl_cli.results.recorded import Pair
 from mafl_cli.scans import masks
 from mafl_cli.scans.masks import Masks
 from mafl_cli.search.goals import Goal
+from mafl_cli.system.records import plain
 
 Labels = NDArray[np.integer[Any]]
 
@@ -32,26 +33,24 @@ Labels = NDArray[np.integer[Any]]
 def _as_attacked(model: ModelRequest, sha256: str, pair: Pair) -> ModelRequest:
     """For the model that was attacked: the settings it was attacked with, where the user gives no other."""
     recorded = pair.recorded
-    if recorded is None or recorded.report["model"]["sha256"] != sha256:
+    if recorded is None or recorded.report.model.sha256 != sha256:
         return model
-    said, settings = recorded.report["model"], recorded.report["run"]["settings"]
-    given: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in said["intensity"].items()
-    }
+    said, settings = recorded.report.model, recorded.report.run.settings
+    given = {key: value for key, value in asdict(said.intensity).items() if value is not None}
     try:
-        orientation = check_orientation(said["orientation"])
+        orientation = check_orientation(said.orientation)
         intensity = Intensity(**given)
     except UsageError as exc:
         raise InputError(f"{public_name(recorded.folder)}/{files.REPORT}: {exc}") from exc
     return replace(
         model,
-        mode=settings["mode"] if model.mode == "auto" else model.mode,
-        slice_axis=model.slice_axis or settings["slice_axis"],
+        mode=settings.mode if model.mode == "auto" else model.mode,
+        slice_axis=model.slice_axis or settings.slice_axis,
         orientation=model.orientation or orientation,
         intensity=model.intensity or intensity,
-        spacing=model.spacing or tuple(settings["spacing"] or (0,)),
-        roi=model.roi or tuple(settings["roi"] or (0,)),
-        overlap=settings["overlap"] if model.overlap is None else model.overlap,
+        spacing=model.spacing or settings.spacing or (0,),
+        roi=model.roi or settings.roi or (0,),
+        overlap=settings.overlap if model.overlap is None else model.overlap,
     )
 
 
@@ -84,7 +83,8 @@ class Judge:
         classes = len(info.classes)
 
         def reach(labels: Labels) -> dict[str, Any]:
-            return metrics.reach(labels, self.target, self.clean, classes=classes, overlapping=info.overlapping)
+            found = metrics.reach(labels, self.target, self.clean, classes=classes, overlapping=info.overlapping)
+            return dict(plain(found))
 
         return {
             "model": info.name,
@@ -105,15 +105,15 @@ def _target(pair: Pair, subject: Subject, say: Say) -> Labels:
             say(warning)
         return found.labels
     target = pair.recorded.target
-    if pair.recorded.report["model"]["overlapping"] != info.overlapping:
+    if pair.recorded.report.model.overlapping != info.overlapping:
         raise InputError(f"{info.name}: its classes are of another kind than those of the attacked model.")
     known = len(info.classes)
     if (len(target) != known) if info.overlapping else (target.max() >= known):
         raise InputError(
             f"{info.name}: draws {', '.join(info.classes)}; the target of {pair.case_id} has more classes than these."
         )
-    named = pair.recorded.report["model"]["classes"]
-    if list(info.classes) != named:
+    named = pair.recorded.report.model.classes
+    if tuple(info.classes) != named:
         say(
             f"{info.name} draws {', '.join(info.classes)}; the target has {', '.join(named)}: "
             "classes are compared by their numbers."
@@ -141,8 +141,8 @@ class Comparison:
         defaults = AttackConfig()
         goal = (defaults.goal_iou, defaults.goal_hit)
         if recorded is not None:
-            settings = recorded.report["run"]["settings"]
-            goal = (settings["goal_iou"], settings["goal_hit"])
+            settings = recorded.report.run.settings
+            goal = (settings.goal_iou, settings.goal_hit)
         if judge is not None:
             info = judge.subject.info
             names, overlapping, channels = info.classes, info.overlapping, info.channels
@@ -151,20 +151,20 @@ class Comparison:
             slice_axis = judge.subject.slices.index
         else:
             assert recorded is not None
-            said = recorded.report["model"]
-            names, overlapping, channels = tuple(said["classes"]), said["overlapping"], said["channels"]
+            said = recorded.report.model
+            names, overlapping, channels = said.classes, said.overlapping, said.channels
             clean, adversarial = recorded.prediction_clean, recorded.prediction_adversarial
             target = recorded.target
-            units = recorded.case["space"]["native_units_per_model_unit"]
-            slice_axis = int(recorded.case["space"]["slice_axis"]["index"])
+            units = list(recorded.case.space.native_units_per_model_unit)
+            slice_axis = recorded.case.space.slice_axis.index
         whole, each = perturbation.size_of_channels(
             pair.clean, pair.adversarial, units=units, channels=channels, slice_axis=slice_axis
         )
-        size = {"size": whole, "size_per_channel": each}
+        size = plain({"size": whole, "size_per_channel": each})
         return Comparison(names, overlapping, clean, adversarial, target, goal, scan.spacing, slice_axis, size)
 
     def agreement(self, labels: Labels, target: Labels | None = None) -> dict[str, Any]:
-        return agreement_of_masks(
+        found = agreement_of_masks(
             labels,
             self.target if target is None else target,
             self.clean if target is None else target,
@@ -172,9 +172,11 @@ class Comparison:
             overlapping=self.overlapping,
             spacing=self.spacing,
         )
+        return dict(plain(found))
 
     def reach(self, labels: Labels) -> dict[str, Any]:
-        return metrics.reach(labels, self.target, self.clean, classes=len(self.names), overlapping=self.overlapping)
+        found = metrics.reach(labels, self.target, self.clean, classes=len(self.names), overlapping=self.overlapping)
+        return dict(plain(found))
 
     def reached(self, labels: Labels) -> bool:
         """Whether this prediction of the whole scan is at the goal, as the attack judges it."""

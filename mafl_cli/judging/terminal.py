@@ -6,8 +6,17 @@ from collections.abc import Iterable, Sequence
 
 from mafl_cli.judging.robustness_card import Report, as_text
 from mafl_cli.judging.trials import CURVE_END
+from mafl_cli.measure.records import Size
+from mafl_cli.measure.value import Value
 from mafl_cli.names import in_one_line
-from mafl_cli.results.text import format_size, number
+from mafl_cli.results import text
+from mafl_cli.system import records
+
+
+def number(entry: Report, form: str = ".4f", unit: str = "") -> str:
+    return text.number(
+        records.read(Value, {key: entry[key] for key in ("value", "reason") if key in entry}, ""), form, unit
+    )
 
 
 def terminal(report: Report) -> str:
@@ -40,7 +49,7 @@ def _one_case(case: Report) -> str:
         f"  target IoU {number(post['target_iou'])}, hit rate {number(post['hit_rate'])}"
         f" of {post['changed_voxels']} voxels, collateral {post['collateral']['count']} voxels",
         *(f"  class {gone['name']!r} removed: {gone['value']:.4f}" for gone in post["removed"]),
-        *format_size(size),
+        *text.format_size(records.read(Size, size, "size")),
     ]
     truth, curve = case["ground_truth"], case["curve"]
     if truth is not None:

@@ -5,9 +5,8 @@ where target and clean prediction differ. *hit*: a changed voxel that now has th
 voxel that lost it.
 
 The attack judges itself on what it optimises; a reader needs numbers that know nothing of the search.
-Everything returned is ready for strict JSON: Python floats, ints and strings, never NaN or Infinity. A
-metric that can be undefined is an entry, see `mafl_cli.measure.value` (the reasons are named in the docstrings); one
-that cannot is a plain number.
+Everything returned is Python floats, ints and strings, never NaN or Infinity. A metric that can be undefined is a
+`Value` (the reasons are named in the docstrings); one that cannot is a plain number.
 
 Masks are label arrays (I, J, K) of class indices, 0 = background, in nibabel's order; spacing is mm along
 i, j, k.
@@ -16,7 +15,7 @@ i, j, k.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -24,6 +23,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mafl_cli.codes import Reason
+from mafl_cli.measure.records import (
+    Agreement,
+    ClassAgreement,
+    Component,
+    Components,
+    Counted,
+    Distances,
+    Reach,
+    Removed,
+    SurfaceDice,
+    Voxels,
+)
 from mafl_cli.measure.surfaces import NSD_TOLERANCE_MM, surface_metrics
 from mafl_cli.measure.value import defined, mean, ratio, undefined
 
@@ -44,7 +55,7 @@ def agreement(
     *,
     class_names: Sequence[str],
     spacing: Sequence[float],
-) -> dict[str, Any]:
+) -> Agreement:
     """Compare a prediction with the target.
 
     Args:
@@ -52,7 +63,7 @@ def agreement(
         target, clean: (I, J, K), on the same grid.
         class_names: one for each class, background first; all labels are below its length.
         spacing: three numbers, mm.
-    Returns: a dict of
+    Returns:
         `target_iou`, `target_dice`: mean over the foreground classes that the target has;
             `target_has_no_foreground`.
         `accuracy`: share of all voxels equal to the target. Background dominates it.
@@ -85,38 +96,39 @@ def agreement(
             prediction,
             target,
             [each[index - 1] for each in places],
-            voxels={
-                "clean": int(in_clean[index]),
-                "target": int(in_target[index]),
-                "prediction": int(in_prediction[index]),
-            },
+            voxels=Voxels(
+                clean=int(in_clean[index]),
+                target=int(in_target[index]),
+                prediction=int(in_prediction[index]),
+            ),
             overlap=int(both[index]),
             spacing=spacing,
         )
         for index in range(1, classes)
     ]
-    wanted = [entry for entry in per_class if entry["voxels"]["target"]]
-    return {
-        "target_iou": mean([entry["iou"]["value"] for entry in wanted], Reason.TARGET_HAS_NO_FOREGROUND),
-        "target_dice": mean([entry["dice"]["value"] for entry in wanted], Reason.TARGET_HAS_NO_FOREGROUND),
-        "accuracy": int(both.sum()) / target.size,
-        "foreground_accuracy": ratio(int(both[1:].sum()), target.size - int(joint[0, 0]), Reason.NO_FOREGROUND),
-        "changed_voxels": must,
-        "hit_rate": ratio(hits, must, Reason.NOTHING_TO_CHANGE),
-        "collateral": {**ratio(lost, target.size - must, Reason.EVERYTHING_CHANGES), "count": lost},
-        "removed": [
-            {
-                "index": entry["index"],
-                "name": entry["name"],
-                "value": 1 - entry["voxels"]["prediction"] / entry["voxels"]["clean"],
-            }
+    wanted = [entry for entry in per_class if entry.voxels.target]
+    return Agreement(
+        target_iou=mean([entry.iou.number for entry in wanted], Reason.TARGET_HAS_NO_FOREGROUND),
+        target_dice=mean([entry.dice.number for entry in wanted], Reason.TARGET_HAS_NO_FOREGROUND),
+        accuracy=int(both.sum()) / target.size,
+        foreground_accuracy=ratio(int(both[1:].sum()), target.size - int(joint[0, 0]), Reason.NO_FOREGROUND),
+        changed_voxels=must,
+        hit_rate=ratio(hits, must, Reason.NOTHING_TO_CHANGE),
+        collateral=_collateral(lost, target.size - must),
+        removed=tuple(
+            Removed(index=entry.index, name=entry.name, value=1 - entry.voxels.prediction / entry.voxels.clean)
             for entry in per_class
-            if entry["voxels"]["clean"] and not entry["voxels"]["target"]
-        ],
-        "per_class": per_class,
-        "per_component": pieces.largest(spacing),
-        "distances": _how_distances_are_measured(spacing),
-    }
+            if entry.voxels.clean and not entry.voxels.target
+        ),
+        per_class=tuple(per_class),
+        per_component=pieces.largest(spacing),
+        distances=_how_distances_are_measured(spacing),
+    )
+
+
+def _collateral(lost: int, unchanged: int) -> Counted:
+    share = ratio(lost, unchanged, Reason.EVERYTHING_CHANGES)
+    return Counted(share.value, share.reason, count=lost)
 
 
 def agreement_of_masks(
@@ -127,7 +139,7 @@ def agreement_of_masks(
     names: Sequence[str],
     overlapping: bool,
     spacing: Sequence[float],
-) -> dict[str, Any]:
+) -> Agreement:
     """`agreement` for classes, or `agreement_of_regions` for regions that may overlap."""
     if overlapping:
         return agreement_of_regions(prediction, target, clean, region_names=names, spacing=spacing)
@@ -141,7 +153,7 @@ def agreement_of_regions(
     *,
     region_names: Sequence[str],
     spacing: Sequence[float],
-) -> dict[str, Any]:
+) -> Agreement:
     """`agreement` for regions that may overlap: every region is a class of its own, every voxel counts once for each.
 
     Args:
@@ -163,18 +175,16 @@ def agreement_of_regions(
         spacing=spacing,
     )
     # The planes between the regions are no voxels of the scan.
-    unchanged = target.size - found["changed_voxels"]
-    lost = found["collateral"]["count"]
-    found["accuracy"] = float(np.mean(prediction == target))
-    found["collateral"] = {**ratio(lost, unchanged, Reason.EVERYTHING_CHANGES), "count": lost}
-    for entry in (*found["per_class"], *found["removed"]):
-        entry["index"] -= 1
-    return found
+    return replace(
+        found,
+        accuracy=float(np.mean(prediction == target)),
+        collateral=_collateral(found.collateral.count, target.size - found.changed_voxels),
+        per_class=tuple(replace(entry, index=entry.index - 1) for entry in found.per_class),
+        removed=tuple(replace(entry, index=entry.index - 1) for entry in found.removed),
+    )
 
 
-def reach(
-    prediction: Labels, target: Labels, clean: Labels, *, classes: int, overlapping: bool
-) -> dict[str, dict[str, Any]]:
+def reach(prediction: Labels, target: Labels, clean: Labels, *, classes: int, overlapping: bool) -> Reach:
     """The few numbers of `agreement` that cost no distances, for many predictions of one scan.
 
     Args:
@@ -192,12 +202,12 @@ def reach(
         back += int(np.count_nonzero((now == before) & changed))
     wanted = [(both, a, b) for both, a, b in _overlaps(prediction, target, classes, overlapping) if b]
     kept = [(both, a, b) for both, a, b in _overlaps(prediction, clean, classes, overlapping) if b]
-    return {
-        "target_iou": mean([both / (a + b - both) for both, a, b in wanted], Reason.TARGET_HAS_NO_FOREGROUND),
-        "hit_rate": ratio(hits, must, Reason.NOTHING_TO_CHANGE),
-        "restored": ratio(back, must, Reason.NOTHING_TO_CHANGE),
-        "dice_with_clean": mean([2 * both / (a + b) for both, a, b in kept], Reason.CLEAN_HAS_NO_FOREGROUND),
-    }
+    return Reach(
+        target_iou=mean([both / (a + b - both) for both, a, b in wanted], Reason.TARGET_HAS_NO_FOREGROUND),
+        hit_rate=ratio(hits, must, Reason.NOTHING_TO_CHANGE),
+        restored=ratio(back, must, Reason.NOTHING_TO_CHANGE),
+        dice_with_clean=mean([2 * both / (a + b) for both, a, b in kept], Reason.CLEAN_HAS_NO_FOREGROUND),
+    )
 
 
 def _overlaps(one: Labels, other: Labels, classes: int, overlapping: bool) -> list[tuple[int, int, int]]:
@@ -246,10 +256,10 @@ def _class_agreement(
     target: Labels,
     places: Sequence[Box | None],
     *,
-    voxels: dict[str, int],
+    voxels: Voxels,
     overlap: int,
     spacing: Sequence[float],
-) -> dict[str, Any]:
+) -> ClassAgreement:
     """One class against the target: `iou`, `dice`, `hd95_mm`, `nsd` and the `voxels` it has in each mask.
 
     A class that neither has leaves all four undefined (`both_empty`). One that only one of them has scores
@@ -258,7 +268,7 @@ def _class_agreement(
     Args:
         places: where it is in both masks.
     """
-    total = voxels["target"] + voxels["prediction"]
+    total = voxels.target + voxels.prediction
     one, other = places
     if not total:
         hd95 = nsd = undefined(Reason.BOTH_EMPTY)
@@ -269,27 +279,27 @@ def _class_agreement(
         drawn, wanted = (labels[box] == index for labels in (prediction, target))
         found = surface_metrics(drawn, wanted, spacing, flat=[size == 1 for size in target.shape])
         hd95, nsd = (defined(value) for value in found)
-    return {
-        "index": index,
-        "name": name,
-        "iou": ratio(overlap, total - overlap, Reason.BOTH_EMPTY),
-        "dice": ratio(2 * overlap, total, Reason.BOTH_EMPTY),
-        "hd95_mm": hd95,
-        "nsd": {**nsd, "tolerance_mm": NSD_TOLERANCE_MM},
-        "voxels": voxels,
-    }
+    return ClassAgreement(
+        index=index,
+        name=name,
+        iou=ratio(overlap, total - overlap, Reason.BOTH_EMPTY),
+        dice=ratio(2 * overlap, total, Reason.BOTH_EMPTY),
+        hd95_mm=hd95,
+        nsd=SurfaceDice(nsd.value, nsd.reason, tolerance_mm=NSD_TOLERANCE_MM),
+        voxels=voxels,
+    )
 
 
-def _how_distances_are_measured(spacing: Sequence[float]) -> dict[str, Any]:
+def _how_distances_are_measured(spacing: Sequence[float]) -> Distances:
     """Tools disagree by millimetres on the same masks, so the variant and the tool are named."""
     from importlib.metadata import version
 
-    return {
-        "tool": f"monai {version('monai')}",
-        "hd95": "larger of the two directed 95th percentiles, between boundary voxels",
-        "nsd": f"area-weighted surface within {NSD_TOLERANCE_MM:g} mm",
-        "spacing_mm": [float(mm) for mm in spacing],
-    }
+    return Distances(
+        tool=f"monai {version('monai')}",
+        hd95="larger of the two directed 95th percentiles, between boundary voxels",
+        nsd=f"area-weighted surface within {NSD_TOLERANCE_MM:g} mm",
+        spacing_mm=tuple(float(mm) for mm in spacing),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -314,20 +324,20 @@ class _Pieces:
             hits += np.bincount(part[now == wanted], minlength=count + 1)
         return _Pieces(voxels[1:], hits[1:])
 
-    def largest(self, spacing: Sequence[float]) -> dict[str, Any]:
+    def largest(self, spacing: Sequence[float]) -> Components:
         """`count` of all pieces, and the `largest` ones, largest first: `voxels`, `volume_mm3`, `hit_rate`.
 
         A small lesion that was missed disappears in the hit rate of the whole.
         """
         volume = prod(float(mm) for mm in spacing)
-        return {
-            "count": len(self.voxels),
-            "largest": [
-                {
-                    "voxels": int(self.voxels[n]),
-                    "volume_mm3": int(self.voxels[n]) * volume,
-                    "hit_rate": int(self.hits[n]) / int(self.voxels[n]),
-                }
+        return Components(
+            count=len(self.voxels),
+            largest=tuple(
+                Component(
+                    voxels=int(self.voxels[n]),
+                    volume_mm3=int(self.voxels[n]) * volume,
+                    hit_rate=int(self.hits[n]) / int(self.voxels[n]),
+                )
                 for n in np.argsort(-self.voxels, kind="stable")[:LARGEST_COMPONENTS]
-            ],
-        }
+            ),
+        )

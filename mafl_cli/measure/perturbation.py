@@ -1,15 +1,15 @@
 """How large a perturbation is, and how far a scan with it is from the clean one.
 
 Words. *native*: the scan's own units (HU, ...); *model*: the units the network sees. *slice axis*: the array axis along
-which slices are counted. What may be undefined is an entry, see `mafl_cli.measure.value`; nothing is NaN or Infinity.
+which slices are counted. What may be undefined is a `Value`; nothing is NaN or Infinity.
 
 Only what changed is measured: elsewhere the difference is 0 and the structural similarity exactly 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from math import inf, log10, prod, sqrt
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ from mafl_cli.codes import Reason
 from mafl_cli.errors import UsageError
 from mafl_cli.measure import value
 from mafl_cli.measure.quantiles import percentiles
+from mafl_cli.measure.records import DataRange, Differing, InBothUnits, InSlice, Psnr, Size, Ssim
+from mafl_cli.measure.value import Value
 
 if TYPE_CHECKING:
     from mafl_cli.scans.volume import Volume
@@ -48,7 +50,7 @@ def size_of_channels(
     units: Sequence[float],
     channels: Sequence[str],
     slice_axis: int,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[Size, tuple[Size, ...]]:
     """`size` over all channels and of each. channels: their names; "CT" has a fixed data range."""
     sizes = [
         size(
@@ -62,60 +64,60 @@ def size_of_channels(
         )
         for before, after, unit, channel in zip(clean, adversarial, units, channels, strict=True)
     ]
-    return over_channels(sizes), sizes
+    return over_channels(sizes), tuple(sizes)
 
 
-def over_channels(sizes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def over_channels(sizes: Sequence[Size]) -> Size:
     """One `size` for several channels: L2 over all of them, the largest Linf, PSNR and SSIM as means over channels.
 
     Native values add up different units where the channels have them; model units are the ones to read.
     """
+    first = sizes[0]
     if len(sizes) == 1:
-        return sizes[0]
+        return first
 
-    def both(of: Any) -> dict[str, float]:
-        return {unit: of(unit) for unit in ("native", "model")}
+    def both(of: Callable[[Callable[[InBothUnits], float]], float]) -> InBothUnits:
+        return InBothUnits(native=of(lambda length: length.native), model=of(lambda length: length.model))
 
-    def mean(*keys: str) -> dict[str, Any]:
-        found = sizes
-        for key in keys:
-            found = [entry[key] for entry in found]
-        values = [entry["value"] for entry in found if entry["value"] is not None]
-        return value.mean(values, found[0].get("reason", Reason.IDENTICAL))
+    def mean(values: Sequence[Value]) -> Value:
+        known = [each.value for each in values if each.value is not None]
+        return value.mean(known, values[0].reason or Reason.IDENTICAL)
 
-    energies = [entry["l2"]["model"] ** 2 for entry in sizes]
+    def mean_psnr(values: Sequence[Psnr]) -> Psnr:
+        found = mean(values)
+        return replace(values[0], value=found.value, reason=found.reason)
+
+    energies = [entry.l2.model**2 for entry in sizes]
     low = sum(
-        energy * entry["low_frequency_share"]["value"] for energy, entry in zip(energies, sizes, strict=True) if energy
+        energy * entry.low_frequency_share.number for energy, entry in zip(energies, sizes, strict=True) if energy
     )
-    worst = min(
-        (entry["ssim"]["worst"] for entry in sizes),
-        key=lambda entry: inf if entry["value"] is None else entry["value"],
+    return replace(
+        first,
+        l0=Differing(
+            count=sum(entry.l0.count for entry in sizes),
+            fraction=sum(entry.l0.fraction for entry in sizes) / len(sizes),
+        ),
+        l2=both(lambda unit: sqrt(sum(unit(entry.l2) ** 2 for entry in sizes))),
+        linf=both(lambda unit: max(unit(entry.linf) for entry in sizes)),
+        mean_abs=both(lambda unit: sum(unit(entry.mean_abs) for entry in sizes) / len(sizes)),
+        volume_mm3=max(entry.volume_mm3 for entry in sizes),
+        changed_slices=max(entry.changed_slices for entry in sizes),
+        data_range=DataRange(
+            value=max(entry.data_range.value for entry in sizes),
+            rule="the largest; each channel is measured with its own",
+        ),
+        psnr_db=mean_psnr([entry.psnr_db for entry in sizes]),
+        psnr_changed_slices_db=mean_psnr([entry.psnr_changed_slices_db for entry in sizes]),
+        ssim=replace(
+            first.ssim,
+            mean=mean([entry.ssim.mean for entry in sizes]),
+            mean_changed_slices=mean([entry.ssim.mean_changed_slices for entry in sizes]),
+            worst=min(
+                (entry.ssim.worst for entry in sizes), key=lambda worst: inf if worst.value is None else worst.value
+            ),
+        ),
+        low_frequency_share=value.ratio(low, sum(energies), Reason.IDENTICAL),
     )
-    return {
-        **sizes[0],
-        "l0": {
-            "count": sum(entry["l0"]["count"] for entry in sizes),
-            "fraction": sum(entry["l0"]["fraction"] for entry in sizes) / len(sizes),
-        },
-        "l2": both(lambda unit: sqrt(sum(entry["l2"][unit] ** 2 for entry in sizes))),
-        "linf": both(lambda unit: max(entry["linf"][unit] for entry in sizes)),
-        "mean_abs": both(lambda unit: sum(entry["mean_abs"][unit] for entry in sizes) / len(sizes)),
-        "volume_mm3": max(entry["volume_mm3"] for entry in sizes),
-        "changed_slices": max(entry["changed_slices"] for entry in sizes),
-        "data_range": {
-            "value": max(entry["data_range"]["value"] for entry in sizes),
-            "rule": "the largest; each channel is measured with its own",
-        },
-        "psnr_db": {**sizes[0]["psnr_db"], **mean("psnr_db")},
-        "psnr_changed_slices_db": {**sizes[0]["psnr_changed_slices_db"], **mean("psnr_changed_slices_db")},
-        "ssim": {
-            **sizes[0]["ssim"],
-            "mean": mean("ssim", "mean"),
-            "mean_changed_slices": mean("ssim", "mean_changed_slices"),
-            "worst": worst,
-        },
-        "low_frequency_share": value.ratio(low, sum(energies), Reason.IDENTICAL),
-    }
 
 
 def size(
@@ -127,7 +129,7 @@ def size(
     slice_axis: int,
     spacing: Sequence[float],
     padding: Mask | None = None,
-) -> dict[str, Any]:
+) -> Size:
     """Measure a perturbation, adversarial - clean.
 
     Args:
@@ -137,7 +139,7 @@ def size(
         slice_axis: 0, 1 or 2.
         spacing: three numbers, mm.
         padding: (I, J, K), voxels outside the scanned field, which never change: no part of any mean or range.
-    Returns: a dict of
+    Returns:
         `l0`: voxels that differ, `count` and `fraction`.
         `l2`, `linf`, `mean_abs`: root of the sum of squares, largest magnitude, mean magnitude over all
             voxels; each in `native` and `model` units.
@@ -153,7 +155,7 @@ def size(
     """
     measured = None if padding is None else ~padding
     chosen = default_data_range(clean, measured) if data_range is None else _given(data_range)
-    span = chosen["value"]
+    span = chosen.value
 
     voxels = clean.size if measured is None else int(np.count_nonzero(measured))
     before, after = (np.moveaxis(array, slice_axis, 0) for array in (clean, adversarial))
@@ -175,26 +177,26 @@ def size(
     if inside is not None:
         of_changed = sum(int(np.count_nonzero(inside[index])) for index in changed)
 
-    def both_units(native: float) -> dict[str, float]:
-        return {"native": native, "model": native / unit}
+    def both_units(native: float) -> InBothUnits:
+        return InBothUnits(native=native, model=native / unit)
 
-    return {
-        "l0": {"count": count, "fraction": count / voxels},
-        "l2": both_units(sqrt(squares)),
-        "linf": both_units(largest),
-        "mean_abs": both_units(magnitudes / voxels),
-        "volume_mm3": count * prod(float(mm) for mm in spacing),
-        "slices": len(before),
-        "changed_slices": len(changed),
-        "data_range": chosen,
-        "psnr_db": _psnr(squares, voxels, span, "volume"),
-        "psnr_changed_slices_db": _psnr(squares, of_changed, span, "changed_slices"),
-        "ssim": _ssim_summary(similarity, changed, len(before), span, no_ssim),
-        "low_frequency_share": value.ratio(low, squares, Reason.IDENTICAL),
-    }
+    return Size(
+        l0=Differing(count=count, fraction=count / voxels),
+        l2=both_units(sqrt(squares)),
+        linf=both_units(largest),
+        mean_abs=both_units(magnitudes / voxels),
+        volume_mm3=count * prod(float(mm) for mm in spacing),
+        slices=len(before),
+        changed_slices=len(changed),
+        data_range=chosen,
+        psnr_db=_psnr(squares, voxels, span, "volume"),
+        psnr_changed_slices_db=_psnr(squares, of_changed, span, "changed_slices"),
+        ssim=_ssim_summary(similarity, changed, len(before), span, no_ssim),
+        low_frequency_share=value.ratio(low, squares, Reason.IDENTICAL),
+    )
 
 
-def default_data_range(clean: NDArray[Any], measured: Mask | None = None) -> dict[str, Any]:
+def default_data_range(clean: NDArray[Any], measured: Mask | None = None) -> DataRange:
     """The span of a scan's values for PSNR and SSIM when nothing better is known: p99.9 - p0.1.
 
     A few hot voxels (vessels, metal) would otherwise set the scale. A scan with so little in it that both
@@ -206,14 +208,14 @@ def default_data_range(clean: NDArray[Any], measured: Mask | None = None) -> dic
     """
     lowest, low, high, highest = percentiles(clean, (0, 0.1, 99.9, 100), where=measured)
     if high > low:
-        return {"value": high - low, "rule": "p99.9 - p0.1 of the clean scan"}
-    return {"value": highest - lowest, "rule": "max - min of the clean scan"}
+        return DataRange(value=float(high - low), rule="p99.9 - p0.1 of the clean scan")
+    return DataRange(value=float(highest - lowest), rule="max - min of the clean scan")
 
 
-def _given(data_range: float) -> dict[str, Any]:
+def _given(data_range: float) -> DataRange:
     if not 0 < data_range < inf:
         raise UsageError(f"the data range {data_range:g} is not a number above 0: give the span of the values.")
-    return {"value": float(data_range), "rule": "given"}
+    return DataRange(value=float(data_range), rule="given")
 
 
 @dataclass(frozen=True)
@@ -285,7 +287,7 @@ def _pairs(
             yield index, x.astype(np.float64), y.astype(np.float64)
 
 
-def _psnr(squares: float, voxels: int, data_range: float, region: str) -> dict[str, Any]:
+def _psnr(squares: float, voxels: int, data_range: float, region: str) -> Psnr:
     """Peak signal-to-noise ratio in dB from a sum of squared differences over a region of so many voxels."""
     if not squares:
         entry = value.undefined(Reason.IDENTICAL)
@@ -293,7 +295,7 @@ def _psnr(squares: float, voxels: int, data_range: float, region: str) -> dict[s
         entry = value.undefined(Reason.CONSTANT_IMAGE)
     else:
         entry = value.defined(20 * log10(data_range) - 10 * log10(squares / voxels))
-    return {**entry, "data_range": data_range, "region": region}
+    return Psnr(entry.value, entry.reason, data_range=data_range, region=region)
 
 
 def _why_no_ssim(slice_shape: Sequence[int], data_range: float) -> Reason | None:
@@ -332,7 +334,7 @@ def _ssim(
 
 def _ssim_summary(
     values: Sequence[float], changed: Sequence[int], slices: int, data_range: float, no_ssim: Reason | None
-) -> dict[str, Any]:
+) -> Ssim:
     """SSIM over slices: `mean`, `mean_changed_slices`, and the `worst` with its `slice`, as a mean hides one.
 
     Undefined: `slice_smaller_than_window`, `constant_image`; the last two also `identical`.
@@ -345,17 +347,18 @@ def _ssim_summary(
     if values:
         lowest = int(np.argmin(values))
         of_changed = value.defined(sum(values) / len(values))
-        worst = {**value.defined(values[lowest]), "slice": changed[lowest]}
+        worst = InSlice(float(values[lowest]), slice=changed[lowest])
     else:
         of_changed = value.undefined(no_ssim or Reason.IDENTICAL)
-        worst = {**of_changed, "slice": None}
-    return {
-        "mean": value.undefined(no_ssim) if no_ssim else value.defined((sum(values) + slices - len(values)) / slices),
-        "mean_changed_slices": of_changed,
-        "worst": worst,
-        "data_range": data_range,
-        "window": f"gaussian, sigma {SSIM_SIGMA}, {SSIM_WINDOW} x {SSIM_WINDOW}",
-    }
+        worst = InSlice(None, of_changed.reason, slice=None)
+    mean = value.undefined(no_ssim) if no_ssim else value.defined((sum(values) + slices - len(values)) / slices)
+    return Ssim(
+        mean=mean,
+        mean_changed_slices=of_changed,
+        worst=worst,
+        data_range=data_range,
+        window=f"gaussian, sigma {SSIM_SIGMA}, {SSIM_WINDOW} x {SSIM_WINDOW}",
+    )
 
 
 def _low_pass_energy(delta: NDArray[np.float64]) -> float:

@@ -1,33 +1,26 @@
 """What runs left behind, read again: reports, words of failures, lists of cases.
 
-They may come from anybody. A report is asked its schema before anything is read of it, and what mafl cannot have
-written is bad input, by name.
+They may come from anybody. What mafl cannot have written is bad input, by name.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mafl_cli.errors import InputError
 from mafl_cli.names import one_line, public_name
-from mafl_cli.results import report
 from mafl_cli.results.files import FAILED, REPORT, RUN
-from mafl_cli.system import staging
+from mafl_cli.results.report import SCHEMA_VERSION, Report, Settings
+from mafl_cli.system import records, staging
 from mafl_cli.system.documents import read_json
-
-if TYPE_CHECKING:
-    from jsonschema import Draft202012Validator
 
 _LONGEST = 1000
 """Characters of why a case failed."""
 
 
-def read_report(run: Path) -> dict[str, Any]:
-    """The report of a finished run folder, as `report.schema.json` says it is; each of its texts is one line.
+def read_report(run: Path) -> Report:
+    """The report of a finished run folder; each of its texts is one line.
 
     Raises InputError if there is none, or none that mafl can have written.
     """
@@ -44,44 +37,30 @@ def read_report(run: Path) -> dict[str, Any]:
         raise InputError(f"{name}: holds no {REPORT}; the run did not finish or is another folder.")
     name = f"{name}/{REPORT}"
     found = read_json(path, name)
-    error = next(iter(_validator().iter_errors(found)), None)
-    if error is not None:
-        place = error.json_path.removeprefix("$").removeprefix(".") or "it"
-        asked = f"{error.validator} {json.dumps(error.validator_value)}"
+    version = found.get("schema_version") if isinstance(found, dict) else None
+    if isinstance(version, str) and version != SCHEMA_VERSION:
         raise InputError(
-            f"{name}: is not a report of this mafl: {place[:80]} is not as its schema says ({asked[:80]})."
+            f"{name}: is a report of schema {version[:20]}; this mafl reads {SCHEMA_VERSION}: attack the scan again."
         )
-    problem = _problem(found)
+    read = records.read(Report, found, f"{name}: is not a report of this mafl")
+    missing = sorted(Settings.__dataclass_fields__.keys() - found["run"]["settings"].keys())
+    problem = f"run.settings.{missing[0]} is missing" if missing else _problem(read)
     if problem is not None:
         raise InputError(f"{name}: is not a report of this mafl: {problem}.")
-    return dict(found)
+    return read
 
 
-@lru_cache(maxsize=1)
-def _validator() -> Draft202012Validator:
-    # Only who reads a report pays for the import.
-    from jsonschema import Draft202012Validator
-
-    return Draft202012Validator(json.loads(report.SCHEMA.read_text(encoding="utf-8")))
-
-
-def _problem(found: Mapping[str, Any]) -> str | None:
+def _problem(found: Report) -> str | None:
     """What is wrong with a report that has the right form."""
-    if len(found["cases"]) != 1:
-        return f"it has {len(found['cases'])} cases, and a run has one"
-    (case,) = found["cases"]
-    names = [PurePosixPath(file["name"]) for file in case["files"]]
+    case, settings, dims = found.case, found.run.settings, found.model.dims
+    names = [PurePosixPath(file.name) for file in case.files]
     if any(name.is_absolute() or ".." in name.parts or not name.parts for name in names):
         return "it names files outside its folder"
-    channels = len(case["inputs"])
-    of_channels = (
-        found["model"]["channels"], case["space"]["native_units_per_model_unit"], case["metrics"]["size_per_channel"],
-    )  # fmt: skip
-    if any(len(each) != channels for each in of_channels):
+    of_channels = (found.model.channels, case.space.native_units_per_model_unit, case.metrics.size_per_channel)
+    if any(len(each) != len(case.inputs) for each in of_channels):
         return "its numbers of channels differ"
-    dims, settings = found["model"]["dims"], found["run"]["settings"]
-    spacing, roi = settings["spacing"] or [0], settings["roi"]
-    if settings["mode"] != f"{dims}d" or case["space"]["mode"] != f"{dims}d":
+    spacing, roi = settings.spacing or (0,), settings.roi
+    if settings.mode != f"{dims}d" or case.space.mode != f"{dims}d":
         return f"its mode is not that of a {dims}-D model"
     if (roi is not None and len(roi) != dims) or (any(spacing) and len(spacing) not in (dims, 3)):
         return f"its spacing or roi is not that of a {dims}-D model"

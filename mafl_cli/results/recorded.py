@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from mafl_cli.results import files
 from mafl_cli.results.files import PREDICTION_ADVERSARIAL, PREDICTION_CLEAN, REPORT, TARGET, TICKET
 from mafl_cli.results.folder import sha256
 from mafl_cli.results.read import read_report
+from mafl_cli.results.report import Case, Input, Report
 from mafl_cli.results.run_folders import Place, places
 from mafl_cli.scans import formats, nifti, volume
 from mafl_cli.scans.classes import decoded
@@ -28,15 +28,18 @@ from mafl_cli.scans.geometry import require_same_space, same_space
 class Recorded:
     """What a result folder says and holds beside its scans. Labels are (I, J, K), or (R, I, J, K) for regions.
 
-    report: the whole of it; case: its entry for the case. folder: where it lies.
+    folder: where it lies.
     """
 
     folder: Path
-    report: Mapping[str, Any]
-    case: Mapping[str, Any]
+    report: Report
     prediction_clean: NDArray[np.int64]
     prediction_adversarial: NDArray[np.int64]
     target: NDArray[np.int64]
+
+    @property
+    def case(self) -> Case:
+        return self.report.case
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,33 +139,31 @@ def read_run(run: Path) -> Pair:
     Raises: as `Source.read`.
     """
     report = read_report(run)
-    case = report["cases"][0]
-    for file in case["files"]:
-        if not (run / file["name"]).is_file():
-            raise InputError(f"{public_name(run)}: {file['name']} is missing; the run is not complete.")
-    clean, adversarial = _volumes(run, case["inputs"])
+    case, model = report.case, report.model
+    for file in case.files:
+        if not (run / file.name).is_file():
+            raise InputError(f"{public_name(run)}: {file.name} is missing; the run is not complete.")
+    clean, adversarial = _volumes(run, case.inputs)
     masks = _label_maps(run, adversarial[0])
-    names = report["model"]["classes"]
-    known = 2 ** len(names) if report["model"]["overlapping"] else len(names)
+    known = 2 ** len(model.classes) if model.overlapping else len(model.classes)
     for name, mask in masks.items():
         if mask.max() >= known:
             raise InputError(f"{public_name(run)}: {name} has classes that its {REPORT} does not name.")
-    if report["model"]["overlapping"]:
-        masks = {name: decoded(mask, len(names)) for name, mask in masks.items()}
+    if model.overlapping:
+        masks = {name: decoded(mask, len(model.classes)) for name, mask in masks.items()}
     recorded = Recorded(
         run,
         report,
-        case,
         masks[PREDICTION_CLEAN],
         masks[PREDICTION_ADVERSARIAL],
         masks[TARGET],
     )
-    return Pair(case["case_id"], clean, adversarial, recorded=recorded)
+    return Pair(case.case_id, clean, adversarial, recorded=recorded)
 
 
 def changed_files(recorded: Recorded) -> list[str]:
     """Names of result files that are not those the report describes, whether changed since or never listed there."""
-    said = {file["name"]: file["sha256"] for file in recorded.case["files"]}
+    said = {file.name: file.sha256 for file in recorded.case.files}
     there = [
         file.relative_to(recorded.folder).as_posix()
         for path in files.there(recorded.folder)
@@ -173,12 +174,10 @@ def changed_files(recorded: Recorded) -> list[str]:
     return [name for name in sorted({*said, *there}) if said.get(name) != sha256(recorded.folder / name)]
 
 
-def _volumes(
-    run: Path, inputs: Sequence[Mapping[str, Any]]
-) -> tuple[tuple[volume.Volume, ...], tuple[volume.Volume, ...]]:
+def _volumes(run: Path, inputs: Sequence[Input]) -> tuple[tuple[volume.Volume, ...], tuple[volume.Volume, ...]]:
     """Clean and adversarial scans, one for each channel."""
     clean, changed = [], []
-    names = files.adversarial([each["format"] for each in inputs])
+    names = files.adversarial([each.format for each in inputs])
     for name, change in zip(names, files.perturbation(len(names)), strict=True):
         adversarial = formats.read_written(run / name)
         perturbation = nifti.read_float(run / change)

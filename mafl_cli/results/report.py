@@ -1,4 +1,4 @@
-"""The JSON report: what ran, on what, and what the file on the disk measures. Schema: `report.schema.json`.
+"""The report of an attack: what ran, on what, and what the file on the disk measures. Schema: `report.schema.json`.
 
 Strict JSON: no NaN, no Infinity; what is undefined is null with a reason. No absolute path, host or user name. Two
 runs with the same seed on a CPU give equal reports but for `run.started` and each case's `timing_s` and `memory`.
@@ -6,163 +6,415 @@ runs with the same seed on a CPU give equal reports but for `run.started` and ea
 
 from __future__ import annotations
 
-import copy
 import json
-import platform
-import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from importlib.metadata import version
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
 
-from mafl_cli import __version__
-from mafl_cli.config import AttackConfig, config_hash
-from mafl_cli.names import escaped, stem
+from annotated_types import Interval, Len
 
-if TYPE_CHECKING:
-    import torch
+from mafl_cli.codes import Outcome
+from mafl_cli.config import Activation, AttackConfig, Norm, SaveAs, SliceAxisChoice
+from mafl_cli.measure.records import Agreement, Size
+from mafl_cli.measure.value import Value
+from mafl_cli.names import escaped
+from mafl_cli.system.records import (
+    CONFIG,
+    OPTIONAL,
+    AtMostOne,
+    Count,
+    Length,
+    Positive,
+    Sha256,
+    Share,
+    Text,
+    plain,
+)
 
-    from mafl_cli.network.load import ModelInfo
+Version = Literal["2.0.0"]
 
-SCHEMA_VERSION = "2.0.0"
+SCHEMA_VERSION: Version = "2.0.0"
 SCHEMA = Path(__file__).parent / "schemas" / "report.schema.json"
 NOTICE = "Adversarial data made to deceive a model. Not for clinical use."
 
+Pair = tuple[float, float]
 
-def attack_report(
-    *,
-    config: AttackConfig,
-    model: ModelInfo,
-    device: torch.device,
-    case: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    started: str,
-) -> dict[str, Any]:
-    """The whole report around one finished case (`case`: see `cases` in the schema)."""
-    attack = asdict(config)
-    seed, method = attack.pop("seed"), attack.pop("method")
-    facts = asdict(model) | {"intensity": model.intensity.facts()}
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "tool": {"name": "mafl", "version": __version__},
-        "notice": NOTICE,
-        "run": {
-            "command": "attack",
-            "started": started,
-            "seed": seed,
-            "method": method,
-            "settings": {**settings, **attack},
-            "config_hash": config_hash(config, dict(settings), model.sha256),
-        },
-        "environment": environment(device),
-        "model": facts,
-        "cases": [dict(case)],
-        "aggregate": aggregate([case]),
-        "gates": [],
-    }
+# --- what ran -----------------------------------------------------------------------------------------------------
 
 
-def dry_run(
-    *,
-    case_id: str,
-    target: Mapping[str, Any],
-    clean: Mapping[str, int],
-    changed_voxels: int,
-    samples: tuple[str, int, int],
-    bounds: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What an attack would ask for. samples: slices or volume, how many there are, how many would be attacked."""
-    kind, total, attacked = samples
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "tool": {"name": "mafl", "version": __version__},
-        "command": "dry-run",
-        "case_id": case_id,
-        "target": dict(target),
-        "clean_voxels": dict(clean),
-        "changed_voxels": changed_voxels,
-        "samples": {"kind": kind, "total": total, "attacked": attacked},
-        "bounds": dict(bounds),
-    }
+@dataclass(frozen=True, kw_only=True)
+class Tool:
+    name: Literal["mafl"]
+    version: str
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Settings(AttackConfig):
+    """Every setting of the run, by its option or parameter name. null is off or not given."""
+
+    mode: Literal["2d", "3d"]
+    slice_axis: SliceAxisChoice
+    save_as: SaveAs
+    device: str
+    precision: str
+    spacing: Annotated[tuple[Length, ...], Len(1, 3)] | None
+    """mm along the network's axes; null and [0]: the scan's own."""
+    roi: Annotated[tuple[Annotated[int, Interval(ge=1)], ...], Len(2, 3)] | None
+    """Voxels of a window; null: no windows."""
+    overlap: Annotated[float, Interval(ge=0, lt=1)] | None
+    blend: str | None
+    attack_channels: tuple[str, ...] | None
+    tap: str | None
+    guide: tuple[str, ...] | None
+    """Names of files."""
+    allow_gaps: bool
+    body_only: bool
+    resample_target: bool
+    label_map: dict[str, int] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    command: Literal["attack"]
+    started: str
+    """UTC, ISO 8601. With timing_s and memory the only part that differs between equal runs."""
+    settings: Settings
+    config_hash: Annotated[str, Text("^sha256:[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    type: Literal["cpu", "cuda"]
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
     """Versions and device; nothing that names the machine or its user."""
-    import torch
 
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    packages = ("torch", "monai", "nibabel", "numpy", "scipy", "scikit-image")
-    return {
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "device": {"type": device.type, "name": name},
-        "threads": torch.get_num_threads(),
-        "packages": {package: version(package) for package in packages},
-    }
+    python: str
+    system: str
+    device: Device
+    threads: Count
+    packages: dict[str, str]
 
 
-def aggregate(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Counts, and mean, median and worst of the headline numbers over the cases where they are defined."""
-    done = [case for case in cases if case["status"] == "ok"]
-    numbers: dict[str, Any] = {}
-    for name, pick, worst in _HEADLINES:
-        values = [value for case in done if (value := pick(case)) is not None]
-        numbers[name] = {
-            "n": len(values),
-            "mean": statistics.fmean(values) if values else None,
-            "median": statistics.median(values) if values else None,
-            "worst": worst(values) if values else None,
-        }
-    return {
-        "cases": len(cases),
-        "ok": len(done),
-        "failed": len(cases) - len(done),
-        "goal_reached": sum(case["attack"]["goal_reached"] for case in done),
-        "metrics": numbers,
-    }
+@dataclass(frozen=True, kw_only=True)
+class Intensity:
+    """How the model's input is scaled; what a kind does not need is not there."""
+
+    kind: Literal["none", "minmax", "zscore", "window", "percentile", "ct"]
+    region: Literal["all", "nonzero"] | None = field(default=None, metadata=OPTIONAL)
+    min: float | None = field(default=None, metadata=OPTIONAL)
+    max: float | None = field(default=None, metadata=OPTIONAL)
+    to: Pair | None = field(default=None, metadata=OPTIONAL)
+    clip: Pair | None = field(default=None, metadata=OPTIONAL)
+    lower: float | None = field(default=None, metadata=OPTIONAL)
+    upper: float | None = field(default=None, metadata=OPTIONAL)
+    mean: float | None = field(default=None, metadata=OPTIONAL)
+    std: Positive | None = field(default=None, metadata=OPTIONAL)
 
 
-# "Worst" is said from the attacker's side: the target missed most, the change seen most.
-_HEADLINES: tuple[tuple[str, Any, Any], ...] = (
-    ("target_iou", lambda case: case["metrics"]["post_write"]["target_iou"]["value"], min),
-    ("hit_rate", lambda case: case["metrics"]["post_write"]["hit_rate"]["value"], min),
-    ("l2_model", lambda case: case["metrics"]["size"]["l2"]["model"], max),
-    ("linf_model", lambda case: case["metrics"]["size"]["linf"]["model"], max),
-    ("psnr_db", lambda case: case["metrics"]["size"]["psnr_db"]["value"], min),
-    ("ssim", lambda case: case["metrics"]["size"]["ssim"]["mean"]["value"], min),
-)
+@dataclass(frozen=True, kw_only=True)
+class Tap:
+    """A layer whose features the attack compares."""
+
+    name: str
+    shape: tuple[Count, ...]
+    """(features, *coarse) for one input."""
+    weight: Positive
 
 
-def case_id(name: str) -> str:
-    """The image's name without its suffixes."""
-    return stem(name) or name
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    name: str
+    sha256: Sha256
+    format: Literal["torchscript", "torch.export"]
+    dims: Literal[2, 3]
+    channels: Annotated[tuple[str, ...], Len(1)]
+    orientation: str
+    classes: Annotated[tuple[str, ...], Len(1)]
+    overlapping: bool
+    """Whether the classes are regions that may overlap, each with a background of its own."""
+    activation: Activation
+    intensity: Intensity
+    divisor: Annotated[int, Interval(ge=1)]
+    taps: Annotated[tuple[Tap, ...], Len(1)]
+    card: str | None
+    """File name the model's description was read from."""
+    assumptions: tuple[str, ...]
+    """What nobody stated and mafl assumed."""
 
 
-def renamed(report: Mapping[str, Any], names: Callable[[str], str]) -> dict[str, Any]:
-    """A copy in which `names` has changed every name of a file that was given, and what speaks of it."""
-    whole = copy.deepcopy(dict(report))
-    settings = whole["run"]["settings"]
-    settings["guide"] = [names(name) for name in settings["guide"] or ()] or None
-    for case in whole["cases"]:
-        case["case_id"] = names(case["case_id"])
-        for each in case["inputs"]:
-            each["name"], each["warnings"] = names(each["name"]), [names(line) for line in each["warnings"]]
-        case["target"] = renamed_target(case["target"], names)
-        if case["bounds"]["within"] is not None:
-            case["bounds"]["within"]["name"] = names(case["bounds"]["within"]["name"])
-    return whole
+# --- one case -----------------------------------------------------------------------------------------------------
 
 
-def renamed_target(target: Mapping[str, Any], names: Callable[[str], str]) -> dict[str, Any]:
-    """As `renamed`, of a case's target."""
-    files = [{**file, "name": names(file["name"])} for file in target["files"]]
-    recipe = target["recipe"]
-    if recipe is not None and recipe.startswith("copy:"):
-        recipe = names(recipe)
-    return {**target, "files": files, "recipe": recipe}
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """The file of one channel."""
+
+    channel: str
+    name: str
+    format: Literal["nifti", "dicom"]
+    sha256: Sha256
+    shape: tuple[Count, Count, Count]
+    spacing_mm: tuple[Length, Length, Length]
+    axcodes: Annotated[str, Text("^[RLAPSI]{3}$")]
+    dtype: str
+    warnings: tuple[str, ...]
 
 
-def to_json(report: Mapping[str, Any]) -> str:
-    """Strict JSON text, one key a line, that can be printed anywhere. Raises ValueError on NaN or Infinity."""
-    return escaped(json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)) + "\n"
+@dataclass(frozen=True, kw_only=True)
+class Resampled:
+    """Voxels of a label on its file's own grid, and on the scan's."""
+
+    before: Count
+    after: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskFile:
+    """A mask file that was used."""
+
+    name: str
+    sha256: Sha256
+    resampled: dict[str, Resampled] | None
+    """By label; null where both grids are one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    recipe: str | None
+    """What was made of the clean prediction; null for mask files."""
+    files: tuple[MaskFile, ...]
+    voxels: dict[str, Count]
+    """Voxels of each class, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceAxis:
+    index: Annotated[int, Interval(ge=0, le=2)]
+    name: Annotated[str, Text("^(axial|coronal|sagittal)$")]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    mode: Literal["2d", "3d"]
+    slice_axis: SliceAxis
+    network_shape: tuple[Annotated[int, Interval(ge=1)], ...]
+    """Voxels that the network sees along its axes, at its spacing and before padding."""
+    native_units_per_model_unit: Annotated[tuple[Positive, ...], Len(1)]
+    """For each channel."""
+    data_box_native: Annotated[tuple[Pair, ...], Len(1)]
+    """Lowest and highest value of each channel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """How far the change may go, for each channel, and where. null: no limit."""
+
+    eps_native: tuple[float, ...] | None
+    """Radius of the ball, in the scan's own units (HU for CT)."""
+    eps_model: tuple[float, ...] | None
+    """The same in the network's units."""
+    norm: Norm | None
+    within: MaskFile | None
+    body_voxels: Count | None
+    """Voxels that --body-only takes for the body."""
+    allowed_voxels: Count | None
+    """Voxels that may change, of the whole grid."""
+    padding_voxels: tuple[Count, ...]
+    """Voxels of each channel that DICOM marks as padding; they never change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """What was attacked on its own: slices, or the volume."""
+
+    kind: Literal["slices", "volume"]
+    total: Count
+    attacked: Count
+    reached: Count
+    not_reached: Count
+    skipped_constant: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passes:
+    """Through the network in the search, counted per slice or volume."""
+
+    forward: Count
+    backward: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """How the search went: equally long lists, a value for each step, at most 200 of them, evenly spread, the first and
+    the last among them. Means over the attacked samples; one that is finished keeps its last values, and groups that
+    were attacked one after the other are joined by the number of the step. null where a value is not finite."""
+
+    step: Annotated[tuple[Count, ...], Len(0, 200)]
+    """Updates made so far."""
+    loss: Annotated[tuple[float | None, ...], Len(0, 200)]
+    """Of this step's iterate: the mask loss, with the feature term where that is on. Its weights change from step to
+    step."""
+    score: Annotated[tuple[AtMostOne | None, ...], Len(0, 200)]
+    """Of the best iterate so far: the least of IoU, hit rate and removal; what does not apply is 1."""
+    reached: Annotated[tuple[Share, ...], Len(0, 200)]
+    """Share of the samples at their goal."""
+    l2_model: Annotated[tuple[Length | None, ...], Len(0, 200)]
+    """Length of the best iterate so far, model units."""
+
+    def __post_init__(self) -> None:
+        if len({len(self.step), len(self.loss), len(self.score), len(self.reached), len(self.l2_model)}) > 1:
+            raise ValueError("its lists must be equally long")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    outcome: Outcome
+    goal_reached: bool
+    """On the whole scan, from the file read again."""
+    samples: Samples
+    passes: Passes
+    trace: Trace | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InMemory:
+    """Of the prediction of what the search found, before it was written."""
+
+    target_iou: Value
+    hit_rate: Value
+    accuracy: Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    clean: Agreement
+    in_memory: InMemory
+    post_write: Agreement
+    """Of the prediction of the written file, read again."""
+    size: Size
+    size_per_channel: Annotated[tuple[Size, ...], Len(1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantisation:
+    """What storing did to the change of one channel."""
+
+    save_as: SaveAs
+    dtype: str
+    step_native: float | None
+    fraction_changed: Share
+    fraction_clipped: Share
+    max_difference_from_memory_native: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """The most that the process had held until then, and what PyTorch held on the device in this case."""
+
+    peak_resident_bytes: Count | None
+    peak_device_bytes: Count | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    name: str
+    sha256: Sha256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    case_id: str
+    status: Literal["ok"]
+    error: None
+    inputs: Annotated[tuple[Input, ...], Len(1)]
+    """The scan, a file for each channel."""
+    target: Target
+    space: Space
+    bounds: Bounds
+    attack: Attack
+    metrics: Metrics
+    quantisation: Annotated[tuple[Quantisation, ...], Len(1)]
+    """For each channel."""
+    timing_s: dict[str, float]
+    """Seconds: read, lift (load the model and draw the clean scan), attack, write, measure."""
+    memory: Memory
+    files: tuple[File, ...]
+
+
+# --- all of it ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Over the cases where the number is defined. worst: from the attacker's side."""
+
+    n: Count
+    mean: float | None
+    median: float | None
+    worst: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aggregate:
+    cases: Count
+    ok: Count
+    failed: Count
+    goal_reached: Count
+    metrics: dict[str, Summary]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One attack. A value of null comes with a reason."""
+
+    __pydantic_config__ = CONFIG
+
+    schema_version: Version
+    tool: Tool
+    notice: str
+    run: Run
+    environment: Environment
+    model: Model
+    cases: tuple[Case]
+    aggregate: Aggregate
+    gates: tuple[()]
+
+    @property
+    def case(self) -> Case:
+        """The one case that was attacked."""
+        return self.cases[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRunSamples:
+    kind: Literal["slices", "volume"]
+    total: Count
+    attacked: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """What an attack would ask for."""
+
+    schema_version: Version
+    tool: Tool
+    command: Literal["dry-run"]
+    case_id: str
+    target: Target
+    clean_voxels: dict[str, Count]
+    changed_voxels: Count
+    samples: DryRunSamples
+    bounds: Bounds
+
+
+def to_json(report: Any) -> str:
+    """Strict JSON text of a record or a dict, one key a line, that can be printed anywhere.
+
+    Raises ValueError on NaN or Infinity.
+    """
+    return escaped(json.dumps(plain(report), indent=1, allow_nan=False, ensure_ascii=False)) + "\n"

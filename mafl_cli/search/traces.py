@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mafl_cli.results.report import Trace
+
 if TYPE_CHECKING:
     from mafl_cli.search.loop import StepRecord
-
-Trace = dict[str, list[float | None]]
-"""Equally long lists under step, loss, score, reached and l2_model, JSON-ready; None where a value is not finite."""
 
 POINTS = 200
 
@@ -44,13 +43,14 @@ def joined(groups: Sequence[Group], *, points: int = POINTS) -> Trace:
         values = (group.samples * getattr(group.records[min(step, len(group.records) - 1)], name) for group in groups)
         return _short(sum(values) / samples)
 
-    return {
-        "step": [*kept],
-        **{
-            key: [mean(name, step) for step in kept]
-            for key, name in (("loss", "loss"), ("score", "score"), ("reached", "reached"), ("l2_model", "l2"))
-        },
-    }
+    return Trace(
+        step=tuple(kept),
+        loss=tuple(mean("loss", step) for step in kept),
+        score=tuple(mean("score", step) for step in kept),
+        # A share of samples is always finite.
+        reached=tuple(mean("reached", step) or 0.0 for step in kept),
+        l2_model=tuple(mean("l2", step) for step in kept),
+    )
 
 
 def _short(value: float) -> float | None:

@@ -201,7 +201,7 @@
           ["Warnings", warned.length ? bullets(warned) : null],
           ["Slices", report.space ? `${report.space.slice_axis.name}, attacked in ${report.space.mode.toUpperCase()}` : null]]),
         el("h2", {}, "Method"), list([
-          ["Method", `${run.method}, seed ${run.seed}`], ["Started", run.started],
+          ["Method", `${run.settings.method}, seed ${run.settings.seed}`], ["Started", run.started],
           ["Passes", report.attack ? `${count(report.attack.passes.forward)} forward, ${count(report.attack.passes.backward)} backward` : null],
           ["Program", `${tool.name} ${tool.version}`], ["Configuration", el("code", {}, plain(run.config_hash))]]))),
       el("details", {}, el("summary", {}, "All settings"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from mafl_cli.errors import InputError, UsageError
 from mafl_cli.names import public_name
 from mafl_cli.results import files, folder, read
 from mafl_cli.results.recorded import Source, distinct, of_runs, read_run
+from mafl_cli.results.report import Case, Report
 from mafl_cli.scans import nifti
 from mafl_cli.scans.classes import code_names, coded
 from mafl_cli.show import display, figure, page, planes, viewers
+from mafl_cli.system.records import plain
 
 # A page goes through mail gateways, and most of them stop larger ones.
 MAX_MB = 20.0
@@ -71,11 +73,11 @@ def _drawn(run: Path, window: str | None, rows: int, said: list[str]) -> Callabl
         slices = figure.panel(
             **shown.arrays(),
             class_names=_label_names(report),
-            title=_title(shown.case) + (f" · {shown.channel}" if len(shown.case["inputs"]) > 1 else ""),
+            title=_title(shown.case) + (f" · {shown.channel}" if len(shown.case.inputs) > 1 else ""),
             path=temporary,
             rows=rows,
             window=shown.window(window),
-            trace=shown.case["attack"].get("trace"),
+            trace=plain(shown.case.attack.trace),
         )
         said.append(f"slices {', '.join(map(str, slices))}")
 
@@ -86,20 +88,18 @@ def _paged(sources: Sequence[Source], window: str | None, max_mb: float, said: l
     """What writes the page; then `said` has a sentence on its size."""
     reports, problems = _reports(sources)
     shown = {source: _Shown.of(source.run, report) for source, report in reports.items() if source.run}
-    names = distinct(
-        [shown[source].case["case_id"] if source in shown else source.case_id for source in sources], sources
-    )
+    names = distinct([shown[source].case.case_id if source in shown else source.case_id for source in sources], sources)
     some = next(iter(reports.values()))
     cases = []
     for source, name in zip(sources, names, strict=True):
         report, each = reports.get(source, some), shown.get(source)
-        entry = {"status": "failed", "error": problems[source], "metrics": None} if each is None else dict(each.case)
+        entry = {"status": "failed", "error": problems[source], "metrics": None} if each is None else plain(each.case)
         cases.append(
             page.PageCase(
                 report={**entry, "case_id": name},
-                model=report["model"],
-                run=report["run"],
-                tool=report["tool"],
+                model=plain(report.model),
+                run=plain(report.run),
+                tool=plain(report.tool),
                 classes=_label_names(report),
                 volumes=(each or shown[next(iter(shown))]).volumes,
             )
@@ -110,9 +110,10 @@ def _paged(sources: Sequence[Source], window: str | None, max_mb: float, said: l
     return lambda temporary: said.append(page.write(temporary, cases, title=title, max_mb=max_mb, window=values[0]))
 
 
-def _reports(sources: Sequence[Source]) -> tuple[dict[Source, Any], dict[Source, str]]:
+def _reports(sources: Sequence[Source]) -> tuple[dict[Source, Report], dict[Source, str]]:
     """Reports of the runs that have one, and why the others have none. Raises InputError where none has one."""
-    reports, problems = {}, {}
+    reports: dict[Source, Report] = {}
+    problems: dict[Source, str] = {}
     for source in sources:
         try:
             if source.missing is not None or source.run is None:
@@ -130,17 +131,16 @@ class _Shown:
     """The channel of a run that is shown: the one that changed most."""
 
     run: Path
-    case: Mapping[str, Any]
+    case: Case
     index: int
 
     @staticmethod
-    def of(run: Path, report: Mapping[str, Any]) -> _Shown:
-        case = report["cases"][0]
-        return _Shown(run, case, _most_changed(case))
+    def of(run: Path, report: Report) -> _Shown:
+        return _Shown(run, report.case, _most_changed(report.case))
 
     @property
     def channel(self) -> str:
-        return str(self.case["inputs"][self.index]["channel"])
+        return self.case.inputs[self.index].channel
 
     def window(self, text: str | None) -> tuple[float, float] | None:
         return None if text is None else display.parse_window(text, hounsfield=self.channel == "CT")
@@ -151,19 +151,19 @@ class _Shown:
         assert pair.recorded is not None
         recorded, adversarial = pair.recorded, pair.adversarial[self.index]
         masks = {name: getattr(recorded, name) for name in ("prediction_clean", "prediction_adversarial", "target")}
-        if recorded.report["model"]["overlapping"]:
+        if recorded.report.model.overlapping:
             masks = {name: coded(mask) for name, mask in masks.items()}
         return {
             "clean": pair.clean[self.index].data,
             "adversarial": adversarial.data,
             **masks,
             "affine": adversarial.affine,
-            "slice_axis": int(self.case["space"]["slice_axis"]["index"]),
+            "slice_axis": self.case.space.slice_axis.index,
             "unit": "HU" if self.channel == "CT" else "native units",
         }
 
     def volumes(self) -> planes.PageVolumes:
-        return planes.PageVolumes(**self.arrays(), channel=self.channel if len(self.case["inputs"]) > 1 else None)
+        return planes.PageVolumes(**self.arrays(), channel=self.channel if len(self.case.inputs) > 1 else None)
 
 
 def view(run: Path, viewer: viewers.Viewer, *, overwrite: bool) -> str:
@@ -174,8 +174,7 @@ def view(run: Path, viewer: viewers.Viewer, *, overwrite: bool) -> str:
     Raises InputError for a run that cannot be read, UsageError if another file has the place of the labels.
     """
     said = read.read_report(run)
-    case = said["cases"][0]
-    scan = run / files.adversarial([each["format"] for each in case["inputs"]])[_most_changed(case)]
+    scan = run / files.adversarial([each.format for each in said.case.inputs])[_most_changed(said.case)]
     mask, path = run / files.PREDICTION_ADVERSARIAL, run / viewers.LABEL_FILES[viewer]
     for needed in (scan, mask):
         if not needed.exists():
@@ -189,10 +188,10 @@ def view(run: Path, viewer: viewers.Viewer, *, overwrite: bool) -> str:
     return viewers.command(viewer, scan.resolve(), mask.resolve(), path.resolve())
 
 
-def _named_labels(run: Path, said: Mapping[str, Any]) -> dict[int, str]:
+def _named_labels(run: Path, said: Report) -> dict[int, str]:
     """Names of the labels above 0: of every class, but of bit codes only those that occur, for they are many."""
     names = dict(enumerate(_label_names(said)))
-    if said["model"]["overlapping"]:
+    if said.model.overlapping:
         masks = (files.PREDICTION_CLEAN, files.PREDICTION_ADVERSARIAL, files.TARGET)
         used = {int(code) for name in masks for code in np.unique(nifti.read_labels(run / name).labels)}
         names = {code: names[code] for code in sorted(used)}
@@ -200,25 +199,26 @@ def _named_labels(run: Path, said: Mapping[str, Any]) -> dict[int, str]:
     return names
 
 
-def _most_changed(case: Mapping[str, Any]) -> int:
+def _most_changed(case: Case) -> int:
     """The channel whose change is the longest, in model units."""
-    sizes = case["metrics"]["size_per_channel"]
-    return max(range(len(sizes)), key=lambda n: float(sizes[n]["l2"]["model"]))
+    sizes = case.metrics.size_per_channel
+    return max(range(len(sizes)), key=lambda n: sizes[n].l2.model)
 
 
-def _label_names(said: Mapping[str, Any]) -> Sequence[str]:
+def _label_names(said: Report) -> Sequence[str]:
     """What each number in the run's masks stands for: the classes, or what regions its bit code has."""
-    names: Sequence[str] = said["model"]["classes"]
-    if said["model"]["overlapping"] and len(names) > _MOST_REGIONS:
-        case_id = said["cases"][0]["case_id"]
-        raise InputError(f"{case_id}: has {len(names)} regions that may overlap; up to {_MOST_REGIONS} can be shown.")
-    return code_names(names) if said["model"]["overlapping"] else names
+    names = said.model.classes
+    if said.model.overlapping and len(names) > _MOST_REGIONS:
+        raise InputError(
+            f"{said.case.case_id}: has {len(names)} regions that may overlap; up to {_MOST_REGIONS} can be shown."
+        )
+    return code_names(names) if said.model.overlapping else names
 
 
-def _title(case: Mapping[str, Any]) -> str:
-    iou = case["metrics"]["post_write"]["target_iou"]["value"]
-    psnr = case["metrics"]["size"]["psnr_db"]["value"]
-    parts = [case["case_id"]]
+def _title(case: Case) -> str:
+    iou = case.metrics.post_write.target_iou.value
+    psnr = case.metrics.size.psnr_db.value
+    parts = [case.case_id]
     parts.append("target is empty" if iou is None else f"target IoU {iou:.3f}")
     if psnr is not None:
         parts.append(f"PSNR {psnr:.1f} dB")

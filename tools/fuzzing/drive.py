@@ -189,7 +189,7 @@ _LIBRARIES = {
         "typer",
         "click",
         "monai",
-        "jsonschema",
+        "pydantic",
         "email",
         "multiprocessing",
         "concurrent",

@@ -1,0 +1,186 @@
+"""What is measured of a prediction and of a change, as reports hold it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mafl_cli.measure.value import Value
+from mafl_cli.system.records import Count, Length, Share
+
+# --- a prediction against the target ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted(Value):
+    """A share, and how many voxels it is."""
+
+    count: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurfaceDice(Value):
+    """Normalised surface Dice."""
+
+    tolerance_mm: Length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Voxels:
+    """How many voxels a class has in the clean prediction, the target, and the prediction that is judged."""
+
+    clean: Count
+    target: Count
+    prediction: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassAgreement:
+    """One class, or region, against the target."""
+
+    index: Count
+    name: str
+    iou: Value
+    dice: Value
+    hd95_mm: Value
+    nsd: SurfaceDice
+    voxels: Voxels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removed:
+    """A class that the target empties."""
+
+    index: Count
+    name: str
+    value: float
+    """1: the class is gone, 0: as before, negative: grown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """A connected piece of the region that must change."""
+
+    voxels: Count
+    volume_mm3: Length
+    hit_rate: Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Components:
+    """How many pieces there are, and the largest of them, largest first."""
+
+    count: Count
+    largest: tuple[Component, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distances:
+    """Which variant of the two surface metrics is measured, and by which program."""
+
+    tool: str
+    hd95: str
+    nsd: str
+    spacing_mm: tuple[Length, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """A prediction against the target; see `measure.agreement.agreement`."""
+
+    target_iou: Value
+    target_dice: Value
+    accuracy: Share
+    foreground_accuracy: Value
+    changed_voxels: Count
+    hit_rate: Value
+    collateral: Counted
+    """Share of the voxels the target leaves alone that changed class all the same."""
+    removed: tuple[Removed, ...]
+    per_class: tuple[ClassAgreement, ...]
+    per_component: Components
+    distances: Distances
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """What one prediction has of the target; see `measure.agreement.reach`."""
+
+    target_iou: Value
+    hit_rate: Value
+    restored: Value
+    """Share of the attacked voxels that have the clean prediction's class again."""
+    dice_with_clean: Value
+    """Mean Dice with the clean prediction."""
+
+
+# --- a change -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Differing:
+    """How many voxels differ."""
+
+    count: Count
+    fraction: Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class InBothUnits:
+    """A length in the scan's own units, and in those the network sees."""
+
+    native: Length
+    model: Length
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRange:
+    """What PSNR and SSIM are relative to, native units, and the rule it comes from."""
+
+    value: Length
+    rule: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Psnr(Value):
+    """Peak signal-to-noise ratio, dB, of a region."""
+
+    data_range: Length
+    region: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class InSlice(Value):
+    """A value of one slice, by its index along the slice axis."""
+
+    slice: Count | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ssim:
+    """Structural similarity of the slices."""
+
+    mean: Value
+    mean_changed_slices: Value
+    worst: InSlice
+    """The slice that changed most visibly."""
+    data_range: Length
+    window: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How large a change is; see `measure.perturbation.size`."""
+
+    l0: Differing
+    l2: InBothUnits
+    linf: InBothUnits
+    mean_abs: InBothUnits
+    volume_mm3: Length
+    slices: Count
+    changed_slices: Count
+    data_range: DataRange
+    psnr_db: Psnr
+    psnr_changed_slices_db: Psnr
+    """The same over the slices that changed."""
+    ssim: Ssim
+    low_frequency_share: Value

@@ -1,0 +1,164 @@
+"""How a report is put together around a finished case, and what is said over all of its cases."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from mafl_cli import __version__
+from mafl_cli.config import AttackConfig, config_hash
+from mafl_cli.names import stem
+from mafl_cli.results.report import (
+    NOTICE,
+    SCHEMA_VERSION,
+    Aggregate,
+    Case,
+    Device,
+    Environment,
+    Intensity,
+    MaskFile,
+    Model,
+    Report,
+    Run,
+    Settings,
+    Summary,
+    Tap,
+    Target,
+    Tool,
+)
+from mafl_cli.system.records import plain
+
+if TYPE_CHECKING:
+    import torch
+
+    from mafl_cli.network.load import ModelInfo
+
+TOOL = Tool(name="mafl", version=__version__)
+
+
+def attack_report(
+    *,
+    config: AttackConfig,
+    model: ModelInfo,
+    device: torch.device,
+    case: Case,
+    settings: Mapping[str, Any],
+    started: str,
+) -> Report:
+    """The whole report around one finished case. settings: those of `Settings` that are not in `config`."""
+    whole = Settings(**asdict(config), **settings)
+    return Report(
+        schema_version=SCHEMA_VERSION,
+        tool=TOOL,
+        notice=NOTICE,
+        run=Run(
+            command="attack",
+            started=started,
+            settings=whole,
+            config_hash=config_hash(config, plain(settings), model.sha256),
+        ),
+        environment=environment(device),
+        model=_model(model),
+        cases=(case,),
+        aggregate=aggregate([case]),
+        gates=(),
+    )
+
+
+def _model(model: ModelInfo) -> Model:
+    facts: dict[str, Any] = {each: getattr(model, each) for each in Model.__dataclass_fields__}
+    intensity: dict[str, Any] = dict(model.intensity.facts())
+    taps = tuple(Tap(name=tap.name, shape=tuple(tap.shape), weight=tap.weight) for tap in model.taps)
+    return Model(**{**facts, "intensity": Intensity(**intensity), "taps": taps})
+
+
+def environment(device: torch.device) -> Environment:
+    """Versions and device; nothing that names the machine or its user."""
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    packages = ("torch", "monai", "nibabel", "numpy", "scipy", "scikit-image")
+    return Environment(
+        python=platform.python_version(),
+        system=platform.system(),
+        device=Device(type="cuda" if device.type == "cuda" else "cpu", name=name),
+        threads=torch.get_num_threads(),
+        packages={package: version(package) for package in packages},
+    )
+
+
+def aggregate(cases: Sequence[Case]) -> Aggregate:
+    """Counts, and mean, median and worst of the headline numbers over the cases where they are defined."""
+    numbers = {}
+    for name, pick, worst in _HEADLINES:
+        values = [value for case in cases if (value := pick(case)) is not None]
+        numbers[name] = Summary(
+            n=len(values),
+            mean=statistics.fmean(values) if values else None,
+            median=statistics.median(values) if values else None,
+            worst=worst(values) if values else None,
+        )
+    return Aggregate(
+        cases=len(cases),
+        ok=len(cases),
+        failed=0,
+        goal_reached=sum(case.attack.goal_reached for case in cases),
+        metrics=numbers,
+    )
+
+
+# "Worst" is said from the attacker's side: the target missed most, the change seen most.
+_HEADLINES: tuple[tuple[str, Callable[[Case], float | None], Callable[[Sequence[float]], float]], ...] = (
+    ("target_iou", lambda case: case.metrics.post_write.target_iou.value, min),
+    ("hit_rate", lambda case: case.metrics.post_write.hit_rate.value, min),
+    ("l2_model", lambda case: case.metrics.size.l2.model, max),
+    ("linf_model", lambda case: case.metrics.size.linf.model, max),
+    ("psnr_db", lambda case: case.metrics.size.psnr_db.value, min),
+    ("ssim", lambda case: case.metrics.size.ssim.mean.value, min),
+)
+
+
+def case_id(name: str) -> str:
+    """The image's name without its suffixes."""
+    return stem(name) or name
+
+
+def renamed(report: Report, names: Callable[[str], str]) -> Report:
+    """The report with every name of a file that was given changed by `names`, and what speaks of it."""
+    settings = report.run.settings
+    guide = tuple(names(name) for name in settings.guide or ()) or None
+    return replace(
+        report,
+        run=replace(report.run, settings=replace(settings, guide=guide)),
+        cases=(_renamed_case(report.case, names),),
+    )
+
+
+def _renamed_case(case: Case, names: Callable[[str], str]) -> Case:
+    within = case.bounds.within
+    return replace(
+        case,
+        case_id=names(case.case_id),
+        inputs=tuple(
+            replace(each, name=names(each.name), warnings=tuple(names(line) for line in each.warnings))
+            for each in case.inputs
+        ),
+        target=renamed_target(case.target, names),
+        bounds=replace(case.bounds, within=None if within is None else _renamed_file(within, names)),
+    )
+
+
+def _renamed_file(file: MaskFile, names: Callable[[str], str]) -> MaskFile:
+    return replace(file, name=names(file.name))
+
+
+def renamed_target(target: Target, names: Callable[[str], str]) -> Target:
+    """As `renamed`, of a case's target."""
+    recipe = target.recipe
+    if recipe is not None and recipe.startswith("copy:"):
+        recipe = names(recipe)
+    return replace(target, files=tuple(_renamed_file(file, names) for file in target.files), recipe=recipe)
