@@ -20,6 +20,7 @@ ORDER = [
     {"search", "show"},
     {"case"},
     {"judging", "batch"},
+    {"api"},
     {"cli"},
     {"__main__"},
 ]

@@ -18,8 +18,8 @@ from typing import Any
 from mafl_cli.batch import dask_cluster, local, tables
 from mafl_cli.batch.dask_cluster import Cluster
 from mafl_cli.batch.local import Job, Row
+from mafl_cli.case.problem import Say
 from mafl_cli.case.request import AttackRequest
-from mafl_cli.case.subject import Say
 from mafl_cli.config import config_hash
 from mafl_cli.errors import DiskFullError, Interrupted, MaflError, UsageError
 from mafl_cli.listing.cases import CaseFiles

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mafl_cli.case.problem import Say
 from mafl_cli.case.request import AttackRequest
-from mafl_cli.case.subject import Say
 from mafl_cli.errors import MaflError, UsageError
 from mafl_cli.names import Redaction, public_name
 from mafl_cli.results import files
@@ -40,7 +40,7 @@ def hidden(request: AttackRequest, say: Say, detail: Say) -> Iterator[_Hide]:
 def require_elsewhere(request: AttackRequest) -> None:
     """Raise UsageError if results would land among the DICOM files of the source, or take an input's place."""
     out, shown = request.out.resolve(), public_name(request.out)
-    for image in request.images:
+    for image in () if request.volumes else request.images:
         folder = formats.folder_of(image)
         if folder is None:
             continue

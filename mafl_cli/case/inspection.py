@@ -20,8 +20,9 @@ _MODEL_SUFFIXES = (
 )
 
 
-def inspect(file: Path) -> dict[str, Any]:
+def inspect(file: str | Path) -> dict[str, Any]:
     """Facts about a model, a scan or a mask, JSON-ready. Raises InputError or ModelError if it is none of them."""
+    file = Path(file)
     if not file.exists():
         raise InputError(f"{public_name(file)}: no such file.")
     zipped = file.is_file() and file.suffix.lower() != ".zip" and zipfile.is_zipfile(file)

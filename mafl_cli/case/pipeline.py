@@ -18,9 +18,9 @@ from mafl_cli.case import memory
 from mafl_cli.case.facts import bounds_of, facts_of, target_of, voxels_of
 from mafl_cli.case.hiding import hidden, require_elsewhere
 from mafl_cli.case.prepare import prepare
+from mafl_cli.case.problem import Say
 from mafl_cli.case.request import AttackRequest
 from mafl_cli.case.searching import Progress, search
-from mafl_cli.case.subject import Say
 from mafl_cli.case.write import Written
 from mafl_cli.field.samples import OfScan
 from mafl_cli.names import public_name

@@ -10,19 +10,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mafl_cli.case.problem import Problem, Say
 from mafl_cli.case.request import AttackRequest
-from mafl_cli.case.subject import Say, Subject, counted, prepare_subject, read_channels
-from mafl_cli.config import AttackConfig, SaveAs
+from mafl_cli.case.subject import Subject, counted, prepare_subject, read_channels
+from mafl_cli.config import SaveAs
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.field.layout import Layout
 from mafl_cli.field.preprocess import Preprocessing
-from mafl_cli.field.samples import Drawn, stacked
+from mafl_cli.field.samples import stacked
 from mafl_cli.network.load import ModelInfo
 from mafl_cli.scans import body, recipes, volume
 from mafl_cli.scans.formats import prepared
 from mafl_cli.scans.forms import require_same_grid
 from mafl_cli.scans.masks import Source, Target, read_masks
-from mafl_cli.search.goals import Goal
 from mafl_cli.search.limits import Grid, Limits
 
 
@@ -39,43 +39,21 @@ class Bounds:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case(Subject):
-    """A subject with a target, and the limits that the attack has.
-
-    wanted: (B, *spatial) class indices, or (B, R, *spatial), 0 or 1, for regions that may overlap.
-    clean_labels: the prediction of the clean scan, likewise.
-    """
+class Case(Subject, Problem):
+    """Scans with a target, and the limits that the attack has."""
 
     save_as: SaveAs
     target: Target
-    wanted: Tensor
-    clean_labels: Tensor
-    guide: Tensor | None
     bounds: Bounds
-    limits: Limits
-
-    def goal(self, config: AttackConfig) -> Goal:
-        """What counts as reached."""
-        return Goal.of(
-            self.wanted, self.clean_labels, len(self.info.classes),
-            iou=config.goal_iou, hit=config.goal_hit, overlapping=self.info.overlapping,
-        )  # fmt: skip
 
     @property
-    def clean_drawn(self) -> Drawn:
-        """The clean prediction, and what it was made from."""
-        return Drawn(self.clean, self.preprocessing, self.clean_labels)
+    def batch_spacing(self) -> tuple[float, ...]:
+        """mm between voxels along the spatial axes of the batch."""
+        return tuple(self.layout.batch_spacing(self.scan.affine))
 
-    def edit(self, rows: Tensor | None = None) -> Tensor:
-        """Where the clean prediction is not the target, of some samples or all: bool (B, *spatial)."""
-        clean, wanted = (each if rows is None else each[rows] for each in (self.clean_labels, self.wanted))
-        differs = clean != wanted
-        return differs.any(dim=1) if self.info.overlapping else differs
-
-    @property
-    def edited(self) -> Tensor:
-        """Which samples the target changes: bool (B,)."""
-        return self.edit().flatten(1).any(dim=1)
+    def refrozen(self, batch: Tensor) -> Preprocessing:
+        """The preprocessing with the statistics of a changed scan."""
+        return self.frozen(list(self.as_volume(batch)))
 
 
 def prepare(
@@ -86,7 +64,8 @@ def prepare(
     lap: called after each part with its name, "read" or "lift".
     Raises: the errors of `mafl_cli.errors`, each naming the file and what to do.
     """
-    read = read_channels(request.images, say, series=request.series, allow_gaps=request.allow_gaps)
+    given = request.volumes or request.images
+    read = read_channels(given, say, series=request.series, allow_gaps=request.allow_gaps)
     scans = tuple(prepared(each, redact=request.redact) for each in read)
     lap("read")
     scan = scans[0]

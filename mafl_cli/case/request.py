@@ -9,6 +9,7 @@ from mafl_cli.config import AttackConfig, Mode, Precision, SaveAs, SliceAxisChoi
 from mafl_cli.network.intensity import Intensity
 from mafl_cli.scans.masks import Masks
 from mafl_cli.scans.recipes import Recipe
+from mafl_cli.scans.volume import Volume
 
 DEMO_MODEL = Path(__file__).parents[1] / "demo" / "model.ts"
 
@@ -36,7 +37,8 @@ class ModelRequest:
 class AttackRequest(ModelRequest):
     """One case: paths and settings.
 
-    images: one file (or DICOM folder) for each channel of the model, in its order. series, allow_gaps: see
+    images: one file (or DICOM folder) for each channel of the model, in its order. volumes: the same, where they were
+    read already; images then only name them. series, allow_gaps: see
     `scans.dicom.read.read_dicom`. targets: one mask, or one for each region that may overlap others; none with a
     recipe. masks: how mask files are read. within: a mask; only its voxels may change, and with body_only only those
     of the body. redact: keep the names of the files out of everything, and text, patient and study out of headers.
@@ -45,6 +47,7 @@ class AttackRequest(ModelRequest):
     """
 
     images: tuple[Path, ...]
+    volumes: tuple[Volume, ...] = ()
     out: Path
     targets: tuple[Path, ...] = ()
     recipe: Recipe | None = None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mafl_cli.case.prepare import Case
+from mafl_cli.case.problem import Problem
 from mafl_cli.codes import Outcome
 from mafl_cli.config import AttackConfig
 from mafl_cli.field.field import Scan
@@ -48,7 +48,7 @@ class Found:
 
 
 def search(
-    case: Case,
+    case: Problem,
     config: AttackConfig,
     on_progress: Callable[[Progress], None] | None,
 ) -> Found:
@@ -85,7 +85,7 @@ def search(
                 config,
                 part.limits,
                 guide=part.guide,
-                spacing=case.layout.batch_spacing(case.scan.affine),
+                spacing=case.batch_spacing,
                 on_step=_relay(records, on_progress, share, len(rows) / len(todo), config.steps),
             )
             if not records:  # All were at their goal from the start.
@@ -99,7 +99,7 @@ def search(
                 outcomes[row] = outcome
 
         case.groups(todo, work)
-        statistics = case.frozen(list(case.as_volume(adversarial.whole())))
+        statistics = case.refrozen(adversarial.whole())
         field = case.field(statistics)
         drawn = case.drawn(adversarial, statistics, like=[case.clean_drawn])
         held = case.goal(config).judge(drawn.labels).reached
@@ -131,7 +131,7 @@ class _Part:
     box: Any
 
     @staticmethod
-    def of(case: Case, field: Scan, rows: Tensor) -> _Part:
+    def of(case: Problem, field: Scan, rows: Tensor) -> _Part:
         whole = case.clean[rows]
         edit = case.edit(rows)
         focus = field.focus(whole, edit)

@@ -13,22 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mafl_cli.case.problem import Say, Seen
 from mafl_cli.case.request import ModelRequest
 from mafl_cli.config import Mode
 from mafl_cli.errors import InputError, UsageError
-from mafl_cli.field.batches import fewer, slices_per_batch
-from mafl_cli.field.field import Scan
 from mafl_cli.field.layout import Layout
 from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.resample import Grids
-from mafl_cli.field.samples import Drawn, OfScan, Samples, equal_bits, stacked
+from mafl_cli.field.samples import OfScan, stacked
 from mafl_cli.field.tiling import Tiling
-from mafl_cli.field.whole import Whole
-from mafl_cli.field.windows import Windows
 from mafl_cli.network.card import ModelCard
 from mafl_cli.network.card_file import find_card
 from mafl_cli.network.load import ModelInfo, load
-from mafl_cli.network.reasons import REFUSALS
 from mafl_cli.network.segmenter import Segmenter
 from mafl_cli.scans import classes
 from mafl_cli.scans.formats import read_scan
@@ -36,28 +32,20 @@ from mafl_cli.scans.forms import require_same_grid
 from mafl_cli.scans.geometry import SliceAxis, choose_slice_axis
 from mafl_cli.scans.volume import Volume
 
-Say = Callable[[str], None]
 Labels = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
-    """Scans and model on one grid, and what the model makes of them. Batches are (B, C, *spatial), native units.
+class Subject(Seen):
+    """Scans and model on one grid, and what the model makes of them.
 
-    scans: their `data` lie in the memory of the batch, and in its order. clean: the same numbers, which never change.
+    scans: their `data` lie in the memory of the batch, and in its order.
     """
 
     scans: tuple[Volume, ...]
-    segmenter: Segmenter
-    info: ModelInfo
     card: ModelCard
     slices: SliceAxis
     layout: Layout
-    preprocessing: Preprocessing
-    grids: Grids
-    tiling: Tiling | None
-    clean: Tensor
-    say: Say
 
     @property
     def scan(self) -> Volume:
@@ -67,21 +55,6 @@ class Subject:
     @property
     def mode(self) -> Mode:
         return "2d" if self.layout.sliced else "3d"
-
-    def frozen(self, data: Sequence[NDArray[np.float32]]) -> Preprocessing:
-        """The preprocessing with the statistics of another scan, (I, J, K) for each channel."""
-        return Preprocessing.freeze(self.preprocessing.intensity, data, self.clean.device)
-
-    def field(self, preprocessing: Preprocessing | None = None, *, exact: bool = True) -> Scan:
-        """The attacked function, with the statistics of the clean scan, or others, frozen in.
-
-        exact: in float32, whatever the precision of the search.
-        """
-        preprocessing = preprocessing or self.preprocessing
-        segmenter = self.segmenter.exact if exact else self.segmenter
-        if self.tiling is None:
-            return Whole(segmenter, preprocessing, self.info.divisor, self.grids)
-        return Windows(segmenter, preprocessing, self.tiling, self.grids, batch=self.windows_together, say=self.say)
 
     def as_volume(self, batch: Tensor) -> NDArray[np.float32]:
         """Batch -> (C, I, J, K) native, on a CPU in the same memory."""
@@ -98,50 +71,9 @@ class Subject:
         """A label map as it is written: class numbers, or bit codes of overlapping regions."""
         return classes.coded(labels) if self.info.overlapping else labels
 
-    @property
-    def together(self) -> int:
-        """How many samples go through the search together, if the memory is enough."""
-        return slices_per_batch(self.clean[0, 0].numel()) if self.layout.sliced else 1
-
-    @property
-    def windows_together(self) -> int:
-        """How many windows go through the network together, if there are windows and the memory is enough."""
-        assert self.tiling is not None
-        return max(1, 2**20 // int(np.prod(self.tiling.roi))) if self.clean.device.type == "cpu" else 4
-
-    def groups(self, rows: Tensor, work: Callable[[Tensor, float], None]) -> None:
-        """Do `work` for a few samples at a time, with the share that is done before; fewer when memory is short."""
-        size, done = self.together, 0
-        while done < len(rows):
-            try:
-                work(rows[done : done + size], done / len(rows))
-            except REFUSALS as exc:
-                size = fewer(size, exc, self.say, self.info.name, "slice" if self.layout.sliced else "scan")
-            else:
-                done += size
-
     def predict(self, data: Sequence[NDArray[np.float32]]) -> Labels:
         """Classes that the model draws on a scan, (I, J, K) for each channel, native: (I, J, K), or (R, I, J, K)."""
         return self.to_labels(self.drawn(OfScan(data, self.layout, self.clean.device), self.frozen(data)).labels)
-
-    def drawn(self, samples: Samples, preprocessing: Preprocessing, *, like: Sequence[Drawn] = ()) -> Drawn:
-        """What the model draws: (B, *spatial), or (B, R, *spatial) for overlapping regions.
-
-        like: what it drew before. Samples that are bit for bit those of such a batch, together with all that went
-            through the network beside them and with the same statistics, get the same answer, and need not ask again.
-        """
-        field = self.field(preprocessing)
-        known = [each for each in like if each.preprocessing.is_as(preprocessing)]
-        parts: list[Tensor] = []
-
-        def work(rows: Tensor, _: float) -> None:
-            x = samples[rows]
-            same = next((each for each in known if equal_bits(each.samples[rows], x)), None)
-            parts.append(field.labels(x) if same is None else same.labels[rows])
-
-        with self.segmenter.exact.verifying():
-            self.groups(torch.arange(len(samples)), work)
-        return Drawn(samples, preprocessing, torch.cat(parts))
 
 
 def prepare_subject(scans: Sequence[Volume], request: ModelRequest, device: torch.device, say: Say) -> Subject:
@@ -248,12 +180,13 @@ def _loaded(
 
 
 def read_channels(
-    paths: Sequence[Path], say: Say, *, series: str | None = None, allow_gaps: bool = False
+    given: Sequence[Path | Volume], say: Say, *, series: str | None = None, allow_gaps: bool = False
 ) -> tuple[Volume, ...]:
     """One scan for each channel; their warnings are said. Raises GeometryError if they are not on one grid."""
     found: list[Volume] = []
-    for path in paths:
-        found.append(read_scan(path, series=series, allow_gaps=allow_gaps))
+    for each in given:
+        read = each if isinstance(each, Volume) else read_scan(each, series=series, allow_gaps=allow_gaps)
+        found.append(read)
         for warning in found[-1].warnings:
             say(warning)
         first, last = found[0], found[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +14,20 @@ from mafl_cli.cli.console import Voice, deliver, progress_of_steps, reported
 from mafl_cli.cli.groups import Grouped, HelpAll, expanded, given
 from mafl_cli.cli.options import View, Words
 from mafl_cli.cli.reading import (
-    between_commas,
-    files_between_commas,
     read_images,
-    read_label_map,
     read_settings,
+    read_target,
     require_folders,
     require_no_input,
 )
-from mafl_cli.config import AttackConfig
 from mafl_cli.errors import GateError, UsageError
 from mafl_cli.system import sizes
 
 if TYPE_CHECKING:
-    from mafl_cli.case.request import AttackRequest
+    from mafl_cli.scans.recipes import Recipe
+
+    Scan = Sequence[Path]
+    Target = Recipe | Sequence[Path] | None
 
 
 @app.command(cls=Grouped, epilog=EXIT_CODES)
@@ -55,7 +56,7 @@ def attack(
     with reported(voice), sizes.limited(files.size_limit):
         chosen = given(settings)
         config = read_settings(method.method, budget.ball(chosen), chosen)
-        seen_as = view.settings()
+        seen_as = view.given()
         scans = list(images or ())
         require_folders({"--json": output.json_file})
         from mafl_cli.listing import cases, folders
@@ -71,80 +72,42 @@ def attack(
             return
         if files.target is None and not any(case.targets for case in found):
             raise UsageError("no target: give --target, a mask or a recipe such as erase:1.")
-        asked = {**seen_as, "device": view.device, "tap": network.tap, "precision": network.precision}
-        request = _request(files, budget, output, config, asked, [] if several else scans, several=several, voice=voice)
-        if several:
+        asked = {**seen_as, **budget.where(), **network.given(), **files.given(), **output.given(), "config": config}
+        target = read_target(files.target, keep_folders=not several)
+        model = model_or_default(files.model, voice)
+        if not several:
+            scan = read_images(scans, files.channels)
             if files.dry_run:
-                raise UsageError("--dry-run is for one scan; --list shows the cases of a batch.")
-            asked_of_all = batch.request(found, request)
-            attack_all(
-                asked_of_all, output.json_file, voice, resume=batch.resume, require_success=method.require_success
-            )
-        elif files.dry_run:
-            _show_target(request, output.json_file, voice)
-        else:
-            _attack_one(request, output.json_file, voice, required=method.require_success)
+                _show_target(scan, target, asked | {"model": model}, output.json_file, voice)
+            else:
+                _attack_one(scan, target, asked | {"model": model}, output.json_file, voice, method.require_success)
+            return
+        if files.dry_run:
+            raise UsageError("--dry-run is for one scan; --list shows the cases of a batch.")
+        from mafl_cli import api
+
+        asked_of_all = batch.request(found, api.attack_request((), target, model=model, **asked))
+        attack_all(asked_of_all, output.json_file, voice, resume=batch.resume, require_success=method.require_success)
 
 
-def _request(
-    files: Files,
-    budget: Budget,
-    output: Output,
-    config: AttackConfig,
-    asked: dict[str, Any],
-    scans: list[str],
-    *,
-    several: bool,
-    voice: Voice,
-) -> AttackRequest:
-    """What the options ask of one case, or of each of several. asked: of the model, as settings of a `ModelRequest`."""
-    from mafl_cli.scans import recipes
-
-    recipe = None if files.target is None else recipes.parse(files.target)
-    masks = () if files.target is None or recipe else files_between_commas(files.target, "--target")
-    from mafl_cli.case.request import AttackRequest
-    from mafl_cli.scans.masks import Masks
-
-    names = files.attack_channels
-    return AttackRequest(
-        images=() if several else read_images(scans, files.channels),
-        # A folder of masks has been looked into: each case has its own.
-        targets=() if several and any(mask.is_dir() for mask in masks) else masks,
-        recipe=recipe,
-        out=files.out,
-        series=files.series,
-        allow_gaps=files.allow_gaps,
-        masks=Masks(files.resample_target, read_label_map(files.label_map)),
-        within=budget.within,
-        body_only=budget.body_only,
-        redact=output.redact,
-        guides=() if files.guide is None else files_between_commas(files.guide, "--guide"),
-        model=model_or_default(files.model, voice),
-        save_as=output.save_as,
-        attack_channels=None if names is None else between_commas(names, "--attack-channels"),
-        overwrite=files.overwrite,
-        size_limit=files.size_limit,
-        config=config,
-        **asked,
-    )
-
-
-def _show_target(request: AttackRequest, json_file: str | None, voice: Voice) -> None:
+def _show_target(scan: Scan, target: Target, asked: dict[str, Any], json_file: str | None, voice: Voice) -> None:
     """`--dry-run`."""
-    from mafl_cli.case import pipeline
+    from mafl_cli import api
     from mafl_cli.results import text
 
-    shown = pipeline.show_target(request, say=voice.say, detail=voice.detail)
+    shown = api.show_target(api.attack_request(scan, target, **asked), say=voice.say, detail=voice.detail)
     deliver(shown, text.format_dry_run(shown), json_file, voice)
 
 
-def _attack_one(request: AttackRequest, json_file: str | None, voice: Voice, *, required: bool) -> None:
+def _attack_one(
+    scan: Scan, target: Target, asked: dict[str, Any], json_file: str | None, voice: Voice, required: bool
+) -> None:
     """Attack one scan, say what came of it, and end with exit code 5 if a goal that was required is missed."""
-    from mafl_cli.case import pipeline
+    from mafl_cli import api
     from mafl_cli.results import text
 
     with progress_of_steps(voice) as show:
-        done = pipeline.run_attack(request, say=voice.say, detail=voice.detail, on_progress=show)
+        done = api.attack_scan(scan, target, say=voice.say, detail=voice.detail, on_progress=show, **asked)
     for part, seconds in done.case.timing_s.items():
         voice.detail(f"{part}: {seconds:.2f} s")
     deliver(done, text.format_summary(done), json_file, voice)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
@@ -20,7 +20,7 @@ from mafl_cli.cli.options import (
     Overwrite,
     SizeLimit,
 )
-from mafl_cli.cli.reading import read_ball, read_part
+from mafl_cli.cli.reading import between_commas, files_between_commas, read_ball, read_label_map, read_part
 from mafl_cli.config import PRESETS, Precision, SaveAs
 from mafl_cli.errors import UsageError
 
@@ -129,6 +129,21 @@ class Files:
         under(FILES, "--allow-gaps", help="Take DICOM slices at uneven distances as if they were even.", rare=True),
     ] = False
 
+    def given(self) -> dict[str, Any]:
+        """As options of the library."""
+        names = self.attack_channels
+        return {
+            "out": self.out,
+            "overwrite": self.overwrite,
+            "size_limit": self.size_limit,
+            "guides": () if self.guide is None else files_between_commas(self.guide, "--guide"),
+            "attack_channels": None if names is None else between_commas(names, "--attack-channels"),
+            "resample_target": self.resample_target,
+            "label_map": read_label_map(self.label_map),
+            "series": self.series,
+            "allow_gaps": self.allow_gaps,
+        }
+
 
 Settings: Any = of_settings("Settings")
 
@@ -168,6 +183,10 @@ class Budget:
         bool, under(BUDGET, "--body-only", help="Only voxels of the body may change, not the air around it.")
     ] = False
 
+    def where(self) -> dict[str, Any]:
+        """The voxels that may change, as options of the library."""
+        return {"within": self.within, "body_only": self.body_only}
+
     def ball(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The ball that was asked for, as settings. settings: the other options of the method that were given."""
         radii = {"--eps": self.eps, "--eps-hu": self.eps_hu, "--eps-range": self.eps_range}
@@ -197,6 +216,10 @@ class Network:
             rare=True,
         ),
     ] = "float32"
+
+    def given(self) -> dict[str, Any]:
+        """As options of the library."""
+        return asdict(self)
 
 
 @dataclass
@@ -312,3 +335,7 @@ class Output:
         ),
     ] = False
     json_file: Json = None
+
+    def given(self) -> dict[str, Any]:
+        """As options of the library."""
+        return {"save_as": self.save_as, "redact": self.redact}

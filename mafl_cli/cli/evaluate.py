@@ -195,26 +195,24 @@ def evaluate(
     with reported(voice), sizes.limited(files.size_limit):
         rules, trials = gates.rules(), asked.trials()
         output.require([*(runs or ()), *files.read(), *((gates.gates_file,) if gates.gates_file else ())])
-        seen_as = view.settings()
-        from mafl_cli.case.request import ModelRequest
-        from mafl_cli.judging import evaluation
+        from mafl_cli import api
 
-        at_hand = () if files.model or not runs else models_at_hand()
         judges = [model_or_default(None, voice)] if not files.model and not runs else files.model or []
-        request = evaluation.EvaluateRequest(
-            runs=tuple(runs or ()),
-            original=files.original,
-            adversarial=files.adversarial,
-            target=files.target,
-            models=tuple(ModelRequest(model=each, **seen_as) for each in judges),
-            at_hand=tuple(ModelRequest(model=each, **seen_as) for each in at_hand),
-            device=view.device,
-            ground_truth=files.ground_truth,
-            trials=trials,
-            gates=tuple(rules),
-        )
         with progress_of_cases(voice, "case") as bar:
-            measured = evaluation.run_evaluation(request, say=voice.say, on_case=bar.show)
+            measured = api.evaluate(
+                runs or (),
+                original=files.original,
+                adversarial=files.adversarial,
+                target=files.target,
+                model=judges,
+                at_hand=() if files.model or not runs else models_at_hand(),
+                ground_truth=files.ground_truth,
+                trials=trials,
+                fail_if=rules,
+                say=voice.say,
+                on_case=bar.show,
+                **view.given(),
+            )
         output.write(measured)
         _tell(measured, voice, as_text="-" not in output.files().values())
         _require_passed(measured)

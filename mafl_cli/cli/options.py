@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
 from mafl_cli.cli.console import Voice
-from mafl_cli.cli.groups import FILES, MODEL_INPUT, OUTPUT, under
+from mafl_cli.cli.groups import FILES, MODEL_INPUT, OUTPUT, given, under
 from mafl_cli.cli.reading import numbers
 from mafl_cli.config import Mode, SliceAxisChoice
 from mafl_cli.system import sizes
@@ -109,18 +109,10 @@ class View:
     ] = None
     device: Annotated[str, under(MODEL_INPUT, "--device", "-d", help="auto, cpu, cuda or cuda:N.")] = "auto"
 
-    def settings(self) -> dict[str, Any]:
-        """What the options say, as settings of a `ModelRequest`."""
-        from mafl_cli.network.card import check_orientation, check_overlap, check_roi, check_spacing
-        from mafl_cli.network.intensity import Intensity
-
-        mm, roi = self.spacing, self.roi
-        return {
-            "mode": self.mode,
-            "slice_axis": self.slice_axis,
-            "spacing": None if mm is None else (0.0,) if mm == "native" else check_spacing(numbers(mm, "--spacing")),
-            "roi": None if roi is None else (0,) if roi == "none" else check_roi(numbers(roi, "--roi")),
-            "intensity": None if self.intensity is None else Intensity.parse(self.intensity),
-            "orientation": None if self.orientation is None else check_orientation(self.orientation),
-            "overlap": None if self.overlap is None else check_overlap(self.overlap),
-        }
+    def given(self) -> dict[str, Any]:
+        """As options of the library; what was not given is left out."""
+        found = given(self)
+        for name, word in (("spacing", "native"), ("roi", "none")):
+            if found.get(name, word) != word:
+                found[name] = numbers(found[name], f"--{name}")
+        return found

@@ -6,11 +6,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mafl_cli.config import AttackConfig, Norm, budget, preset
 from mafl_cli.errors import UsageError
 from mafl_cli.names import between, is_there
+
+if TYPE_CHECKING:
+    from mafl_cli.scans.recipes import Recipe
 
 
 def require_folders(files: Mapping[str, str | None]) -> None:
@@ -90,6 +93,19 @@ def read_images(given: list[str], channels: str | None) -> tuple[Path, ...]:
     while (following := image.with_name(f"{first[1]}_{len(found):04d}{first[2]}")).exists():
         found.append(following)
     return tuple(found)
+
+
+def read_target(text: str | None, *, keep_folders: bool) -> Recipe | tuple[Path, ...] | None:
+    """A recipe, or files between commas. In a batch a folder of masks has been looked into: each case has its own."""
+    from mafl_cli.scans import recipes
+
+    if text is None:
+        return None
+    recipe = recipes.parse(text)
+    if recipe is not None:
+        return recipe
+    masks = files_between_commas(text, "--target")
+    return () if not keep_folders and any(mask.is_dir() for mask in masks) else masks
 
 
 def read_part(count: int | None, index: int | None) -> tuple[int, int]:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from mafl_cli import __version__
+from mafl_cli.case.problem import Say
 from mafl_cli.case.request import ModelRequest
-from mafl_cli.case.subject import Say
 from mafl_cli.codes import Outcome, Reason, Untested
 from mafl_cli.errors import MaflError, UsageError, place_of
 from mafl_cli.judging import gates, quantities, trials

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mafl_cli.case.problem import Say
 from mafl_cli.case.request import ModelRequest
-from mafl_cli.case.subject import Say, Subject, prepare_subject
+from mafl_cli.case.subject import Subject, prepare_subject
 from mafl_cli.config import AttackConfig
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.measure import agreement as metrics

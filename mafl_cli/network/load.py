@@ -16,7 +16,7 @@ from mafl_cli.network.card import ModelCard
 from mafl_cli.network.card_file import find_card
 from mafl_cli.network.intensity import Intensity
 from mafl_cli.network.lifting import Output, Tap, feature_nodes
-from mafl_cli.network.model_file import read_model
+from mafl_cli.network.model_file import ModelFile, read_model
 from mafl_cli.network.probing import accepted, input_kind, padded
 from mafl_cli.network.reasons import REFUSALS, meaning
 from mafl_cli.network.segmenter import Segmenter
@@ -67,22 +67,35 @@ def load(
     Returns: the segmenter, what a report says about it, and the card with every gap filled.
     Raises ModelError with the reason if the file cannot be attacked.
     """
-    wanted = read_taps(tap)
-    file = read_model(path, device)
     card = find_card(path) if card is None else card
+    return describe(read_model(path, device), path.name, device, card, size=size, tap=tap, precision=precision)
+
+
+def describe(
+    file: ModelFile,
+    name: str,
+    device: torch.device,
+    card: ModelCard,
+    *,
+    size: Callable[[int], tuple[int, ...]] | None = None,
+    tap: str = "auto",
+    precision: Precision = "float32",
+) -> tuple[Segmenter, ModelInfo, ModelCard]:
+    """As `load`, of a network that is loaded already. name: what it is called in messages."""
+    wanted = read_taps(tap)
     card, assumptions = card.with_assumptions()
     said = list(assumptions)
-    dims, channels = input_kind(file, card, path.name, device)
+    dims, channels = input_kind(file, card, name, device)
     fixed = None if file.example is None else tuple(each for each in file.example[2:] if each is not None)
     shape = size(dims) if size is not None else fixed if fixed is not None and len(fixed) == dims else (64,) * dims
-    divisor, output, raw = accepted(file, card, channels, shape, path.name, device)
+    divisor, output, raw = accepted(file, card, channels, shape, name, device)
     if card.divisor is None and divisor > 1:
         said.append(f"divisor: not stated, found by trying: sizes are padded to multiples of {divisor}")
     elif card.divisor is not None and divisor > card.divisor:
         said.append(f"divisor: {card.divisor} makes this size too small for it; padded to multiples of {divisor}")
     said += _said_of_grid(output)
     count = raw.shape[1]
-    segmenter = Segmenter(file, path.name, output, device, wanted, precision)
+    segmenter = Segmenter(file, name, output, device, wanted, precision)
     segmenter.tried = example = (1, channels, *padded(shape, divisor))
     textured = torch.rand(example, generator=torch.Generator().manual_seed(0)).to(device)
     gives = segmenter.exact.lifted(segmenter.enlarged(textured)).gives
@@ -98,7 +111,7 @@ def load(
             f"activation: not stated, {activation} because the output has {kinds}"
             + (", each a probability of its own" if overlapping else "")
         )
-    names = _class_names(card, count, overlapping, path.name)
+    names = _class_names(card, count, overlapping, name)
     if card.classes is None:
         numbered = "regions are numbered" if overlapping else "0 is taken for background"
         said.append(f"classes: not stated, {numbered}")
@@ -113,7 +126,7 @@ def load(
             "batch: the output of a sample depends on the others (batch norm in training mode?); one goes at a time"
         )
     info = ModelInfo(
-        name=card.name or path.name,
+        name=card.name or name,
         sha256=file.sha256,
         format=file.format,
         dims=dims,

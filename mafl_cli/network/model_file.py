@@ -24,7 +24,7 @@ from mafl_cli.errors import ModelError
 from mafl_cli.network import archives, exported
 from mafl_cli.network.reasons import REFUSALS, meaning
 
-Format = Literal["torchscript", "torch.export"]
+Format = Literal["torchscript", "torch.export", "torch.nn"]
 
 _REMEDY = "save the network with torch.jit.script(net).save(...) or torch.jit.trace(net, example).save(...)"
 
@@ -70,7 +70,7 @@ def read_model(path: Path, device: torch.device) -> ModelFile:
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     # Looked up before freezing, which turns parameters into constants.
-    kernel = next((tuple(p.shape) for p in module.parameters() if p.ndim in (4, 5)), None)
+    kernel = _kernel(module)
     frozen = module
     if kind == "torchscript" and hasattr(module, "training"):  # one that is frozen already has lost this attribute
         module.eval()
@@ -78,6 +78,33 @@ def read_model(path: Path, device: torch.device) -> ModelFile:
             # Folds batch norm into the convolutions. What cannot be frozen works as it is.
             frozen = torch.jit.freeze(module)
     return ModelFile(module, frozen, kind, digest, kernel, example)
+
+
+def _kernel(module: torch.nn.Module) -> tuple[int, ...] | None:
+    return next((tuple(p.shape) for p in module.parameters() if p.ndim in (4, 5)), None)
+
+
+@contextmanager
+def lent(module: torch.nn.Module) -> Iterator[ModelFile]:
+    """A network of the caller's own, to be attacked as it is in evaluation mode.
+
+    Afterwards each of its parts is in the mode it was in, and its parameters ask for gradients as they did.
+    """
+    import_compiler()
+    # What torch.compile makes of a module cannot be recorded; the module itself can.
+    inner: torch.nn.Module = getattr(module, "_orig_mod", module)
+    modes = [(part, part.training) for part in inner.modules()]
+    asked = [(parameter, parameter.requires_grad) for parameter in inner.parameters()]
+    try:
+        inner.eval()
+        for parameter, _ in asked:
+            parameter.requires_grad_(False)
+        yield ModelFile(inner, inner, "torch.nn", "", _kernel(inner), None)
+    finally:
+        for parameter, wanted in asked:
+            parameter.requires_grad_(wanted)
+        for part, mode in modes:
+            part.training = mode
 
 
 def _exported_with(program: torch.export.ExportedProgram) -> tuple[int | None, ...] | None:

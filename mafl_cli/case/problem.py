@@ -1,0 +1,153 @@
+"""A batch of samples, the model that sees it, and what it is to draw: all that a search asks of scans or arrays."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mafl_cli.config import AttackConfig
+from mafl_cli.field.batches import fewer, slices_per_batch
+from mafl_cli.field.field import Scan
+from mafl_cli.field.preprocess import Preprocessing
+from mafl_cli.field.resample import Grids
+from mafl_cli.field.samples import Drawn, Samples, equal_bits
+from mafl_cli.field.tiling import Tiling
+from mafl_cli.field.whole import Whole
+from mafl_cli.field.windows import Windows
+from mafl_cli.network.load import ModelInfo
+from mafl_cli.network.reasons import REFUSALS
+from mafl_cli.network.segmenter import Segmenter
+from mafl_cli.search.goals import Goal
+from mafl_cli.search.limits import Limits
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A batch and the model that sees it. Batches are (B, C, *spatial), native units.
+
+    clean: slices, or volumes; its numbers never change.
+    """
+
+    segmenter: Segmenter
+    info: ModelInfo
+    preprocessing: Preprocessing
+    grids: Grids
+    tiling: Tiling | None
+    clean: Tensor
+    say: Say
+
+    @property
+    def sliced(self) -> bool:
+        """Whether the samples are slices."""
+        return self.clean.ndim == 4
+
+    def frozen(self, data: Sequence[NDArray[np.float32]]) -> Preprocessing:
+        """The preprocessing with the statistics of another scan, (I, J, K) for each channel."""
+        return Preprocessing.freeze(self.preprocessing.intensity, data, self.clean.device)
+
+    def field(self, preprocessing: Preprocessing | None = None, *, exact: bool = True) -> Scan:
+        """The attacked function, with the statistics of the clean scan, or others, frozen in.
+
+        exact: in float32, whatever the precision of the search.
+        """
+        preprocessing = preprocessing or self.preprocessing
+        segmenter = self.segmenter.exact if exact else self.segmenter
+        if self.tiling is None:
+            return Whole(segmenter, preprocessing, self.info.divisor, self.grids)
+        return Windows(segmenter, preprocessing, self.tiling, self.grids, batch=self.windows_together, say=self.say)
+
+    @property
+    def together(self) -> int:
+        """How many samples go through the search together, if the memory is enough."""
+        return slices_per_batch(self.clean[0, 0].numel()) if self.sliced else 1
+
+    @property
+    def windows_together(self) -> int:
+        """How many windows go through the network together, if there are windows and the memory is enough."""
+        assert self.tiling is not None
+        return max(1, 2**20 // int(np.prod(self.tiling.roi))) if self.clean.device.type == "cpu" else 4
+
+    def groups(self, rows: Tensor, work: Callable[[Tensor, float], None]) -> None:
+        """Do `work` for a few samples at a time, with the share that is done before; fewer when memory is short."""
+        size, done = self.together, 0
+        while done < len(rows):
+            try:
+                work(rows[done : done + size], done / len(rows))
+            except REFUSALS as exc:
+                size = fewer(size, exc, self.say, self.info.name, "slice" if self.sliced else "scan")
+            else:
+                done += size
+
+    def drawn(self, samples: Samples, preprocessing: Preprocessing, *, like: Sequence[Drawn] = ()) -> Drawn:
+        """What the model draws: (B, *spatial), or (B, R, *spatial) for overlapping regions.
+
+        like: what it drew before. Samples that are bit for bit those of such a batch, together with all that went
+            through the network beside them and with the same statistics, get the same answer, and need not ask again.
+        """
+        field = self.field(preprocessing)
+        known = [each for each in like if each.preprocessing.is_as(preprocessing)]
+        parts: list[Tensor] = []
+
+        def work(rows: Tensor, _: float) -> None:
+            x = samples[rows]
+            same = next((each for each in known if equal_bits(each.samples[rows], x)), None)
+            parts.append(field.labels(x) if same is None else same.labels[rows])
+
+        with self.segmenter.exact.verifying():
+            self.groups(torch.arange(len(samples)), work)
+        return Drawn(samples, preprocessing, torch.cat(parts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem(Seen, ABC):
+    """A batch with a target, and the limits that the attack has.
+
+    wanted: (B, *spatial) class indices, or (B, R, *spatial), 0 or 1, for regions that may overlap.
+    clean_labels: the prediction of the clean batch, likewise.
+    guide: what has what the target shows, like clean; None for none.
+    """
+
+    wanted: Tensor
+    clean_labels: Tensor
+    guide: Tensor | None
+    limits: Limits
+
+    @property
+    @abstractmethod
+    def batch_spacing(self) -> tuple[float, ...] | None:
+        """mm between voxels along the spatial axes of the batch; None where nobody knows."""
+
+    @abstractmethod
+    def refrozen(self, batch: Tensor) -> Preprocessing:
+        """The preprocessing with the statistics of a changed batch."""
+
+    def goal(self, config: AttackConfig) -> Goal:
+        """What counts as reached."""
+        return Goal.of(
+            self.wanted, self.clean_labels, len(self.info.classes),
+            iou=config.goal_iou, hit=config.goal_hit, overlapping=self.info.overlapping,
+        )  # fmt: skip
+
+    @property
+    def clean_drawn(self) -> Drawn:
+        """The clean prediction, and what it was made from."""
+        return Drawn(self.clean, self.preprocessing, self.clean_labels)
+
+    def edit(self, rows: Tensor | None = None) -> Tensor:
+        """Where the clean prediction is not the target, of some samples or all: bool (B, *spatial)."""
+        clean, wanted = (each if rows is None else each[rows] for each in (self.clean_labels, self.wanted))
+        differs = clean != wanted
+        return differs.any(dim=1) if self.info.overlapping else differs
+
+    @property
+    def edited(self) -> Tensor:
+        """Which samples the target changes: bool (B,)."""
+        return self.edit().flatten(1).any(dim=1)
