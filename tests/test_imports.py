@@ -86,3 +86,15 @@ def test_no_two_modules_import_each_other() -> None:
         more = {module for module, others in arrows.items() if others <= free} - free
         assert more, f"a circle among {sorted(set(arrows) - free)}"
         free |= more
+
+
+TESTS = Path(__file__).parent
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS)))
+def test_no_test_imports_a_test(path: Path) -> None:
+    assert not [name for name in imported(path) if name.split(".")[0].startswith("test_")]
+
+
+def test_tests_are_in_the_rooms_of_the_package() -> None:
+    assert {path.parent.name for path in TESTS.rglob("test_*.py")} <= set(LEVEL) | {"whole", "tests"}
