@@ -25,10 +25,11 @@ from mafl_cli.errors import DiskFullError, Interrupted, MaflError, UsageError
 from mafl_cli.listing.cases import CaseFiles
 from mafl_cli.names import digest, public_name
 from mafl_cli.network.card_file import find_card
-from mafl_cli.results import read, report
+from mafl_cli.results import read
 from mafl_cli.results.files import FAILED, REPORT, RUN, TARGET, TICKET
 from mafl_cli.results.folder import check_writable, sha256, write_text, written_to
 from mafl_cli.system import interrupts, locks, staging
+from mafl_cli.system.records import to_json
 
 # What an attack request has that changes no result, or that is hashed by its contents.
 _NOT_HASHED = frozenset(
@@ -229,7 +230,7 @@ def _settle(folder: Path, job: Job, row: Row) -> None:
     said = {"case_id": job.case_id, "error": row["error"], "ticket": job.ticket}
     with written_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / FAILED, report.to_json(said))
+        write_text(folder / FAILED, to_json(said))
         # What an earlier run has left is not the result of this one.
         (folder / REPORT).unlink(missing_ok=True)
 
@@ -285,4 +286,4 @@ def _claim(request: BatchRequest, settings: str) -> None:
         )
     ids = [case.case_id for case in request.cases]
     known = [] if before is None else [each for each in before["cases"] if each not in set(ids)]
-    write_text(path, report.to_json({"settings": settings, "cases": [*known, *ids]}))
+    write_text(path, to_json({"settings": settings, "cases": [*known, *ids]}))

@@ -17,10 +17,12 @@ from mafl_cli import __version__
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.measure.statistics import summary_of
 from mafl_cli.names import cell, one_line, public_name
-from mafl_cli.results import read, report
+from mafl_cli.results import read
+from mafl_cli.results.envelope import NOTICE, SCHEMA_VERSION
 from mafl_cli.results.files import FAILED, REPORT, RUN
 from mafl_cli.results.folder import staged, write_text, written_to
 from mafl_cli.system import locks
+from mafl_cli.system.records import to_json
 
 TABLE = "cases.csv"
 FAILURES = "failed.txt"
@@ -74,9 +76,9 @@ def _write_tables(out: Path, known: Mapping[str, Any]) -> dict[str, Any]:
         rows.append(row)
     finished = [row for row in rows if row["status"] == "ok"]
     whole = {
-        "schema_version": report.SCHEMA_VERSION,
+        "schema_version": SCHEMA_VERSION,
         "tool": {"name": "mafl", "version": __version__},
-        "notice": report.NOTICE,
+        "notice": NOTICE,
         "command": "attack-batch",
         "settings_hash": known["settings"],
         "models": list(models.values()),
@@ -92,7 +94,7 @@ def _write_tables(out: Path, known: Mapping[str, Any]) -> dict[str, Any]:
             },
         },
     }
-    write_text(out / REPORT, report.to_json(whole))
+    write_text(out / REPORT, to_json(whole))
     write_text(out / TABLE, _table(rows))
     failures = [f"{row['case_id']}\t{one_line(row['error']['message'])}\n" for row in rows if row["status"] == "failed"]
     write_text(out / FAILURES, "".join(failures))
@@ -254,7 +256,7 @@ def merge(runs: Sequence[Path], out: Path) -> dict[str, Any]:
                 _link_all(run / case_id, stage / case_id)
         whole = {"settings": known[0]["settings"], "cases": ids}
         (stage / RUN).parent.mkdir()
-        write_text(stage / RUN, report.to_json(whole))
+        write_text(stage / RUN, to_json(whole))
         return _write_tables(stage, whole)
 
 

@@ -26,9 +26,10 @@ from mafl_cli.field.samples import OfScan
 from mafl_cli.names import public_name
 from mafl_cli.network.device import pick_device
 from mafl_cli.results import assemble, report
+from mafl_cli.results.envelope import SCHEMA_VERSION, TOOL
 from mafl_cli.results.files import PREDICTION_ADVERSARIAL, PREDICTION_CLEAN, REPORT, TARGET, TICKET
 from mafl_cli.results.folder import listed, staged, write_text
-from mafl_cli.system import sizes
+from mafl_cli.system import records, sizes
 
 
 def run_attack(
@@ -120,8 +121,8 @@ def _run_attack(
         )
         whole = assemble.renamed(whole, names)
         if ticket is not None:
-            write_text(stage / TICKET, report.to_json(ticket))
-        write_text(stage / REPORT, report.to_json(whole))
+            write_text(stage / TICKET, records.to_json(ticket))
+        write_text(stage / REPORT, records.to_json(whole))
     return whole
 
 
@@ -149,8 +150,8 @@ def _show_target(request: AttackRequest, say: Say, detail: Say, names: Callable[
         written.masks(TARGET, case.target.labels, seg=False)
         edited = case.edited
         return report.DryRun(
-            schema_version=report.SCHEMA_VERSION,
-            tool=assemble.TOOL,
+            schema_version=SCHEMA_VERSION,
+            tool=TOOL,
             command="dry-run",
             case_id=names(assemble.case_id(case.scan.name)),
             target=assemble.renamed_target(target_of(case), names),

@@ -157,7 +157,7 @@ def _plain(text: str) -> str:
 
 def deliver(report: object, summary: str, json_file: str | None, voice: Voice) -> None:
     """The summary, or with `--json -` the JSON, on stdout; with `--json FILE` the JSON there."""
-    from mafl_cli.results.report import to_json
+    from mafl_cli.system.records import to_json
 
     if json_file == "-":
         streams.put(to_json(report))

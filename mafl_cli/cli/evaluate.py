@@ -162,7 +162,7 @@ class Output:
     def write(self, measured: Mapping[str, Any]) -> None:
         """Write what was asked for."""
         from mafl_cli.judging import ci, robustness_card
-        from mafl_cli.results.report import to_json
+        from mafl_cli.system.records import to_json
 
         write_all(
             {

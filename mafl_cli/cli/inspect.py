@@ -30,7 +30,7 @@ def inspect(
     voice = Voice(0, debug)
     with reported(voice), sizes.limited(size_limit):
         from mafl_cli.case import inspection
-        from mafl_cli.results.report import to_json
+        from mafl_cli.system.records import to_json
 
         if write:
             show_text(f"wrote {inspection.write_card(file, overwrite=overwrite).name}")

@@ -25,7 +25,8 @@ from mafl_cli.judging.pairs import mask_of, of_files
 from mafl_cli.judging.trials import Trials
 from mafl_cli.measure import agreement
 from mafl_cli.network.device import pick_device
-from mafl_cli.results import assemble, folder, report
+from mafl_cli.results import folder
+from mafl_cli.results.envelope import NOTICE, SCHEMA_VERSION, Environment
 from mafl_cli.results.files import PREDICTION_ADVERSARIAL, PREDICTION_CLEAN, TARGET
 from mafl_cli.results.recorded import Pair, Recorded, Source, changed_files, distinct, of_runs
 from mafl_cli.scans.masks import Masks, read_masks
@@ -106,11 +107,11 @@ def run_evaluation(
     if request.trials.curve:
         _join_curves(alike.values())
     found = {
-        "schema_version": report.SCHEMA_VERSION,
+        "schema_version": SCHEMA_VERSION,
         "tool": {"name": "mafl", "version": __version__},
-        "notice": report.NOTICE,
+        "notice": NOTICE,
         "command": "evaluate",
-        "environment": plain(assemble.environment(device)),
+        "environment": plain(Environment.here(device)),
         "models": list(seen.values()),
         "trials": {
             "transforms": [each.name for each in request.trials.transforms],

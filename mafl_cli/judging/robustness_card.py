@@ -14,7 +14,7 @@ from typing import Any
 from mafl_cli.codes import Outcome
 from mafl_cli.judging.quantities import FIGURES
 from mafl_cli.names import cell, harmless, in_one_line
-from mafl_cli.results.report import NOTICE
+from mafl_cli.results.envelope import NOTICE
 
 Report = Mapping[str, Any]
 

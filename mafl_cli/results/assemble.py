@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from mafl_cli import __version__
 from mafl_cli.config import AttackConfig, config_hash
 from mafl_cli.names import stem
+from mafl_cli.results.envelope import NOTICE, SCHEMA_VERSION, TOOL, Environment
 from mafl_cli.results.report import (
-    NOTICE,
-    SCHEMA_VERSION,
     Aggregate,
     Case,
-    Device,
-    Environment,
     Intensity,
     MaskFile,
     Model,
@@ -28,7 +22,6 @@ from mafl_cli.results.report import (
     Summary,
     Tap,
     Target,
-    Tool,
 )
 from mafl_cli.system.records import plain
 
@@ -36,8 +29,6 @@ if TYPE_CHECKING:
     import torch
 
     from mafl_cli.network.load import ModelInfo
-
-TOOL = Tool(name="mafl", version=__version__)
 
 
 def attack_report(
@@ -61,7 +52,7 @@ def attack_report(
             settings=whole,
             config_hash=config_hash(config, plain(settings), model.sha256),
         ),
-        environment=environment(device),
+        environment=Environment.here(device),
         model=_model(model),
         cases=(case,),
         aggregate=aggregate([case]),
@@ -74,21 +65,6 @@ def _model(model: ModelInfo) -> Model:
     intensity: dict[str, Any] = dict(model.intensity.facts())
     taps = tuple(Tap(name=tap.name, shape=tuple(tap.shape), weight=tap.weight) for tap in model.taps)
     return Model(**{**facts, "intensity": Intensity(**intensity), "taps": taps})
-
-
-def environment(device: torch.device) -> Environment:
-    """Versions and device; nothing that names the machine or its user."""
-    import torch
-
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    packages = ("torch", "monai", "nibabel", "numpy", "scipy", "scikit-image")
-    return Environment(
-        python=platform.python_version(),
-        system=platform.system(),
-        device=Device(type="cuda" if device.type == "cuda" else "cpu", name=name),
-        threads=torch.get_num_threads(),
-        packages={package: version(package) for package in packages},
-    )
 
 
 def aggregate(cases: Sequence[Case]) -> Aggregate:

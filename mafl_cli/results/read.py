@@ -10,8 +10,9 @@ from typing import Any
 
 from mafl_cli.errors import InputError
 from mafl_cli.names import one_line, public_name
+from mafl_cli.results.envelope import SCHEMA_VERSION
 from mafl_cli.results.files import FAILED, REPORT, RUN
-from mafl_cli.results.report import SCHEMA_VERSION, Report, Settings
+from mafl_cli.results.report import Report, Settings
 from mafl_cli.system import records, staging
 from mafl_cli.system.documents import read_json
 

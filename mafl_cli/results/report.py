@@ -6,10 +6,9 @@ runs with the same seed on a CPU give equal reports but for `run.started` and ea
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Interval, Len
 
@@ -17,7 +16,7 @@ from mafl_cli.codes import Outcome
 from mafl_cli.config import Activation, AttackConfig, Norm, SaveAs, SliceAxisChoice
 from mafl_cli.measure.records import Agreement, Size
 from mafl_cli.measure.value import Value
-from mafl_cli.names import escaped
+from mafl_cli.results.envelope import Environment, Tool, Version
 from mafl_cli.system.records import (
     CONFIG,
     OPTIONAL,
@@ -28,24 +27,13 @@ from mafl_cli.system.records import (
     Sha256,
     Share,
     Text,
-    plain,
 )
 
-Version = Literal["2.0.0"]
-
-SCHEMA_VERSION: Version = "2.0.0"
 SCHEMA = Path(__file__).parent / "schemas" / "report.schema.json"
-NOTICE = "Adversarial data made to deceive a model. Not for clinical use."
 
 Pair = tuple[float, float]
 
 # --- what ran -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tool:
-    name: Literal["mafl"]
-    version: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,23 +68,6 @@ class Run:
     """UTC, ISO 8601. With timing_s and memory the only part that differs between equal runs."""
     settings: Settings
     config_hash: Annotated[str, Text("^sha256:[0-9a-f]{64}$")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Device:
-    type: Literal["cpu", "cuda"]
-    name: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Environment:
-    """Versions and device; nothing that names the machine or its user."""
-
-    python: str
-    system: str
-    device: Device
-    threads: Count
-    packages: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -410,11 +381,3 @@ class DryRun:
     changed_voxels: Count
     samples: DryRunSamples
     bounds: Bounds
-
-
-def to_json(report: Any) -> str:
-    """Strict JSON text of a record or a dict, one key a line, that can be printed anywhere.
-
-    Raises ValueError on NaN or Infinity.
-    """
-    return escaped(json.dumps(plain(report), indent=1, allow_nan=False, ensure_ascii=False)) + "\n"

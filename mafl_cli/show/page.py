@@ -23,7 +23,7 @@ from typing import Any
 from mafl_cli.codes import Outcome, Reason
 from mafl_cli.errors import UsageError, cannot_be_written
 from mafl_cli.names import one_line
-from mafl_cli.results.report import NOTICE
+from mafl_cli.results.envelope import NOTICE
 from mafl_cli.show.planes import PageVolumes, Stack
 
 __all__ = ["PageCase", "PageVolumes", "write"]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from annotated_types import Ge, Gt, Interval, Le
 
 from mafl_cli.errors import InputError, MaflError
+from mafl_cli.names import escaped
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -66,6 +67,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(held) for held in value]
     return value.value if isinstance(value, Enum) else value
+
+
+def to_json(record: Any) -> str:
+    """Strict JSON text of a record or a dict, one key a line, that can be printed anywhere.
+
+    Raises ValueError on NaN or Infinity.
+    """
+    return escaped(json.dumps(plain(record), indent=1, allow_nan=False, ensure_ascii=False)) + "\n"
 
 
 def read(kind: type[Record], found: Any, name: str) -> Record:

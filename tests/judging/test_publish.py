@@ -21,7 +21,7 @@ from markdown_it import MarkdownIt
 from mafl_cli.codes import Outcome
 from mafl_cli.judging import ci, gates, quantities, robustness_card, terminal
 from mafl_cli.names import harmless
-from mafl_cli.results import report
+from mafl_cli.system import records
 
 JUNIT = xmlschema.XMLSchema(Path(__file__).parents[1] / "support" / "junit.xsd")
 
@@ -361,13 +361,13 @@ def test_no_form_has_a_line_that_a_runner_obeys_or_signs_that_move_or_hide(name)
         robustness_card.summary,
         robustness_card.table,
         terminal.terminal,
-        report.to_json,
+        records.to_json,
     )
     for form in forms:
         text = form(made) if form is not terminal.terminal else "\n".join(map(harmless, form(made).split("\n")))
         assert not re.search(r"^\s*::|##\w*\[", text, re.MULTILINE), form
         assert not set(map(unicodedata.category, text.replace("\n", ""))) & {"Cc", "Cf", "Cs", "Zl", "Zp"}, form
-    assert json.loads(report.to_json(made)) == json.loads(json.dumps(made))
+    assert json.loads(records.to_json(made)) == json.loads(json.dumps(made))
 
 
 # --- the terminal -------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from mafl_cli import __version__
 from mafl_cli.judging import evaluation, gates, quantities, trials
 from mafl_cli.judging.gates import Gate
 from mafl_cli.measure import agreement, perturbation
-from mafl_cli.results import assemble, report
+from mafl_cli.results.envelope import NOTICE, SCHEMA_VERSION, Environment
 from mafl_cli.system.records import plain
 
 SHAPE = (14, 12, 3)
@@ -141,11 +141,11 @@ def judged(
     done = [each for each in cases if each["status"] == "ok"]
     detect = bool(done) and all(each["detection"] is not None for each in done)
     return {
-        "schema_version": report.SCHEMA_VERSION,
+        "schema_version": SCHEMA_VERSION,
         "tool": {"name": "mafl", "version": __version__},
-        "notice": report.NOTICE,
+        "notice": NOTICE,
         "command": "evaluate",
-        "environment": plain(assemble.environment(torch.device("cpu"))),
+        "environment": plain(Environment.here(torch.device("cpu"))),
         "models": list(models),
         "trials": {
             "transforms": [],
