@@ -16,7 +16,7 @@ hypothesis.settings.load_profile("mafl")
 # The networks of the tests are tiny: a second thread costs more than it brings.
 torch.set_num_threads(1)
 # Typer would build all commands anew for each call in the tests' own process, which takes longer than many a call.
-typer.testing._get_command = functools.cache(typer.testing._get_command)
+typer.testing._get_command = functools.cache(typer.testing._get_command)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -23,7 +24,7 @@ def erased() -> NDArray[np.int64]:
     return np.zeros((len(IMAGE), *IMAGE.shape[2:]), dtype=np.int64)
 
 
-def save(path: Path, array: NDArray[np.float32]) -> Path:
+def save(path: Path, array: NDArray[Any]) -> Path:
     nib.save(nib.Nifti1Image(array, np.diag([2.0, 2.0, 2.0, 1.0])), path)
     return path
 
@@ -164,6 +165,6 @@ class Labels(torch.nn.Module):
 def test_what_is_wrong_is_said_in_words_of_the_call(
     change: dict[str, object], error: type[Exception], said: str
 ) -> None:
-    given: dict[str, object] = {"model": Threshold(2), "image": IMAGE, "target": erased(), "steps": 2} | change
+    given: dict[str, Any] = {"model": Threshold(2), "image": IMAGE, "target": erased(), "steps": 2} | change
     with pytest.raises(error, match=said):
         mafl_cli.attack(**given)

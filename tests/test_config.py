@@ -38,7 +38,7 @@ from mafl_cli.network.intensity import Intensity
 )
 def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(UsageError, match=f"{name} = {value} is outside") as caught:
-        replace(AttackConfig(), **{name: value})
+        replace(AttackConfig(), **{name: value})  # type: ignore[arg-type]
     assert caught.value.exit_code == 2
 
 
@@ -48,7 +48,7 @@ def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
 )
 def test_settings_that_are_no_choice_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} 'magic' is not one of: "):
-        replace(AttackConfig(), **{name: "magic"})
+        replace(AttackConfig(), **{name: "magic"})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -470,7 +470,7 @@ def test_a_full_disk_is_no_failure_of_a_case(data: Path, tmp_path: Path, monkeyp
             on_row(job, local.attack_one(job))
             full[0] = not full[0]
 
-    def cramped(*arguments: object, **more: object) -> None:
+    def cramped(*arguments: Any, **more: Any) -> None:
         if full[0]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         publish(*arguments, **more)
@@ -573,7 +573,7 @@ def dask_cluster(tmp_path: Path, workers: int) -> Iterator[list[subprocess.Popen
     """A scheduler, whose file is scheduler.json, and its workers, as processes."""
     pytest.importorskip("distributed")
     where = ("--scheduler-file", str(tmp_path / "scheduler.json"), "--no-dashboard")
-    commands = [("dask_scheduler", *where, "--port", "0")]
+    commands: list[tuple[str, ...]] = [("dask_scheduler", *where, "--port", "0")]
     commands += [("dask_worker", *where, "--nthreads", "1", "--no-nanny")] * workers
     started = []
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -119,7 +120,7 @@ def test_a_signal_while_results_take_their_place_comes_too_late(
 ) -> None:
     publish = staging.publish
 
-    def disturbed(*arguments: object, **more: object) -> None:
+    def disturbed(*arguments: Any, **more: Any) -> None:
         signal.raise_signal(signal.SIGTERM)
         publish(*arguments, **more)
 

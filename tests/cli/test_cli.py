@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import nibabel as nib
@@ -569,7 +570,7 @@ def test_full_disk_is_exit_1_and_leaves_nothing(case: Path, models: Path) -> Non
 
 
 def test_interrupt_is_exit_130_and_leaves_nothing(case: Path, models: Path) -> None:
-    command = [
+    command: list[Any] = [
         sys.executable, "-m", "mafl_cli", "attack", case / "scan.nii.gz", "-t", case / "mask.nii.gz",
         "-m", models / "flat.ts", "-o", case / "out", "--steps", "100000", "--goal-iou", "1", "--goal-hit", "1",
     ]  # fmt: skip

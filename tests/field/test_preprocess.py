@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def ct(channels: int = 1, shape: tuple[int, ...] = (9, 8, 7)) -> np.ndarray:
     return values
 
 
-def freeze(intensity: Intensity, scan: np.ndarray) -> Preprocessing:
+def freeze(intensity: Intensity, scan: Any) -> Preprocessing:
     return Preprocessing.freeze(intensity, scan, CPU)
 
 

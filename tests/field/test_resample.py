@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import Spacing
 
-from mafl_cli.field.resample import Grids, Resample
+from mafl_cli.field.resample import Grids
 
 SPACINGS = [((1.0, 1.0, 1.0), (1.5, 2.0, 0.7)), ((0.9, 3.0, 1.5), (1.5, 1.5, 1.5)), ((2.0, 1.0, 1.2), (1.0, 1.0, 5.0))]
 
@@ -83,7 +83,9 @@ def test_a_part_from_the_inputs_it_needs_is_the_part_of_the_whole(new: float, ki
     rows, columns = there.shape_out
     for box in ((slice(0, 2), slice(1, 4)), (slice(rows - 3, rows), slice(2, columns))):
         given = there.needs(box)
-        torch.testing.assert_close(there.cut(box, given)(x[(..., *given)]), there(x)[(..., *box)])
+        near: Any = (..., *given)
+        far: Any = (..., *box)
+        torch.testing.assert_close(there.cut(box, given)(x[near]), there(x)[far])
         within = there.within(given)
         assert all(
             inner.start <= part.start and part.stop <= inner.stop for inner, part in zip(within, box, strict=True)
@@ -92,4 +94,4 @@ def test_a_part_from_the_inputs_it_needs_is_the_part_of_the_whole(new: float, ki
 
 def test_the_gradient_is_exact() -> None:
     there = Grids.at_spacing((4, 5), (1, 1), (0.7, 1.6), "corner").there
-    assert torch.autograd.gradcheck(Resample.__call__, (there, noise(1, 4, 5).double().requires_grad_()))
+    assert torch.autograd.gradcheck(there, (noise(1, 4, 5).double().requires_grad_()))

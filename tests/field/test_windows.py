@@ -150,7 +150,7 @@ def test_the_feature_term_goes_back_through_every_window() -> None:
     leaf = x.clone().requires_grad_()
     total = of_monai(net, leaf, tiling)[:, 1].sum()
     for start in field.starts:
-        at = (..., *field.place(start))
+        at: Any = (..., *field.place(start))
         cut = nn.functional.adaptive_avg_pool2d(mask[at][:, None], 4)
         total = total + (net.both(leaf[at])[1] ** 2 * cut).sum()
     (expected,) = torch.autograd.grad(total, leaf)
@@ -162,7 +162,8 @@ def test_the_feature_term_goes_back_through_every_window() -> None:
 
 def edit_in(shape: Sequence[int], *corner: int, edge: int = 3) -> Tensor:
     edit = torch.zeros(1, *shape, dtype=torch.bool)
-    edit[(..., *(slice(first, first + edge) for first in corner))] = True
+    box: Any = (..., *(slice(first, first + edge) for first in corner))
+    edit[box] = True
     return edit
 
 
@@ -179,7 +180,7 @@ def test_around_an_edit_it_is_the_function_of_the_whole_scan(
     grids = Grids.at_spacing(shape, (1, 1, 1), (spacing,) * 3, kind)
     whole = windows(net, shape, Tiling((8, 8, 8), overlap), grids=grids, batch=4)
     focus = whole.focus(x, edit_in(shape, *corner))
-    at = (..., *focus.box)
+    at: Any = (..., *focus.box)
     assert focus.frozen is not None
     free = torch.zeros_like(edit_in(shape, *corner))
     free[at] = ~focus.frozen
@@ -221,11 +222,12 @@ def test_an_edit_between_the_voxels_that_the_network_sees_is_attacked(kind: Any,
     x, edit = noise(1, 1, *shape), edit_in(shape, *corner, edge=1)
     focus = windows(net, shape, Tiling((4, 4, 4)), grids=grids).focus(x, edit)
     assert focus.frozen is not None
-    assert edit[(..., *focus.box)].sum() == 1
-    assert not (edit[(..., *focus.box)] & focus.frozen).any()
-    voxel = edit[(..., *focus.box)].float()
+    at: Any = (..., *focus.box)
+    assert edit[at].sum() == 1
+    assert not (edit[at] & focus.frozen).any()
+    voxel = edit[at].float()
     found = focus.field.slopes(
-        x[(..., *focus.box)],
+        x[at],
         lambda p: [(p.logits[:, 1] * voxel).flatten(1).sum(1), (p.features[0].features ** 2).flatten(1).sum(1)],
     )
     for gradient in found.gradients:
@@ -239,7 +241,8 @@ def test_windows_far_from_the_edit_never_run_again() -> None:
         net, x = Net(3), noise(1, 1, length, 16, 16)
         focus = windows(net, x.shape[2:], Tiling((8, 8, 8))).focus(x, edit_in(x.shape[2:], 20, 6, 6))
         net.forwards = 0
-        focus.field.slopes(x[(..., *focus.box)], lambda prediction: [prediction.logits.flatten(1).sum(dim=1)])
+        at: Any = (..., *focus.box)
+        focus.field.slopes(x[at], lambda prediction: [prediction.logits.flatten(1).sum(dim=1)])
         counts.append(net.forwards)
     assert counts[0] == counts[1]
     assert math.prod(part.stop - part.start for part in focus.box) < math.prod(shape)
@@ -262,7 +265,7 @@ def test_an_attack_around_an_edit_changes_nothing_else_and_draws_the_target() ->
     target[:, 4:8, 8:12, 8:12] = 1 - target[:, 4:8, 8:12, 8:12]
     focus = whole.focus(x, clean != target)
     assert focus.frozen is not None
-    at = (..., *focus.box)
+    at: Any = (..., *focus.box)
     limits = Limits(
         low=torch.tensor([-5.0]), high=torch.tensor([5.0]), unit=torch.ones(1), frozen=focus.frozen[:, None]
     )
@@ -415,7 +418,7 @@ def test_in_one_piece_it_is_padded_with_zeros_at_the_far_end(
 
     x = noise(2, 1, *shape).abs() + 1
     prediction = Whole(net, Unit(2.0), divisor).predict(x)  # type: ignore[arg-type]
-    inside = (..., *(slice(size) for size in shape))
+    inside: Any = (..., *(slice(size) for size in shape))
     assert seen[0].shape[2:] == padded
     assert torch.equal(seen[0][inside], x / 2)
     assert int((seen[0] != 0).sum()) == x.numel()

@@ -56,7 +56,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def attack(folder: Path, model: str, out: str, *more: object) -> Result:
+def attack(folder: Path, model: str, out: str | Path, *more: object) -> Result:
     return mafl(
         "attack", folder / "scan.nii.gz", "-t", folder / "mask.nii.gz", "-m", folder / model, "-o", folder / out,
         "--steps", 30, "-q", "--device", "cpu", *more,

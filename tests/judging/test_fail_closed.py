@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from mafl_cli.errors import InputError
 from mafl_cli.results import read as records
 from mafl_cli.results import recorded
 from mafl_cli.results.files import FAILED, TICKET
+from mafl_cli.results.report import Report
 
 AFFINE = np.diag([2.0, 2, 3, 1])
 # Rules that the runs below pass when all is well.
@@ -193,7 +195,7 @@ def test_masks_that_were_put_in_with_their_hashes_pass_no_gate(work: Path, tmp_p
     clean = np.asarray(nib.load(tmp_path / "fooled" / "prediction_clean.nii.gz").dataobj)
     for name, mask in (("prediction_adversarial", clean), ("target", 1 - clean)):
         run = Path(shutil.copytree(tmp_path / "fooled", tmp_path / name))
-        forged(run, f"{name}.nii.gz", lambda _, mask=mask: mask)
+        forged(run, f"{name}.nii.gz", partial(lambda mask, _: mask, mask))
         for model in (True, False):
             result = judge(work, run, model=model)
             assert result.exit_code == 5
@@ -387,7 +389,7 @@ def test_an_error_of_ours_in_one_case_ends_no_other_judgement(
         copied(work, tmp_path / "runs" / name)
     read = records.read_report
 
-    def broken(run: Path) -> dict[str, Any]:
+    def broken(run: Path) -> Report:
         if run.name == "a":
             raise ZeroDivisionError("/home/somebody/scan.nii")
         return read(run)

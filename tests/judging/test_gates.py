@@ -6,6 +6,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,18 +23,18 @@ from mafl_cli.judging.gates import Gate
 from mafl_cli.judging.quantities import FIGURES
 
 
-def judge(expression, *cases):
+def judge(expression: Any, *cases: Any) -> Any:
     return gates.judge(gates.parse(expression), cases)
 
 
-def ious(*values):
+def ious(*values: Any) -> Any:
     return [case(f"case{n}", target_iou=value) for n, value in enumerate(values)]
 
 
 # --- figures ------------------------------------------------------------------------------------------------------
 
 
-def test_every_figure_is_known_where_everything_was_asked_for():
+def test_every_figure_is_known_where_everything_was_asked_for() -> None:
     everything = case(
         ground_truth=truth(0.9, 0.4), transfer=[transferred(0.3)], survival=[survived(0.6)], curve=curve()
     )
@@ -58,12 +59,12 @@ def test_every_figure_is_known_where_everything_was_asked_for():
         ("survival_target_iou", "no_transform"),
     ],
 )
-def test_a_figure_that_was_not_measured_says_what_it_needs(figure, reason):
+def test_a_figure_that_was_not_measured_says_what_it_needs(figure: Any, reason: Any) -> None:
     assert FIGURES[figure].pick(case()) == {"value": None, "reason": reason}
     assert Reason(reason).sentence.startswith("needs ")
 
 
-def test_of_several_models_or_transforms_the_one_that_is_fooled_most_counts():
+def test_of_several_models_or_transforms_the_one_that_is_fooled_most_counts() -> None:
     both = case(
         transfer=[transferred(0.2), transferred(0.7, "c" * 64)], survival=[survived(0.9), survived(0.1, "median:3")]
     )
@@ -71,19 +72,19 @@ def test_of_several_models_or_transforms_the_one_that_is_fooled_most_counts():
     assert FIGURES["survival_target_iou"].pick(both)["value"] == 0.9
 
 
-def test_one_undefined_of_several_leaves_the_highest_undefined():
+def test_one_undefined_of_several_leaves_the_highest_undefined() -> None:
     found = FIGURES["survival_target_iou"].pick(case(survival=[survived(0.9), survived(None, "median:3")]))
     assert found == {"value": None, "reason": "score_undefined"}
 
 
-def test_figures_at_the_goal_are_those_of_the_file_without_a_curve():
+def test_figures_at_the_goal_are_those_of_the_file_without_a_curve() -> None:
     assert FIGURES["psnr_at_goal"].pick(case(psnr_db=51.0))["value"] == 51
     assert FIGURES["linf_at_goal"].pick(case(linf_native=3.0))["value"] == 3
     assert FIGURES["psnr_at_goal"].pick(case(psnr_db=51.0, reached=False))["reason"] == "goal_not_reached"
     assert FIGURES["psnr_at_goal"].pick(case(curve=curve(at_goal=None)))["reason"] == "goal_not_reached"
 
 
-def test_the_distance_is_that_of_the_farthest_class_and_unknown_where_a_class_is_missing():
+def test_the_distance_is_that_of_the_farthest_class_and_unknown_where_a_class_is_missing() -> None:
     two = case()
     organ = two["metrics"]["post_write"]["per_class"][0]
     two["metrics"]["post_write"]["per_class"] = [
@@ -106,7 +107,7 @@ thresholds = st.floats(0, 1, exclude_min=True, exclude_max=True)
 
 @settings(max_examples=60)
 @given(st.lists(shares, min_size=1, max_size=12))
-def test_statistics_equal_numpy(values):
+def test_statistics_equal_numpy(values: Any) -> None:
     found = quantities.statistics_of(ious(*values))["figures"]["target_iou"]
     assert found["n"] == len(values)
     assert (found["min"], found["max"]) == (min(values), max(values))
@@ -116,7 +117,7 @@ def test_statistics_equal_numpy(values):
         assert found[f"p{share}"] == pytest.approx(np.percentile(values, share))
 
 
-def test_interval_of_the_mean_is_scipys_percentile_bootstrap():
+def test_interval_of_the_mean_is_scipys_percentile_bootstrap() -> None:
     values = np.random.default_rng(1).beta(2, 5, 30)
     low, high = quantities.statistics_of(ious(*values))["figures"]["target_iou"]["ci95"]
     expected = bootstrap(
@@ -125,17 +126,17 @@ def test_interval_of_the_mean_is_scipys_percentile_bootstrap():
     assert (low, high) == pytest.approx(tuple(expected), abs=0.1 * (expected.high - expected.low))
 
 
-def test_statistics_do_not_change_from_call_to_call():
+def test_statistics_do_not_change_from_call_to_call() -> None:
     cases = ious(0.1, 0.5, 0.7)
     assert quantities.statistics_of(cases) == quantities.statistics_of(cases)
 
 
-def test_one_case_has_no_interval_and_none_has_no_statistics():
+def test_one_case_has_no_interval_and_none_has_no_statistics() -> None:
     assert quantities.statistics_of(ious(0.5))["figures"]["target_iou"]["ci95"] is None
     assert quantities.statistics_of([]) == {"cases": 0, "ok": 0, "failed": 0, "goal_reached": 0, "figures": {}}
 
 
-def test_statistics_count_failures_and_what_is_undefined_and_leave_out_what_nobody_asked_for():
+def test_statistics_count_failures_and_what_is_undefined_and_leave_out_what_nobody_asked_for() -> None:
     found = quantities.statistics_of([*ious(0.5, None), case("third", reached=False, target_iou=0.1), failed()])
     assert (found["cases"], found["ok"], found["failed"], found["goal_reached"]) == (4, 3, 1, 2)
     iou = found["figures"]["target_iou"]
@@ -146,7 +147,7 @@ def test_statistics_count_failures_and_what_is_undefined_and_leave_out_what_nobo
     assert (at_goal["n"], at_goal["reasons"]) == (2, ["goal_not_reached"])
 
 
-def test_a_figure_that_is_undefined_everywhere_is_there_without_numbers():
+def test_a_figure_that_is_undefined_everywhere_is_there_without_numbers() -> None:
     found = quantities.statistics_of(ious(None, None))["figures"]["target_iou"]
     assert (found["n"], found["undefined"], found["mean"], found["ci95"]) == (0, 2, None, None)
 
@@ -160,14 +161,16 @@ def test_a_figure_that_is_undefined_everywhere_is_there_without_numbers():
      ("<=", "fail", "fail", "pass")],
 )  # fmt: skip
 @pytest.mark.parametrize("aggregate", ["{}", "worst({})", "mean({})", "median({})", "p95({})"])
-def test_each_operator_on_either_side_of_its_threshold(aggregate, operator, below, equal, above):
+def test_each_operator_on_either_side_of_its_threshold(
+    aggregate: Any, operator: Any, below: Any, equal: Any, above: Any
+) -> None:
     rule = f"{aggregate.format('target_iou')} {operator} 0.5"
     for value, status in ((0.25, below), (0.5, equal), (0.75, above)):
         result = judge(rule, *ious(value, value))
         assert (result["status"], result["observed"]) == (status, value)
 
 
-def test_the_worst_case_is_the_one_nearest_to_failing():
+def test_the_worst_case_is_the_one_nearest_to_failing() -> None:
     cases = ious(0.2, 0.6, 0.4)
     upper, lower = judge("target_iou > 0.5", *cases), judge("target_iou < 0.1", *cases)
     assert (upper["status"], upper["observed"]) == ("fail", 0.6)
@@ -179,7 +182,7 @@ def test_the_worst_case_is_the_one_nearest_to_failing():
 
 @settings(max_examples=60)
 @given(st.lists(shares, min_size=1, max_size=9), thresholds)
-def test_aggregates_observe_what_numpy_says(values, threshold):
+def test_aggregates_observe_what_numpy_says(values: Any, threshold: Any) -> None:
     cases = ious(*values)
     expected = {"mean": np.mean(values), "median": np.median(values), "p95": np.percentile(values, 95)}
     for aggregate, number in expected.items():
@@ -190,12 +193,14 @@ def test_aggregates_observe_what_numpy_says(values, threshold):
 
 @settings(max_examples=60)
 @given(st.lists(shares, min_size=1, max_size=6), thresholds, st.sampled_from([">", ">=", "<", "<="]))
-def test_a_gate_on_the_worst_case_fails_exactly_if_one_of_its_cases_does(values, threshold, operator):
+def test_a_gate_on_the_worst_case_fails_exactly_if_one_of_its_cases_does(
+    values: Any, threshold: Any, operator: Any
+) -> None:
     result = judge(f"target_iou {operator} {threshold!r}", *ious(*values))
     assert (result["status"] == "fail") == any(each["status"] == "fail" for each in result["cases"])
 
 
-def test_a_gate_on_yes_or_no_counts_cases():
+def test_a_gate_on_yes_or_no_counts_cases() -> None:
     cases = [case("a"), case("b", reached=False), case("c", reached=False), case("d", reached=False)]
     assert judge("mean(goal_reached) > 0.25", *cases)["status"] == "pass"
     assert judge("goal_reached > 0", *cases)["status"] == "fail"
@@ -228,7 +233,7 @@ EVERY = [
         ),
     ],
 )
-def test_what_is_not_known_fails_whatever_the_rule(rule, figure, cases, why):
+def test_what_is_not_known_fails_whatever_the_rule(rule: Any, figure: Any, cases: Any, why: Any) -> None:
     result = judge(rule.format(figure), *cases)
     assert result["status"] == "fail"
     assert result["observed"] is None
@@ -237,7 +242,7 @@ def test_what_is_not_known_fails_whatever_the_rule(rule, figure, cases, why):
 
 
 @pytest.mark.parametrize("rule", EVERY)
-def test_a_case_that_proves_nothing_fails(rule):
+def test_a_case_that_proves_nothing_fails(rule: Any) -> None:
     first, second = ious(0.1, 0.2)
     second["untested"] = {"code": "file_changed", "sentence": "x changed"}
     result = judge(rule.format("target_iou"), first, second)
@@ -245,7 +250,7 @@ def test_a_case_that_proves_nothing_fails(rule):
     assert "case1: x changed" in result["reason"]
 
 
-def test_files_that_are_not_those_of_the_report_and_an_attack_without_gradient_prove_nothing():
+def test_files_that_are_not_those_of_the_report_and_an_attack_without_gradient_prove_nothing() -> None:
     changed = case(
         "a", untested={"code": "file_changed", "sentence": "target.nii.gz is not the file the report describes"}
     )
@@ -270,7 +275,7 @@ REACHED, NOT = case("a", psnr_db=45.0, linf_native=3.0), case("b", psnr_db=50.0,
      ("linf_at_goal > 1", "fail"), ("l2_at_goal < 1", "pass"), ("mean(psnr_at_goal) > 40", "pass"),
      ("median(psnr_at_goal) > 40", "pass"), ("p95(psnr_at_goal) > 40", "pass"), ("p95(psnr_at_goal) < 40", "fail")],
 )  # fmt: skip
-def test_no_change_at_all_reached_the_goal(rule, status):
+def test_no_change_at_all_reached_the_goal(rule: Any, status: Any) -> None:
     for cases in ([NOT], [NOT, NOT]):
         result = judge(rule, *cases)
         assert (result["status"], result["observed"]) == (status, None)
@@ -283,31 +288,31 @@ def test_no_change_at_all_reached_the_goal(rule, status):
      ("linf_at_goal < 3.5", "fail", 3), ("linf_at_goal < 2", "pass", 3), ("linf_at_goal > 1e9", "fail", None),
      ("p95(psnr_at_goal) > 46", "pass", 45), ("p95(psnr_at_goal) > 44", "fail", 45)],
 )  # fmt: skip
-def test_of_several_the_one_that_was_reached_is_the_threat(rule, status, observed):
+def test_of_several_the_one_that_was_reached_is_the_threat(rule: Any, status: Any, observed: Any) -> None:
     result = judge(rule, REACHED, NOT)
     assert (result["status"], result["observed"]) == (status, observed)
 
 
 @pytest.mark.parametrize("aggregate", ["mean", "median"])
 @pytest.mark.parametrize("rule", ["> 1000", "< -1000"])
-def test_a_mean_over_goals_not_reached_is_not_known_and_fails(aggregate, rule):
+def test_a_mean_over_goals_not_reached_is_not_known_and_fails(aggregate: Any, rule: Any) -> None:
     result = judge(f"{aggregate}(psnr_at_goal) {rule}", REACHED, NOT)
     assert (result["status"], result["observed"]) == ("fail", None)
     assert result["reason"].startswith("not known, so it fails")
 
 
-def test_a_median_beside_a_goal_not_reached_is_known():
+def test_a_median_beside_a_goal_not_reached_is_known() -> None:
     result = judge("median(psnr_at_goal) > 44.5", REACHED, REACHED, NOT)
     assert (result["status"], result["observed"]) == ("fail", 45)
     assert "not reached in 1 of 3" in result["reason"]
 
 
-def test_the_case_that_no_change_fools_is_named():
+def test_the_case_that_no_change_fools_is_named() -> None:
     result = judge("linf_at_goal > 5", REACHED, NOT)
     assert result["reason"] == "no change that was tried reaches the goal (worst of 2 cases: b)"
 
 
-def test_of_many_worst_cases_only_some_are_named():
+def test_of_many_worst_cases_only_some_are_named() -> None:
     assert "worst of 5 cases: case0, case1, case2 and 2 more" in judge("ssim >= 1", *ious(*5 * [0.5]))["reason"]
 
 
@@ -323,7 +328,7 @@ gates_of_any_kind = st.builds(
 )
 
 
-def decided(gate):
+def decided(gate: Any) -> Any:
     """Whether the rule says the same of every value that its figure can have."""
     low, high = (min(max(end, -1e301), 1e301) for end in FIGURES[gate.figure].span)
     between = min(max(gate.threshold, low), high)
@@ -333,7 +338,7 @@ def decided(gate):
 
 @settings(max_examples=60)
 @given(gates_of_any_kind)
-def test_an_expression_reads_back_as_the_same_gate_or_is_refused_where_it_is_decided_before(gate):
+def test_an_expression_reads_back_as_the_same_gate_or_is_refused_where_it_is_decided_before(gate: Any) -> None:
     if decided(gate):
         with pytest.raises(UsageError, match=r"can never fail|always fails"):
             gates.parse(gate.expression)
@@ -349,7 +354,9 @@ def test_an_expression_reads_back_as_the_same_gate_or_is_refused_where_it_is_dec
      ("linf_native < 0", "can never fail: linf_native is 0 or more"), ("l2_at_goal >= 0", "always fails"),
      ("target_hd95 < -3", "can never fail"), ("goal_reached > 1", "can never fail")],
 )  # fmt: skip
-def test_a_rule_that_nothing_can_break_or_everything_breaks_is_refused_with_the_range(rule, why, tmp_path: Path):
+def test_a_rule_that_nothing_can_break_or_everything_breaks_is_refused_with_the_range(
+    rule: Any, why: Any, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match=re.escape(f"--fail-if {rule!r} {why}")):
         gates.parse(rule)
     (tmp_path / "gates.toml").write_text(f'[gates]\nx = "{rule}"\n')
@@ -362,7 +369,7 @@ def test_a_rule_that_nothing_can_break_or_everything_breaks_is_refused_with_the_
     ["hit_rate >= 1", "hit_rate > 0", "hit_rate < 1", "hit_rate <= 0", "psnr_db > 1000", "psnr_at_goal < -5",
      "linf_native > 1000000", "linf_native <= 0", "ssim < 0", "dice_drop < 0"],
 )  # fmt: skip
-def test_a_rule_that_can_come_true_or_not_is_taken(rule):
+def test_a_rule_that_can_come_true_or_not_is_taken(rule: Any) -> None:
     assert gates.parse(rule).expression == rule
 
 
@@ -372,7 +379,7 @@ def test_a_rule_that_can_come_true_or_not_is_taken(rule):
      ("mean(psnr_db)<4e1", "mean(psnr_db) < 40"), ("p95(ssim) < .5", "p95(ssim) < 0.5"), ("ssim<1.", "ssim < 1"),
      ("psnr_db >= -0.25", "psnr_db >= -0.25")],
 )  # fmt: skip
-def test_an_expression_is_written_in_one_way(text, expression):
+def test_an_expression_is_written_in_one_way(text: Any, expression: Any) -> None:
     gate = gates.parse(text)
     assert gate.expression == gate.name == expression
 
@@ -385,7 +392,7 @@ def test_an_expression_is_written_in_one_way(text, expression):
      "mean target_iou > 0.5", "mean(mean(target_iou)) > 0.5", "target_iou > 0.5 and hit_rate > 0.5", "target_iou > 0x1",
      "target_iou > 1_0"],
 )  # fmt: skip
-def test_what_is_no_expression_is_refused_in_a_sentence(text):
+def test_what_is_no_expression_is_refused_in_a_sentence(text: Any) -> None:
     with pytest.raises(UsageError) as caught:
         gates.parse(text)
     message = str(caught.value)
@@ -399,7 +406,7 @@ def test_what_is_no_expression_is_refused_in_a_sentence(text):
     [("target_iuo > 0.5", "'target_iuo'"), ("mean(nothing) > 0.5", "'nothing'"), ("max(target_iou) > 0.5", "'max'"),
      ("p5(target_iou) > 0.5", "'p5'")],
 )  # fmt: skip
-def test_a_figure_or_aggregate_that_does_not_exist_is_named_beside_those_that_do(text, word):
+def test_a_figure_or_aggregate_that_does_not_exist_is_named_beside_those_that_do(text: Any, word: Any) -> None:
     with pytest.raises(UsageError, match=word) as caught:
         gates.parse(text)
     assert ("target_dice" in str(caught.value)) == ("no figure" in str(caught.value))
@@ -408,7 +415,7 @@ def test_a_figure_or_aggregate_that_does_not_exist_is_named_beside_those_that_do
 # --- files of gates -----------------------------------------------------------------------------------------------
 
 
-def test_a_file_of_gates_keeps_names_and_order(tmp_path: Path):
+def test_a_file_of_gates_keeps_names_and_order(tmp_path: Path) -> None:
     file = tmp_path / "gates.toml"
     file.write_text('[gates]\nfooled = "target_iou > 0.5"\n"by much" = "mean(dice_drop) >= 0.1"\n')
     assert [(gate.name, gate.expression) for gate in gates.read(file)] == [
@@ -443,7 +450,7 @@ def test_a_file_of_gates_keeps_names_and_order(tmp_path: Path):
         ("\udcff", "is not TOML"),
     ],
 )
-def test_a_file_that_holds_no_gates_is_refused(tmp_path: Path, text, why):
+def test_a_file_that_holds_no_gates_is_refused(tmp_path: Path, text: Any, why: Any) -> None:
     file = tmp_path / "gates.toml"
     file.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(InputError, match=rf"^gates\.toml: .*{why}") as caught:
@@ -453,18 +460,20 @@ def test_a_file_that_holds_no_gates_is_refused(tmp_path: Path, text, why):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
-def test_a_file_of_gates_may_begin_with_a_byte_order_mark_and_end_lines_as_windows_does(tmp_path: Path, encoding):
+def test_a_file_of_gates_may_begin_with_a_byte_order_mark_and_end_lines_as_windows_does(
+    tmp_path: Path, encoding: Any
+) -> None:
     (tmp_path / "gates.toml").write_bytes('[gates]\r\nfooled = "hit_rate > 0.5"\r\n'.encode(encoding))
     assert [gate.expression for gate in gates.read(tmp_path / "gates.toml")] == ["hit_rate > 0.5"]
 
 
-def test_a_file_of_gates_in_utf_16_is_refused(tmp_path: Path):
+def test_a_file_of_gates_in_utf_16_is_refused(tmp_path: Path) -> None:
     (tmp_path / "gates.toml").write_bytes('[gates]\nfooled = "hit_rate > 0.5"\n'.encode("utf-16"))
     with pytest.raises(InputError, match="save it as UTF-8"):
         gates.read(tmp_path / "gates.toml")
 
 
-def test_a_file_of_gates_that_is_not_there_is_an_input_error(tmp_path: Path):
+def test_a_file_of_gates_that_is_not_there_is_an_input_error(tmp_path: Path) -> None:
     for path in (tmp_path / "none.toml", tmp_path):
         with pytest.raises(InputError, match="cannot be read"):
             gates.read(path)
@@ -473,7 +482,7 @@ def test_a_file_of_gates_that_is_not_there_is_an_input_error(tmp_path: Path):
 # --- the report ---------------------------------------------------------------------------------------------------
 
 
-def test_verdicts_and_statistics_fit_the_schema():
+def test_verdicts_and_statistics_fit_the_schema() -> None:
     rules = [gates.parse(rule) for rule in ("target_iou > 0.5", "mean(psnr_at_goal) > 40", "curve_area > 0.2")]
     everything = case("a", ground_truth=truth(0.9, 0.4), transfer=[transferred(0.3)], survival=[survived(None)])
     made = judged([everything, case("b", reached=False, curve=curve()), failed()], rules)

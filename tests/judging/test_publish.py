@@ -9,6 +9,7 @@ import json
 import re
 import unicodedata
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -44,21 +45,21 @@ HOSTILE = [
 anything = st.text(st.characters(codec=None), max_size=12)
 
 
-def plain(name):
+def plain(name: Any) -> Any:
     """A name as every form shows it: one line, nothing that moves or hides, nothing that a CI job obeys."""
     return harmless(re.sub("[\t-\r\x1c-\x1f\x85\u2028\u2029]", " ", name))
 
 
-def rules(*texts):
+def rules(*texts: Any) -> Any:
     return [gates.parse(text) for text in texts]
 
 
-def mixed(*more):
+def mixed(*more: Any) -> Any:
     """Cases that pass, fail, and cannot be judged."""
     return [case("good", target_iou=0.1), case("bad", target_iou=0.9, reached=False), failed(), *more]
 
 
-def everything(case_id="scan"):
+def everything(case_id: str = "scan") -> Any:
     return case(
         case_id,
         ground_truth=truth(0.9, 0.4),
@@ -72,17 +73,17 @@ def everything(case_id="scan"):
 # --- JUnit --------------------------------------------------------------------------------------------------------
 
 
-def read_junit(text):
+def read_junit(text: Any) -> Any:
     root = ElementTree.fromstring(text.encode())
     JUNIT.validate(root)
     return root
 
 
-def problems(root, kind):
+def problems(root: Any, kind: Any) -> Any:
     return {test.get("name"): test.find(kind).get("message") for test in root.iterfind(f".//testcase[{kind}]")}
 
 
-def test_each_gate_and_case_is_a_test():
+def test_each_gate_and_case_is_a_test() -> None:
     root = read_junit(ci.junit(judged(mixed(), rules("target_iou > 0.5", "mean(hit_rate) > 0.5"))))
     tests = root.findall("testsuite/testcase")
     assert [test.get("name") for test in tests] == ["good", "bad", "broken", "mean(hit_rate) > 0.5"]
@@ -94,20 +95,20 @@ def test_each_gate_and_case_is_a_test():
         assert [counted.get(key) for key in ("tests", "failures", "errors")] == ["4", "2", "1"]
 
 
-def test_without_gates_each_case_is_a_test():
+def test_without_gates_each_case_is_a_test() -> None:
     root = read_junit(ci.junit(judged(mixed())))
     assert problems(root, "error").keys() == {"broken"}
     assert [root.get(key) for key in ("tests", "failures", "errors")] == ["3", "0", "1"]
 
 
-def test_a_gate_that_passes_or_is_about_nothing_is_one_test():
+def test_a_gate_that_passes_or_is_about_nothing_is_one_test() -> None:
     passing = read_junit(ci.junit(judged([case(target_iou=0.1)], rules("target_iou > 0.5"))))
     assert [passing.get(key) for key in ("tests", "failures", "errors")] == ["1", "0", "0"]
     nothing = read_junit(ci.junit(judged([], rules("target_iou > 0.5"), models=[])))
     assert problems(nothing, "failure") == {"target_iou > 0.5": "there is no case"}
 
 
-def test_a_goal_that_was_not_reached_is_said_so():
+def test_a_goal_that_was_not_reached_is_said_so() -> None:
     root = read_junit(ci.junit(judged([case(reached=False)], rules("linf_at_goal > 1"))))
     assert problems(root, "failure") == {"scan": "goal not reached"}
 
@@ -116,7 +117,7 @@ NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
-def test_junit_brings_any_name_through(name):
+def test_junit_brings_any_name_through(name: Any) -> None:
     made = judged([case(name), failed(name, name)], rules("target_iou < 1"), models=[{**MODEL, "name": name}])
     root = read_junit(ci.junit(made))
     seen = NOT_XML.sub("\ufffd", plain(name))
@@ -128,7 +129,7 @@ def test_junit_brings_any_name_through(name):
 
 @settings(max_examples=60)
 @given(anything)
-def test_junit_is_wellformed_for_any_text(name):
+def test_junit_is_wellformed_for_any_text(name: Any) -> None:
     root = ElementTree.fromstring(ci.junit(judged([failed(name, name)])).encode())
     assert root.find(".//testcase").get("name") == NOT_XML.sub("\ufffd", plain(name))
 
@@ -138,15 +139,15 @@ def test_junit_is_wellformed_for_any_text(name):
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
 
-def shown(inline):
+def shown(inline: Any) -> Any:
     return "".join(
         token.content for token in inline.children or () if token.type in ("text", "text_special", "code_inline")
     )
 
 
-def tables(markdown):
+def tables(markdown: Any) -> Any:
     """Every table as a list of rows of texts; and whatever is not a plain block fails."""
-    found = []
+    found: list[Any] = []
     tokens = PARSER.parse(markdown)
     for before, token in itertools.pairwise(tokens):
         if token.type == "table_open":
@@ -158,12 +159,12 @@ def tables(markdown):
     return found
 
 
-def kinds(markdown):
+def kinds(markdown: Any) -> Any:
     tokens = PARSER.parse(markdown)
     return {token.type for token in tokens} | {inner.type for token in tokens for inner in token.children or ()}
 
 
-def one_line(name):
+def one_line(name: Any) -> Any:
     """A name as the card shows it: as code, in which three signs have others in their place, if it would be a link."""
     seen = harmless(" ".join(plain(name).split()))
     if re.search(r"[@#]|://|www\.|(mailto|xmpp):|[!$%~&^]\d|\bGH-\d", seen, re.IGNORECASE):
@@ -172,7 +173,7 @@ def one_line(name):
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
-def test_no_name_breaks_the_card(name):
+def test_no_name_breaks_the_card(name: Any) -> None:
     other = {**MODEL, "name": name, "assumptions": [name]}
     made = judged([{**everything(name), "transfer": [transferred(0.3, name=name)]}, failed(name, name)],
                   [*rules("target_iou < 1"), gates.parse("ssim >= 1", name)], models=[other])  # fmt: skip
@@ -201,13 +202,13 @@ def test_no_name_breaks_the_card(name):
 
 @settings(max_examples=60)
 @given(anything)
-def test_a_case_of_any_name_is_one_row_of_its_table(name):
+def test_a_case_of_any_name_is_one_row_of_its_table(name: Any) -> None:
     (table,) = (table for table in tables(robustness_card.card(judged([failed(name, name)]))) if table[0][0] == "case")
     assert [len(row) for row in table] == [6, 6]
     assert table[1] == [one_line(name), "failed", "", "", "", one_line(name)]
 
 
-def test_the_card_says_what_was_judged_with_what_result():
+def test_the_card_says_what_was_judged_with_what_result() -> None:
     text = robustness_card.card(
         judged([everything("a"), everything("b"), failed()], rules("target_iou > 0.99", "ssim < 0"))
     )
@@ -226,8 +227,8 @@ def test_the_card_says_what_was_judged_with_what_result():
     assert "Area under the ROC curve 1.0000" in text
 
 
-def test_every_model_that_was_attacked_is_a_judge_and_those_asked_for_transfer_are_not():
-    def model(letter):
+def test_every_model_that_was_attacked_is_a_judge_and_those_asked_for_transfer_are_not() -> None:
+    def model(letter: Any) -> Any:
         return {**MODEL, "name": f"{letter}.ts", "sha256": letter * 64}
 
     made = judged([case("x"), case("y", transfer=[transferred(0.1, "c" * 64, "c.ts")])], models=[*map(model, "abc")])
@@ -239,23 +240,23 @@ def test_every_model_that_was_attacked_is_a_judge_and_those_asked_for_transfer_a
     assert read_junit(ci.junit(made)).find("testsuite").get("name") == "mafl a.ts, b.ts"
 
 
-def test_the_summary_is_the_beginning_of_the_card():
+def test_the_summary_is_the_beginning_of_the_card() -> None:
     made = judged(mixed(), rules("target_iou > 0.5"))
     assert robustness_card.card(made).startswith(robustness_card.summary(made).rstrip())
     assert "## Cases" not in robustness_card.summary(made)
 
 
-def test_a_card_without_models_gates_or_numbers_has_no_empty_parts():
+def test_a_card_without_models_gates_or_numbers_has_no_empty_parts() -> None:
     text = robustness_card.card(judged([failed()], models=[]))
     assert re.findall("^#+ (.*)$", text, re.MULTILINE) == ["Robustness of no model", "Cases", "Limits"]
     assert "PASSED" not in text
 
 
-def test_gates_that_pass_are_said_to_pass():
+def test_gates_that_pass_are_said_to_pass() -> None:
     assert "**PASSED**: 0 of 1 gates failed." in robustness_card.summary(judged([case()], rules("target_iou >= 1")))
 
 
-def test_remarks_name_what_the_files_say_otherwise_or_why_the_goal_was_not_reached():
+def test_remarks_name_what_the_files_say_otherwise_or_why_the_goal_was_not_reached() -> None:
     cases = [
         case("a", files_intact=False, differences=["x is not the file", "y neither"]),
         case("b", reached=False, outcome="step_limit"),
@@ -272,11 +273,11 @@ def test_remarks_name_what_the_files_say_otherwise_or_why_the_goal_was_not_reach
 # --- CSV ----------------------------------------------------------------------------------------------------------
 
 
-def rows_of(text):
+def rows_of(text: Any) -> Any:
     return list(csv.reader(io.StringIO(text, newline=""), strict=True))
 
 
-def test_csv_has_a_row_for_each_case_and_a_column_for_each_figure():
+def test_csv_has_a_row_for_each_case_and_a_column_for_each_figure() -> None:
     head, *rows = rows_of(robustness_card.table(judged(mixed())))
     assert head == ["case_id", "status", "error", *quantities.FIGURES]
     assert [row[:3] for row in rows] == [
@@ -286,7 +287,7 @@ def test_csv_has_a_row_for_each_case_and_a_column_for_each_figure():
     assert rows[2][3:] == [""] * len(quantities.FIGURES)
 
 
-def test_csv_keeps_every_digit_and_leaves_what_is_undefined_empty():
+def test_csv_keeps_every_digit_and_leaves_what_is_undefined_empty() -> None:
     value = 1 / 3
     head, first, second = rows_of(robustness_card.table(judged([case(target_iou=value), case("b", target_iou=None)])))
     column = head.index("target_iou")
@@ -301,7 +302,7 @@ def test_csv_keeps_every_digit_and_leaves_what_is_undefined_empty():
      "=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", " =1", "＝1", "＋1", "－1", "＠x", "\x00=1", "\u00a0=1"],
     ids=ascii,
 )  # fmt: skip
-def test_what_begins_like_a_formula_is_text_in_a_spreadsheet(text):
+def test_what_begins_like_a_formula_is_text_in_a_spreadsheet(text: Any) -> None:
     _, row = rows_of(robustness_card.table(judged([failed(text, text)])))
     for cell in (*row[0].split(";"), *row[2].split(";")):
         assert not cell.strip().startswith(tuple("=+-@＝＋－＠"))
@@ -309,7 +310,7 @@ def test_what_begins_like_a_formula_is_text_in_a_spreadsheet(text):
 
 @settings(max_examples=60)
 @given(anything, anything)
-def test_csv_has_one_line_for_each_case_whatever_its_name(name, message):
+def test_csv_has_one_line_for_each_case_whatever_its_name(name: Any, message: Any) -> None:
     text = robustness_card.table(judged([failed(name, message)]))
     text.encode()
     assert len(text.splitlines()) == 2
@@ -318,14 +319,14 @@ def test_csv_has_one_line_for_each_case_whatever_its_name(name, message):
 
 
 @pytest.mark.parametrize("name", ["scan_0001", "a,b", 'a"b', "a  b", "脳", "it's", "'quoted'", "a=b", "12"])
-def test_csv_leaves_harmless_names_as_they_are(name):
+def test_csv_leaves_harmless_names_as_they_are(name: Any) -> None:
     assert rows_of(robustness_card.table(judged([case(name)])))[1][0] == name
 
 
 # --- GitHub -------------------------------------------------------------------------------------------------------
 
 
-def read_command(line):
+def read_command(line: Any) -> Any:
     """Title and message, as the runner of GitHub Actions takes a workflow command apart (its toolkit's escapes)."""
     found = re.fullmatch(r"::error title=([^:,\r\n]*)::([^\r\n]*)", line)
     title, message = found.groups()
@@ -335,14 +336,14 @@ def read_command(line):
     return title, message
 
 
-def test_only_failed_gates_are_alerts():
+def test_only_failed_gates_are_alerts() -> None:
     made = judged(mixed()[:2], rules("target_iou > 0.5", "target_iou > 0.95"))
     (line,) = ci.alerts(made)
     assert read_command(line) == ("target_iou > 0.5", "target_iou is 0.9000 (worst of 2 cases: bad)")
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
-def test_an_alert_is_one_command_whatever_the_names(name):
+def test_an_alert_is_one_command_whatever_the_names(name: Any) -> None:
     made = judged([failed(name, name)], [gates.parse("ssim >= 1", name)])
     (line,) = ci.alerts(made)
     line.encode()
@@ -351,7 +352,7 @@ def test_an_alert_is_one_command_whatever_the_names(name):
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
-def test_no_form_has_a_line_that_a_runner_obeys_or_signs_that_move_or_hide(name):
+def test_no_form_has_a_line_that_a_runner_obeys_or_signs_that_move_or_hide(name: Any) -> None:
     other = {**MODEL, "name": name, "classes": [name], "assumptions": [name]}
     made = judged([{**everything(name), "transfer": [transferred(0.3, name=name)]}, failed(name, name)],
                   [gates.parse("ssim >= 1", name)], models=[other])  # fmt: skip
@@ -373,7 +374,7 @@ def test_no_form_has_a_line_that_a_runner_obeys_or_signs_that_move_or_hide(name)
 # --- the terminal -------------------------------------------------------------------------------------------------
 
 
-def test_one_case_is_shown_in_full():
+def test_one_case_is_shown_in_full() -> None:
     text = terminal.terminal(judged([everything("one")], rules("target_iou > 0.1", "target_iou >= 1")))
     lines = text.splitlines()
     assert lines[0] == "one   (clean scan -> adversarial scan)"
@@ -387,12 +388,12 @@ def test_one_case_is_shown_in_full():
     assert [line[:4] for line in lines[-2:]] == ["FAIL", "PASS"]
 
 
-def test_a_curve_that_never_reaches_the_goal_says_so():
+def test_a_curve_that_never_reaches_the_goal_says_so() -> None:
     text = terminal.terminal(judged([case(reached=False, curve=curve(at_goal=None))]))
     assert "no multiple of the change reaches the goal" in text
 
 
-def test_several_cases_are_a_line_each_with_the_failed_ones_and_a_count():
+def test_several_cases_are_a_line_each_with_the_failed_ones_and_a_count() -> None:
     lines = terminal.terminal(judged(mixed())).splitlines()
     assert [line.split()[:2] for line in lines] == [
         ["case", "goal"], ["good", "reached"], ["bad", "no"], ["broken", "FAILED"], ["1", "of"],
@@ -402,13 +403,13 @@ def test_several_cases_are_a_line_each_with_the_failed_ones_and_a_count():
     assert len({len(line) for line in lines[:3]}) == 1
 
 
-def test_only_failed_cases_can_be_shown():
+def test_only_failed_cases_can_be_shown() -> None:
     lines = terminal.terminal(judged([failed("a"), failed("b")], models=[])).splitlines()
     assert lines[-1] == "0 of 0 cases reached the goal, 2 could not be judged"
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
-def test_no_name_adds_a_line_or_moves_the_cursor(name):
+def test_no_name_adds_a_line_or_moves_the_cursor(name: Any) -> None:
     plain = terminal.terminal(judged([everything(), failed()], rules("ssim < 1")))
     text = terminal.terminal(
         judged([{**everything(name), "transfer": [transferred(0.3, name=name)]}, failed(name, name)], rules("ssim < 1"))

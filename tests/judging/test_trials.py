@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from mafl_cli.judging.trials import CURVE_END, area, joined, roc
 
 
-def samples(clean, adversarial):
+def samples(clean: Any, adversarial: Any) -> Any:
     return [{"slice": None, "clean": a, "adversarial": b} for a, b in zip(clean, adversarial, strict=True)]
 
 
@@ -25,7 +26,7 @@ scores = st.lists(st.tuples(*[st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.9, 1.0]) |
 
 @settings(max_examples=60)
 @given(scores)
-def test_roc_equals_scikit_learn(pairs):
+def test_roc_equals_scikit_learn(pairs: Any) -> None:
     clean, adversarial = zip(*pairs, strict=True)
     truth, score = [0] * len(pairs) + [1] * len(pairs), [*clean, *adversarial]
     found = roc(samples(clean, adversarial))
@@ -39,7 +40,7 @@ def test_roc_equals_scikit_learn(pairs):
 
 @settings(max_examples=60)
 @given(scores)
-def test_roc_curve_rises_from_one_corner_to_the_other(pairs):
+def test_roc_curve_rises_from_one_corner_to_the_other(pairs: Any) -> None:
     points = roc(samples(*zip(*pairs, strict=True)))["points"]
     assert (points[0], points[-1]) == ([0, 0], [1, 1])
     assert points == sorted(points)
@@ -55,19 +56,21 @@ def test_roc_curve_rises_from_one_corner_to_the_other(pairs):
         ([0.0, 0.5], [0.5, 1.0], 0.875, 0.5),
     ],
 )
-def test_auc_is_the_chance_to_score_higher_and_a_tie_is_half(clean, adversarial, auc, found):
+def test_auc_is_the_chance_to_score_higher_and_a_tie_is_half(
+    clean: Any, adversarial: Any, auc: Any, found: Any
+) -> None:
     result = roc(samples(clean, adversarial))
     assert result["auc"] == {"value": auc}
     assert result["tpr_at_5_percent_fpr"] == {"value": found}
 
 
-def test_one_false_alarm_in_twenty_is_allowed():
+def test_one_false_alarm_in_twenty_is_allowed() -> None:
     clean = [0.9] + [0.1] * 19
     assert roc(samples(clean, [0.5] * 20))["tpr_at_5_percent_fpr"]["value"] == 1
     assert roc(samples([0.9, *clean[:-1]], [0.5] * 20))["tpr_at_5_percent_fpr"]["value"] == 0
 
 
-def test_without_samples_nothing_is_known():
+def test_without_samples_nothing_is_known() -> None:
     found = roc([])
     assert found["n"] == 0
     assert found["auc"] == found["tpr_at_5_percent_fpr"] == {"value": None, "reason": "no_changed_sample"}
@@ -91,11 +94,11 @@ def test_without_samples_nothing_is_known():
     ],
     ids=["nothing", "no change", "at once", "one step", "two steps", "never falls", "too late", "beyond", "a tie"],
 )
-def test_area_is_that_of_the_best_score_so_far(points, value):
+def test_area_is_that_of_the_best_score_so_far(points: Any, value: Any) -> None:
     assert area(points)["value"] == pytest.approx(value)
 
 
-def test_area_with_a_score_that_is_unknown_is_unknown():
+def test_area_with_a_score_that_is_unknown_is_unknown() -> None:
     assert area([(0, 0.0), (0.01, None)]) == {"value": None, "reason": "score_undefined"}
 
 
@@ -112,14 +115,14 @@ runs = st.lists(
 
 @settings(max_examples=60)
 @given(runs.flatmap(lambda made: st.tuples(st.just(made), st.permutations(made))))
-def test_runs_put_together_do_not_depend_on_their_order(both):
+def test_runs_put_together_do_not_depend_on_their_order(both: Any) -> None:
     one, other = both
     assert joined(one) == joined(other)
 
 
 @settings(max_examples=60)
 @given(runs)
-def test_more_runs_never_show_less(made):
+def test_more_runs_never_show_less(made: Any) -> None:
     before, after = joined(made[:-1] or made), joined(made)
     for key in ("target_iou", "hit_rate"):
         assert 0 <= before["area"][key]["value"] <= after["area"][key]["value"] + 1e-12 <= 1 + 2e-12
@@ -128,14 +131,14 @@ def test_more_runs_never_show_less(made):
         assert second["linf_share"] <= first["linf_share"]
 
 
-def test_the_smallest_change_of_several_runs_is_that_of_the_smallest_voxel():
+def test_the_smallest_change_of_several_runs_is_that_of_the_smallest_voxel() -> None:
     large, small, none = curve(((0.0, 0.0), (0.1, 1.0))), curve(((0.0, 0.0), (0.04, 1.0))), curve(at_goal=None)
     assert joined([none, large, small])["smallest_at_goal"] == small["smallest_at_goal"]
     assert joined([none])["smallest_at_goal"] == {"value": None, "reason": "goal_not_reached"}
     assert joined([large, small])["area"]["target_iou"]["value"] == pytest.approx(0.6)
 
 
-def test_of_two_runs_with_the_same_largest_voxel_the_shorter_change_is_the_smaller():
+def test_of_two_runs_with_the_same_largest_voxel_the_shorter_change_is_the_smaller() -> None:
     long, short = curve(), curve()
     short["smallest_at_goal"]["l2_model"] /= 2
     for both in ([long, short], [short, long]):

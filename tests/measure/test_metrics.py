@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ NAMES = ("background", "organ", "lesion")
 SPACING = (0.7, 1.5, 3.0)
 
 
-def boxes(shape, *spans):
+def boxes(shape: Any, *spans: Any) -> Any:
     """Labels with class n + 1 in the n-th box, ((i0, i1), (j0, j1), (k0, k1))."""
     labels = np.zeros(shape, dtype=np.int64)
     for n, span in enumerate(spans):
@@ -34,19 +35,19 @@ def boxes(shape, *spans):
     return labels
 
 
-def blobs(seed, shape=(24, 21, 18), classes=3):
+def blobs(seed: int, shape: Any = (24, 21, 18), classes: int = 3) -> Any:
     """Smooth random labels, all classes present."""
     rng = np.random.default_rng(seed)
     fields = [ndimage.gaussian_filter(rng.standard_normal(shape), 2.5) for _ in range(classes)]
     return np.argmax(fields, axis=0)
 
 
-def agree(prediction, target, clean=None, *, names=NAMES, spacing=SPACING):
+def agree(prediction: Any, target: Any, clean: Any = None, *, names: Any = NAMES, spacing: Any = SPACING) -> Any:
     clean = target if clean is None else clean
     return plain(agreement.agreement(prediction, target, clean, class_names=names, spacing=spacing))
 
 
-def measure(clean, adversarial, **changes):
+def measure(clean: Any, adversarial: Any, **changes: Any) -> Any:
     settings = {"unit": 1.0, "data_range": 100.0, "slice_axis": 2, "spacing": SPACING, **changes}
     return plain(perturbation.size(clean, adversarial, **settings))
 
@@ -55,7 +56,7 @@ def measure(clean, adversarial, **changes):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_overlap_equals_simpleitk(seed):
+def test_overlap_equals_simpleitk(seed: int) -> None:
     target, prediction = blobs(seed), blobs(seed + 100)
     overlap = SimpleITK.LabelOverlapMeasuresImageFilter()
     overlap.Execute(*(SimpleITK.GetImageFromArray(labels.astype(np.uint8)) for labels in (target, prediction)))
@@ -68,7 +69,7 @@ def test_overlap_equals_simpleitk(seed):
         assert result[f"target_{name}"]["value"] == pytest.approx(mean, rel=1e-12)
 
 
-def test_rates_on_a_volume_counted_by_hand():
+def test_rates_on_a_volume_counted_by_hand() -> None:
     clean = np.array([1, 1, 1, 0, 0, 0, 0, 2]).reshape(2, 2, 2)
     target = np.array([0, 0, 1, 1, 1, 0, 0, 0]).reshape(2, 2, 2)
     prediction = np.array([0, 1, 1, 1, 2, 1, 0, 2]).reshape(2, 2, 2)
@@ -87,7 +88,7 @@ def test_rates_on_a_volume_counted_by_hand():
     ]
 
 
-def test_a_perfect_attack():
+def test_a_perfect_attack() -> None:
     clean, target = blobs(0), blobs(1)
     result = agree(target, target, clean)
     assert result["target_iou"] == result["hit_rate"] == {"value": 1.0}
@@ -96,7 +97,7 @@ def test_a_perfect_attack():
     assert [entry["nsd"]["value"] for entry in result["per_class"]] == [1.0, 1.0]
 
 
-def test_the_clean_prediction_hits_nothing_and_damages_nothing():
+def test_the_clean_prediction_hits_nothing_and_damages_nothing() -> None:
     clean, target = blobs(0), blobs(1)
     result = agree(clean, target, clean)
     assert result["hit_rate"] == {"value": 0.0}
@@ -104,7 +105,7 @@ def test_the_clean_prediction_hits_nothing_and_damages_nothing():
     assert {piece["hit_rate"] for piece in result["per_component"]["largest"]} == {0.0}
 
 
-def test_two_wrong_classes_never_score_like_the_right_one():
+def test_two_wrong_classes_never_score_like_the_right_one() -> None:
     """Multiplying labels as masks would give IoU 2 here, and 4 for equal class-2 masks."""
     shape, box = (8, 8, 8), ((2, 5), (2, 5), (2, 5))
     ones = boxes(shape, box)
@@ -125,14 +126,14 @@ EMPTY = np.zeros_like(BOX)
         pytest.param(BOX, BOX, (1.0, None), (0.0, None), (1.0, None), id="none"),
     ],
 )
-def test_empty_masks(prediction, target, dice, hd95, nsd):
+def test_empty_masks(prediction: Any, target: Any, dice: Any, hd95: Any, nsd: Any) -> None:
     (entry,) = agree(prediction, target, names=("background", "organ"))["per_class"]
     for name, expected in {"dice": dice, "iou": dice, "hd95_mm": hd95, "nsd": nsd}.items():
         assert (entry[name]["value"], entry[name].get("reason")) == expected, name
     assert entry["nsd"]["tolerance_mm"] == 1.0
 
 
-def test_reasons_of_the_summary():
+def test_reasons_of_the_summary() -> None:
     nothing = agree(EMPTY, EMPTY)
     assert nothing["target_iou"] == {"value": None, "reason": "target_has_no_foreground"}
     assert nothing["target_dice"] == {"value": None, "reason": "target_has_no_foreground"}
@@ -145,20 +146,20 @@ def test_reasons_of_the_summary():
 @pytest.mark.parametrize(
     ("left", "value"), [(0, 1.0), (16, 0.75), (64, 0.0)], ids=["gone", "three quarters", "all there"]
 )
-def test_removed_class(left, value):
+def test_removed_class(left: Any, value: Any) -> None:
     prediction = BOX.copy()
     prediction[tuple(index[left:] for index in np.nonzero(BOX))] = 0
     assert agree(prediction, EMPTY, BOX)["removed"] == [{"index": 1, "name": "organ", "value": value}]
 
 
-def test_a_class_that_nobody_had_is_not_called_removed():
+def test_a_class_that_nobody_had_is_not_called_removed() -> None:
     assert agree(BOX, EMPTY, EMPTY)["removed"] == []
 
 
 # --- surfaces -----------------------------------------------------------------------------------------------
 
 
-def hd95_by_distance_transform(a, b, spacing):
+def hd95_by_distance_transform(a: Any, b: Any, spacing: Any) -> Any:
     """Max of the two directed 95th percentiles between boundary voxels (6 neighbours), by scipy alone."""
     edges = [mask & ~ndimage.binary_erosion(np.pad(mask, 1))[(slice(1, -1),) * mask.ndim] for mask in (a, b)]
     ways = [(edges[0], edges[1]), (edges[1], edges[0])]
@@ -166,7 +167,7 @@ def hd95_by_distance_transform(a, b, spacing):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_hd95_equals_scipy_on_the_whole_volume(seed):
+def test_hd95_equals_scipy_on_the_whole_volume(seed: int) -> None:
     """The crop to the union box must not change anything, at the faces of the volume least of all."""
     target, prediction = blobs(seed), blobs(seed + 50)
     for entry in agree(prediction, target)["per_class"]:
@@ -175,7 +176,7 @@ def test_hd95_equals_scipy_on_the_whole_volume(seed):
 
 
 @pytest.mark.parametrize("axis", range(3))
-def test_distances_are_in_millimetres_of_their_own_axis(axis):
+def test_distances_are_in_millimetres_of_their_own_axis(axis: Any) -> None:
     """Two plates, one voxel thick, four voxels apart."""
     near, far = np.zeros((2, 12, 12, 12), dtype=np.int64)
     near.swapaxes(0, axis)[3] = far.swapaxes(0, axis)[7] = 1
@@ -184,7 +185,7 @@ def test_distances_are_in_millimetres_of_their_own_axis(axis):
     assert entry["nsd"]["value"] == 0.0
 
 
-def test_surface_dice_of_a_shift_below_and_above_the_tolerance():
+def test_surface_dice_of_a_shift_below_and_above_the_tolerance() -> None:
     here, there = boxes((30, 30, 30), ((5, 20),) * 3), boxes((30, 30, 30), ((6, 21), (5, 20), (5, 20)))
     values = [
         agree(here, there, names=("background", "box"), spacing=(mm, mm, mm))["per_class"][0]["nsd"]["value"]
@@ -196,7 +197,7 @@ def test_surface_dice_of_a_shift_below_and_above_the_tolerance():
 
 
 @pytest.mark.parametrize("axis", range(3))
-def test_a_single_slice_is_measured_in_its_plane(axis):
+def test_a_single_slice_is_measured_in_its_plane(axis: Any) -> None:
     """In 3-D every voxel of a flat mask is boundary, and a far-away border hides among near inner voxels."""
     shape2d = (40, 40)
     one, other = (boxes((*shape2d, 1), (*span, (0, 1)))[..., 0] for span in (((5, 30), (5, 30)), ((5, 34), (5, 30))))
@@ -209,7 +210,7 @@ def test_a_single_slice_is_measured_in_its_plane(axis):
     assert 0 < entry["nsd"]["value"] < 1
 
 
-def test_variant_tool_and_spacing_stand_beside_the_distances():
+def test_variant_tool_and_spacing_stand_beside_the_distances() -> None:
     described = agree(BOX, BOX)["distances"]
     assert described["tool"].startswith("monai ")
     assert described["spacing_mm"] == list(SPACING)
@@ -219,7 +220,7 @@ def test_variant_tool_and_spacing_stand_beside_the_distances():
 # --- pieces of the changed region ---------------------------------------------------------------------------
 
 
-def test_components_have_their_own_hit_rate_largest_first():
+def test_components_have_their_own_hit_rate_largest_first() -> None:
     shape = (20, 20, 20)
     small, large = ((1, 3), (1, 3), (1, 3)), ((8, 12), (8, 12), (8, 12))
     target = (boxes(shape, small) > 0).astype(int) | (boxes(shape, large) > 0)
@@ -234,13 +235,13 @@ def test_components_have_their_own_hit_rate_largest_first():
     }
 
 
-def test_voxels_that_touch_at_a_corner_are_one_component():
+def test_voxels_that_touch_at_a_corner_are_one_component() -> None:
     target = np.zeros((4, 4, 4), int)
     target[1, 1, 1] = target[2, 2, 2] = 1
     assert agree(target, target, np.zeros_like(target))["per_component"]["count"] == 1
 
 
-def test_no_more_than_twenty_components_are_listed_and_all_are_counted():
+def test_no_more_than_twenty_components_are_listed_and_all_are_counted() -> None:
     target = np.zeros((9, 9, 9), int)
     target[::2, ::2, ::2] = 1
     pieces = agree(target, target, np.zeros_like(target))["per_component"]
@@ -257,13 +258,13 @@ label_triples = small_shapes.flatmap(
 
 
 @given(label_triples)
-def test_agreement_is_strict_json_for_any_labels(labels):
+def test_agreement_is_strict_json_for_any_labels(labels: Any) -> None:
     json.dumps(agree(*labels), allow_nan=False)
 
 
 @given(label_triples, st.permutations(range(3)))
-def test_agreement_does_not_depend_on_how_the_axes_are_stored(labels, order):
-    def plain(result):
+def test_agreement_does_not_depend_on_how_the_axes_are_stored(labels: Any, order: Any) -> None:
+    def plain(result: Any) -> Any:
         return {name: value for name, value in result.items() if name not in ("distances", "per_component")}
 
     turned = [array.transpose(order) for array in labels]
@@ -271,7 +272,7 @@ def test_agreement_does_not_depend_on_how_the_axes_are_stored(labels, order):
     assert plain(agree(*turned, spacing=spacing)) == approximately(plain(agree(*labels)), 1e-5)
 
 
-def approximately(tree, rel=1e-9):
+def approximately(tree: Any, rel: float = 1e-9) -> Any:
     """Equal up to the order of summation."""
     if isinstance(tree, dict):
         return {name: approximately(value, rel) for name, value in tree.items()}
@@ -281,7 +282,7 @@ def approximately(tree, rel=1e-9):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
-def test_label_dtype_does_not_matter(dtype):
+def test_label_dtype_does_not_matter(dtype: Any) -> None:
     labels = [blobs(seed) for seed in range(3)]
     assert agree(*(array.astype(dtype) for array in labels)) == agree(*labels)
 
@@ -289,7 +290,7 @@ def test_label_dtype_does_not_matter(dtype):
 # --- size of the change -------------------------------------------------------------------------------------
 
 
-def scans(shape=(17, 20, 6), seed=0, scale=40.0, noise=3.0):
+def scans(shape: Any = (17, 20, 6), seed: int = 0, scale: float = 40.0, noise: float = 3.0) -> Any:
     """A smooth scan and the same with noise on all slices but the first, float32."""
     rng = np.random.default_rng(seed)
     clean = ndimage.gaussian_filter(rng.standard_normal(shape), 1.5) * scale * 10 - 100
@@ -298,7 +299,7 @@ def scans(shape=(17, 20, 6), seed=0, scale=40.0, noise=3.0):
     return clean.astype(np.float32), (clean + delta).astype(np.float32)
 
 
-def test_norms_of_a_change_known_by_hand():
+def test_norms_of_a_change_known_by_hand() -> None:
     clean = np.zeros((4, 5, 6), np.float32)
     adversarial = clean.copy()
     adversarial[0, 0, 0], adversarial[1, 2, 3] = 3, -4
@@ -312,7 +313,7 @@ def test_norms_of_a_change_known_by_hand():
 
 
 @pytest.mark.parametrize("data_range", [100.0, 4000.0])
-def test_psnr_equals_scikit_image(data_range):
+def test_psnr_equals_scikit_image(data_range: Any) -> None:
     clean, adversarial = scans()
     result = measure(clean, adversarial, data_range=data_range)
     both = clean.astype(float), adversarial.astype(float)
@@ -330,7 +331,7 @@ def test_psnr_equals_scikit_image(data_range):
 
 
 @pytest.mark.parametrize("axis", range(3))
-def test_ssim_is_that_of_the_slices(axis):
+def test_ssim_is_that_of_the_slices(axis: Any) -> None:
     clean, adversarial = scans((17, 20, 14))
     adversarial = adversarial.copy()
     adversarial.swapaxes(0, axis)[4] += np.random.default_rng(5).standard_normal(1) * 30
@@ -345,10 +346,10 @@ def test_ssim_is_that_of_the_slices(axis):
     assert result["data_range"] == 100.0
 
 
-def ssim_by_formula(x, y, data_range):
+def ssim_by_formula(x: Any, y: Any, data_range: Any) -> Any:
     """Wang et al. 2004, equation 13, with a Gaussian of sigma 1.5 cut at 5 pixels; inner pixels only."""
 
-    def blur(image):
+    def blur(image: Any) -> Any:
         return ndimage.gaussian_filter(image, 1.5, radius=5)
 
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
@@ -358,7 +359,7 @@ def ssim_by_formula(x, y, data_range):
     return ssim[5:-5, 5:-5].mean()
 
 
-def test_unchanged_slices_count_as_one():
+def test_unchanged_slices_count_as_one() -> None:
     clean, adversarial = scans((17, 20, 6))
     result = measure(clean, adversarial)["ssim"]
     changed = [
@@ -375,7 +376,7 @@ def test_unchanged_slices_count_as_one():
     assert result["mean"]["value"] == pytest.approx((1 + sum(changed)) / 6, abs=1e-12)
 
 
-def test_identical_scans():
+def test_identical_scans() -> None:
     clean, _ = scans()
     result = measure(clean, clean.copy())
     for name in ("psnr_db", "psnr_changed_slices_db", "low_frequency_share"):
@@ -386,7 +387,7 @@ def test_identical_scans():
 
 
 @pytest.mark.parametrize("shape", [(10, 30, 4), (30, 1, 4)])
-def test_slices_smaller_than_the_window_have_no_ssim(shape):
+def test_slices_smaller_than_the_window_have_no_ssim(shape: Any) -> None:
     clean, adversarial = scans(shape)
     result = measure(clean, adversarial)
     nothing = {"value": None, "reason": "slice_smaller_than_window"}
@@ -395,7 +396,7 @@ def test_slices_smaller_than_the_window_have_no_ssim(shape):
     assert result["psnr_db"]["value"] > 0
 
 
-def test_a_constant_scan_has_no_range():
+def test_a_constant_scan_has_no_range() -> None:
     clean = np.full((12, 12, 3), 7.0, np.float32)
     result = measure(clean, clean + 1, data_range=None)
     assert result["psnr_db"]["reason"] == result["ssim"]["mean"]["reason"] == "constant_image"
@@ -403,12 +404,12 @@ def test_a_constant_scan_has_no_range():
 
 
 @pytest.mark.parametrize("data_range", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_useless_data_range_is_refused(data_range):
+def test_a_useless_data_range_is_refused(data_range: Any) -> None:
     with pytest.raises(UsageError, match="data range"):
         measure(*scans(), data_range=data_range)
 
 
-def test_default_range_forgets_a_few_hot_voxels():
+def test_default_range_forgets_a_few_hot_voxels() -> None:
     clean = np.linspace(0, 1000, 100_000).reshape(100, 100, 10)
     clean[0, 0, :5] = 30_000
     found = plain(perturbation.default_data_range(clean))
@@ -416,13 +417,13 @@ def test_default_range_forgets_a_few_hot_voxels():
     assert "p99.9" in found["rule"]
 
 
-def test_default_range_of_a_nearly_empty_scan():
+def test_default_range_of_a_nearly_empty_scan() -> None:
     clean = np.zeros((30, 30, 30), np.float32)
     clean[3, 3, 3] = 12
     assert plain(perturbation.default_data_range(clean)) == {"value": 12.0, "rule": "max - min of the clean scan"}
 
 
-def test_no_data_range_means_the_default_and_says_so():
+def test_no_data_range_means_the_default_and_says_so() -> None:
     clean, adversarial = scans()
     default = plain(perturbation.default_data_range(clean))
     result = measure(clean, adversarial, data_range=None)
@@ -433,7 +434,7 @@ def test_no_data_range_means_the_default_and_says_so():
 # --- only what changed is looked at -------------------------------------------------------------------------
 
 
-def slowly(clean, adversarial, *, slice_axis, padding, data_range):
+def slowly(clean: Any, adversarial: Any, *, slice_axis: Any, padding: Any, data_range: Any) -> Any:
     """The same numbers from whole slices, none left out."""
     measured = np.ones(clean.shape, bool) if padding is None else ~padding
     delta = adversarial.astype(np.float64) - clean
@@ -479,7 +480,9 @@ def slowly(clean, adversarial, *, slice_axis, padding, data_range):
     st.booleans(),
     st.integers(0, 2**32 - 1),
 )
-def test_where_nothing_changed_nothing_is_missed(shape, order, kind, with_padding, seed):
+def test_where_nothing_changed_nothing_is_missed(
+    shape: Any, order: Any, kind: Any, with_padding: Any, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     clean = rng.normal(0, 100, shape).astype(np.float32)
     padding = rng.random(shape) < 0.3 if with_padding else None
@@ -530,7 +533,7 @@ def test_where_nothing_changed_nothing_is_missed(shape, order, kind, with_paddin
     "shape", [(16, 12, 5), (15, 12, 5), (15, 13, 4), (11, 1, 3)], ids=["even", "odd", "both odd", "a line"]
 )
 @pytest.mark.parametrize("axis", range(3))
-def test_low_frequency_share_equals_pywavelets(shape, axis):
+def test_low_frequency_share_equals_pywavelets(shape: Any, axis: Any) -> None:
     rng = np.random.default_rng(1)
     delta = np.moveaxis(rng.standard_normal(shape), 2, axis)
     kept = 0.0
@@ -545,7 +548,7 @@ def test_low_frequency_share_equals_pywavelets(shape, axis):
 @pytest.mark.parametrize(
     ("pattern", "share"), [(1, 1.0), ((-1) ** np.arange(12), 0.0)], ids=["constant", "checkerboard"]
 )
-def test_low_frequency_share_of_the_extremes(pattern, share):
+def test_low_frequency_share_of_the_extremes(pattern: Any, share: Any) -> None:
     delta = np.ones((12, 12, 2)) * np.reshape(pattern, (-1, 1, 1)) * np.reshape(pattern, (1, -1, 1))
     assert measure(np.zeros_like(delta), delta)["low_frequency_share"]["value"] == share
 
@@ -553,7 +556,7 @@ def test_low_frequency_share_of_the_extremes(pattern, share):
 # --- many predictions of one scan ---------------------------------------------------------------------------
 
 
-def reached_by(prediction, target, clean, classes, *, overlapping=False):
+def reached_by(prediction: Any, target: Any, clean: Any, classes: Any, *, overlapping: bool = False) -> Any:
     return plain(agreement.reach(prediction, target, clean, classes=classes, overlapping=overlapping))
 
 
@@ -569,7 +572,7 @@ region_maps = st.integers(1, 3).flatmap(
 
 @settings(max_examples=40)
 @given(class_maps.map(lambda made: (*made, False)) | region_maps.map(lambda made: (*made, True)))
-def test_reach_equals_agreement(made):
+def test_reach_equals_agreement(made: Any) -> None:
     classes, prediction, target, clean, overlapping = made
     how = {"names": [str(n) for n in range(classes)], "overlapping": overlapping, "spacing": SPACING}
     found = reached_by(prediction, target, clean, classes, overlapping=overlapping)
@@ -583,7 +586,7 @@ def test_reach_equals_agreement(made):
     json.dumps(found, allow_nan=False)
 
 
-def test_reach_of_a_volume_counted_by_hand():
+def test_reach_of_a_volume_counted_by_hand() -> None:
     clean = np.array([1, 1, 1, 0, 0, 0, 0, 2]).reshape(2, 2, 2)
     target = np.array([0, 0, 1, 1, 1, 0, 0, 0]).reshape(2, 2, 2)
     prediction = np.array([0, 1, 1, 1, 2, 1, 0, 2]).reshape(2, 2, 2)
@@ -595,7 +598,7 @@ def test_reach_of_a_volume_counted_by_hand():
     }
 
 
-def test_reach_of_overlapping_regions_counts_a_voxel_once_for_each():
+def test_reach_of_overlapping_regions_counts_a_voxel_once_for_each() -> None:
     clean, target, prediction = (
         np.array(regions).reshape(2, 4, 1, 1)
         for regions in ([[1, 1, 0, 0], [1, 0, 0, 0]], [[1, 1, 1, 1], [0, 0, 0, 0]], [[1, 1, 1, 0], [1, 1, 0, 0]])
@@ -608,7 +611,7 @@ def test_reach_of_overlapping_regions_counts_a_voxel_once_for_each():
     }
 
 
-def test_reach_says_why_it_knows_nothing():
+def test_reach_says_why_it_knows_nothing() -> None:
     nothing = {"value": None, "reason": "nothing_to_change"}
     assert reached_by(EMPTY, EMPTY, EMPTY, 2) == {
         "target_iou": {"value": None, "reason": "target_has_no_foreground"},
@@ -627,7 +630,7 @@ image_pairs = st.tuples(st.integers(1, 13), st.integers(1, 13), st.integers(1, 3
 
 
 @given(image_pairs, st.integers(0, 2), st.none() | st.floats(1e-3, 1e4))
-def test_size_is_strict_json_for_any_scan(pair, axis, data_range):
+def test_size_is_strict_json_for_any_scan(pair: Any, axis: Any, data_range: Any) -> None:
     result = measure(*pair, slice_axis=axis, data_range=data_range)
     json.dumps(result, allow_nan=False)
     share = result["low_frequency_share"]["value"]
@@ -635,7 +638,7 @@ def test_size_is_strict_json_for_any_scan(pair, axis, data_range):
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))), ids=str)
-def test_size_does_not_depend_on_how_the_axes_are_stored(order):
+def test_size_does_not_depend_on_how_the_axes_are_stored(order: Any) -> None:
     clean, adversarial = scans()
     turned = measure(
         clean.transpose(order),
@@ -646,18 +649,18 @@ def test_size_does_not_depend_on_how_the_axes_are_stored(order):
     assert turned == approximately(measure(clean, adversarial))
 
 
-def test_integer_scans_are_not_subtracted_as_integers():
+def test_integer_scans_are_not_subtracted_as_integers() -> None:
     """In uint8, 0 - 1 is 255."""
     clean = np.full((12, 12, 2), 1, np.uint8)
     assert measure(clean, clean - 1)["linf"]["native"] == 1.0
 
 
-def test_padding_is_no_part_of_any_mean_or_range():
+def test_padding_is_no_part_of_any_mean_or_range() -> None:
     rng = np.random.default_rng(0)
     clean = rng.normal(size=(24, 20, 5)).astype(np.float32)
     after = clean.copy()
     after[4:9, 3:12, 1:3] += 0.1
-    how = {"unit": 2.0, "data_range": None, "slice_axis": 2, "spacing": (1, 1, 2)}
+    how: Any = {"unit": 2.0, "data_range": None, "slice_axis": 2, "spacing": (1, 1, 2)}
     alone = plain(perturbation.size(clean, after, **how))
     wide, changed = (np.concatenate([np.full((9, 20, 5), -2000, np.float32), array]) for array in (clean, after))
     padding = wide == -2000
@@ -672,7 +675,7 @@ def test_padding_is_no_part_of_any_mean_or_range():
 # --- other programs, on masks of every kind ------------------------------------------------------------------
 
 
-def _masks(kind):
+def _masks(kind: Any) -> Any:
     """(prediction, target) of one class, (16, 14, 12)."""
     empty, full = np.zeros((16, 14, 12), int), np.ones((16, 14, 12), int)
     dot, blob, other = empty.copy(), blobs(3, empty.shape, 2), blobs(4, empty.shape, 2)
@@ -698,7 +701,7 @@ SPACINGS = ((1.0, 1.0, 1.0), (0.5, 0.5, 5.0), (2.0, 0.7, 1.3))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_overlap_equals_scikit_learn(kind):
+def test_overlap_equals_scikit_learn(kind: Any) -> None:
     prediction, target = _masks(kind)
     (entry,) = agree(prediction, target, names=("background", "organ"))["per_class"]
     pairs = {"iou": jaccard_score, "dice": f1_score}
@@ -712,7 +715,7 @@ def test_overlap_equals_scikit_learn(kind):
 @pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*:UserWarning")
 @pytest.mark.parametrize("spacing", SPACINGS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_distances_equal_monai_on_the_whole_volume(kind, spacing):
+def test_distances_equal_monai_on_the_whole_volume(kind: Any, spacing: Any) -> None:
     prediction, target = _masks(kind)
     (entry,) = agree(prediction, target, names=("background", "organ"), spacing=spacing)["per_class"]
     if kind in ("nothing drawn", "nothing wanted", "both empty"):
@@ -728,7 +731,7 @@ def test_distances_equal_monai_on_the_whole_volume(kind, spacing):
 
 
 @given(label_triples)
-def test_the_short_form_says_what_the_long_one_does(labels):
+def test_the_short_form_says_what_the_long_one_does(labels: Any) -> None:
     prediction, target, clean = (each.astype(int) for each in labels)
     short = plain(agreement.reach(prediction, target, clean, classes=3, overlapping=False))
     long = agree(prediction, target, clean)
@@ -739,7 +742,7 @@ def test_the_short_form_says_what_the_long_one_does(labels):
 
 
 @given(small_shapes.flatmap(lambda shape: st.tuples(*[arrays(np.uint8, (2, *shape), elements=st.integers(0, 1))] * 3)))
-def test_the_short_form_of_regions_too(regions):
+def test_the_short_form_of_regions_too(regions: Any) -> None:
     prediction, target, clean = (each.astype(int) for each in regions)
     short = plain(agreement.reach(prediction, target, clean, classes=2, overlapping=True))
     long = plain(agreement.agreement_of_regions(prediction, target, clean, region_names=("a", "b"), spacing=SPACING))

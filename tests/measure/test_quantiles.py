@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ ranks = st.lists(st.floats(0, 100) | st.sampled_from([0.1, 50.0, 99.9]), min_siz
 
 @settings(max_examples=150)
 @given(scans, ranks, st.integers(1, 40), st.sampled_from([np.float32, np.float64]))
-def test_they_are_those_of_numpy(values, ranks, block, precision):
+def test_they_are_those_of_numpy(values: Any, ranks: Any, block: Any, precision: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quantiles, "_BLOCK", block)
         found = percentiles(values, ranks, precision=precision)
@@ -33,19 +34,19 @@ def test_they_are_those_of_numpy(values, ranks, block, precision):
 
 @settings(max_examples=60)
 @given(scans, ranks, st.integers(0, 2**32 - 1))
-def test_only_what_counts_is_counted(values, ranks, seed):
+def test_only_what_counts_is_counted(values: Any, ranks: Any, seed: int) -> None:
     where = np.random.default_rng(seed).random(values.shape) < 0.5
     where.flat[0] = True
     assert percentiles(values, ranks, where=where) == np.percentile(values[where], ranks).tolist()
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.float64, np.uint8])
-def test_other_types_too(dtype):
+def test_other_types_too(dtype: Any) -> None:
     values = (100 * np.random.default_rng(0).random((7, 8, 9))).astype(dtype)
     assert percentiles(values, (0.1, 99.9)) == np.percentile(values, (0.1, 99.9)).tolist()
 
 
-def test_a_large_scan_is_not_copied():
+def test_a_large_scan_is_not_copied() -> None:
     values = np.random.default_rng(0).standard_normal((64, 256, 256), dtype=np.float32)
     tracemalloc.start()
     percentiles(values, (0.1, 99.9))

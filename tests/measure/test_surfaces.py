@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from mafl_cli.measure import surfaces
 from mafl_cli.measure.surfaces import surface_metrics
 
 
-def of_monai(prediction, target, spacing):
+def of_monai(prediction: Any, target: Any, spacing: Any) -> Any:
     one, other = (torch.from_numpy(mask)[None, None] for mask in (prediction, target))
     how = {"include_background": True, "spacing": list(spacing)}
     with warnings.catch_warnings():
@@ -26,17 +27,17 @@ def of_monai(prediction, target, spacing):
     return float(hd95), float(nsd)
 
 
-def blob(rng, shape, smooth=1.5):
+def blob(rng: Any, shape: Any, smooth: float = 1.5) -> Any:
     return ndimage.gaussian_filter(rng.standard_normal(shape), smooth) > 0.02
 
 
-def one_voxel(shape, *index):
+def one_voxel(shape: Any, *index: Any) -> Any:
     mask = np.zeros(shape, bool)
     mask[index] = True
     return mask
 
 
-def pair(kind, rng, shape):
+def pair(kind: Any, rng: Any, shape: Any) -> Any:
     """(prediction, target), both with voxels as a rule."""
     if kind == "noise":
         return rng.random(shape) < rng.random(), rng.random(shape) < rng.random()
@@ -67,7 +68,9 @@ spacings = st.tuples(*[st.sampled_from([0.3, 0.5, 0.7, 0.8, 1.0, 1.5, 3.0, 5.0])
     st.sampled_from([3, 40, 10**6]),
     st.sampled_from([0.5, 4.0]),
 )
-def test_distances_are_those_of_monai(kind, shape, spacing, seed, in_tree, first_reach):
+def test_distances_are_those_of_monai(
+    kind: Any, shape: Any, spacing: Any, seed: int, in_tree: Any, first_reach: Any
+) -> None:
     """However many voxels are searched together, and however far around at first."""
     prediction, target = pair(kind, np.random.default_rng(seed), shape)
     if not (prediction.any() and target.any()):
@@ -79,31 +82,30 @@ def test_distances_are_those_of_monai(kind, shape, spacing, seed, in_tree, first
 
 
 @pytest.mark.parametrize("axis", range(3))
-def test_of_a_single_slice_they_are_those_in_its_plane(axis):
+def test_of_a_single_slice_they_are_those_in_its_plane(axis: Any) -> None:
     rng = np.random.default_rng(axis)
     prediction, target = blob(rng, (20, 17)), blob(rng, (20, 17))
     spacing = [0.7, 1.5]
     expected = of_monai(prediction, target, spacing)
     spacing.insert(axis, 3.0)
     flat = [n == axis for n in range(3)]
-    assert surface_metrics(*(np.expand_dims(mask, axis) for mask in (prediction, target)), spacing, flat=flat) == (
-        expected
-    )
+    both = [np.expand_dims(mask, axis) for mask in (prediction, target)]
+    assert surface_metrics(both[0], both[1], spacing, flat=flat) == expected
 
 
-def test_a_box_around_both_masks_is_enough():
+def test_a_box_around_both_masks_is_enough() -> None:
     rng = np.random.default_rng(0)
     prediction, target = blob(rng, (9, 8, 7)), blob(rng, (9, 8, 7))
-    around = tuple(np.pad(mask, ((4, 0), (0, 5), (2, 3))) for mask in (prediction, target))
-    assert surface_metrics(prediction, target, (1.0, 2.0, 0.7)) == of_monai(*around, (1.0, 2.0, 0.7))
+    around: Any = [np.pad(mask, ((4, 0), (0, 5), (2, 3))) for mask in (prediction, target)]
+    assert surface_metrics(prediction, target, (1.0, 2.0, 0.7)) == of_monai(around[0], around[1], (1.0, 2.0, 0.7))
 
 
-def test_a_small_difference_is_not_paid_for_with_the_whole_surface(monkeypatch):
+def test_a_small_difference_is_not_paid_for_with_the_whole_surface(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is searched are the few voxels that differ, among those around them."""
     searched = []
     search = surfaces._search
 
-    def counted(points, rows, surface, *others):
+    def counted(points: Any, rows: Any, surface: Any, *others: Any) -> Any:
         searched.append(len(rows))
         return search(points, rows, surface, *others)
 
@@ -117,7 +119,7 @@ def test_a_small_difference_is_not_paid_for_with_the_whole_surface(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_percentile_is_that_of_torch(kind):
+def test_the_percentile_is_that_of_torch(kind: Any) -> None:
     """The zeros of voxels that both surfaces have count in it, though nobody looked at them."""
     prediction, target = pair(kind, np.random.default_rng(3), (15, 14, 13))
     one, other = surfaces._voxel_edges(prediction), surfaces._voxel_edges(target)

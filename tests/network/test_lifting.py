@@ -27,6 +27,8 @@ def image(*shape: int, seed: int = 0) -> Tensor:
 class Base(nn.Module):
     """Bright voxels are class 1: a mean of the neighbourhood against 0.35."""
 
+    seen: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv2d(1, 4, 3, padding=1)

@@ -9,6 +9,7 @@ import random
 import warnings
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def traced(net: nn.Module) -> Any:
     first = next(p for p in net.parameters() if p.ndim > 3)
     size = (2, first.shape[1], *(16,) * (first.ndim - 2))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # their norms look at the size of the input
+        # Their norms look at the size of the input.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         return torch.jit.trace(net.eval(), image(*size))
 
 
@@ -71,6 +73,10 @@ def lambda_net(forward: Callable[[Tensor], Any], dims: int = 2, classes: int = 3
             return forward(scale * self.conv(x))
 
     return torch.jit.trace(Net().eval(), image(2, 1, *(16,) * dims), strict=False, check_trace=False)
+
+
+def _logits(network: Any, x: Tensor) -> Any:
+    return network(x).logits
 
 
 def with_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -364,7 +370,7 @@ def test_a_lower_precision_searches_and_float32_judges(tmp_path: Path) -> None:
         if "convolution" in str(node.target)
     }
     assert dtypes == {torch.bfloat16}
-    rough, fine = (with_gradient(lambda x, net=net: net(x).logits, x) for net in (segmenter, segmenter.exact))
+    rough, fine = (with_gradient(partial(_logits, net), x) for net in (segmenter, segmenter.exact))
     assert rough[0].dtype == rough[1].dtype == torch.float32
     assert not torch.equal(rough[0], fine[0])
     for a, b in zip(rough, fine, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import highdicom
 import numpy as np
@@ -24,7 +25,7 @@ HOW = "MAFL ADVERSARIAL - NOT FOR CLINICAL USE. Adversarial perturbation by mafl
 
 
 @pytest.fixture(params=["series", "enhanced"])
-def source(request, tmp_path):
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     if request.param == "enhanced":
         write_enhanced(tmp_path / "ct.dcm", PIXELS, AFFINE, slopes=SLOPES)
         return tmp_path / "ct.dcm"
@@ -33,7 +34,7 @@ def source(request, tmp_path):
 
 
 @pytest.fixture
-def written(source, tmp_path):
+def written(source: Any, tmp_path: Path) -> Any:
     """The source, what was to be written, and the folder it was written to."""
     scan = read_dicom(source)
     data = scan.data.copy()
@@ -42,7 +43,7 @@ def written(source, tmp_path):
     return scan, data, tmp_path / "out"
 
 
-def test_the_values_are_the_nearest_that_each_slice_can_store(written):
+def test_the_values_are_the_nearest_that_each_slice_can_store(written: Any) -> None:
     scan, data, out = written
     again = read_dicom(out)
     assert np.abs(again.data - data).max() <= 1.0 + 1e-3  # half of the largest slope
@@ -51,7 +52,7 @@ def test_the_values_are_the_nearest_that_each_slice_can_store(written):
     np.testing.assert_array_equal(again.stored[untouched], scan.stored[untouched])
 
 
-def test_every_reader_sees_one_volume_at_the_same_place(written):
+def test_every_reader_sees_one_volume_at_the_same_place(written: Any) -> None:
     scan, _, out = written
     again = read_dicom(out)
     assert same_space(scan.shape, scan.affine, again.shape, again.affine)
@@ -76,7 +77,7 @@ def test_every_reader_sees_one_volume_at_the_same_place(written):
     np.testing.assert_allclose(volume.array[i, j, k], again.data[4, 5, 3], atol=1e-3)
 
 
-def test_what_a_derived_image_must_say(written):
+def test_what_a_derived_image_must_say(written: Any) -> None:
     scan, _, out = written
     new = [pydicom.dcmread(file) for file in sorted(out.iterdir())]
     old = list(scan.datasets)
@@ -116,7 +117,7 @@ def test_what_a_derived_image_must_say(written):
         assert after.InstanceCreationDate
 
 
-def test_the_source_stays_as_it_is(source, tmp_path):
+def test_the_source_stays_as_it_is(source: Any, tmp_path: Path) -> None:
     files = sorted(source.iterdir()) if source.is_dir() else [source]
     before = [file.read_bytes() for file in files]
     scan = read_dicom(source)
@@ -126,10 +127,10 @@ def test_the_source_stays_as_it_is(source, tmp_path):
     assert [dataset.to_json() for dataset in scan.datasets] == kept
 
 
-def test_what_is_stale_or_private_or_personal_is_gone(tmp_path):
+def test_what_is_stale_or_private_or_personal_is_gone(tmp_path: Path) -> None:
     marker, code = "MARKER", Dataset()
     code.CodeMeaning = marker
-    personal = {
+    personal: Any = {
         "SmallestImagePixelValue": 3,
         "LargestImagePixelValue": 5,
         "InstitutionName": marker,
@@ -159,12 +160,12 @@ def test_what_is_stale_or_private_or_personal_is_gone(tmp_path):
         assert not [element for element in dataset if element.tag.is_private or element.tag.group == 0x6000]
 
 
-def test_every_attribute_of_the_lists_exists():
+def test_every_attribute_of_the_lists_exists() -> None:
     lists = (kept._ELSEWHERE, kept._STALE, kept._UIDS, kept._TIMES, kept._TYPE_2, kept._STAND_INS, kept._TEXTS)
     assert not [keyword for each in lists for keyword in each if tag_for_keyword(keyword) is None]
 
 
-def test_twelve_bits_are_never_left(tmp_path):
+def test_twelve_bits_are_never_left(tmp_path: Path) -> None:
     pixels = np.full((5, 6, 4), 2040, np.int16)
     pixels[0] = -2040
     write_ct(tmp_path / "ct", pixels, AFFINE, BitsStored=12, HighBit=11, inter=0.0)
@@ -175,8 +176,9 @@ def test_twelve_bits_are_never_left(tmp_path):
 
 
 @pytest.mark.parametrize("lossy", [False, True])
-def test_a_lossy_past_is_not_forgotten(tmp_path, lossy):
-    write_ct(tmp_path / "ct", PIXELS, AFFINE, **({"LossyImageCompression": "01"} if lossy else {}))
+def test_a_lossy_past_is_not_forgotten(tmp_path: Path, lossy: Any) -> None:
+    compression: Any = {"LossyImageCompression": "01"} if lossy else {}
+    write_ct(tmp_path / "ct", PIXELS, AFFINE, **compression)
     scan = read_dicom(tmp_path / "ct")
     write.write_series(tmp_path / "out", scan, scan.data + 5, HOW)
     said = pydicom.dcmread(tmp_path / "out" / "0001.dcm").get("LossyImageCompression")
@@ -187,7 +189,7 @@ def test_a_lossy_past_is_not_forgotten(tmp_path, lossy):
     ("name", "said"),
     [("JPEGLSNearLossless_16.dcm", "01"), ("MR_small_jpeg_ls_lossless.dcm", "00"), ("MR_small_RLE.dcm", "00")],
 )
-def test_how_the_source_was_compressed_is_said(tmp_path, name, said):
+def test_how_the_source_was_compressed_is_said(tmp_path: Path, name: Any, said: Any) -> None:
     scan = read_dicom(Path(pydicom.__file__).parent / "data" / "test_files" / name)
     write.write_series(tmp_path / "out", scan, scan.data + 5, HOW)
     assert pydicom.dcmread(tmp_path / "out" / "0001.dcm").LossyImageCompression == said
@@ -196,12 +198,12 @@ def test_how_the_source_was_compressed_is_said(tmp_path, name, said):
 # --- masks --------------------------------------------------------------------------------------------------------
 
 
-def write_labels(path, scan):
+def write_labels(path: Any, scan: Any) -> Any:
     masks = np.stack([labels() == 1, labels() == 2])
     return seg.write_seg(path, scan, masks, ["liver", "tumour"], description="MAFL TARGET - NOT FOR CLINICAL USE")
 
 
-def test_masks_come_back_with_their_empty_frames(source, tmp_path):
+def test_masks_come_back_with_their_empty_frames(source: Any, tmp_path: Path) -> None:
     scan = read_dicom(source)
     assert write_labels(tmp_path / "mask.dcm", scan) is None
     assert seg.is_seg(tmp_path / "mask.dcm")
@@ -216,7 +218,7 @@ def test_masks_come_back_with_their_empty_frames(source, tmp_path):
     assert [segment.SegmentLabel for segment in written.SegmentSequence] == ["liver", "tumour"]
 
 
-def test_a_seg_of_another_scan_is_refused(source, tmp_path):
+def test_a_seg_of_another_scan_is_refused(source: Any, tmp_path: Path) -> None:
     scan = read_dicom(source)
     write_labels(tmp_path / "mask.dcm", scan)
     moved = AFFINE.copy()
@@ -229,7 +231,9 @@ def test_a_seg_of_another_scan_is_refused(source, tmp_path):
     assert found.sum() == labels().sum()
 
 
-def test_without_highdicom_masks_are_read_and_what_writes_them_is_said(source, tmp_path, monkeypatch):
+def test_without_highdicom_masks_are_read_and_what_writes_them_is_said(
+    source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scan = read_dicom(source)
     write_labels(tmp_path / "mask.dcm", scan)
     monkeypatch.setattr(seg, "available", lambda: False)
@@ -238,7 +242,7 @@ def test_without_highdicom_masks_are_read_and_what_writes_them_is_said(source, t
     assert not (tmp_path / "again.dcm").exists()
 
 
-def test_overlapping_segments_are_no_label_map(source, tmp_path):
+def test_overlapping_segments_are_no_label_map(source: Any, tmp_path: Path) -> None:
     scan = read_dicom(source)
     both = np.stack([labels() > 0, labels() == 2])
     assert seg.write_seg(tmp_path / "mask.dcm", scan, both, ["a", "b"], description="X") is None
@@ -250,13 +254,13 @@ def test_overlapping_segments_are_no_label_map(source, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["one slice", "sheared", "sparse", "label map", "another character set"])
-def test_frames_are_placed_by_their_coordinates(tmp_path, kind):
+def test_frames_are_placed_by_their_coordinates(tmp_path: Path, kind: Any) -> None:
     affine = AFFINE.copy()
     if kind == "sheared":
         affine[1, 2] = 0.9
     pixels = PIXELS[:, :, 2:3] if kind == "one slice" else PIXELS
     drawn = labels()[:, :, 2:3] if kind == "one slice" else labels()
-    changes = {"SpecificCharacterSet": ["", "ISO 2022 IR 87"]} if kind == "another character set" else {}
+    changes: Any = {"SpecificCharacterSet": ["", "ISO 2022 IR 87"]} if kind == "another character set" else {}
     write_ct(tmp_path / "ct", pixels, affine, **changes)
     scan = read_dicom(tmp_path / "ct")
     masks = np.stack([drawn == 1, drawn == 2])[: 1 if kind == "one slice" else 2]
@@ -278,7 +282,7 @@ def test_frames_are_placed_by_their_coordinates(tmp_path, kind):
     assert source_file.resampled is None
 
 
-def test_what_a_source_lacks_is_made_up_once(tmp_path):
+def test_what_a_source_lacks_is_made_up_once(tmp_path: Path) -> None:
     write_ct(tmp_path / "ct", PIXELS, AFFINE)
     for path in (tmp_path / "ct").iterdir():
         dataset = pydicom.dcmread(path)
@@ -295,7 +299,7 @@ def test_what_a_source_lacks_is_made_up_once(tmp_path):
     assert new[0].SOPClassUID == pydicom.uid.CTImageStorage
 
 
-def test_an_enhanced_object_says_how_its_frames_were_derived(tmp_path):
+def test_an_enhanced_object_says_how_its_frames_were_derived(tmp_path: Path) -> None:
     source = write_enhanced(tmp_path / "ct.dcm", PIXELS, AFFINE, slopes=SLOPES)
     source.ConcatenationUID, source.InConcatenationNumber = pydicom.uid.generate_uid(), 1
     source.DeviceSerialNumber = "SECRET"
@@ -309,7 +313,7 @@ def test_an_enhanced_object_says_how_its_frames_were_derived(tmp_path):
     assert new.DeviceSerialNumber == "none"
 
 
-def test_overlays_and_curves_of_any_group_are_gone(tmp_path):
+def test_overlays_and_curves_of_any_group_are_gone(tmp_path: Path) -> None:
     datasets = write_ct(tmp_path / "ct", PIXELS, AFFINE, ClinicalTrialSponsorName="S", ReviewerName="Jane")
     for dataset, path in zip(datasets, sorted((tmp_path / "ct").iterdir()), strict=True):
         dataset.add_new((0x6002, 0x1500), "LO", "Jane burned in")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pydicom
 import pytest
@@ -22,13 +25,13 @@ PIXELS = np.random.default_rng(0).integers(0, 1000, (9, 11, 6)).astype(np.int16)
 
 
 @pytest.fixture
-def ct(tmp_path):
+def ct(tmp_path: Path) -> Any:
     write_ct(tmp_path / "ct", PIXELS, AFFINE)
     return tmp_path / "ct"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     import torch
 
     path = tmp_path_factory.mktemp("model") / "model.ts"
@@ -39,7 +42,7 @@ def model(tmp_path_factory):
 # --- bits ---------------------------------------------------------------------------------------------------------
 
 
-def write_with_bits(folder, values, stored, signed):
+def write_with_bits(folder: Path, values: Any, stored: Any, signed: Any) -> None:
     """Values (I, J, K), each slice stored in its own bits and sign, with something in the bits that mean nothing."""
     for k, dataset in enumerate(write_ct(folder, values.astype(np.uint16), AFFINE, shuffle=False, inter=0.0)):
         bits = values[..., k].T.astype(np.int64) & (2 ** stored[k] - 1) | (0x5A5A << stored[k])
@@ -51,7 +54,7 @@ def write_with_bits(folder, values, stored, signed):
 
 @settings(max_examples=8)
 @given(data=st.data())
-def test_bits_and_sign_may_differ_from_slice_to_slice(tmp_path_factory, data):
+def test_bits_and_sign_may_differ_from_slice_to_slice(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     folder = tmp_path_factory.mktemp("bits")
     stored = data.draw(st.lists(st.sampled_from([10, 12, 16]), min_size=4, max_size=4))
     signed = data.draw(st.lists(st.sampled_from([0, 1]), min_size=4, max_size=4))
@@ -79,7 +82,7 @@ def test_bits_and_sign_may_differ_from_slice_to_slice(tmp_path_factory, data):
     np.testing.assert_array_equal(again.data, by_simpleitk_slices(folder / "out"))
 
 
-def by_simpleitk_slices(folder):
+def by_simpleitk_slices(folder: Path) -> Any:
     """Values (I, J, K) by GDCM, slice by slice: as a series it reads all with the first one's type."""
     slices = {}
     for file in folder.iterdir():
@@ -91,7 +94,7 @@ def by_simpleitk_slices(folder):
     return np.stack([slices[z] for z in sorted(slices)], axis=-1)
 
 
-def test_padding_has_the_sign_of_its_slice(tmp_path):
+def test_padding_has_the_sign_of_its_slice(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 400, (5, 6, 2))
     values[0] = [-512, 512]
     write_with_bits(tmp_path / "ct", values, [10, 10], [1, 0])
@@ -99,7 +102,7 @@ def test_padding_has_the_sign_of_its_slice(tmp_path):
     np.testing.assert_array_equal(read_dicom(tmp_path / "ct").padding, np.abs(values) == 512)
 
 
-def test_an_attack_ends_within_the_bits_of_each_slice(tmp_path, model):
+def test_an_attack_ends_within_the_bits_of_each_slice(tmp_path: Path, model: Any) -> None:
     values = np.random.default_rng(0).integers(0, 1000, (24, 20, 4))
     write_with_bits(tmp_path / "ct", values, [10, 12, 10, 16], [0, 1, 0, 1])
     rewrite(tmp_path / "ct", lambda dataset: setattr(dataset, "RescaleSlope", 1))
@@ -115,7 +118,7 @@ def test_an_attack_ends_within_the_bits_of_each_slice(tmp_path, model):
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_numbers_in_other_bits_than_the_lowest_are_refused(ct, many, model, tmp_path):
+def test_numbers_in_other_bits_than_the_lowest_are_refused(ct: Any, many: Any, model: Any, tmp_path: Path) -> None:
     rewrite(ct, lambda d: (setattr(d, "BitsStored", 12), setattr(d, "HighBit", 11)))
     rewrite(ct, lambda d: setattr(d, "HighBit", 15), lambda d: many or d.InstanceNumber == 2)
     result = mafl("attack", ct, "--target", "erase:1", "--model", model, "-o", tmp_path / "out")
@@ -125,7 +128,7 @@ def test_numbers_in_other_bits_than_the_lowest_are_refused(ct, many, model, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_slices_that_differ_in_sign_alone_are_one_volume_for_simpleitk_too(tmp_path):
+def test_slices_that_differ_in_sign_alone_are_one_volume_for_simpleitk_too(tmp_path: Path) -> None:
     write_ct(tmp_path / "ct", PIXELS, AFFINE)
     rewrite(tmp_path / "ct", lambda d: setattr(d, "PixelRepresentation", 0), lambda d: d.InstanceNumber % 2)
     values, place = by_simpleitk(tmp_path / "ct")
@@ -138,7 +141,7 @@ def test_slices_that_differ_in_sign_alone_are_one_volume_for_simpleitk_too(tmp_p
 
 
 @pytest.mark.parametrize("where", [(2,), (2, 4, 6)])
-def test_no_advice_leads_to_every_second_slice(ct, where):
+def test_no_advice_leads_to_every_second_slice(ct: Any, where: Any) -> None:
     rewrite(ct, lambda d: setattr(d, "PixelSpacing", [0.9, 0.9]), lambda d: d.InstanceNumber in where)
     with pytest.raises(
         GeometryError, match=r"in pixel spacing, and lie among them: no stack is a volume by itself"
@@ -150,7 +153,7 @@ def test_no_advice_leads_to_every_second_slice(ct, where):
             read_dicom(ct, series=series, allow_gaps=len(where) > 1)
 
 
-def test_parts_that_lie_apart_can_be_chosen(ct):
+def test_parts_that_lie_apart_can_be_chosen(ct: Any) -> None:
     rewrite(ct, lambda d: setattr(d, "PixelSpacing", [0.9, 0.9]), lambda d: d.InstanceNumber > 3)
     with pytest.raises(GeometryError, match=r"take one stack with --series NUMBER"):
         read_dicom(ct)
@@ -160,8 +163,8 @@ def test_parts_that_lie_apart_can_be_chosen(ct):
 # --- pictures that are no slices ----------------------------------------------------------------------------------
 
 
-def as_picture(*kinds, **changes):
-    def change(dataset):
+def as_picture(*kinds: Any, **changes: Any) -> Any:
+    def change(dataset: Any) -> None:
         dataset.ImageType = ["DERIVED", "SECONDARY", *kinds]
         for keyword, value in changes.items():
             setattr(dataset, keyword, value)
@@ -183,7 +186,7 @@ FLAVOURS = [
 
 
 @pytest.mark.parametrize(("kinds", "what"), FLAVOURS)
-def test_a_picture_that_is_no_slice_is_left_aside_or_refused(ct, kinds, what):
+def test_a_picture_that_is_no_slice_is_left_aside_or_refused(ct: Any, kinds: Any, what: Any) -> None:
     rewrite(ct, as_picture(*kinds), lambda d: d.InstanceNumber == 6)
     scan = read_dicom(ct)
     assert scan.shape == (9, 11, 5)
@@ -197,13 +200,13 @@ def test_a_picture_that_is_no_slice_is_left_aside_or_refused(ct, kinds, what):
     assert f"is {what}" in chosen.warnings[0]
 
 
-def test_reformats_and_what_was_derived_are_slices(ct):
+def test_reformats_and_what_was_derived_are_slices(ct: Any) -> None:
     for kinds in (["MPR"], ["AXIAL", "REFORMATTED"], ["M", "ND", "NORM"], []):
         rewrite(ct, as_picture(*kinds))
         assert read_dicom(ct).warnings == ()
 
 
-def test_what_the_user_chose_comes_back_from_its_result_folder(ct, tmp_path, model):
+def test_what_the_user_chose_comes_back_from_its_result_folder(ct: Any, tmp_path: Path, model: Any) -> None:
     rewrite(ct, as_picture("LOCALIZER", RescaleIntercept=-500))
     result = mafl(
         "attack", ct, "--target", "erase:1", "--model", model, "-o", tmp_path / "out", "--steps", 1, "--series", 1,
@@ -216,8 +219,8 @@ def test_what_the_user_chose_comes_back_from_its_result_folder(ct, tmp_path, mod
 
 
 @pytest.mark.parametrize("how", ["image type", "frame type", "private"])
-def test_a_mosaic_is_refused(ct, tmp_path, how):
-    def tiled(dataset):
+def test_a_mosaic_is_refused(ct: Any, tmp_path: Path, how: Any) -> None:
+    def tiled(dataset: Any) -> None:
         if how == "image type":
             dataset.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
         else:
@@ -242,7 +245,7 @@ def test_a_mosaic_is_refused(ct, tmp_path, how):
         assert scan.warnings == ("ct: only the slices of one series are read; left aside: 6 x a mosaic.",)
 
 
-def test_frames_that_are_no_slices_stand_apart_in_a_multi_frame_file(tmp_path):
+def test_frames_that_are_no_slices_stand_apart_in_a_multi_frame_file(tmp_path: Path) -> None:
     made = write_enhanced(tmp_path / "ct.dcm", PIXELS, AFFINE, slopes=[1.0] * 6)
     del made.SharedFunctionalGroupsSequence[0].CTImageFrameTypeSequence
     for number, item in enumerate(made.PerFrameFunctionalGroupsSequence):
@@ -258,8 +261,8 @@ def test_frames_that_are_no_slices_stand_apart_in_a_multi_frame_file(tmp_path):
 
 
 @pytest.mark.parametrize(("modality", "refused"), [("CT", True), ("CR", False), ("OT", False)])
-def test_a_capture_without_a_place(ct, modality, refused):
-    def capture(dataset):
+def test_a_capture_without_a_place(ct: Any, modality: Any, refused: Any) -> None:
+    def capture(dataset: Any) -> None:
         dataset.SOPClassUID, dataset.ConversionType = SecondaryCaptureImageStorage, "WSD"
         dataset.Modality, dataset.SeriesInstanceUID, dataset.SeriesNumber = modality, "1.2.3.4.5.6", 9
         del dataset.ImagePositionPatient, dataset.ImageOrientationPatient
@@ -276,12 +279,12 @@ def test_a_capture_without_a_place(ct, modality, refused):
         assert "is a Secondary Capture" in read_dicom(alone).warnings[0]
 
 
-def test_a_series_of_captures_with_places_is_a_series(ct):
+def test_a_series_of_captures_with_places_is_a_series(ct: Any) -> None:
     rewrite(ct, lambda d: setattr(d, "SOPClassUID", SecondaryCaptureImageStorage))
     assert read_dicom(ct).warnings == ()
 
 
-def test_tiles_of_a_slide_are_no_scan(tmp_path):
+def test_tiles_of_a_slide_are_no_scan(tmp_path: Path) -> None:
     made = write_enhanced(tmp_path / "slide.dcm", PIXELS, AFFINE, slopes=[1.0] * 6)
     made.DimensionOrganizationType = "TILED_FULL"
     made.save_as(tmp_path / "slide.dcm")
@@ -290,7 +293,7 @@ def test_tiles_of_a_slide_are_no_scan(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["inspect", "attack", "evaluate"])
-def test_a_nifti_file_beside_a_series_is_left_aside_and_said(ct, tmp_path, model, command):
+def test_a_nifti_file_beside_a_series_is_left_aside_and_said(ct: Any, tmp_path: Path, model: Any, command: Any) -> None:
     import nibabel as nib
 
     nib.save(nib.Nifti1Image(PIXELS, AFFINE), ct / "copy.nii.gz")
@@ -313,7 +316,7 @@ def test_a_nifti_file_beside_a_series_is_left_aside_and_said(ct, tmp_path, model
 # --- names of slices ----------------------------------------------------------------------------------------------
 
 
-def test_frames_of_several_files_are_named_with_their_file(tmp_path):
+def test_frames_of_several_files_are_named_with_their_file(tmp_path: Path) -> None:
     uid = generate_uid()
     (tmp_path / "both").mkdir()
     for name in ("a.dcm", "b.dcm"):
@@ -330,7 +333,7 @@ def test_frames_of_several_files_are_named_with_their_file(tmp_path):
         read_dicom(tmp_path / "both")
 
 
-def test_instances_of_one_number_are_named_with_their_file(ct):
+def test_instances_of_one_number_are_named_with_their_file(ct: Any) -> None:
     copy = pydicom.dcmread(ct / "IM0002")
     copy.SOPInstanceUID = generate_uid()
     copy.save_as(ct / "copy")
@@ -345,7 +348,9 @@ def test_instances_of_one_number_are_named_with_their_file(ct):
 @pytest.mark.parametrize("digits", [1, 2, 3, 4])
 @settings(max_examples=3)
 @given(seed=st.integers(0, 10**6))
-def test_directions_of_few_digits_are_put_right(tmp_path_factory, seed, digits):
+def test_directions_of_few_digits_are_put_right(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, digits: Any
+) -> None:
     folder = tmp_path_factory.mktemp("digits") / "ct"
     affine = turned(seed)
     write_ct(folder, PIXELS[..., :4], affine)
@@ -368,7 +373,7 @@ def test_directions_of_few_digits_are_put_right(tmp_path_factory, seed, digits):
 
 @pytest.mark.parametrize("tilt", [1, 5, 20])
 @pytest.mark.parametrize("whole", [False, True])
-def test_a_real_tilt_stays_a_tilt(tmp_path, tilt, whole):
+def test_a_real_tilt_stays_a_tilt(tmp_path: Path, tilt: Any, whole: Any) -> None:
     """whole: as programs write it that have 1.0 and 0.0 for directions."""
     affine = AFFINE.copy()
     affine[1, 2] = 2.5 * np.tan(np.deg2rad(tilt))
@@ -390,18 +395,18 @@ def test_a_real_tilt_stays_a_tilt(tmp_path, tilt, whole):
         ["0", "0", "0", "0", "1", "0"],
     ],
 )
-def test_directions_that_no_rounding_explains_are_refused(ct, directions):
+def test_directions_that_no_rounding_explains_are_refused(ct: Any, directions: Any) -> None:
     rewrite(ct, lambda d: setattr(d, "ImageOrientationPatient", directions))
     with pytest.raises(GeometryError, match=r"of length 1 and perpendicular \(lengths"):
         read_dicom(ct)
 
 
-def test_places_of_few_digits_are_evenly_spaced(tmp_path):
+def test_places_of_few_digits_are_evenly_spaced(tmp_path: Path) -> None:
     affine = AFFINE.copy()
     affine[2, 2] = 0.625
     write_ct(tmp_path / "ct", PIXELS, affine)
 
-    def shorten_places(dataset):
+    def shorten_places(dataset: Any) -> None:
         dataset.ImagePositionPatient = [f"{float(v):.1f}" for v in dataset.ImagePositionPatient]
 
     rewrite(tmp_path / "ct", shorten_places)
@@ -416,7 +421,7 @@ def test_places_of_few_digits_are_evenly_spaced(tmp_path):
         read_dicom(tmp_path / "ct")
 
 
-def test_slices_whose_directions_are_rounded_otherwise_are_one_stack(tmp_path):
+def test_slices_whose_directions_are_rounded_otherwise_are_one_stack(tmp_path: Path) -> None:
     affine = turned(3)
     write_ct(tmp_path / "ct", PIXELS, affine)
     rewrite(tmp_path / "ct", shorten(2), lambda d: d.InstanceNumber % 2)

@@ -76,8 +76,8 @@ def save(path: Path, sform: np.ndarray | None, qform: np.ndarray | None, dtype: 
 def test_a_mask_on_another_form_is_not_to_be_resampled(
     tmp_path: Path, scan: tuple[np.ndarray, ...], mask: tuple[np.ndarray, ...], said: str
 ) -> None:
-    image = read_image(save(tmp_path / "scan.nii", *scan))
-    drawn = save(tmp_path / "mask.nii", *mask)
+    image = read_image(save(tmp_path / "scan.nii", scan[0], scan[1]))
+    drawn = save(tmp_path / "mask.nii", mask[0], mask[1])
     # Neither is it moved for those who ask for it: it would only move away.
     for masks in (Masks(), Masks(resample=True), Masks(adjustable=False)):
         with pytest.raises(GeometryError) as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import permutations, product
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -24,27 +25,27 @@ ORIENTATIONS = [
 SHAPE = (5, 4, 3)
 
 
-def affine_of(spacing=(1.0, 1.0, 1.0), rotation=None, origin=(-7.0, 11.0, 3.0)):
+def affine_of(spacing: Any = (1.0, 1.0, 1.0), rotation: Any = None, origin: Any = (-7.0, 11.0, 3.0)) -> Any:
     affine = np.eye(4)
     affine[:3, :3] = (np.eye(3) if rotation is None else rotation) @ np.diag(spacing)
     affine[:3, 3] = origin
     return affine
 
 
-def stored_as(orientation, scan, affine):
+def stored_as(orientation: Any, scan: Any, affine: Any) -> Any:
     """The same scan (C, I, J, K) with its array axes permuted and flipped, through nibabel."""
     turned = np.stack([apply_orientation(channel, orientation) for channel in scan])
     return turned, affine @ inv_ornt_aff(orientation, scan.shape[1:])
 
 
-def scan_of(shape=SHAPE, channels=2, dtype=np.float32):
+def scan_of(shape: Any = SHAPE, channels: int = 2, dtype: Any = np.float32) -> Any:
     return np.arange(channels * np.prod(shape)).reshape(channels, *shape).astype(dtype)
 
 
 @pytest.mark.parametrize("sliced", [False, True], ids=["3d", "2d"])
 @pytest.mark.parametrize("spacing", [(1, 1, 1), (0.5, 0.7, 3)], ids=["isotropic", "thick-slices"])
 @pytest.mark.parametrize("angle", [0.0, 0.3], ids=["straight", "oblique"])
-def test_all_48_ways_of_storing_a_scan_give_one_batch(sliced, spacing, angle):
+def test_all_48_ways_of_storing_a_scan_give_one_batch(sliced: Any, spacing: Any, angle: Any) -> None:
     scan, affine = scan_of(), affine_of(spacing, angle_axis2mat(angle, (1, 2, 3)))
     batches, spacings, names = [], [], []
     for orientation in ORIENTATIONS:
@@ -64,7 +65,7 @@ def test_all_48_ways_of_storing_a_scan_give_one_batch(sliced, spacing, angle):
 
 
 @pytest.mark.parametrize("orientation", ["LPS", "PIR", "SAL"])
-def test_a_model_orientation_agrees_with_nibabel(orientation):
+def test_a_model_orientation_agrees_with_nibabel(orientation: Any) -> None:
     scan, affine = scan_of(channels=1), affine_of((1, 2, 3))
     image = nib.Nifti1Image(scan[0], affine)
     turn = nib.orientations.ornt_transform(
@@ -84,7 +85,7 @@ def test_a_model_orientation_agrees_with_nibabel(orientation):
     slice_axis=st.sampled_from([None, 0, 1, 2]),
     dtype=st.sampled_from([np.uint8, ">i2", np.int64, np.float32, np.float64, bool]),
 )
-def test_the_way_back_undoes_the_way_there(shape, ornt, wanted, slice_axis, dtype):
+def test_the_way_back_undoes_the_way_there(shape: Any, ornt: Any, wanted: Any, slice_axis: Any, dtype: Any) -> None:
     array, affine = stored_as(ornt, scan_of(shape, dtype=dtype), affine_of((1, 2, 3)))
     layout = Layout.for_volume(affine, orientation=wanted, slice_axis=slice_axis)
     batch = layout.to_batch(array)
@@ -98,13 +99,13 @@ def test_the_way_back_undoes_the_way_there(shape, ornt, wanted, slice_axis, dtyp
         assert batch.shape[:2] == (array.shape[1 + slice_axis], array.shape[0])
 
 
-def test_in_plane_axes_keep_their_order_when_the_slice_axis_moves():
+def test_in_plane_axes_keep_their_order_when_the_slice_axis_moves() -> None:
     scan = scan_of(channels=1)
     batch = Layout.for_volume(affine_of(), orientation="native", slice_axis=1).to_batch(scan)
     np.testing.assert_array_equal(batch[2, 0], scan[0, :, 2, :])
 
 
-def test_a_batch_never_shares_memory_with_the_scan():
+def test_a_batch_never_shares_memory_with_the_scan() -> None:
     scan = scan_of()
     layout = Layout.for_volume(affine_of(), orientation="native", slice_axis=None)
     batch = layout.to_batch(scan)
@@ -113,7 +114,7 @@ def test_a_batch_never_shares_memory_with_the_scan():
 
 
 @pytest.mark.parametrize("codes", ["", "RA", "RRS", "RLS", "ras", "RASS", "XYZ"])
-def test_an_orientation_must_name_each_body_axis_once(codes):
+def test_an_orientation_must_name_each_body_axis_once(codes: Any) -> None:
     with pytest.raises(UsageError, match=r"orientation .* is not understood"):
         Layout.for_volume(affine_of(), orientation=codes, slice_axis=None)
 
@@ -137,14 +138,14 @@ def test_an_orientation_must_name_each_body_axis_once(codes):
         ((1, 1, 9), (9, 9, 9), "sagittal", 0, "sagittal", "asked"),
     ],
 )
-def test_slice_axis_of_a_ras_scan(spacing, shape, choice, index, name, reason):
+def test_slice_axis_of_a_ras_scan(spacing: Any, shape: Any, choice: Any, index: Any, name: Any, reason: Any) -> None:
     axis = choose_slice_axis(affine_of(spacing), shape, choice)
     assert (axis.index, axis.name) == (index, name)
     assert reason in axis.reason
 
 
 @pytest.mark.parametrize("choice", ["axial", "coronal", "sagittal"])
-def test_a_plane_is_found_through_the_affine_not_the_array_order(choice):
+def test_a_plane_is_found_through_the_affine_not_the_array_order(choice: Any) -> None:
     normal = {"sagittal": 0, "coronal": 1, "axial": 2}[choice]
     for orientation in ORIENTATIONS:
         array, affine = stored_as(orientation, scan_of(), affine_of())
@@ -153,12 +154,12 @@ def test_a_plane_is_found_through_the_affine_not_the_array_order(choice):
         assert abs(affine[normal, axis.index]) == 1
 
 
-def test_an_unknown_slice_axis_is_refused():
+def test_an_unknown_slice_axis_is_refused() -> None:
     with pytest.raises(UsageError, match="slice axis 'z' is not one of: auto, i, j"):
-        choose_slice_axis(affine_of(), SHAPE, "z")
+        choose_slice_axis(affine_of(), SHAPE, "z")  # type: ignore[arg-type]
 
 
-def test_spacing_axcodes_and_description_of_an_oblique_left_handed_scan():
+def test_spacing_axcodes_and_description_of_an_oblique_left_handed_scan() -> None:
     affine = affine_of((0.5, -0.75, 3), angle_axis2mat(0.2, (0, 0, 1)))
     np.testing.assert_allclose(geometry.spacing(affine), (0.5, 0.75, 3))
     assert geometry.axcodes(affine) == "RPS"
@@ -173,7 +174,7 @@ def test_spacing_axcodes_and_description_of_an_oblique_left_handed_scan():
     angle=st.floats(-0.01, 0.01),
     shift=st.tuples(*[st.floats(-0.05, 0.05)] * 3),
 )
-def test_corner_shift_bounds_every_voxel(shape, angle, shift):
+def test_corner_shift_bounds_every_voxel(shape: Any, angle: Any, shift: Any) -> None:
     before = affine_of((1, 1, 2))
     after = affine_of((1, 1, 2), angle_axis2mat(angle, (1, 1, 0)), np.add((-7.0, 11.0, 3.0), shift))
     voxels = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
@@ -184,14 +185,14 @@ def test_corner_shift_bounds_every_voxel(shape, angle, shift):
 @pytest.mark.parametrize(
     ("shift", "same"), [(0.0, True), (0.024, True), (0.026, False), (-0.026, False), (50.0, False)]
 )
-def test_same_space_tolerates_a_twentieth_of_the_smallest_spacing(shift, same):
+def test_same_space_tolerates_a_twentieth_of_the_smallest_spacing(shift: Any, same: Any) -> None:
     affine = affine_of((0.5, 0.5, 5))
     moved = affine_of((0.5, 0.5, 5), origin=(-7.0, 11.0 + shift, 3.0))
     assert geometry.same_space(SHAPE, affine, SHAPE, moved) is same
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS[::7])
-def test_same_space_forgives_a_quaternion_round_trip_but_no_flip(orientation):
+def test_same_space_forgives_a_quaternion_round_trip_but_no_flip(orientation: Any) -> None:
     array, affine = stored_as(orientation, scan_of((240, 230, 150), 1, np.uint8), affine_of((0.9, 0.9, 1.2)))
     oblique = np.eye(4)
     oblique[:3, :3] = angle_axis2mat(0.4, (3, 1, 2))
@@ -215,10 +216,10 @@ def test_same_space_forgives_a_quaternion_round_trip_but_no_flip(orientation):
     ],
     ids=["shape", "spacing", "flip"],
 )
-def test_different_grids_are_both_shown(shape, affine, message):
+def test_different_grids_are_both_shown(shape: Any, affine: Any, message: Any) -> None:
     with pytest.raises(GeometryError, match=message):
         geometry.require_same_space("scan.nii", SHAPE, affine_of(), "mask.nii", shape, affine)
 
 
-def test_equal_grids_pass():
+def test_equal_grids_pass() -> None:
     geometry.require_same_space("a.nii", SHAPE, affine_of(), "b.nii", SHAPE, affine_of())

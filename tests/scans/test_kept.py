@@ -13,7 +13,11 @@ import pydicom
 import pytest
 from dicom_kinds import KINDS, MARK, datasets, write
 from pydicom.config import disable_value_validation
-from pydicom.datadict import DicomDictionary, dictionary_VR, tag_for_keyword
+from pydicom.datadict import (  # type: ignore[attr-defined]
+    DicomDictionary,
+    dictionary_VR,
+    tag_for_keyword,
+)
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
@@ -285,7 +289,7 @@ def test_a_kind_of_image_that_is_none_is_refused_before_the_search(tmp_path: Pat
         if where != "meta":
             dataset.SOPClassUID = MARK
         if where != "header":
-            dataset.file_meta.MediaStorageSOPClassUID = MARK
+            dataset.file_meta.MediaStorageSOPClassUID = MARK  # type: ignore[assignment]
         dataset.save_as(tmp_path / "scan" / "0.dcm", enforce_file_format=False)
         scan = read_dicom(tmp_path / "scan")
     if where == "both":

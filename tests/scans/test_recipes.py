@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,13 +20,13 @@ VOLUME = Frame(AFFINE, None)
 SLICES = Frame(AFFINE, 2)
 
 
-def made(text, prediction, frame=VOLUME, names=NAMES, painted=None):
+def made(text: Any, prediction: Any, frame: Any = VOLUME, names: Any = NAMES, painted: Any = None) -> Any:
     recipe = parse(text)
     assert recipe is not None
     return follow(recipe, prediction, names, frame, painted)[0]
 
 
-def ball(shape=(12, 20, 8), centre=(12, 10, 16), radius=6.0, affine=AFFINE):
+def ball(shape: Any = (12, 20, 8), centre: Any = (12, 10, 16), radius: float = 6.0, affine: Any = AFFINE) -> Any:
     places = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1) @ affine[:3, :3].T + affine[:3, 3]
     return (np.linalg.norm(places - centre, axis=-1) <= radius).astype(np.int64)
 
@@ -46,12 +47,12 @@ def ball(shape=(12, 20, 8), centre=(12, 10, 16), radius=6.0, affine=AFFINE):
         ("copy:/home/x/m.nii.gz", Recipe("copy:m.nii.gz", "copy", mask=Path("/home/x/m.nii.gz"))),
     ],
 )
-def test_what_a_recipe_says(text, recipe):
+def test_what_a_recipe_says(text: Any, recipe: Any) -> None:
     assert parse(text) == recipe
 
 
 @pytest.mark.parametrize("text", ["mask.nii.gz", "erase.nii", "a:b.nii", "C:/scans/erase.nii", "one.nii,two.nii"])
-def test_a_file_is_no_recipe(text):
+def test_a_file_is_no_recipe(text: Any) -> None:
     assert parse(text) is None
 
 
@@ -74,18 +75,18 @@ def test_a_file_is_no_recipe(text):
         ("erase:1:sphere@1,2,3,0", r"radius must be above 0"),
     ],
 )
-def test_incomplete_recipes(text, message):
+def test_incomplete_recipes(text: Any, message: Any) -> None:
     with pytest.raises(UsageError, match=message):
         parse(text)
 
 
-def test_folders_of_a_mask_are_never_quoted():
+def test_folders_of_a_mask_are_never_quoted() -> None:
     with pytest.raises(UsageError) as caught:
         parse("copy:/home/jane/:sphere@1,2,3,0")
     assert "jane" not in str(caught.value)
 
 
-def test_erase_fills_with_what_surrounds_each_part():
+def test_erase_fills_with_what_surrounds_each_part() -> None:
     prediction = ball(radius=8)
     lesion = ball(radius=2.5).astype(bool)
     prediction[lesion] = 2
@@ -97,7 +98,7 @@ def test_erase_fills_with_what_surrounds_each_part():
     assert ((without_liver == 2) == (prediction == 2)).all(), "a lesion in an erased organ stays"
 
 
-def test_shift_is_in_mm_of_the_patient():
+def test_shift_is_in_mm_of_the_patient() -> None:
     prediction = ball(radius=3)
     moved = made("shift:1:4,-3,0mm", prediction)
     np.testing.assert_array_equal(moved, np.roll(prediction, (2, -3), axis=(0, 1)))
@@ -108,7 +109,7 @@ def test_shift_is_in_mm_of_the_patient():
     np.testing.assert_array_equal(np.flip(again, (0, 2)), moved)
 
 
-def test_what_leaves_the_scan_is_counted():
+def test_what_leaves_the_scan_is_counted() -> None:
     prediction = ball(radius=3)
     recipe = parse("shift:1:12,0,0mm")
     labels, note = follow(recipe, prediction, NAMES, VOLUME, None)
@@ -118,7 +119,7 @@ def test_what_leaves_the_scan_is_counted():
 
 
 @pytest.mark.parametrize("frame", [VOLUME, SLICES], ids=["3d", "2d"])
-def test_dilate_and_erode_keep_their_distance(frame):
+def test_dilate_and_erode_keep_their_distance(frame: Any) -> None:
     prediction = ball(radius=5)
     grown, shrunk = made("dilate:1:3mm", prediction, frame), made("erode:1:3mm", prediction, frame)
     place = np.argwhere(np.ones_like(prediction))
@@ -128,7 +129,7 @@ def test_dilate_and_erode_keep_their_distance(frame):
     np.testing.assert_array_equal(shrunk.ravel() > 0, outside > 3)
 
 
-def by_hand(there, places, frame):
+def by_hand(there: Any, places: Any, frame: Any) -> Any:
     """mm from every voxel to the nearest one that is there, in its own slice if the frame says so."""
     sizes = np.array([2.0, 1.0, 4.0])
     steps = places[:, None] - np.argwhere(there)[None]
@@ -138,14 +139,14 @@ def by_hand(there, places, frame):
     return apart.min(axis=1)
 
 
-def test_erode_lets_the_neighbours_in():
+def test_erode_lets_the_neighbours_in() -> None:
     prediction = np.zeros((9, 1, 1), np.int64)
     prediction[:, 0, 0] = [0, 0, 1, 1, 1, 1, 1, 2, 2]
     eroded = made("erode:1:2mm", prediction, Frame(np.eye(4), None))
     assert eroded.ravel().tolist() == [0, 0, 0, 0, 1, 2, 2, 2, 2]
 
 
-def test_swap_and_its_sphere():
+def test_swap_and_its_sphere() -> None:
     prediction = np.zeros((10, 1, 1), np.int64)
     prediction[:, 0, 0] = [1, 1, 2, 2, 0, 0, 1, 1, 2, 2]
     np.testing.assert_array_equal(made("swap:1,2", prediction), np.array([0, 2, 1])[prediction])
@@ -153,12 +154,12 @@ def test_swap_and_its_sphere():
     assert half.ravel().tolist() == [2, 2, 1, 1, 0, 0, 1, 1, 2, 2]
 
 
-def test_copy_paints_over_the_prediction():
+def test_copy_paints_over_the_prediction() -> None:
     prediction, painted = ball(radius=6), 2 * ball(radius=2)
     np.testing.assert_array_equal(made("copy:m.nii", prediction, painted=painted), np.maximum(prediction, painted))
 
 
-def test_regions_are_changed_one_by_one():
+def test_regions_are_changed_one_by_one() -> None:
     whole, core = ball(radius=6), ball(radius=2)
     prediction = np.stack([whole, core])
     names = ("whole", "core")
@@ -185,13 +186,13 @@ def test_regions_are_changed_one_by_one():
         ("dilate:0:3mm", UsageError, r"class 0 is the background"),
     ],
 )
-def test_recipes_that_ask_for_nothing(text, error, message):
+def test_recipes_that_ask_for_nothing(text: Any, error: Any, message: Any) -> None:
     with pytest.raises(error, match=message):
         made(text, ball(radius=4))
 
 
 @given(st.permutations(range(3)), st.tuples(*[st.sampled_from([-1, 1])] * 3))
-def test_the_same_target_however_the_scan_is_stored(axes, flips):
+def test_the_same_target_however_the_scan_is_stored(axes: Any, flips: Any) -> None:
     prediction = ball(radius=4)
     prediction[ball(radius=2).astype(bool)] = 2
     turn = np.stack([np.array(axes), np.array(flips)], axis=1).astype(float)

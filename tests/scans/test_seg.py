@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import highdicom
 import numpy as np
 import pydicom
@@ -19,12 +22,12 @@ from mafl_cli.scans.masks import Masks, read_regions
 
 
 @pytest.fixture
-def scan(tmp_path):
+def scan(tmp_path: Path) -> Any:
     write_ct(tmp_path / "ct", PIXELS, AFFINE)
     return read_dicom(tmp_path / "ct")
 
 
-def made(scan, pixels, kind, segments=2, **changes):
+def made(scan: Any, pixels: Any, kind: Any, segments: int = 2, **changes: Any) -> Any:
     """A SEG by highdicom. pixels: (I, J, K) labels, or (R, I, J, K)."""
     order = np.moveaxis(pixels, (0, 1, 2, 3), (3, 2, 1, 0)) if pixels.ndim == 4 else pixels.transpose(2, 1, 0)
     described = [
@@ -37,12 +40,12 @@ def made(scan, pixels, kind, segments=2, **changes):
     )  # fmt: skip
 
 
-def fractional(scan, levels, **changes):
+def fractional(scan: Any, levels: Any, **changes: Any) -> Any:
     """levels: (R, I, J, K), in units of Maximum Fractional Value, which is 100."""
     return made(scan, levels.astype(np.float32) / 100, "FRACTIONAL", len(levels), max_fractional_value=100, **changes)
 
 
-def everywhere(path, scan):
+def everywhere(path: Any, scan: Any) -> Any:
     """The labels of a mask on the scan's grid, read in every way: as a target, and as a mask on a grid of its own."""
     on_scan, _, _ = Masks().read(path, scan)
     own = seg.read_seg(path)
@@ -60,7 +63,7 @@ def everywhere(path, scan):
 
 
 @pytest.mark.parametrize("kind", ["PROBABILITY", "OCCUPANCY"])
-def test_a_fraction_of_one_half_is_inside_wherever_it_is_read(scan, tmp_path, kind):
+def test_a_fraction_of_one_half_is_inside_wherever_it_is_read(scan: Any, tmp_path: Path, kind: Any) -> None:
     levels = np.zeros((1, *scan.shape))
     levels[0, 1:6, 3, 3] = [1, 49, 50, 51, 100]
     fractional(scan, levels, fractional_type=kind).save_as(tmp_path / "mask.dcm")
@@ -79,7 +82,7 @@ def test_a_fraction_of_one_half_is_inside_wherever_it_is_read(scan, tmp_path, ki
     assert everywhere(tmp_path / "odd.dcm", scan)[1:6, 3, 3].tolist() == [0, 0, 0, 1, 1]
 
 
-def test_what_is_half_one_segment_and_half_another_is_no_overlap(scan, tmp_path):
+def test_what_is_half_one_segment_and_half_another_is_no_overlap(scan: Any, tmp_path: Path) -> None:
     levels = np.zeros((2, *scan.shape))
     levels[0, 2, 3, 3], levels[1, 2, 3, 3] = 50, 50
     levels[0, 3, 3, 3], levels[1, 3, 3, 3] = 40, 60
@@ -94,7 +97,7 @@ def test_what_is_half_one_segment_and_half_another_is_no_overlap(scan, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
-def test_masks_have_the_labels_and_places_that_highdicom_gives_them(scan, tmp_path, kind):
+def test_masks_have_the_labels_and_places_that_highdicom_gives_them(scan: Any, tmp_path: Path, kind: Any) -> None:
     made(scan, labels().astype(np.uint8), kind).save_as(tmp_path / "mask.dcm")
     found = seg.read_seg(tmp_path / "mask.dcm")
     whole = highdicom.seg.segread(tmp_path / "mask.dcm").get_volume(combine_segments=True, relabel=False)
@@ -107,7 +110,7 @@ def test_masks_have_the_labels_and_places_that_highdicom_gives_them(scan, tmp_pa
 
 
 @pytest.mark.parametrize("described", [False, True])
-def test_pixel_padding_of_a_label_map_is_background(scan, tmp_path, described):
+def test_pixel_padding_of_a_label_map_is_background(scan: Any, tmp_path: Path, described: Any) -> None:
     file = made(scan, labels().astype(np.uint8), "LABELMAP")
     pixels = file.pixel_array.copy()
     pixels[pixels == 0] = 255
@@ -120,7 +123,7 @@ def test_pixel_padding_of_a_label_map_is_background(scan, tmp_path, described):
     assert inspect(tmp_path / "mask.dcm")["padding_value"] == 255
 
 
-def test_a_mask_of_another_frame_of_reference_is_told(scan, tmp_path):
+def test_a_mask_of_another_frame_of_reference_is_told(scan: Any, tmp_path: Path) -> None:
     file = made(scan, labels().astype(np.uint8), "BINARY")
     file.save_as(tmp_path / "mask.dcm")
     assert Masks().read(tmp_path / "mask.dcm", scan)[2] == ()
@@ -139,7 +142,7 @@ def test_a_mask_of_another_frame_of_reference_is_told(scan, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["no sources", "sources twice", "no spacing", "gaps"])
-def test_what_a_mask_leaves_out_is_not_needed(scan, tmp_path, change):
+def test_what_a_mask_leaves_out_is_not_needed(scan: Any, tmp_path: Path, change: Any) -> None:
     drawn = labels()
     drawn[..., [0, 6]] = 0
     if change == "gaps":
@@ -159,7 +162,7 @@ def test_what_a_mask_leaves_out_is_not_needed(scan, tmp_path, change):
     np.testing.assert_array_equal(everywhere(tmp_path / "mask.dcm", scan), drawn)
 
 
-def test_frames_on_no_grid_are_refused(scan, tmp_path):
+def test_frames_on_no_grid_are_refused(scan: Any, tmp_path: Path) -> None:
     file = made(scan, labels().astype(np.uint8), "BINARY")
     place = file.PerFrameFunctionalGroupsSequence[1].PlanePositionSequence[0]
     x, y, z = place.ImagePositionPatient
@@ -179,7 +182,7 @@ def test_frames_on_no_grid_are_refused(scan, tmp_path):
 
 @pytest.mark.parametrize("digits", [1, 2, 3])
 @pytest.mark.parametrize("by", ["the same text", "all digits"])
-def test_masks_lie_on_scans_whose_directions_have_few_digits(tmp_path, digits, by):
+def test_masks_lie_on_scans_whose_directions_have_few_digits(tmp_path: Path, digits: Any, by: Any) -> None:
     affine = turned(5)
     write_ct(tmp_path / "ct", PIXELS, affine)
     rewrite(tmp_path / "ct", shorten(digits))
@@ -197,7 +200,7 @@ def test_masks_lie_on_scans_whose_directions_have_few_digits(tmp_path, digits, b
     assert source.resampled is None
 
 
-def test_why_a_mask_is_not_written(tmp_path):
+def test_why_a_mask_is_not_written(tmp_path: Path) -> None:
     uid = generate_uid()
     (tmp_path / "halves").mkdir()
     for name, part in (("a.dcm", np.s_[:, :, :3]), ("b.dcm", np.s_[:, :, 3:])):

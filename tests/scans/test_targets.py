@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -21,17 +24,17 @@ MASK = np.arange(120).reshape(SHAPE) % 3
 NAMES = ("background", "liver", "tumour")
 
 
-def save(path, array, affine=AFFINE):
+def save(path: Any, array: Any, affine: Any = AFFINE) -> Any:
     nib.save(nib.Nifti1Image(array, affine), path)
     return path
 
 
-def read(path, image, *, names=NAMES, **how):
+def read(path: Any, image: Any, *, names: Any = NAMES, **how: Any) -> Any:
     return read_target([path], image, names, Masks(**how))
 
 
 @pytest.fixture
-def image(tmp_path):
+def image(tmp_path: Path) -> Any:
     return read_image(save(tmp_path / "scan.nii.gz", np.arange(120, dtype=np.int16).reshape(SHAPE)))
 
 
@@ -45,7 +48,7 @@ def image(tmp_path):
     ],
     ids=["uint8", "float32", "trailing-singleton", "nothing-left"],
 )
-def test_reads_labels_on_the_images_grid(tmp_path, image, array):
+def test_reads_labels_on_the_images_grid(tmp_path: Path, image: Any, array: Any) -> None:
     target = read(save(tmp_path / "mask.nii.gz", array), image)
     np.testing.assert_array_equal(target.labels, array.reshape(SHAPE))
     assert target.labels.dtype == np.int64
@@ -56,7 +59,7 @@ def test_reads_labels_on_the_images_grid(tmp_path, image, array):
     assert target.warnings == ()
 
 
-def test_header_rounding_is_no_other_grid(tmp_path, image):
+def test_header_rounding_is_no_other_grid(tmp_path: Path, image: Any) -> None:
     moved = AFFINE.copy()
     moved[:3, 3] = 1e-3
     target = read(save(tmp_path / "mask.nii", MASK.astype(np.uint8), moved), image)
@@ -76,7 +79,7 @@ def test_header_rounding_is_no_other_grid(tmp_path, image):
     ],
     ids=["shape", "spacing", "flip"],
 )
-def test_another_grid_is_refused(tmp_path, image, array, affine, message):
+def test_another_grid_is_refused(tmp_path: Path, image: Any, array: Any, affine: Any, message: Any) -> None:
     path = save(tmp_path / "mask.nii", array.astype(np.uint8), affine)
     with pytest.raises(GeometryError, match=message):
         read(path, image)
@@ -92,19 +95,21 @@ def test_another_grid_is_refused(tmp_path, image, array, affine, message):
     ],
     ids=["one", "gap", "0-255", "many"],
 )
-def test_labels_the_model_cannot_draw_are_listed(tmp_path, image, array, names, message):
+def test_labels_the_model_cannot_draw_are_listed(
+    tmp_path: Path, image: Any, array: Any, names: Any, message: Any
+) -> None:
     path = save(tmp_path / "mask.nii", array.astype(np.uint8))
     with pytest.raises(InputError, match=message):
         read(path, image, names=names)
 
 
-def test_probabilities_are_no_target(tmp_path, image):
+def test_probabilities_are_no_target(tmp_path: Path, image: Any) -> None:
     path = save(tmp_path / "mask.nii", (MASK / 2).astype(np.float32))
     with pytest.raises(InputError, match="40 of 120 voxels are not whole numbers"):
         read(path, image)
 
 
-def test_warnings_about_the_mask_are_passed_on(tmp_path, image):
+def test_warnings_about_the_mask_are_passed_on(tmp_path: Path, image: Any) -> None:
     mask = nib.Nifti1Image(MASK.astype(np.uint8), AFFINE)
     qform = AFFINE.copy()
     qform[0, 3] = 40
@@ -114,7 +119,7 @@ def test_warnings_about_the_mask_are_passed_on(tmp_path, image):
     assert target.warnings[0].startswith("mask.nii: sform and qform disagree by up to 40 mm")
 
 
-def test_a_mask_on_another_grid_is_moved_when_asked_to(tmp_path, image):
+def test_a_mask_on_another_grid_is_moved_when_asked_to(tmp_path: Path, image: Any) -> None:
     coarse = np.zeros((3, 5, 4), np.uint8)
     coarse[1, 2, 1], coarse[0, 0, 0] = 1, 2
     affine = AFFINE.copy()
@@ -127,7 +132,7 @@ def test_a_mask_on_another_grid_is_moved_when_asked_to(tmp_path, image):
 
 
 @given(seed=st.integers(0, 10**6))
-def test_moving_labels_is_what_simpleitk_does(seed):
+def test_moving_labels_is_what_simpleitk_does(seed: int) -> None:
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 4, (7, 6, 5))
     here, there = (oblique(rng) for _ in range(2))
@@ -137,7 +142,7 @@ def test_moving_labels_is_what_simpleitk_does(seed):
     assert (found != expected).mean() < 0.02
 
 
-def oblique(rng):
+def oblique(rng: Any) -> Any:
     turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     turn *= np.sign(np.linalg.det(turn))
     affine = np.eye(4)
@@ -146,8 +151,8 @@ def oblique(rng):
     return affine
 
 
-def by_simpleitk(labels, affine, shape, onto):
-    def image_at(array, affine):
+def by_simpleitk(labels: Any, affine: Any, shape: Any, onto: Any) -> Any:
+    def image_at(array: Any, affine: Any) -> Any:
         lps = np.diag([-1, -1, 1, 1]) @ affine
         sizes = np.linalg.norm(lps[:3, :3], axis=0)
         image = SimpleITK.GetImageFromArray(array.transpose(2, 1, 0).astype(np.int32))
@@ -163,7 +168,7 @@ def by_simpleitk(labels, affine, shape, onto):
     return SimpleITK.GetArrayFromImage(moved).transpose(2, 1, 0)
 
 
-def test_labels_that_get_lost_are_named(tmp_path, image):
+def test_labels_that_get_lost_are_named(tmp_path: Path, image: Any) -> None:
     fine = np.zeros((60, 5, 4), np.uint8)
     fine[1, 0, 0], fine[20:30] = 2, 1
     affine = AFFINE.copy()
@@ -173,14 +178,14 @@ def test_labels_that_get_lost_are_named(tmp_path, image):
     assert "label 2 is lost" in target.warnings[0]
 
 
-def test_a_mask_of_another_place_is_refused(tmp_path, image):
+def test_a_mask_of_another_place_is_refused(tmp_path: Path, image: Any) -> None:
     moved = AFFINE.copy()
     moved[0, 3] = 500
     with pytest.raises(GeometryError, match=r"no labelled voxel lies inside scan.nii.gz"):
         read(save(tmp_path / "mask.nii", MASK.astype(np.uint8), moved), image, resample=True)
 
 
-def test_labels_can_be_renamed(tmp_path, image):
+def test_labels_can_be_renamed(tmp_path: Path, image: Any) -> None:
     path = save(tmp_path / "mask.nii", ((MASK == 1) * 255).astype(np.uint8))
     target = read(path, image, label_map={255: 1})
     np.testing.assert_array_equal(target.labels, MASK == 1)
@@ -190,7 +195,7 @@ def test_labels_can_be_renamed(tmp_path, image):
         read(path, image, label_map={7: 1})
 
 
-def test_regions_are_read_the_same_way(tmp_path, image):
+def test_regions_are_read_the_same_way(tmp_path: Path, image: Any) -> None:
     moved = AFFINE.copy()
     moved[0, 0], moved[0, 3] = -0.9, 0.9 * 5
     path = save(tmp_path / "mask.nii", np.flip(MASK, 0).astype(np.uint8), moved)
@@ -198,7 +203,7 @@ def test_regions_are_read_the_same_way(tmp_path, image):
     np.testing.assert_array_equal(target.labels, np.stack([MASK & 1, MASK >> 1]))
 
 
-def test_the_same_voxels_in_another_order_are_no_other_grid(tmp_path, image):
+def test_the_same_voxels_in_another_order_are_no_other_grid(tmp_path: Path, image: Any) -> None:
     turn = np.array([[2, -1], [0, 1], [1, -1]], dtype=float)
     path = save(
         tmp_path / "mask.nii", apply_orientation(MASK, turn).astype(np.uint8), AFFINE @ inv_ornt_aff(turn, SHAPE)

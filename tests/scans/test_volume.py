@@ -9,6 +9,7 @@ import os
 import struct
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -32,7 +33,7 @@ OBLIQUE = STRAIGHT.copy()
 OBLIQUE[:3, :3] = angle_axis2mat(0.35, (1, -2, 3)) @ STRAIGHT[:3, :3]
 
 
-def raw_values(dtype, shape=SHAPE, seed=0):
+def raw_values(dtype: Any, shape: Any = SHAPE, seed: int = 0) -> Any:
     """Stored numbers that use much of the type's range, its ends included."""
     rng = np.random.default_rng(seed)
     dtype = np.dtype(dtype)
@@ -45,19 +46,19 @@ def raw_values(dtype, shape=SHAPE, seed=0):
 
 
 def save(
-    path,
-    raw,
-    affine=STRAIGHT,
+    path: Any,
+    raw: Any,
+    affine: Any = STRAIGHT,
     *,
-    forms=(1, 1),
-    slope=None,
-    inter=0.0,
-    endianness="<",
-    nifti2=False,
-    extension=b"",
-    units=2,
-    **fields,
-):
+    forms: Any = (1, 1),
+    slope: Any = None,
+    inter: float = 0.0,
+    endianness: str = "<",
+    nifti2: bool = False,
+    extension: Any = b"",
+    units: int = 2,
+    **fields: Any,
+) -> Any:
     """A file put together by hand, so that its stored numbers and header fields are exactly these."""
     header = (nib.Nifti2Header if nifti2 else nib.Nifti1Header)(endianness=endianness)
     header.set_data_dtype(raw.dtype)
@@ -109,33 +110,33 @@ SCANS = {
 
 
 @pytest.fixture(params=SCANS, ids=str)
-def scan(request, tmp_path):
+def scan(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     settings_ = dict(SCANS[request.param])
     return save(tmp_path / f"scan{settings_.pop('suffix', '.nii.gz')}", **settings_)
 
 
-def content_of(path):
+def content_of(path: Any) -> Any:
     content = path.read_bytes()
     return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
 
 
-def header_of(path):
+def header_of(path: Any) -> Any:
     """The header as on disk: nibabel's images would clear scl_slope."""
     content = content_of(path)
     header_class = nib.Nifti2Header if is_nifti2(path) else nib.Nifti1Header
     return header_class(content[: header_class.sizeof_hdr])
 
 
-def raw_of(path):
+def raw_of(path: Any) -> Any:
     return np.asanyarray(nib.load(path).dataobj.get_unscaled())
 
 
-def is_nifti2(path):
+def is_nifti2(path: Any) -> Any:
     """SimpleITK reads no NIfTI-2."""
     return content_of(path)[4:7] == b"n+2"
 
 
-def assert_same_place_for_simpleitk(out, scan):
+def assert_same_place_for_simpleitk(out: Any, scan: Any) -> None:
     if is_nifti2(scan):
         return
     written, source = ReadImage(str(out)), ReadImage(str(scan))
@@ -146,11 +147,11 @@ def assert_same_place_for_simpleitk(out, scan):
     np.testing.assert_allclose(squeezed(GetArrayFromImage(written).T), read_image(out).data, rtol=1e-6)
 
 
-def squeezed(array):
+def squeezed(array: Any) -> Any:
     return array.reshape((*array.shape, 1, 1)[:3])
 
 
-def perturbed(volume, share=0.4, seed=1):
+def perturbed(volume: Any, share: float = 0.4, seed: int = 1) -> Any:
     """Native values with some voxels moved by about 30 units, some of them out of the type's range."""
     rng = np.random.default_rng(seed)
     change = rng.normal(0, 30, volume.shape) + rng.normal(0, abs(volume.slope), volume.shape)
@@ -160,7 +161,7 @@ def perturbed(volume, share=0.4, seed=1):
 # Reading
 
 
-def test_native_values_agree_with_nibabel_and_simpleitk(scan):
+def test_native_values_agree_with_nibabel_and_simpleitk(scan: Any) -> None:
     volume = read_image(scan)
     image = nib.load(scan)
     np.testing.assert_array_equal(volume.data, squeezed(image.get_fdata()).astype(np.float32))
@@ -176,28 +177,28 @@ def test_native_values_agree_with_nibabel_and_simpleitk(scan):
     assert volume.axcodes == "".join(nib.aff2axcodes(image.affine))
 
 
-def test_slope_0_switches_the_intercept_off_too(tmp_path):
+def test_slope_0_switches_the_intercept_off_too(tmp_path: Path) -> None:
     """NIfTI-1: with scl_slope 0 the two fields are ignored. (SimpleITK adds the intercept all the same.)"""
     path = save(tmp_path / "scan.nii", raw_values("i2"), slope=0.0, inter=9.0)
     np.testing.assert_array_equal(read_image(path).data, raw_values("i2"))
 
 
 @pytest.mark.parametrize(("units", "mm"), [(0, 1), (1, 1000), (2, 1), (3, 0.001)])
-def test_affine_is_in_mm_whatever_unit_the_file_uses(tmp_path, units, mm):
+def test_affine_is_in_mm_whatever_unit_the_file_uses(tmp_path: Path, units: Any, mm: Any) -> None:
     path = save(tmp_path / "scan.nii", raw_values("i2"), units=units)
     np.testing.assert_allclose(read_image(path).spacing, np.array([0.9, 0.8, 2.5]) * mm)
     np.testing.assert_allclose(read_image(path).spacing, ReadImage(str(path)).GetSpacing(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["scan.nii", "scan.NII.GZ"])
-def test_contents_decide_about_compression_not_the_suffix(tmp_path, name):
+def test_contents_decide_about_compression_not_the_suffix(tmp_path: Path, name: Any) -> None:
     path = save(tmp_path / "right.nii", raw_values("i2"))
     other = tmp_path / name
     other.write_bytes(path.read_bytes() if "GZ" in name else gzip.compress(path.read_bytes()))
     np.testing.assert_array_equal(read_image(other).data, read_image(path).data)
 
 
-def test_2d_file_without_a_third_axis_gets_a_unit_one(tmp_path):
+def test_2d_file_without_a_third_axis_gets_a_unit_one(tmp_path: Path) -> None:
     flat = STRAIGHT.copy()
     flat[2, 2] = 0
     path = save(tmp_path / "slice.nii", raw_values("i2", (6, 5)), forms=(1, 0))
@@ -209,13 +210,13 @@ def test_2d_file_without_a_third_axis_gets_a_unit_one(tmp_path):
     np.testing.assert_allclose(volume.spacing, (0.9, 0.8, 1), rtol=1e-6)
 
 
-def test_warns_that_left_and_right_are_unknown(tmp_path):
+def test_warns_that_left_and_right_are_unknown(tmp_path: Path) -> None:
     path = save(tmp_path / "scan.nii", raw_values("i2"), forms=(0, 0))
     assert [w for w in read_image(path).warnings if "left and right are a guess" in w]
 
 
 @pytest.mark.parametrize(("shift", "warned"), [(0.03, False), (0.05, True)])
-def test_warns_when_sform_and_qform_disagree(tmp_path, shift, warned):
+def test_warns_when_sform_and_qform_disagree(tmp_path: Path, shift: Any, warned: Any) -> None:
     path = save(tmp_path / "scan.nii", raw_values("i2"), qoffset_y=33 + shift)
     warnings = read_image(path).warnings
     assert len(warnings) == warned
@@ -223,26 +224,28 @@ def test_warns_when_sform_and_qform_disagree(tmp_path, shift, warned):
     np.testing.assert_allclose(read_image(path).affine, STRAIGHT, rtol=1e-6)
 
 
-def test_a_broken_qform_beside_a_good_sform_is_only_a_warning(tmp_path):
+def test_a_broken_qform_beside_a_good_sform_is_only_a_warning(tmp_path: Path) -> None:
     path = save(tmp_path / "scan.nii", raw_values("i2"), quatern_b=3.0)
     assert read_image(path).warnings == ("scan.nii: the qform is corrupt; the sform is used.",)
 
 
-def test_a_repaired_header_is_a_warning_and_nothing_is_printed(tmp_path, capfd):
+def test_a_repaired_header_is_a_warning_and_nothing_is_printed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = save(tmp_path / "scan.nii", raw_values("i2"), pixdim=[1, -0.9, 0.8, 2.5, 1, 1, 1, 1])
     (warning,) = read_image(path).warnings
     assert warning.startswith("scan.nii: odd NIfTI header: pixdim")
     assert capfd.readouterr() == ("", "")
 
 
-def with_values(*values):
+def with_values(*values: Any) -> Any:
     raw = raw_values("f4")
     raw.flat[: len(values)] = values
     return raw
 
 
-def patched(offset, patch):
-    def write(path):
+def patched(offset: Any, patch: Any) -> Any:
+    def write(path: Any) -> None:
         content = bytearray(save(path, raw_values("i2")).read_bytes())
         content[offset : offset + len(patch)] = patch
         path.write_bytes(content)
@@ -250,7 +253,7 @@ def patched(offset, patch):
     return write
 
 
-def zipped(path):
+def zipped(path: Any) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("scan.nii", b"...")
 
@@ -334,7 +337,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_refuses_with_the_reason_and_without_the_folder(tmp_path, case):
+def test_refuses_with_the_reason_and_without_the_folder(tmp_path: Path, case: Any) -> None:
     name, make, message = REFUSALS[case]
     make(tmp_path / name)
     with pytest.raises(InputError, match=message) as caught:
@@ -343,7 +346,7 @@ def test_refuses_with_the_reason_and_without_the_folder(tmp_path, case):
     assert name in str(caught.value)
 
 
-def test_refuses_an_unreadable_file(tmp_path):
+def test_refuses_an_unreadable_file(tmp_path: Path) -> None:
     path = tmp_path / "scan.nii"
     path.symlink_to(path)
     with pytest.raises(InputError, match=r"^scan.nii cannot be read: "):
@@ -359,7 +362,7 @@ def test_refuses_an_unreadable_file(tmp_path):
     patches=st.lists(st.tuples(st.integers(0, 343), st.binary(min_size=1, max_size=4)), max_size=4),
     cut=st.integers(0, 592),
 )
-def test_a_damaged_file_is_read_or_refused_but_never_crashes(tmp_path, patches, cut):
+def test_a_damaged_file_is_read_or_refused_but_never_crashes(tmp_path: Path, patches: Any, cut: Any) -> None:
     path = tmp_path / "scan.nii"
     content = bytearray(save(path, raw_values("f4")).read_bytes())
     for offset, patch in patches:
@@ -391,7 +394,9 @@ def test_a_damaged_file_is_read_or_refused_but_never_crashes(tmp_path, patches, 
         ("i2", 0.001, 20000, 0),
     ],
 )
-def test_whole_numbers_that_float32_cannot_tell_apart_are_said(tmp_path, dtype, slope, top, rounded):
+def test_whole_numbers_that_float32_cannot_tell_apart_are_said(
+    tmp_path: Path, dtype: Any, slope: Any, top: Any, rounded: Any
+) -> None:
     raw = np.arange(120).reshape(SHAPE).astype(dtype)
     raw[1, 1, 1] = top
     volume = read_image(save(tmp_path / "scan.nii", raw, slope=slope))
@@ -401,12 +406,12 @@ def test_whole_numbers_that_float32_cannot_tell_apart_are_said(tmp_path, dtype, 
     np.testing.assert_array_equal(raw_of(tmp_path / "out.nii"), raw)
 
 
-def test_masks_have_no_numbers_that_large(tmp_path):
+def test_masks_have_no_numbers_that_large(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"labels up to 1.67772e\+07"):
         read_labels(save(tmp_path / "mask.nii", np.where(MASK == 2, 2**24 + 1, MASK).astype("i4")))
 
 
-def test_a_file_gzipped_twice_is_called_so(tmp_path):
+def test_a_file_gzipped_twice_is_called_so(tmp_path: Path) -> None:
     path = save(tmp_path / "scan.nii.gz", raw_values("i2"))
     path.write_bytes(gzip.compress(path.read_bytes()))
     for read in (read_image, read_labels, describe_image):
@@ -415,7 +420,7 @@ def test_a_file_gzipped_twice_is_called_so(tmp_path):
 
 
 @pytest.mark.parametrize("behind", [b"text", bytes(512) + b"text", b"x" * 3_000_000])
-def test_what_follows_gzip_data_is_ignored_with_a_word(tmp_path, behind):
+def test_what_follows_gzip_data_is_ignored_with_a_word(tmp_path: Path, behind: Any) -> None:
     path = save(tmp_path / "scan.nii.gz", raw_values("i2"))
     plain = read_image(path)
     path.write_bytes(path.read_bytes() + behind)
@@ -426,7 +431,7 @@ def test_what_follows_gzip_data_is_ignored_with_a_word(tmp_path, behind):
     assert describe_image(path)["warnings"] == list(volume.warnings)
 
 
-def test_gzip_data_in_several_pieces_are_one_file(tmp_path):
+def test_gzip_data_in_several_pieces_are_one_file(tmp_path: Path) -> None:
     content = save(tmp_path / "scan.nii", raw_values("i2")).read_bytes()
     path = tmp_path / "scan.nii.gz"
     path.write_bytes(gzip.compress(content[:400]) + gzip.compress(content[400:]) + bytes(100))
@@ -439,7 +444,7 @@ def test_gzip_data_in_several_pieces_are_one_file(tmp_path):
 
 
 @pytest.mark.parametrize("save_as", ["float32", "source"])
-def test_written_scan_keeps_geometry_and_header(scan, tmp_path, save_as):
+def test_written_scan_keeps_geometry_and_header(scan: Any, tmp_path: Path, save_as: Any) -> None:
     volume = read_image(scan)
     out = tmp_path / "adversarial.nii.gz"
     write_image(out, volume, perturbed(volume), save_as=save_as, note=NOTE)
@@ -469,7 +474,7 @@ def test_written_scan_keeps_geometry_and_header(scan, tmp_path, save_as):
     assert_same_place_for_simpleitk(out, scan)
 
 
-def test_float32_file_holds_the_values_bit_for_bit(scan, tmp_path):
+def test_float32_file_holds_the_values_bit_for_bit(scan: Any, tmp_path: Path) -> None:
     volume = read_image(scan)
     data = perturbed(volume)
     out = tmp_path / "adversarial.nii.gz"
@@ -478,7 +483,7 @@ def test_float32_file_holds_the_values_bit_for_bit(scan, tmp_path):
     np.testing.assert_array_equal(read_image(out).data, data)
 
 
-def test_source_file_keeps_untouched_bits_and_rounds_the_rest_to_the_nearest(scan, tmp_path):
+def test_source_file_keeps_untouched_bits_and_rounds_the_rest_to_the_nearest(scan: Any, tmp_path: Path) -> None:
     volume = read_image(scan)
     data = perturbed(volume)
     out = tmp_path / "adversarial.nii.gz"
@@ -502,7 +507,7 @@ def test_source_file_keeps_untouched_bits_and_rounds_the_rest_to_the_nearest(sca
     np.testing.assert_allclose(native[data < low], low)
 
 
-def test_source_rounding_has_no_bias(tmp_path):
+def test_source_rounding_has_no_bias(tmp_path: Path) -> None:
     path = save(tmp_path / "ct.nii", np.random.default_rng(0).integers(-1000, 1000, (40, 40, 20)).astype("i2"))
     volume = read_image(path)
     change = np.random.default_rng(1).uniform(-3, 3, volume.shape).astype(np.float32)
@@ -513,7 +518,7 @@ def test_source_rounding_has_no_bias(tmp_path):
 
 
 @pytest.mark.parametrize("save_as", ["float32", "source"])
-def test_same_input_gives_the_same_bytes_whatever_the_name(scan, tmp_path, save_as):
+def test_same_input_gives_the_same_bytes_whatever_the_name(scan: Any, tmp_path: Path, save_as: Any) -> None:
     volume = read_image(scan)
     for name in ("a.nii.gz", "other.nii.gz"):
         write_image(tmp_path / name, volume, volume.data, save_as=save_as, note=NOTE)
@@ -523,7 +528,7 @@ def test_same_input_gives_the_same_bytes_whatever_the_name(scan, tmp_path, save_
     assert (flags, mtime) == (0, bytes(4))
 
 
-def test_unchanged_scan_written_as_source_differs_only_in_its_description(scan, tmp_path):
+def test_unchanged_scan_written_as_source_differs_only_in_its_description(scan: Any, tmp_path: Path) -> None:
     volume = read_image(scan)
     out = tmp_path / "same.nii"
     write_image(out, volume, volume.data.copy(), save_as="source", note=NOTE)
@@ -534,7 +539,7 @@ def test_unchanged_scan_written_as_source_differs_only_in_its_description(scan, 
     assert bytes(after) == before
 
 
-def test_float64_bits_beyond_float32_survive_where_nothing_changed(tmp_path):
+def test_float64_bits_beyond_float32_survive_where_nothing_changed(tmp_path: Path) -> None:
     raw = raw_values("f8") + np.pi * 1e-9
     volume = read_image(save(tmp_path / "scan.nii.gz", raw))
     data = volume.data.copy()
@@ -546,7 +551,7 @@ def test_float64_bits_beyond_float32_survive_where_nothing_changed(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["i8", "u8"])
-def test_64_bit_integers_are_clipped_not_wrapped(tmp_path, dtype):
+def test_64_bit_integers_are_clipped_not_wrapped(tmp_path: Path, dtype: Any) -> None:
     raw = np.arange(120).reshape(SHAPE).astype(dtype)
     volume = read_image(save(tmp_path / "scan.nii", raw))
     data = volume.data.copy()
@@ -558,7 +563,7 @@ def test_64_bit_integers_are_clipped_not_wrapped(tmp_path, dtype):
     assert 0.999 * limits.max < int(written[0, 0, 0]) <= limits.max
 
 
-def test_a_stored_float_that_its_type_cannot_hold_is_clipped(tmp_path):
+def test_a_stored_float_that_its_type_cannot_hold_is_clipped(tmp_path: Path) -> None:
     volume = read_image(save(tmp_path / "scan.nii", raw_values("f4"), slope=1e-30))
     data = volume.data.copy()
     data[0, 0, 0] = 1e20
@@ -566,13 +571,13 @@ def test_a_stored_float_that_its_type_cannot_hold_is_clipped(tmp_path):
     assert raw_of(tmp_path / "out.nii")[0, 0, 0] == np.finfo(np.float32).max
 
 
-def test_a_long_note_is_cut_and_leaves_the_field_terminated(tmp_path):
+def test_a_long_note_is_cut_and_leaves_the_field_terminated(tmp_path: Path) -> None:
     volume = read_image(save(tmp_path / "scan.nii", raw_values("i2")))
     write_image(tmp_path / "out.nii", volume, volume.data, save_as="source", note="é" + "x" * 200)
     assert content_of(tmp_path / "out.nii")[148:228] == b"?" + b"x" * 78 + b"\0"
 
 
-def test_zero_voxel_offset_means_right_after_the_header(tmp_path):
+def test_zero_voxel_offset_means_right_after_the_header(tmp_path: Path) -> None:
     path = save(tmp_path / "scan.nii", raw_values("i2"), slope=1.0)
     content = bytearray(path.read_bytes())
     content[108:112] = bytes(4)
@@ -594,7 +599,7 @@ def test_zero_voxel_offset_means_right_after_the_header(tmp_path):
         ("float64", None),
     ],
 )
-def test_stored_grid(tmp_path, kind, expected):
+def test_stored_grid(tmp_path: Path, kind: Any, expected: Any) -> None:
     volume = read_image(save(tmp_path / "scan.nii.gz", **SCANS[kind]))
     assert stored_grid(volume, "float32") is None
     grid = stored_grid(volume, "source")
@@ -606,7 +611,7 @@ def test_stored_grid(tmp_path, kind, expected):
 
 @pytest.mark.parametrize("save_as", ["float32", "source"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_non_finite_values_are_never_written(tmp_path, save_as, bad):
+def test_non_finite_values_are_never_written(tmp_path: Path, save_as: Any, bad: Any) -> None:
     volume = read_image(save(tmp_path / "scan.nii", raw_values("i2")))
     data = volume.data.copy()
     data[1, 1, 1] = bad
@@ -622,7 +627,7 @@ def test_non_finite_values_are_never_written(tmp_path, save_as, bad):
 MASK = np.arange(120).reshape(SHAPE) % 4
 
 
-def test_label_maps_lie_on_the_scans_grid(scan, tmp_path):
+def test_label_maps_lie_on_the_scans_grid(scan: Any, tmp_path: Path) -> None:
     volume = read_image(scan)
     labels = np.arange(np.prod(volume.shape)).reshape(volume.shape) % 3
     out = tmp_path / "mask.nii.gz"
@@ -633,7 +638,7 @@ def test_label_maps_lie_on_the_scans_grid(scan, tmp_path):
 
 
 @pytest.mark.parametrize("top", [1, 255, 256, 65535])
-def test_label_maps_use_the_smallest_type(tmp_path, top):
+def test_label_maps_use_the_smallest_type(tmp_path: Path, top: Any) -> None:
     volume = read_image(save(tmp_path / "scan.nii", raw_values("i2")))
     labels = np.where(MASK == 3, top, MASK)
     write_labels(tmp_path / "mask.nii", volume, labels)
@@ -641,7 +646,7 @@ def test_label_maps_use_the_smallest_type(tmp_path, top):
     np.testing.assert_array_equal(read_labels(tmp_path / "mask.nii").labels, labels)
 
 
-def test_perturbations_are_float32_on_the_scans_grid(scan, tmp_path):
+def test_perturbations_are_float32_on_the_scans_grid(scan: Any, tmp_path: Path) -> None:
     volume = read_image(scan)
     change = np.random.default_rng(3).normal(0, 1, volume.shape)
     out = tmp_path / "perturbation.nii.gz"
@@ -651,7 +656,7 @@ def test_perturbations_are_float32_on_the_scans_grid(scan, tmp_path):
     assert header_of(out)["descrip"].item() == NOTE.encode()
 
 
-def check_derived(scan, out, dtype):
+def check_derived(scan: Any, out: Any, dtype: Any) -> None:
     header = header_of(out)
     assert header.get_data_dtype().newbyteorder("=") == dtype
     assert (header["scl_slope"], header["scl_inter"], header["cal_min"], header["cal_max"]) == (1, 0, 0, 0)
@@ -666,7 +671,7 @@ def check_derived(scan, out, dtype):
 
 
 @pytest.mark.parametrize("labels", [np.full(SHAPE, -1), np.full(SHAPE, 65536), np.zeros((1, 2, 3), int)])
-def test_impossible_label_maps_are_never_written(tmp_path, labels):
+def test_impossible_label_maps_are_never_written(tmp_path: Path, labels: Any) -> None:
     volume = read_image(save(tmp_path / "scan.nii", raw_values("i2")))
     with pytest.raises(ValueError, match="expected labels in"):
         write_labels(tmp_path / "mask.nii", volume, labels)
@@ -684,7 +689,7 @@ def test_impossible_label_maps_are_never_written(tmp_path, labels):
     ],
     ids=["uint8", "big-endian", "float32", "nearly-whole", "scaled", "offset-4d"],
 )
-def test_masks_are_read_as_whole_numbers(tmp_path, settings_):
+def test_masks_are_read_as_whole_numbers(tmp_path: Path, settings_: Any) -> None:
     mask = read_labels(save(tmp_path / "mask.nii.gz", **settings_))
     np.testing.assert_array_equal(mask.labels, MASK)
     assert mask.labels.dtype == np.int64
@@ -692,7 +697,7 @@ def test_masks_are_read_as_whole_numbers(tmp_path, settings_):
     np.testing.assert_allclose(mask.affine, STRAIGHT, rtol=1e-6)
 
 
-def test_a_mask_may_be_empty(tmp_path):
+def test_a_mask_may_be_empty(tmp_path: Path) -> None:
     assert not read_labels(save(tmp_path / "mask.nii", np.zeros(SHAPE, "u1"))).labels.any()
 
 
@@ -711,7 +716,7 @@ def test_a_mask_may_be_empty(tmp_path):
     ],
     ids=["scan", "fraction", "nan", "inf", "negative", "large", "beyond-int64", "complex", "4d"],
 )
-def test_masks_that_are_no_label_maps_are_refused(tmp_path, raw, message):
+def test_masks_that_are_no_label_maps_are_refused(tmp_path: Path, raw: Any, message: Any) -> None:
     path = save(tmp_path / "mask.nii", raw)
     with pytest.raises(InputError, match=message):
         read_labels(path)
@@ -722,7 +727,7 @@ def test_masks_that_are_no_label_maps_are_refused(tmp_path, raw, message):
 
 @pytest.mark.parametrize("name", ["out.nii", "out.nii.gz"])
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the Linux device that is always full")
-def test_full_disk_is_one_sentence(tmp_path, name):
+def test_full_disk_is_one_sentence(tmp_path: Path, name: Any) -> None:
     raw = np.random.default_rng(0).integers(-9000, 9000, (64, 64, 64)).astype("i2")
     volume = read_image(save(tmp_path / "scan.nii", raw))
     (tmp_path / name).symlink_to("/dev/full")
@@ -730,7 +735,7 @@ def test_full_disk_is_one_sentence(tmp_path, name):
         write_image(tmp_path / name, volume, volume.data, save_as="float32", note=NOTE)
 
 
-def test_missing_and_forbidden_folders_are_one_sentence(tmp_path):
+def test_missing_and_forbidden_folders_are_one_sentence(tmp_path: Path) -> None:
     volume = read_image(save(tmp_path / "scan.nii", raw_values("i2")))
     with pytest.raises(OutputError, match=r"^out.nii: cannot be written \(No such file or directory\)\.$"):
         write_float(tmp_path / "gone" / "out.nii", volume, volume.data, NOTE)
@@ -745,7 +750,7 @@ def test_missing_and_forbidden_folders_are_one_sentence(tmp_path):
 # Describing
 
 
-def test_describes_a_scan(tmp_path):
+def test_describes_a_scan(tmp_path: Path) -> None:
     path = save(tmp_path / "ct.nii.gz", raw_values("i2"), LEFT_HANDED, slope=0.5, inter=-10.0, forms=(2, 1))
     facts = describe_image(path)
     json.dumps(facts, allow_nan=False)
@@ -761,7 +766,7 @@ def test_describes_a_scan(tmp_path):
     assert (facts["labels"], facts["refused_as_image"], facts["warnings"]) == (None, None, [])
 
 
-def test_describes_a_mask_with_its_labels(tmp_path):
+def test_describes_a_mask_with_its_labels(tmp_path: Path) -> None:
     facts = describe_image(save(tmp_path / "mask.nii", np.where(MASK == 3, 17.0, MASK)))
     assert facts["labels"] == {0: 30, 1: 30, 2: 30, 17: 30}
 
@@ -777,19 +782,19 @@ def test_describes_a_mask_with_its_labels(tmp_path):
     ],
     ids=["constant", "nan", "inf", "4d", "complex"],
 )
-def test_describes_what_cannot_be_attacked_and_says_why(tmp_path, raw, expected):
+def test_describes_what_cannot_be_attacked_and_says_why(tmp_path: Path, raw: Any, expected: Any) -> None:
     facts = describe_image(save(tmp_path / "odd.nii", raw))
     json.dumps(facts, allow_nan=False)
     assert expected.items() <= facts.items()
     assert facts["refused_as_image"].startswith("odd.nii")
 
 
-def test_describes_a_file_without_a_usable_affine(tmp_path):
+def test_describes_a_file_without_a_usable_affine(tmp_path: Path) -> None:
     facts = describe_image(save(tmp_path / "odd.nii", raw_values("i2"), srow_x=0, forms=(1, 0)))
     assert (facts["spacing_mm"], facts["axcodes"]) == (None, None)
     assert "singular" in facts["refused_as_image"]
 
 
-def test_describing_passes_header_warnings_on(tmp_path):
+def test_describing_passes_header_warnings_on(tmp_path: Path) -> None:
     facts = describe_image(save(tmp_path / "odd.nii", raw_values("i2"), forms=(0, 0)))
     assert "left and right" in facts["warnings"][0]

@@ -306,7 +306,8 @@ def test_a_gradient_that_is_zero_for_a_while_leaves_the_momentum_sound(name: str
 @pytest.mark.parametrize("which", ["bright", "unet"])
 def test_a_higher_goal_never_gives_a_lower_iou(which: str) -> None:
     if which == "bright":
-        network, clean = Bright(), scan(2, 12, 12)
+        network: Any = Bright()
+        clean = scan(2, 12, 12)
         target = flipped(clean)
     else:
         network, clean, target, _ = problem()

@@ -23,7 +23,7 @@ def test_groups_are_joined_by_step_and_what_is_finished_keeps_its_last_values() 
     assert trace["step"] == [0, 1, 2]
     assert trace["score"] == pytest.approx([(3 * score + 0.2) / 4 for score in (0.0, 0.4, 0.8)])
     assert trace["loss"] == pytest.approx([(3 * (1 - score) + 0.8) / 4 for score in (0.0, 0.4, 0.8)])
-    assert trace["l2_model"] == pytest.approx([10 * score for score in trace["score"]])  # type: ignore[operator]
+    assert trace["l2_model"] == pytest.approx([10 * score for score in trace["score"]])
     assert trace["reached"] == [0, 0, 0.75]
 
 
@@ -33,9 +33,9 @@ def test_length_is_bounded_first_and_last_are_kept_and_no_step_comes_twice(steps
     kept = trace["step"]
     assert {len(values) for values in trace.values()} == {min(steps, POINTS)}
     assert (kept[0], kept[-1]) == (0, steps - 1)
-    gaps = {after - before for before, after in pairwise(kept)}  # type: ignore[operator]
+    gaps = {after - before for before, after in pairwise(kept)}
     assert not gaps or (min(gaps) >= 1 and max(gaps) - min(gaps) <= 1)
-    assert trace["score"] == pytest.approx([step / steps for step in kept], rel=1e-5)  # type: ignore[operator]
+    assert trace["score"] == pytest.approx([step / steps for step in kept], rel=1e-5)
 
 
 def test_nothing_attacked_is_empty() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import nibabel as nib
@@ -34,7 +35,7 @@ SHARED = Path(__file__).parents[3] / "shared" / "data" / "cases"
 
 
 @pytest.mark.parametrize("axis", range(3), ids=PLANES)
-def test_slices_lie_as_simpleitk_says(axis):
+def test_slices_lie_as_simpleitk_says(axis: Any) -> None:
     """An array of an image turned to LPS runs (to the head, to the back, to the left): the convention itself."""
     rng = np.random.default_rng(0)
     volume, affine = rng.random((5, 6, 7)), ras()
@@ -57,7 +58,7 @@ def test_slices_lie_as_simpleitk_says(axis):
 @pytest.mark.parametrize(
     ("axis", "letters"), [(0, "APSI"), (1, "RLSI"), (2, "RLAP")], ids=["sagittal", "coronal", "axial"]
 )
-def test_letters_stand_where_the_millimetres_say(axis, letters, angle):
+def test_letters_stand_where_the_millimetres_say(axis: Any, letters: Any, angle: Any) -> None:
     affine = ras(rotation=angle_axis2mat(angle, (1, 2, 3)))
     shape = (5, 6, 7)
     for orientation in ORIENTATIONS:
@@ -79,7 +80,7 @@ def test_letters_stand_where_the_millimetres_say(axis, letters, angle):
     [(0, 3.0 / 1.1), (1, 3.0 / 0.8), (2, 1.1 / 0.8)],
     ids=["sagittal", "coronal", "axial"],
 )
-def test_aspect_is_row_over_column_spacing_in_every_orientation(axis, aspect):
+def test_aspect_is_row_over_column_spacing_in_every_orientation(axis: Any, aspect: Any) -> None:
     volume = np.zeros((4, 5, 6))
     for orientation in ORIENTATIONS:
         array, turned = stored_as(orientation, volume, ras())
@@ -91,7 +92,7 @@ def test_aspect_is_row_over_column_spacing_in_every_orientation(axis, aspect):
 
 @pytest.mark.shared
 @pytest.mark.skipif(not SHARED.is_dir(), reason="development scans are not here")
-def test_a_real_scan_stored_as_lia_is_the_same_picture_after_nibabel_turned_it():
+def test_a_real_scan_stored_as_lia_is_the_same_picture_after_nibabel_turned_it() -> None:
     image = nib.load(SHARED / "t1_gwm_headbox" / "image.nii.gz")
     canonical = nib.as_closest_canonical(image)
     assert nib.aff2axcodes(image.affine) == ("L", "I", "A")
@@ -119,11 +120,11 @@ NOTHING = np.zeros(9)
         pytest.param([9, 0.01, 0, 0, 0, 0], 2, [0, 1], id="next to nothing rather than fewer"),
     ],
 )
-def test_slices_shown(change, rows, chosen):
+def test_slices_shown(change: Any, rows: Any, chosen: Any) -> None:
     assert sorted(choice.choose(np.array(change, float), [], rows)) == chosen
 
 
-def test_the_most_changed_slice_is_always_shown():
+def test_the_most_changed_slice_is_always_shown() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
         change = rng.random(20) ** 4
@@ -133,7 +134,7 @@ def test_the_most_changed_slice_is_always_shown():
 @pytest.mark.parametrize(
     ("otherwise", "chosen"), [([NOTHING, np.eye(9)[7]], [7]), ([NOTHING], [4])], ids=["masks", "nothing at all"]
 )
-def test_identical_scans_still_have_a_picture(otherwise, chosen):
+def test_identical_scans_still_have_a_picture(otherwise: Any, chosen: Any) -> None:
     assert choice.choose(NOTHING, otherwise, 3) == chosen
 
 
@@ -150,7 +151,7 @@ TRACE = {
 }
 
 
-def draw(path, volumes=None, affine=None, **changes):
+def draw(path: Any, volumes: Any = None, affine: Any = None, **changes: Any) -> Any:
     settings = {
         "affine": ras() if affine is None else affine,
         "slice_axis": 2,
@@ -164,7 +165,7 @@ def draw(path, volumes=None, affine=None, **changes):
     return panel(**(case() if volumes is None else volumes), **settings)
 
 
-def column(pixels, number):
+def column(pixels: Any, number: Any) -> Any:
     """The first row of one column of pictures, without its frame, cut from a rendered PNG."""
     left = figures._LEFT + number * (figures._WIDTH + figures._GAP)
     top = 0.12 + figures._TITLE_LINE + figures._HEAD
@@ -172,7 +173,7 @@ def column(pixels, number):
     return pixels[y + 3 : y + high - 3, x + 3 : x + wide - 3, :3]
 
 
-def test_a_mark_at_the_patients_right_front_is_drawn_at_the_upper_left(tmp_path):
+def test_a_mark_at_the_patients_right_front_is_drawn_at_the_upper_left(tmp_path: Path) -> None:
     draw(tmp_path / "a.png", window=(100, 200))
     picture = column(imread(tmp_path / "a.png"), 0).min(axis=2)
     # Without the letters, which are white as well.
@@ -184,7 +185,7 @@ def test_a_mark_at_the_patients_right_front_is_drawn_at_the_upper_left(tmp_path)
 @pytest.mark.parametrize(
     "number", [5, 17, 31, 46], ids=lambda n: "".join(nib.orientations.ornt2axcodes(ORIENTATIONS[n]))
 )
-def test_the_picture_does_not_depend_on_how_the_scan_is_stored(tmp_path, number):
+def test_the_picture_does_not_depend_on_how_the_scan_is_stored(tmp_path: Path, number: Any) -> None:
     volumes, affine = case(), ras()
     orientation = ORIENTATIONS[number]
     turned = {name: stored_as(orientation, volume, affine)[0] for name, volume in volumes.items()}
@@ -204,7 +205,7 @@ def test_the_picture_does_not_depend_on_how_the_scan_is_stored(tmp_path, number)
     np.testing.assert_array_equal(a, b)
 
 
-def test_both_scans_have_the_same_window(monkeypatch):
+def test_both_scans_have_the_same_window(monkeypatch: pytest.MonkeyPatch) -> None:
     scans = [
         ax.images[0] for ax in layout(None, monkeypatch, rows=2).axes if ax.images and ax.images[0].cmap.name == "gray"
     ]
@@ -213,7 +214,7 @@ def test_both_scans_have_the_same_window(monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])
-def test_the_same_input_gives_the_same_bytes(tmp_path, suffix):
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path, suffix: Any) -> None:
     for name in "ab":
         draw(tmp_path / (name + suffix))
     first, second = ((tmp_path / (name + suffix)).read_bytes() for name in "ab")
@@ -221,20 +222,20 @@ def test_the_same_input_gives_the_same_bytes(tmp_path, suffix):
     assert len(first) > 10_000
 
 
-def test_rows_run_from_head_to_foot(tmp_path):
+def test_rows_run_from_head_to_foot(tmp_path: Path) -> None:
     upright = draw(tmp_path / "a.png", rows=3)
     assert upright == sorted(upright, reverse=True)
     assert len(upright) == 3
 
 
 @pytest.mark.parametrize("slice_axis", range(3), ids=PLANES)
-def test_every_slice_axis(tmp_path, slice_axis):
+def test_every_slice_axis(tmp_path: Path, slice_axis: Any) -> None:
     shown = draw(tmp_path / "a.png", slice_axis=slice_axis, rows=2)
     assert len(shown) == 2
     assert all(0 <= index < case()["clean"].shape[slice_axis] for index in shown)
 
 
-def zeros(shape=(12, 12, 3), dtype=np.int64):
+def zeros(shape: Any = (12, 12, 3), dtype: Any = np.int64) -> Any:
     return np.zeros(shape, dtype)
 
 
@@ -247,13 +248,13 @@ def zeros(shape=(12, 12, 3), dtype=np.int64):
         pytest.param({"target": zeros() + 1}, id="target everywhere"),
     ],
 )
-def test_odd_cases_are_drawn(tmp_path, changes):
+def test_odd_cases_are_drawn(tmp_path: Path, changes: Any) -> None:
     volumes = {**case((12, 12, 3)), **changes}
     assert draw(tmp_path / "a.png", volumes)
     assert imread(tmp_path / "a.png").std() > 0.01
 
 
-def test_a_single_voxel_and_integers_are_drawn(tmp_path):
+def test_a_single_voxel_and_integers_are_drawn(tmp_path: Path) -> None:
     volumes = {name: np.ones((1, 1, 1), np.uint8) for name in case()}
     assert draw(tmp_path / "a.png", {**volumes, "adversarial": volumes["clean"] - 1}) == [0]
 
@@ -261,29 +262,29 @@ def test_a_single_voxel_and_integers_are_drawn(tmp_path):
 @pytest.mark.parametrize(
     "name", ["_private", "cost $5 or $6", r"$\frac{1}{", "脾臓", "a very long name of a very small structure"]
 )
-def test_any_class_name_and_title(tmp_path, name):
+def test_any_class_name_and_title(tmp_path: Path, name: Any) -> None:
     draw(tmp_path / "a.svg", class_names=["background", name], title=f"about {name}")
     assert (tmp_path / "a.svg").stat().st_size > 10_000
 
 
-def test_another_suffix_is_refused_by_name(tmp_path):
+def test_another_suffix_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^panel\.gif: .*\.png, \.pdf, \.svg"):
         draw(tmp_path / "panel.gif")
 
 
-def test_a_missing_folder_is_one_sentence_without_the_folder(tmp_path):
+def test_a_missing_folder_is_one_sentence_without_the_folder(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"^panel\.png: cannot be written") as caught:
         draw(tmp_path / "secret" / "panel.png")
     assert "secret" not in str(caught.value)
 
 
-def test_matplotlibs_global_state_is_left_alone(tmp_path):
+def test_matplotlibs_global_state_is_left_alone(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     draw(tmp_path / "a.png")
     assert dict(matplotlib.rcParams) == before
 
 
-def test_pyplot_is_not_imported_and_importing_the_module_is_light(tmp_path):
+def test_pyplot_is_not_imported_and_importing_the_module_is_light(tmp_path: Path) -> None:
     code = "import sys, mafl_cli.show.figure; assert 'matplotlib' not in sys.modules"
     drawing = (
         "import numpy as np; from pathlib import Path; z = np.ones((12, 12, 1));"
@@ -303,7 +304,7 @@ def test_pyplot_is_not_imported_and_importing_the_module_is_light(tmp_path):
 # --- layout -------------------------------------------------------------------------------------------------
 
 
-def layout(volumes, monkeypatch, **changes):
+def layout(volumes: Any, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Any:
     """The figure that would be written."""
     caught = []
     monkeypatch.setattr(figures, "_save", lambda figure, path: caught.append(figure))
@@ -323,7 +324,9 @@ def layout(volumes, monkeypatch, **changes):
         pytest.param((40, 48, 1), 3, "so many words about this case " * 9, "native units", id="long title"),
     ],
 )
-def test_no_words_overlap_or_leave_the_picture(monkeypatch, shape, classes, title, unit):
+def test_no_words_overlap_or_leave_the_picture(
+    monkeypatch: pytest.MonkeyPatch, shape: Any, classes: Any, title: Any, unit: Any
+) -> None:
     names = ["background", *(f"structure number {n}, left half" for n in range(1, classes))]
     volumes = case(shape, classes=classes)
     volumes["clean"] *= 40
@@ -349,7 +352,7 @@ def test_no_words_overlap_or_leave_the_picture(monkeypatch, shape, classes, titl
         assert not any(ax.bbox.overlaps(text.get_window_extent()) for text in figure.texts)
 
 
-def test_the_window_the_range_and_the_unit_are_stated(monkeypatch):
+def test_the_window_the_range_and_the_unit_are_stated(monkeypatch: pytest.MonkeyPatch) -> None:
     figure = layout(None, monkeypatch, window=(-160, 240))
     words = [text.get_text() for text in figure.texts]
     assert "window −160 to 240 HU" in words
@@ -358,7 +361,7 @@ def test_the_window_the_range_and_the_unit_are_stated(monkeypatch):
     assert any("patient's right is on the left" in word for word in words)
 
 
-def test_no_two_classes_share_a_colour_and_what_is_left_out_is_counted(monkeypatch):
+def test_no_two_classes_share_a_colour_and_what_is_left_out_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     figure = layout(case(classes=12), monkeypatch)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     patches = [patch.get_facecolor() for patch in figure.legends[0].get_patches()]
@@ -367,7 +370,7 @@ def test_no_two_classes_share_a_colour_and_what_is_left_out_is_counted(monkeypat
     assert any("more not drawn" in label for label in labels)
 
 
-def test_a_class_of_the_palette_has_its_own_colour_whatever_else_is_drawn(monkeypatch):
+def test_a_class_of_the_palette_has_its_own_colour_whatever_else_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     volumes = case(classes=12)
     for name in ("prediction_clean", "prediction_adversarial", "target"):
         volumes[name][volumes[name] == 1] = 0
@@ -377,7 +380,7 @@ def test_a_class_of_the_palette_has_its_own_colour_whatever_else_is_drawn(monkey
     assert 1 not in colours
 
 
-def test_a_run_is_drawn_with_its_course_or_without(monkeypatch):
+def test_a_run_is_drawn_with_its_course_or_without(monkeypatch: pytest.MonkeyPatch) -> None:
     told = layout(None, monkeypatch, trace=TRACE)
     assert any("L2" in ax.get_ylabel() for ax in told.axes)
     silent = layout(None, monkeypatch)
@@ -386,7 +389,7 @@ def test_a_run_is_drawn_with_its_course_or_without(monkeypatch):
         assert title in [text.get_text() for text in silent.texts]
 
 
-def test_the_changed_part_is_enlarged_and_marked_on_the_scan(monkeypatch):
+def test_the_changed_part_is_enlarged_and_marked_on_the_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     volumes = case((80, 80, 5))
     small = zeros((80, 80, 5))
     small[30:34, 30:34, 2] = 1
@@ -400,7 +403,7 @@ def test_the_changed_part_is_enlarged_and_marked_on_the_scan(monkeypatch):
     assert mark.get_x() < 80 - 1 - 34 < 80 - 1 - 30 < mark.get_x() + mark.get_width()
 
 
-def test_an_outline_is_closed_at_the_edge_of_the_picture():
+def test_an_outline_is_closed_at_the_edge_of_the_picture() -> None:
     from matplotlib.figure import Figure
 
     ax = Figure().add_axes((0, 0, 1, 1))
@@ -408,7 +411,8 @@ def test_an_outline_is_closed_at_the_edge_of_the_picture():
     mask[0:3, 0:3] = True
     figures._outline(ax, mask, "red", 1, 1)
     (path,) = ax.collections[0].get_paths()
-    np.testing.assert_array_equal(path.vertices[0], path.vertices[-1])
+    vertices = np.asarray(path.vertices)
+    np.testing.assert_array_equal(vertices[0], vertices[-1])
     # Just inside the border of the outermost voxels' centres and the air around them.
-    np.testing.assert_allclose(path.vertices.min(axis=0), -0.2)
-    np.testing.assert_allclose(path.vertices.max(axis=0), 2.2)
+    np.testing.assert_allclose(vertices.min(axis=0), -0.2)
+    np.testing.assert_allclose(vertices.max(axis=0), 2.2)

@@ -7,6 +7,8 @@ import hashlib
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from mafl_cli.show.slices import oriented_slice
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)> & \u2028 ' \" </title> {{data}} \udc80"
 
 
-def write(path, *cases, **settings):
+def write(path: Any, *cases: Any, **settings: Any) -> Any:
     said = page.write(path, cases or [page_case()], **{"title": "a title", **settings})
     return path.read_text(encoding="ascii"), said
 
@@ -28,16 +30,16 @@ def write(path, *cases, **settings):
 class Markup(HTMLParser):
     """All tags of a page with their attributes, and the text of its scripts and styles."""
 
-    def __init__(self, text):
+    def __init__(self, text: Any) -> None:
         super().__init__()
-        self.tags = []
-        self.content = {"script": [], "style": []}
+        self.tags: list[Any] = []
+        self.content: dict[str, list[str]] = {"script": [], "style": []}
         self.feed(text)
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: Any, attrs: Any) -> None:
         self.tags.append((tag, dict(attrs)))
 
-    def handle_data(self, data):
+    def handle_data(self, data: Any) -> None:
         if self.tags and self.tags[-1][0] in self.content and self.cdata_elem:
             self.content[self.tags[-1][0]].append(data)
 
@@ -45,7 +47,7 @@ class Markup(HTMLParser):
 # --- a closed file ----------------------------------------------------------------------------------------------
 
 
-def test_nothing_leads_out_of_the_page(tmp_path):
+def test_nothing_leads_out_of_the_page(tmp_path: Path) -> None:
     text, _ = write(tmp_path / "a.html")
     markup = Markup(text)
     # The one address is the name of the namespace of SVG, which is no place.
@@ -61,7 +63,7 @@ def test_nothing_leads_out_of_the_page(tmp_path):
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|WebSocket|sendBeacon|localStorage", text)
 
 
-def test_the_policy_names_the_hashes_of_the_only_script_and_style(tmp_path):
+def test_the_policy_names_the_hashes_of_the_only_script_and_style(tmp_path: Path) -> None:
     text, _ = write(tmp_path / "a.html")
     markup = Markup(text)
     policy = next(a["content"] for _, a in markup.tags if a.get("http-equiv") == "Content-Security-Policy")
@@ -76,7 +78,7 @@ def test_the_policy_names_the_hashes_of_the_only_script_and_style(tmp_path):
     assert not [key for _, attributes in markup.tags for key in attributes if key.startswith("on") or key == "style"]
 
 
-def test_hostile_names_are_text(tmp_path):
+def test_hostile_names_are_text(tmp_path: Path) -> None:
     hostile = page_case(HOSTILE, classes=("background", HOSTILE, "b"), model=HOSTILE)
     text, _ = write(tmp_path / "a.html", hostile, page_case(), title=HOSTILE)
     plain, _ = write(tmp_path / "b.html", page_case(), page_case())
@@ -90,7 +92,7 @@ def test_hostile_names_are_text(tmp_path):
 # --- what is in it ----------------------------------------------------------------------------------------------
 
 
-def test_the_numbers_are_those_of_the_report(tmp_path):
+def test_the_numbers_are_those_of_the_report(tmp_path: Path) -> None:
     first, second = page_case("one"), page_case("two", case(seed=1, classes=3))
     text, _ = write(tmp_path / "a.html", first, second)
     data = blocks(text)["index"]
@@ -102,7 +104,7 @@ def test_the_numbers_are_those_of_the_report(tmp_path):
 
 
 @pytest.mark.parametrize("slice_axis", [0, 1, 2], ids=["sagittal", "coronal", "axial"])
-def test_planes_are_the_pictures_of_the_figures_cut_to_one_box(tmp_path, slice_axis):
+def test_planes_are_the_pictures_of_the_figures_cut_to_one_box(tmp_path: Path, slice_axis: Any) -> None:
     volumes, affine = case(classes=3), ras()
     text, _ = write(tmp_path / "a.html", page_case(volumes=volumes, slice_axis=slice_axis))
     found = blocks(text)
@@ -144,7 +146,7 @@ def test_planes_are_the_pictures_of_the_figures_cut_to_one_box(tmp_path, slice_a
         pytest.param(lambda x: x * 0 + 7.5, None, 1e-9, id="constant"),
     ],
 )
-def test_values_come_back_within_half_a_step(tmp_path, values, step, error):
+def test_values_come_back_within_half_a_step(tmp_path: Path, values: Any, step: Any, error: Any) -> None:
     rng = np.random.default_rng(0)
     volumes = case(classes=3)
     volumes["clean"] = values(rng.random(volumes["clean"].shape))
@@ -163,7 +165,7 @@ def test_values_come_back_within_half_a_step(tmp_path, values, step, error):
 
 
 @pytest.mark.parametrize("number", [0, 5, 17, 31, 46])
-def test_the_page_does_not_depend_on_how_the_scan_is_stored(tmp_path, number):
+def test_the_page_does_not_depend_on_how_the_scan_is_stored(tmp_path: Path, number: Any) -> None:
     orientation, volumes, affine = ORIENTATIONS[number], case(classes=3), ras()
     turned = {name: stored_as(orientation, volume, affine)[0] for name, volume in volumes.items()}
     new_axis, _ = stored_slice(orientation, volumes["clean"].shape, 2, 0)
@@ -180,7 +182,7 @@ def test_the_page_does_not_depend_on_how_the_scan_is_stored(tmp_path, number):
     assert first == second
 
 
-def test_slices_run_from_foot_to_head_and_start_where_most_changed(tmp_path):
+def test_slices_run_from_foot_to_head_and_start_where_most_changed(tmp_path: Path) -> None:
     volumes = case(classes=3)
     volumes["adversarial"] = volumes["clean"].copy()
     volumes["adversarial"][20, 20, 6] += 50
@@ -194,13 +196,13 @@ def test_slices_run_from_foot_to_head_and_start_where_most_changed(tmp_path):
     assert viewer["largest"] == 50
 
 
-def test_the_same_input_gives_the_same_bytes(tmp_path):
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a.html", "b.html"):
         write(tmp_path / name)
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
-def test_a_window_can_be_given(tmp_path):
+def test_a_window_can_be_given(tmp_path: Path) -> None:
     text, _ = write(tmp_path / "a.html", window=(-160, 240))
     assert blocks(text)["index"]["cases"][0]["viewer"]["window"] == [-160, 240]
 
@@ -214,19 +216,19 @@ def test_a_window_can_be_given(tmp_path):
     ],
     ids=["constant", "empty masks", "target everywhere"],
 )
-def test_odd_cases_have_a_page(tmp_path, changes):
+def test_odd_cases_have_a_page(tmp_path: Path, changes: Any) -> None:
     text, _ = write(tmp_path / "a.html", page_case(volumes={**case((12, 12, 3), classes=3), **changes}))
     assert all(blocks(text)["planes-0"])
 
 
-def test_a_single_voxel_has_a_page(tmp_path):
+def test_a_single_voxel_has_a_page(tmp_path: Path) -> None:
     volumes = {name: np.ones((1, 1, 1), np.uint8) for name in case()}
     text, _ = write(tmp_path / "a.html", page_case(volumes=volumes))
     viewer = blocks(text)["index"]["cases"][0]["viewer"]
     assert decoded(viewer, blocks(text)["planes-0"][0])["clean"].tolist() == [[1]]
 
 
-def test_labels_above_255_come_back(tmp_path):
+def test_labels_above_255_come_back(tmp_path: Path) -> None:
     volumes = case(classes=2)
     for name in MASKS:
         volumes[name] = volumes[name] * 300
@@ -236,7 +238,7 @@ def test_labels_above_255_come_back(tmp_path):
     assert 300 in decoded(viewer, blocks(text)["planes-0"][viewer["start"]])["target"]
 
 
-def test_a_case_that_failed_has_its_row(tmp_path):
+def test_a_case_that_failed_has_its_row(tmp_path: Path) -> None:
     failed = replace(page_case(), report={"case_id": "bad", "status": "failed", "error": "bad.nii.gz: is damaged."})
     text, said = write(tmp_path / "a.html", page_case(), failed)
     assert blocks(text)["index"]["cases"][1]["viewer"] is None
@@ -256,7 +258,9 @@ def test_a_case_that_failed_has_its_row(tmp_path):
     ],
     ids=["whole", "slices left out", "halved", "numbers only"],
 )
-def test_the_size_is_kept_and_what_that_cost_is_said(tmp_path, max_mb, slices, halved, words):
+def test_the_size_is_kept_and_what_that_cost_is_said(
+    tmp_path: Path, max_mb: Any, slices: Any, halved: Any, words: Any
+) -> None:
     volumes = noisy()
     text, said = write(tmp_path / "a.html", page_case(volumes=volumes), max_mb=max_mb)
     assert len(text) <= max_mb * 1e6
@@ -280,10 +284,10 @@ def test_the_size_is_kept_and_what_that_cost_is_said(tmp_path, max_mb, slices, h
     np.testing.assert_array_equal(shown["target"], oriented_slice(volumes["target"], ras(), 2, 20)[0])
 
 
-def test_many_cases_share_the_space_and_are_loaded_one_by_one(tmp_path):
+def test_many_cases_share_the_space_and_are_loaded_one_by_one(tmp_path: Path) -> None:
     volumes, calls = noisy(), []
 
-    def counted(n):
+    def counted(n: Any) -> Any:
         each = page_case(f"case {n}", volumes=volumes)
         return replace(each, volumes=lambda: (calls.append(n), each.volumes())[1])
 
@@ -297,19 +301,19 @@ def test_many_cases_share_the_space_and_are_loaded_one_by_one(tmp_path):
     assert "4 cases" in said
 
 
-def test_numbers_that_do_not_fit_are_refused(tmp_path):
+def test_numbers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"3 cases .* 0\.05 MB"):
         write(tmp_path / "a.html", *[page_case()] * 3, max_mb=0.05)
     assert not (tmp_path / "a.html").exists()
 
 
-def test_a_missing_folder_is_one_sentence_without_the_folder(tmp_path):
+def test_a_missing_folder_is_one_sentence_without_the_folder(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"^a\.html: cannot be written") as caught:
         write(tmp_path / "secret" / "a.html")
     assert "secret" not in str(caught.value)
 
 
-def test_classes_the_page_knows_are_the_names_by_label(tmp_path):
+def test_classes_the_page_knows_are_the_names_by_label(tmp_path: Path) -> None:
     text, _ = write(tmp_path / "a.html")
     data = blocks(text)["index"]
     assert data["shared"][0]["classes"] == list(CLASSES)

@@ -10,7 +10,10 @@ import base64
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +30,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser() -> Iterator[Any]:
     stated = os.environ.get("MAFL_CHROMIUM")
     path = stated or next(filter(None, map(shutil.which, NAMES)), None)
     with sync_api.sync_playwright() as playwright:
@@ -44,45 +47,45 @@ def browser():
 class Reader:
     """Someone who opened a page; `trouble` is what the console said and the network was asked for."""
 
-    def __init__(self, browser, path, **settings):
+    def __init__(self, browser: Any, path: Any, **settings: Any) -> None:
         self.data = blocks(path.read_text(encoding="ascii"))
         self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 1600}, **settings})
         self.page = self.context.new_page()
-        self.trouble = []
+        self.trouble: list[Any] = []
         self.page.on("console", lambda message: self.trouble.append(message.text))
         self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
         self.page.on("dialog", lambda dialog: (self.trouble.append(dialog.message), dialog.dismiss()))
         self.page.on("request", lambda request: self.asked.append(request.url))
-        self.asked = []
+        self.asked: list[Any] = []
         self.page.goto(path.as_uri())
         self.settle()
 
-    def settle(self):
+    def settle(self) -> None:
         """Wait until the picture shows the slice that the slider says."""
         self.page.wait_for_function("document.getElementById('picture').hasAttribute('aria-label')")
         self.page.wait_for_timeout(80)
 
-    def viewer(self, number=0):
+    def viewer(self, number: int = 0) -> Any:
         return self.data["index"]["cases"][number]["viewer"]
 
-    def planes(self, place, number=0):
+    def planes(self, place: Any, number: int = 0) -> Any:
         return decoded(self.viewer(number), self.data[f"planes-{number}"][place])
 
-    def press(self, key):
+    def press(self, key: Any) -> None:
         self.page.keyboard.press(key)
         self.settle()
 
-    def hide_outlines(self):
+    def hide_outlines(self) -> None:
         for layer in ("target", "before", "after"):
             self.page.locator(f"[data-layer={layer}]").set_checked(False)
 
-    def canvas(self):
+    def canvas(self) -> Any:
         """All of the canvas: (height, width, 3), 0 to 255."""
         url = self.page.evaluate("document.getElementById('picture').toDataURL('image/png')")
         found = imread(BytesIO(base64.b64decode(url.split(",")[1])))
         return np.round(found[..., :3] * 255).astype(int)
 
-    def pixels(self, number=0):
+    def pixels(self, number: int = 0) -> Any:
         """What the canvas has in the middle of each voxel: (rows, columns, 3)."""
         viewer, whole = self.viewer(number), self.canvas()
         y, x = (
@@ -91,19 +94,19 @@ class Reader:
         )
         return whole[y][:, x]
 
-    def text(self, selector):
+    def text(self, selector: Any) -> Any:
         return self.page.locator(selector).inner_text()
 
-    def look(self, selector, what):
+    def look(self, selector: Any, what: Any) -> Any:
         return self.page.locator(selector).evaluate(f"node => getComputedStyle(node).{what}")
 
 
 @pytest.fixture
-def opened(browser, tmp_path):
+def opened(browser: Any, tmp_path: Path) -> Iterator[Any]:
     """Opens a page of the given cases; in the end no console message and no request may have come up."""
-    readers = []
+    readers: list[Any] = []
 
-    def open_page(*cases, title="a title", quiet=True, written=None, **settings):
+    def open_page(*cases: Any, title: str = "a title", quiet: bool = True, written: Any = None, **settings: Any) -> Any:
         path = tmp_path / f"{len(readers)}.html"
         page.write(path, cases or [page_case()], title=title, **(written or {}))
         readers.append((Reader(browser, path, **settings), path, quiet))
@@ -116,12 +119,12 @@ def opened(browser, tmp_path):
         reader.context.close()
 
 
-def grey(values, window):
+def grey(values: Any, window: Any) -> Any:
     low, high = window
     return np.clip(np.round((values - low) / (high - low) * 255), 0, 255)
 
 
-def test_scans_and_difference_are_what_the_file_holds(opened):
+def test_scans_and_difference_are_what_the_file_holds(opened: Any) -> None:
     reader = opened()
     viewer = reader.viewer()
     reader.hide_outlines()
@@ -141,7 +144,7 @@ def test_scans_and_difference_are_what_the_file_holds(opened):
     assert ((pixels[..., 0] - pixels[..., 2] > 0) == (difference > 0))[strong].all()
 
 
-def test_amplification_sets_where_the_colours_end(opened):
+def test_amplification_sets_where_the_colours_end(opened: Any) -> None:
     reader = opened()
     viewer = reader.viewer()
     reader.hide_outlines()
@@ -158,7 +161,7 @@ def test_amplification_sets_where_the_colours_end(opened):
     assert np.ptp(strong, axis=2).mean() > 5 * np.ptp(faint, axis=2).mean()
 
 
-def test_slider_arrows_and_strip_go_through_the_slices(opened):
+def test_slider_arrows_and_strip_go_through_the_slices(opened: Any) -> None:
     reader = opened()
     viewer = reader.viewer()
     reader.hide_outlines()
@@ -190,7 +193,7 @@ def test_slider_arrows_and_strip_go_through_the_slices(opened):
     assert reader.page.locator("#slice").input_value() == "2"
 
 
-def test_flicker_alternates_both_scans_and_stops(opened):
+def test_flicker_alternates_both_scans_and_stops(opened: Any) -> None:
     reader = opened()
     reader.hide_outlines()
     start = reader.text("#badge")
@@ -212,7 +215,7 @@ def test_flicker_alternates_both_scans_and_stops(opened):
     assert reader.text("#badge") == stopped
 
 
-def test_with_reduced_motion_each_press_changes_the_scan_once(opened):
+def test_with_reduced_motion_each_press_changes_the_scan_once(opened: Any) -> None:
     reader = opened(reduced_motion="reduce")
     seen = [reader.text("#badge")]
     for _ in range(2):
@@ -224,7 +227,7 @@ def test_with_reduced_motion_each_press_changes_the_scan_once(opened):
     assert "reduced motion" in reader.text("#flicker-said")
 
 
-def test_windows_are_those_of_the_scan(opened):
+def test_windows_are_those_of_the_scan(opened: Any) -> None:
     reader = opened()
     reader.hide_outlines()
     shown = reader.planes(reader.viewer()["start"])["adversarial"]
@@ -242,13 +245,13 @@ def test_windows_are_those_of_the_scan(opened):
     assert reader.page.locator("#preset").input_value() == "own"
 
 
-def test_native_units_have_no_windows_of_ct(opened):
+def test_native_units_have_no_windows_of_ct(opened: Any) -> None:
     reader = opened(page_case(unit="native units"))
     assert len(reader.page.locator("#preset option").all()) == 3
 
 
 @pytest.mark.parametrize(("layer", "name"), [("target", "target"), ("after", "prediction_adversarial")])
-def test_outlines_run_along_the_masks_in_the_colour_of_the_class(opened, layer, name):
+def test_outlines_run_along_the_masks_in_the_colour_of_the_class(opened: Any, layer: Any, name: Any) -> None:
     volumes = case(classes=3)
     for mask in ("prediction_clean", "prediction_adversarial", "target"):
         volumes[mask] = volumes[mask] * 0
@@ -280,7 +283,7 @@ def test_outlines_run_along_the_masks_in_the_colour_of_the_class(opened, layer, 
     assert (reader.canvas() == plain).all()
 
 
-def test_pointing_reads_the_voxel(opened):
+def test_pointing_reads_the_voxel(opened: Any) -> None:
     reader = opened()
     viewer = reader.viewer()
     shown = reader.planes(viewer["start"])
@@ -300,20 +303,20 @@ def test_pointing_reads_the_voxel(opened):
     assert said[4] == f"target {names[2]}"
 
 
-def numbers(reader, section):
+def numbers(reader: Any, section: Any) -> Any:
     return reader.page.locator(f"{section} .number").evaluate_all(
         "nodes => nodes.map(node => [node.dataset.path, node.dataset.value, node.textContent, "
         "node.closest('tr')?.dataset.case ?? null])"
     )
 
 
-def follow(report, path):
+def follow(report: Any, path: Any) -> Any:
     for key in path.split("."):
         report = report[int(key)] if isinstance(report, list) else report[key]
     return report
 
 
-def test_every_number_is_the_reports(opened):
+def test_every_number_is_the_reports(opened: Any) -> None:
     empty = case(classes=3)
     empty["target"] = np.where(empty["target"] == 2, 0, empty["target"])
     reader = opened(page_case("one"), page_case("two", empty))
@@ -341,15 +344,15 @@ def test_every_number_is_the_reports(opened):
     assert {f"metrics.size.{path}" for path in (*sizes.split(), "low_frequency_share.value")} <= paths
 
 
-def test_cases_are_sorted_and_chosen_by_click_and_key(opened):
+def test_cases_are_sorted_and_chosen_by_click_and_key(opened: Any) -> None:
     seeds = {"b": 1, "a": 2, "c": 3}
     cases = [page_case(name, case(seed=seed, classes=3), reached=name != "a") for name, seed in seeds.items()]
     reader = opened(*cases)
 
-    def order():
+    def order() -> Any:
         return reader.page.locator("#cases tbody tr th").all_inner_texts()
 
-    def head(n):
+    def head(n: Any) -> Any:
         return reader.page.locator("#cases thead th").nth(n)
 
     values = {each.report["case_id"]: each.report["metrics"]["size"]["psnr_db"]["value"] for each in cases}
@@ -375,7 +378,7 @@ def test_cases_are_sorted_and_chosen_by_click_and_key(opened):
     assert np.abs(reader.pixels(1)[..., 0] - expected).max() <= 1
 
 
-def test_hostile_names_are_shown_and_do_nothing(opened):
+def test_hostile_names_are_shown_and_do_nothing(opened: Any) -> None:
     hostile = page_case(HOSTILE, classes=("background", HOSTILE, "b"), model=HOSTILE)
     reader = opened(hostile, page_case(), title=f"about {HOSTILE}")
     assert reader.page.evaluate("window.hacked") is None
@@ -386,7 +389,7 @@ def test_hostile_names_are_shown_and_do_nothing(opened):
     assert HOSTILE in reader.text("#facts")
 
 
-def test_the_policy_stops_what_is_not_the_pages_own(opened):
+def test_the_policy_stops_what_is_not_the_pages_own(opened: Any) -> None:
     reader = opened(quiet=False)
     reader.page.evaluate(
         """() => {
@@ -400,10 +403,10 @@ def test_the_policy_stops_what_is_not_the_pages_own(opened):
     assert any("Content Security Policy" in message for message in reader.trouble)
 
 
-def test_both_colour_schemes_and_the_button_between_them(opened):
+def test_both_colour_schemes_and_the_button_between_them(opened: Any) -> None:
     dark, light = opened(color_scheme="dark"), opened(color_scheme="light")
 
-    def brightness(reader, what="backgroundColor"):
+    def brightness(reader: Any, what: str = "backgroundColor") -> Any:
         return np.mean([int(n) for n in re.findall(r"\d+", reader.look("body", what))[:3]])
 
     assert brightness(dark) < 60 < 190 < brightness(light)
@@ -415,7 +418,7 @@ def test_both_colour_schemes_and_the_button_between_them(opened):
 
 
 @pytest.mark.parametrize("width", [400, 768, 1280])
-def test_nothing_is_wider_than_the_screen(opened, width):
+def test_nothing_is_wider_than_the_screen(opened: Any, width: Any) -> None:
     reader = opened(
         page_case("a_very_long_name_without_any_place_to_break_" * 3),
         page_case(),
@@ -427,7 +430,7 @@ def test_nothing_is_wider_than_the_screen(opened, width):
     assert box["height"] < 800
 
 
-def test_reduced_pages_are_shown_as_well(opened):
+def test_reduced_pages_are_shown_as_well(opened: Any) -> None:
     from bodies import noisy
 
     reader = opened(page_case(volumes=noisy()), written={"max_mb": 0.15})
@@ -441,7 +444,7 @@ def test_reduced_pages_are_shown_as_well(opened):
     assert reader.page.locator("#slice").get_attribute("max") == "6"
 
 
-def test_a_browser_without_the_unpacker_still_has_the_numbers(browser, tmp_path):
+def test_a_browser_without_the_unpacker_still_has_the_numbers(browser: Any, tmp_path: Path) -> None:
     page.write(tmp_path / "a.html", [page_case()], title="a title")
     context = browser.new_context()
     context.add_init_script("delete window.DecompressionStream")

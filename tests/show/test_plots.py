@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from mafl_cli.show import plots
 from mafl_cli.show.plots import Change, draw_histogram, draw_spectra, draw_trace
 
-TRACE = {
+TRACE: Any = {
     "step": [0, 1, 2],
     "loss": [1.0, None, 0.2],
     "score": [0.0, 0.5, 1.0],
@@ -21,11 +22,11 @@ TRACE = {
 }
 
 
-def axes():
+def axes() -> Any:
     return Figure().add_axes((0, 0, 1, 1))
 
 
-def words(ax) -> list[str]:
+def words(ax: Any) -> list[str]:
     return [text.get_text() for text in ax.texts]
 
 
@@ -108,7 +109,7 @@ def test_the_trace_has_its_length_on_a_second_axis() -> None:
     ("trace", "said"),
     [(None, "no trace in this report"), ({key: [] for key in TRACE}, "nothing was attacked")],
 )
-def test_where_there_is_no_trace_the_plot_says_why(trace, said: str) -> None:
+def test_where_there_is_no_trace_the_plot_says_why(trace: Any, said: str) -> None:
     ax = axes()
     draw_trace(ax, trace)
     assert words(ax) == [said]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import permutations, product
+from typing import Any
 
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff
@@ -15,25 +16,25 @@ ORIENTATIONS = [
 SPACING = (0.8, 1.1, 3.0)
 
 
-def ras(spacing=SPACING, rotation=None):
+def ras(spacing: Any = SPACING, rotation: Any = None) -> Any:
     affine = np.eye(4)
     affine[:3, :3] = (np.eye(3) if rotation is None else rotation) @ np.diag(spacing)
     affine[:3, 3] = (-20, 15, 40)
     return affine
 
 
-def stored_as(orientation, volume, affine):
+def stored_as(orientation: Any, volume: Any, affine: Any) -> Any:
     """The same volume with its array axes permuted and flipped, and where index (0, 0, 0) of each axis went."""
     return apply_orientation(volume, orientation), affine @ inv_ornt_aff(orientation, volume.shape)
 
 
-def stored_slice(orientation, shape, axis, index):
+def stored_slice(orientation: Any, shape: Any, axis: Any, index: Any) -> Any:
     """The slice axis and index that a slice of the first array has in the turned one."""
     new_axis, direction = orientation[axis]
     return int(new_axis), int(index if direction > 0 else shape[axis] - 1 - index)
 
 
-def case(shape=(40, 48, 9), seed=0, classes=2):
+def case(shape: Any = (40, 48, 9), seed: int = 0, classes: int = 2) -> Any:
     """A body in air with a bright mark at its right front, masks of some classes, and noise as the attack."""
     rng = np.random.default_rng(seed)
     grid = np.indices(shape).transpose(1, 2, 3, 0)
@@ -55,7 +56,7 @@ def case(shape=(40, 48, 9), seed=0, classes=2):
     }
 
 
-def noisy(slices=40, side=96, changed=(20,)):
+def noisy(slices: int = 40, side: int = 96, changed: Any = (20,)) -> Any:
     """A scan that does not compress, changed and asked to change in some slices only."""
     rng = np.random.default_rng(0)
     clean = np.round(rng.normal(1000, 300, (side, side, slices))).astype(np.float32)

@@ -124,7 +124,7 @@ AFFINE = np.array([[-0.8, 0, 0, 50], [0, -0.7, 0, 30], [0, 0, 2.5, -20], [0, 0, 
 PIXELS = np.random.default_rng(0).integers(-500, 2000, (9, 11, 7)).astype(np.int16)
 
 
-def labels():
+def labels() -> Any:
     found = np.zeros(PIXELS.shape, np.int64)
     found[2:4, 3:6, 2] = 1
     found[2:4, 3:6, 4] = 1
@@ -132,7 +132,7 @@ def labels():
     return found
 
 
-def rewrite(folder, change, where=lambda dataset: True):
+def rewrite(folder: Path, change: Any, where: Any = lambda dataset: True) -> None:
     """Change the files of a series in place."""
     for path in sorted(folder.iterdir()):
         dataset = pydicom.dcmread(path)
@@ -141,7 +141,7 @@ def rewrite(folder, change, where=lambda dataset: True):
             dataset.save_as(path)
 
 
-def by_simpleitk(folder):
+def by_simpleitk(folder: Path) -> Any:
     """Values (I, J, K) and affine (RAS+) of a series, as ITK reads it."""
     reader = SimpleITK.ImageSeriesReader()
     reader.SetOutputPixelType(SimpleITK.sitkFloat32)
@@ -149,14 +149,14 @@ def by_simpleitk(folder):
     return array_and_affine(reader.Execute())
 
 
-def array_and_affine(image):
+def array_and_affine(image: Any) -> Any:
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
     return SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0), np.diag([-1, -1, 1, 1]) @ affine
 
 
-def turned(seed):
+def turned(seed: int) -> Any:
     """A right-handed affine in a random direction, and its pixels."""
     rng = np.random.default_rng(seed)
     turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
@@ -166,8 +166,8 @@ def turned(seed):
     return affine
 
 
-def shorten(digits):
-    def change(dataset):
+def shorten(digits: Any) -> Any:
+    def change(dataset: Any) -> None:
         dataset.ImageOrientationPatient = [f"{float(v):.{digits}f}" for v in dataset.ImageOrientationPatient]
 
     return change

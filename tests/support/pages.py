@@ -7,6 +7,7 @@ import json
 import re
 import zlib
 from math import ceil
+from typing import Any
 
 import numpy as np
 from bodies import case, ras
@@ -22,14 +23,22 @@ CLASSES = ("background", "liver", "spleen")
 
 
 def page_case(
-    name="a case", volumes=None, affine=None, slice_axis=2, *, unit="HU", classes=CLASSES, reached=True, model="net.ts"
-):
+    name: str = "a case",
+    volumes: Any = None,
+    affine: Any = None,
+    slice_axis: int = 2,
+    *,
+    unit: str = "HU",
+    classes: Any = CLASSES,
+    reached: bool = True,
+    model: str = "net.ts",
+) -> Any:
     """A case whose report holds what mafl measures on these arrays."""
     volumes = case(classes=3) if volumes is None else volumes
     affine = ras() if affine is None else affine
     masks = {key: volumes[key].astype(np.int64) for key in MASKS}
 
-    def agreement(key):
+    def agreement(key: Any) -> Any:
         return plain(
             metrics.agreement(
                 masks[key], masks["target"], masks["prediction_clean"], class_names=classes, spacing=(0.8, 1.1, 3.0)
@@ -100,13 +109,13 @@ def page_case(
     )
 
 
-def blocks(text):
+def blocks(text: Any) -> Any:
     """The JSON of a page by the id of its element."""
     found = re.findall(r'<script type="application/json" id="([\w-]+)">(.*?)</script>', text, re.DOTALL)
     return {name: json.loads(content) for name, content in found}
 
 
-def decoded(viewer, text):
+def decoded(viewer: Any, text: Any) -> Any:
     """The five planes of one slice: scans in native units, masks as labels."""
     raw = zlib.decompress(base64.b64decode(text, validate=True))
     rows, columns = viewer["rows"], viewer["columns"]

@@ -19,11 +19,11 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from click.testing import Result
 from commands import Threshold, mafl, scan_array
 from dicoms import write_ct
 from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit
+from typer.testing import Result
 
 from mafl_cli.batch import batch, local
 from mafl_cli.errors import InputError, UsageError
@@ -183,7 +183,7 @@ def jpeg2000(rows: int, columns: int, boxed: bool = False) -> bytes:
 def test_a_compressed_picture_of_another_size_never_reaches_its_codec(ct: Path, syntax: str, picture: bytes) -> None:
     file = min(ct.iterdir())
     dataset = pydicom.dcmread(file)
-    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.file_meta.TransferSyntaxUID = syntax  # type: ignore[assignment]
     dataset.PixelData = encapsulate([picture])
     dataset["PixelData"].VR = "OB"
     dataset.save_as(file, enforce_file_format=True)

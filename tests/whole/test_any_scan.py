@@ -8,6 +8,7 @@ import re
 import shutil
 from itertools import permutations, product
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import nibabel as nib
@@ -467,7 +468,7 @@ def texts(folder: Path) -> dict[str, bytes]:
 
 def test_nothing_about_a_patient_leaves_the_scan(model: Path, tmp_path: Path) -> None:
     home = tmp_path / f"home_{MARK}"
-    marks = {keyword: f"{MARK}{number}" for number, keyword in enumerate(PERSONAL)}
+    marks: Any = {keyword: f"{MARK}{number}" for number, keyword in enumerate(PERSONAL)}
     datasets = write_ct(
         home / "ct", stored_array(), AFFINE, slope=SLOPE, inter=INTER, PatientBirthDate="19231017", **marks
     )

@@ -121,7 +121,8 @@ def test_all_samples_judged_as_one(seed: int, classes: int, overlapping: bool) -
     )
 
     def goal(*labels: torch.Tensor) -> Goal:
-        return Goal.of(*labels, classes, iou=0.6, hit=0.6, overlapping=overlapping)
+        wanted, drawn = labels
+        return Goal.of(wanted, drawn, classes, iou=0.6, hit=0.6, overlapping=overlapping)
 
     def as_one(labels: torch.Tensor) -> torch.Tensor:
         return labels.movedim(0, -1)[None].long().contiguous()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def test_a_tumour_through_sliding_windows(shared: Path, tmp_path: Path) -> None:
 )
 def test_tissue_in_a_3d_volume(shared: Path, tmp_path: Path, edge: int, steps: int) -> None:
     folder = shared / "cases" / "t1_gwm_headbox"
-    box = tuple(slice(start, start + edge) for start in (20, 49, 63))
+    box = slice(20, 20 + edge), slice(49, 49 + edge), slice(63, 63 + edge)
     image = cut(folder / "image_norm.nii.gz", tmp_path, box)
     mask = cut(folder / "target_shift4.nii.gz", tmp_path, box)
 
@@ -139,7 +140,7 @@ def test_an_integer_dicom_series_holds_the_attack(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "benchmarks")
-    import stored_grid
+    stored_grid = importlib.import_module("stored_grid")
     from dicoms import write_ct
 
     whole = nib.as_closest_canonical(nib.load(shared / "ct" / "ct.nii.gz"))
