@@ -27,6 +27,7 @@ from mafl_cli.judging.gates import Gate
 from mafl_cli.judging.trials import Trials
 from mafl_cli.network.card import check_orientation, check_overlap, check_roi, check_spacing
 from mafl_cli.network.intensity import Intensity
+from mafl_cli.results.evaluation_report import Evaluation
 from mafl_cli.results.report import DryRun, Report
 from mafl_cli.scans import recipes
 from mafl_cli.scans.masks import Masks
@@ -237,7 +238,7 @@ def evaluate(
     say: Say = _silent,
     on_case: Callable[[int, int], None] | None = None,
     **options: Any,
-) -> Any:
+) -> Evaluation:
     """Measure runs, or pairs of scans, again from their files, and judge the model by gates: what `mafl evaluate` does.
 
         verdict = mafl.evaluate("mafl-out", model="model.ts", fail_if=["target_iou > 0.5"])
@@ -251,7 +252,7 @@ def evaluate(
         options: device; mode, slice_axis, orientation, intensity, spacing, roi, overlap as for `attack_scan`; at_hand:
             models among which the one that a run attacked is looked for.
         on_case: called with how many cases are done, and how many there are.
-    Returns: the report of the evaluation; see docs/evaluate.md.
+    Returns: the report of the evaluation, see `results.evaluation_report` and docs/evaluate.md.
     Raises: the errors of `mafl_cli.errors`. A failed gate is no error: it stands in the report.
     """
     for name in options:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
-from mafl_cli.results import report
+from mafl_cli.results import evaluation_report, report
 from mafl_cli.system import records
 
+KINDS = {report.SCHEMA: report.Report, evaluation_report.SCHEMA: evaluation_report.Evaluation}
+
 if __name__ == "__main__":
-    made = records.schema(report.Report, "mafl report")
-    report.SCHEMA.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for path, kind in KINDS.items():
+        path.write_text(json.dumps(records.schema(kind), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -15,14 +15,14 @@ from typing import Any
 
 from mafl_cli import __version__
 from mafl_cli.errors import InputError, UsageError
-from mafl_cli.measure.statistics import summary_of
+from mafl_cli.measure.statistics import summary
 from mafl_cli.names import cell, one_line, public_name
 from mafl_cli.results import read
 from mafl_cli.results.envelope import NOTICE, SCHEMA_VERSION
 from mafl_cli.results.files import FAILED, REPORT, RUN
 from mafl_cli.results.folder import staged, write_text, written_to
 from mafl_cli.system import locks
-from mafl_cli.system.records import to_json
+from mafl_cli.system.records import plain, to_json
 
 TABLE = "cases.csv"
 FAILURES = "failed.txt"
@@ -88,7 +88,7 @@ def _write_tables(out: Path, known: Mapping[str, Any]) -> dict[str, Any]:
             "cases": len(rows),
             "goal_reached": sum(bool(row["figures"]["goal_reached"]) for row in finished),
             "figures": {
-                name: summary_of([row["figures"][name] for row in finished])
+                name: plain(summary([row["figures"][name] for row in finished]))
                 for name in _FIGURES
                 if name != "goal_reached"
             },

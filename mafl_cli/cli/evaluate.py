@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -20,6 +19,7 @@ from mafl_cli.system import sizes
 if TYPE_CHECKING:
     from mafl_cli.judging.gates import Gate
     from mafl_cli.judging.trials import Trials
+    from mafl_cli.results.evaluation_report import Evaluation
 
 Runs = Annotated[
     Optional[list[Path]],  # noqa: UP045
@@ -159,7 +159,7 @@ class Output:
         reports = [Path(file) for file in given if Path(file).is_file() and "run" in (read_object(Path(file)) or ())]
         require_no_input(self.files(), [*read, *reports])
 
-    def write(self, measured: Mapping[str, Any]) -> None:
+    def write(self, measured: Evaluation) -> None:
         """Write what was asked for."""
         from mafl_cli.judging import ci, robustness_card
         from mafl_cli.system.records import to_json
@@ -218,25 +218,25 @@ def evaluate(
         _require_passed(measured)
 
 
-def _tell(measured: Mapping[str, Any], voice: Voice, *, as_text: bool) -> None:
+def _tell(measured: Evaluation, voice: Voice, *, as_text: bool) -> None:
     """What a user should know of the cases, and the verdict on the terminal and on the page of a CI job."""
     from mafl_cli.judging import ci, robustness_card, terminal
 
-    for case in measured["cases"]:
-        untested = case.get("untested")
-        for line in dict.fromkeys([*case.get("differences", ()), *([untested["sentence"]] if untested else [])]):
-            voice.say(f"{case['case_id']}: {line}")
+    for case in measured.judged:
+        untested = [] if case.untested is None else [case.untested.sentence]
+        for line in dict.fromkeys([*case.differences, *untested]):
+            voice.say(f"{case.case_id}: {line}")
     if voice.level >= 0 and as_text:
         show_text(terminal.terminal(measured))
     tell_github(robustness_card.summary(measured), ci.alerts(measured), voice)
 
 
-def _require_passed(measured: Mapping[str, Any]) -> None:
+def _require_passed(measured: Evaluation) -> None:
     """Raise GateError for a failed gate, else PartialError for a failed case."""
-    failed = [gate for gate in measured["gates"] if gate["status"] == "fail"]
+    failed = measured.failed_gates
     if failed:
-        first = f"fail if {failed[0]['expression']}: {failed[0]['reason']}"
-        raise GateError(f"{len(failed)} of {len(measured['gates'])} gates failed: {first}.")
-    broken = [case["case_id"] for case in measured["cases"] if case["status"] != "ok"]
+        first = f"fail if {failed[0].expression}: {failed[0].reason}"
+        raise GateError(f"{len(failed)} of {len(measured.gates)} gates failed: {first}.")
+    broken = [case.case_id for case in measured.cases if case.status != "ok"]
     if broken:
-        raise PartialError(f"{len(broken)} of {len(measured['cases'])} cases could not be judged: {', '.join(broken)}.")
+        raise PartialError(f"{len(broken)} of {len(measured.cases)} cases could not be judged: {', '.join(broken)}.")

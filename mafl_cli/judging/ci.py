@@ -6,25 +6,26 @@ import re
 from collections.abc import Iterable
 from xml.etree import ElementTree
 
-from mafl_cli.judging.quantities import FIGURES, shown
-from mafl_cli.judging.robustness_card import Report, error_of, judges_of
+from mafl_cli.judging.robustness_card import error_of, judges_of
 from mafl_cli.names import harmless, in_one_line
+from mafl_cli.results.evaluation_report import Evaluation, GateResult
+from mafl_cli.results.quantities import EVALUATED
 
 # What XML 1.0 cannot hold, escaped or not.
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def junit(report: Report) -> str:
+def junit(report: Evaluation) -> str:
     """One test for each gate and case (gates on a mean or the like: one test); without gates one for each case."""
     suites = ElementTree.Element("testsuites", name="mafl")
-    model = ", ".join(str(each["name"]) for each in judges_of(report)) or "no model"
+    model = ", ".join(each.name for each in judges_of(report)) or "no model"
     suite = ElementTree.SubElement(suites, "testsuite", name=_xml(f"mafl {model}"), time="0")
-    for gate in report["gates"]:
+    for gate in report.gates:
         for name, status, reason in _tests(gate):
-            _add_test(suite, f"fail if {gate['expression']}", name, status, reason)
-    if not report["gates"]:
-        for case in report["cases"]:
-            _add_test(suite, "evaluate", case["case_id"], "pass" if case["status"] == "ok" else "error", error_of(case))
+            _add_test(suite, f"fail if {gate.expression}", name, status, reason)
+    if not report.gates:
+        for case in report.cases:
+            _add_test(suite, "evaluate", case.case_id, "pass" if case.status == "ok" else "error", error_of(case))
     for element in (suite, suites):
         element.set("tests", str(len(suite)))
         for kind in ("failure", "error"):
@@ -34,15 +35,15 @@ def junit(report: Report) -> str:
     return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _tests(gate: Report) -> Iterable[tuple[str, str, str]]:
+def _tests(gate: GateResult) -> Iterable[tuple[str, str, str]]:
     """(name, status, reason) of each test that a gate is."""
-    if gate["aggregate"] != "worst" or not gate["cases"]:
-        yield gate["name"], gate["status"], gate["reason"]
+    if gate.aggregate != "worst" or not gate.cases:
+        yield gate.name, gate.status, gate.reason
         return
-    figure = FIGURES[gate["figure"]]
-    for each in gate["cases"]:
-        value = "goal not reached" if each["value"] is None else f"observed {shown(figure, each['value'])}"
-        yield each["case_id"], each["status"], value if each["problem"] is None else each["problem"]
+    quantity = EVALUATED[gate.figure]
+    for each in gate.cases:
+        value = "goal not reached" if each.value is None else f"observed {quantity.with_unit(each.value)}"
+        yield each.case_id, each.status, value if each.problem is None else each.problem
 
 
 def _add_test(suite: ElementTree.Element, classname: str, name: str, status: str, reason: str) -> None:
@@ -57,13 +58,9 @@ def _xml(text: str) -> str:
     return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", harmless(in_one_line(text)))
 
 
-def alerts(report: Report) -> list[str]:
+def alerts(report: Evaluation) -> list[str]:
     """A line for each failed gate that GitHub shows at the job: `::error title=...::...`."""
-    return [
-        f"::error title={_command(gate['name'], ':,')}::{_command(gate['reason'])}"
-        for gate in report["gates"]
-        if gate["status"] == "fail"
-    ]
+    return [f"::error title={_command(gate.name, ':,')}::{_command(gate.reason)}" for gate in report.failed_gates]
 
 
 def _command(text: str, more: str = "") -> str:

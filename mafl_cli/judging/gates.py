@@ -1,4 +1,4 @@
-"""Rules that a CI job can hang on: they name a figure of an evaluation (see `quantities`) and a bound for it.
+"""Rules that a CI job can hang on: they name a figure of an evaluation (see `results.quantities`) and a bound for it.
 
 A *gate* is a sentence like `target_iou > 0.5` that must not come true, for the worst case unless it says otherwise.
 Gates fail closed: what was not measured, a case that could not be read and files that are not those of their report
@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import get_args
 
 from mafl_cli.codes import Reason
 from mafl_cli.errors import InputError, UsageError
-from mafl_cli.judging.quantities import FIGURES, Case, Figure, shown
 from mafl_cli.measure.statistics import quantile
 from mafl_cli.names import one_line, public_name
+from mafl_cli.results.evaluation_report import FailedCase, GateCase, GateResult, JudgedCase, Operator, Over
+from mafl_cli.results.quantities import EVALUATED
 from mafl_cli.system.documents import read_toml
-
-Aggregate = Literal["worst", "mean", "median", "p95"]
-
 
 _EXPRESSION = re.compile(
     r"\s*(?:(?P<aggregate>[a-z0-9]+)\s*\(\s*(?P<inner>[a-z0-9_]+)\s*\)|(?P<figure>[a-z0-9_]+))"
@@ -33,7 +31,7 @@ _EXPRESSION = re.compile(
 # Characters of an expression or a name that a message repeats.
 _MOST_SHOWN = 80
 
-_HOLDS: dict[str, Callable[[float, float], bool]] = {
+_HOLDS: dict[Operator, Callable[[float, float], bool]] = {
     ">": lambda a, b: a > b,
     ">=": lambda a, b: a >= b,
     "<": lambda a, b: a < b,
@@ -50,9 +48,9 @@ class Gate:
 
     name: str
     figure: str
-    operator: str
+    operator: Operator
     threshold: float
-    aggregate: Aggregate = "worst"
+    aggregate: Over = "worst"
 
     @property
     def expression(self) -> str:
@@ -71,13 +69,13 @@ def parse(text: str, name: str | None = None) -> Gate:
     if found is None:
         raise UsageError(
             f"--fail-if {said} is not understood: write FIGURE > NUMBER (or <, >=, <=), "
-            f"FIGURE alone or in {', '.join(f'{each}(...)' for each in get_args(Aggregate))}."
+            f"FIGURE alone or in {', '.join(f'{each}(...)' for each in get_args(Over))}."
         )
     figure, aggregate = found["inner"] or found["figure"], found["aggregate"] or "worst"
-    if figure not in FIGURES:
-        raise UsageError(f"--fail-if {said}: there is no figure {figure[:_MOST_SHOWN]!r}; use {', '.join(FIGURES)}.")
-    if aggregate not in get_args(Aggregate):
-        raise UsageError(f"--fail-if {said}: {aggregate[:_MOST_SHOWN]!r} is none of {', '.join(get_args(Aggregate))}.")
+    if figure not in EVALUATED:
+        raise UsageError(f"--fail-if {said}: there is no figure {figure[:_MOST_SHOWN]!r}; use {', '.join(EVALUATED)}.")
+    if aggregate not in get_args(Over):
+        raise UsageError(f"--fail-if {said}: {aggregate[:_MOST_SHOWN]!r} is none of {', '.join(get_args(Over))}.")
     gate = Gate("", figure, found["operator"], float(found["threshold"]), aggregate)  # type: ignore[arg-type]
     if not math.isfinite(gate.threshold):
         raise UsageError(f"--fail-if {said}: the number is too large.")
@@ -85,7 +83,7 @@ def parse(text: str, name: str | None = None) -> Gate:
     if len(outcomes) == 1:
         how = "always fails" if outcomes == {True} else "can never fail"
         raise UsageError(
-            f"--fail-if {said} {how}: {figure} is {FIGURES[figure].range}; choose a number that it can cross."
+            f"--fail-if {said} {how}: {figure} is {EVALUATED[figure].range}; choose a number that it can cross."
         )
     return Gate(name or gate.expression, gate.figure, gate.operator, gate.threshold, gate.aggregate)
 
@@ -94,7 +92,7 @@ def _outcomes(gate: Gate) -> set[bool]:
     """What a rule can say of its figure, whatever is measured: True where it is broken."""
     holds = _HOLDS[gate.operator]
     # Between its ends a figure can have every value; beside the threshold the answer changes.
-    return {holds(value, gate.threshold) for value in FIGURES[gate.figure].span}
+    return {holds(value, gate.threshold) for value in EVALUATED[gate.figure].span}
 
 
 def read(path: Path) -> tuple[Gate, ...]:
@@ -114,52 +112,53 @@ def read(path: Path) -> tuple[Gate, ...]:
         raise InputError(f"{name}: {exc}") from exc
 
 
-def judge(gate: Gate, cases: Sequence[Case]) -> dict[str, Any]:
-    """Whether a gate holds; see `gates` in `evaluation.schema.json`. On a case that is untested none does."""
-    result: dict[str, Any] = {
-        "name": gate.name,
-        "expression": gate.expression,
-        "figure": gate.figure,
-        "aggregate": gate.aggregate,
-        "operator": gate.operator,
-        "threshold": gate.threshold,
-        "observed": None,
-        "status": "fail",
-        "reason": None,
-        "cases": [_per_case(gate, case) for case in cases],
-    }
-    unknown = [each for each in result["cases"] if each["problem"] is not None]
+def judge(gate: Gate, cases: Sequence[JudgedCase | FailedCase]) -> GateResult:
+    """Whether a gate holds. On a case that is untested none does."""
+    judged = tuple(_judge_case(gate, case) for case in cases)
+    observed, reason, holds = _verdict(gate, judged)
+    return GateResult(
+        name=gate.name,
+        expression=gate.expression,
+        figure=gate.figure,
+        aggregate=gate.aggregate,
+        operator=gate.operator,
+        threshold=gate.threshold,
+        observed=observed,
+        status="pass" if holds else "fail",
+        reason=reason,
+        cases=judged,
+    )
+
+
+def _verdict(gate: Gate, cases: Sequence[GateCase]) -> tuple[float | None, str, bool]:
+    """What was observed, in words too, and whether the gate holds."""
+    unknown = [case for case in cases if case.problem is not None]
     if not cases:
-        return {**result, "reason": "there is no case"}
+        return None, "there is no case", False
     if unknown:
-        return {**result, "reason": _first("not known, so it fails", unknown, "problem")}
-    figure = FIGURES[gate.figure]
-    values = [
-        figure.beyond if each["value"] is None and figure.beyond is not None else each["value"]
-        for each in result["cases"]
-    ]
+        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        return None, f"not known, so it fails: {unknown[0].case_id}: {unknown[0].problem}{more}", False
+    beyond = EVALUATED[gate.figure].beyond
+    values = [value for case in cases if (value := beyond if case.value is None else case.value) is not None]
     observed = _aggregated(gate, sorted(values))
-    result["observed"] = observed if math.isfinite(observed) else None
-    result["status"] = "fail" if math.isnan(observed) or _HOLDS[gate.operator](observed, gate.threshold) else "pass"
-    return {**result, "reason": _reason(gate, figure, observed, result["cases"])}
+    holds = not math.isnan(observed) and not _HOLDS[gate.operator](observed, gate.threshold)
+    return observed if math.isfinite(observed) else None, _reason(gate, observed, cases), holds
 
 
-def _per_case(gate: Gate, case: Case) -> dict[str, Any]:
-    """value: None also where the goal was not reached, which is an answer; problem: why there is none."""
-    if case["status"] != "ok":
-        return {"case_id": case["case_id"], "value": None, "status": "error", "problem": case["error"]["message"]}
-    figure = FIGURES[gate.figure]
-    entry = figure.pick(case)
-    value = None if entry["value"] is None else float(entry["value"])
-    problem = None if case["untested"] is None else case["untested"]["sentence"]
-    unreached = figure.beyond is not None and entry.get("reason") == Reason.GOAL_NOT_REACHED
+def _judge_case(gate: Gate, case: JudgedCase | FailedCase) -> GateCase:
+    if isinstance(case, FailedCase):
+        return GateCase(case_id=case.case_id, value=None, status="error", problem=case.error.message)
+    quantity = EVALUATED[gate.figure]
+    found = quantity.of_evaluation(case)
+    value, problem = found.value, None if case.untested is None else case.untested.sentence
+    unreached = quantity.at_goal and found.reason is Reason.GOAL_NOT_REACHED
     if value is not None and not math.isfinite(value):
         value, problem = None, problem or f"{gate.figure} is not a number"
-    if problem is None and value is None and not unreached:
-        problem = f"{gate.figure} is undefined: {Reason(entry['reason']).sentence}"
-    known = figure.beyond if value is None else value
+    if problem is None and found.reason is not None and not unreached:
+        problem = f"{gate.figure} is undefined: {found.reason.sentence}"
+    known = quantity.beyond if value is None else value
     trips = problem is not None or (known is not None and _HOLDS[gate.operator](known, gate.threshold))
-    return {"case_id": case["case_id"], "value": value, "status": "fail" if trips else "pass", "problem": problem}
+    return GateCase(case_id=case.case_id, value=value, status="fail" if trips else "pass", problem=problem)
 
 
 def _aggregated(gate: Gate, ordered: Sequence[float]) -> float:
@@ -179,21 +178,16 @@ def _middle(ordered: Sequence[float]) -> Sequence[float]:
     return ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]
 
 
-def _reason(gate: Gate, figure: Figure, observed: float, cases: Sequence[Mapping[str, Any]]) -> str:
-    unreached = sum(each["value"] is None for each in cases)
+def _reason(gate: Gate, observed: float, cases: Sequence[GateCase]) -> str:
+    unreached = sum(case.value is None for case in cases)
     if math.isnan(observed):
         return f"not known, so it fails: no {gate.aggregate}, for the goal was not reached in {unreached} cases"
-    where = cases[0]["case_id"] if len(cases) == 1 else f"{gate.aggregate} of {len(cases)} cases"
+    where = cases[0].case_id if len(cases) == 1 else f"{gate.aggregate} of {len(cases)} cases"
     if gate.aggregate == "worst" and len(cases) > 1:
         at = None if math.isinf(observed) else observed
-        names = [str(each["case_id"]) for each in cases if each["value"] == at]
+        names = [case.case_id for case in cases if case.value == at]
         where += f": {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     if math.isinf(observed):
         return f"no change that was tried reaches the goal ({where})"
     more = f"; the goal was not reached in {unreached} of {len(cases)}" if unreached else ""
-    return f"{gate.figure} is {shown(figure, observed)} ({where}{more})"
-
-
-def _first(what: str, entries: Sequence[Mapping[str, Any]], key: str) -> str:
-    more = f" (and {len(entries) - 1} more)" if len(entries) > 1 else ""
-    return f"{what}: {entries[0]['case_id']}: {entries[0][key]}{more}"
+    return f"{gate.figure} is {EVALUATED[gate.figure].with_unit(observed)} ({where}{more})"

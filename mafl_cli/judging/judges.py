@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,15 +17,16 @@ from mafl_cli.errors import InputError, UsageError
 from mafl_cli.measure import agreement as metrics
 from mafl_cli.measure import perturbation
 from mafl_cli.measure.agreement import agreement_of_masks
+from mafl_cli.measure.records import Agreement, Reach, Size
 from mafl_cli.names import public_name
 from mafl_cli.network.card import check_orientation
 from mafl_cli.network.intensity import Intensity
 from mafl_cli.results import files
+from mafl_cli.results.evaluation_report import Transfer
 from mafl_cli.results.recorded import Pair
 from mafl_cli.scans import masks
 from mafl_cli.scans.masks import Masks
 from mafl_cli.search.goals import Goal
-from mafl_cli.system.records import plain
 
 Labels = NDArray[np.integer[Any]]
 
@@ -78,21 +78,17 @@ class Judge:
         )
         return Judge(subject, clean, adversarial, target)
 
-    def verdict(self) -> dict[str, Any]:
+    def verdict(self) -> Transfer:
         """Of a model that was not attacked."""
         info = self.subject.info
         classes = len(info.classes)
 
-        def reach(labels: Labels) -> dict[str, Any]:
-            found = metrics.reach(labels, self.target, self.clean, classes=classes, overlapping=info.overlapping)
-            return dict(plain(found))
+        def reach(labels: Labels) -> Reach:
+            return metrics.reach(labels, self.target, self.clean, classes=classes, overlapping=info.overlapping)
 
-        return {
-            "model": info.name,
-            "sha256": info.sha256,
-            "clean": reach(self.clean),
-            "adversarial": reach(self.adversarial),
-        }
+        return Transfer(
+            model=info.name, sha256=info.sha256, clean=reach(self.clean), adversarial=reach(self.adversarial)
+        )
 
 
 def _target(pair: Pair, subject: Subject, say: Say) -> Labels:
@@ -134,7 +130,8 @@ class Comparison:
     goal: tuple[float, float]
     spacing: tuple[float, float, float]
     slice_axis: int
-    size: Mapping[str, Any]
+    size: Size
+    size_per_channel: tuple[Size, ...]
 
     @staticmethod
     def of(pair: Pair, judge: Judge | None) -> Comparison:
@@ -158,14 +155,15 @@ class Comparison:
             target = recorded.target
             units = list(recorded.case.space.native_units_per_model_unit)
             slice_axis = recorded.case.space.slice_axis.index
-        whole, each = perturbation.size_of_channels(
+        size, per_channel = perturbation.size_of_channels(
             pair.clean, pair.adversarial, units=units, channels=channels, slice_axis=slice_axis
         )
-        size = plain({"size": whole, "size_per_channel": each})
-        return Comparison(names, overlapping, clean, adversarial, target, goal, scan.spacing, slice_axis, size)
+        return Comparison(
+            names, overlapping, clean, adversarial, target, goal, scan.spacing, slice_axis, size, per_channel
+        )
 
-    def agreement(self, labels: Labels, target: Labels | None = None) -> dict[str, Any]:
-        found = agreement_of_masks(
+    def agreement(self, labels: Labels, target: Labels | None = None) -> Agreement:
+        return agreement_of_masks(
             labels,
             self.target if target is None else target,
             self.clean if target is None else target,
@@ -173,11 +171,9 @@ class Comparison:
             overlapping=self.overlapping,
             spacing=self.spacing,
         )
-        return dict(plain(found))
 
-    def reach(self, labels: Labels) -> dict[str, Any]:
-        found = metrics.reach(labels, self.target, self.clean, classes=len(self.names), overlapping=self.overlapping)
-        return dict(plain(found))
+    def reach(self, labels: Labels) -> Reach:
+        return metrics.reach(labels, self.target, self.clean, classes=len(self.names), overlapping=self.overlapping)
 
     def reached(self, labels: Labels) -> bool:
         """Whether this prediction of the whole scan is at the goal, as the attack judges it."""

@@ -8,15 +8,13 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-from mafl_cli.codes import Outcome
-from mafl_cli.judging.quantities import FIGURES
+from mafl_cli.measure.value import Value
 from mafl_cli.names import cell, harmless, in_one_line
 from mafl_cli.results.envelope import NOTICE
-
-Report = Mapping[str, Any]
+from mafl_cli.results.evaluation_report import Evaluation, FailedCase, JudgedCase, JudgingModel
+from mafl_cli.results.quantities import EVALUATED
 
 # What a card shows of the statistics, in this order; the JSON has all.
 _CARD = (
@@ -26,6 +24,9 @@ _CARD = (
     "transfer_target_iou", "survival_target_iou",
 )  # fmt: skip
 
+# What it shows of each case.
+_OF_CASE = ("target_iou", "hit_rate", "psnr_db")
+
 _LIMITS = (
     "White-box: the attacker knows the model. Somebody who only sees its output needs more, or a larger change.",
     "A goal that was not reached was not reached by this search within its steps; it is no proof that none exists.",
@@ -34,136 +35,127 @@ _LIMITS = (
 )
 
 
-def error_of(case: Report) -> str:
-    return "" if case["status"] == "ok" else str(case["error"]["message"])
+def error_of(case: JudgedCase | FailedCase) -> str:
+    return case.error.message if isinstance(case, FailedCase) else ""
 
 
 # --- Markdown -----------------------------------------------------------------------------------------------------
 
 
-def card(report: Report) -> str:
+def card(report: Evaluation) -> str:
     """The robustness card: what was judged, how, with what result, and what that does not say."""
     parts = [_head(report), _gates(report), _results(report), _trials(report), _cases(report), _models(report)]
     limits = "\n".join(f"- {line}" for line in _LIMITS)
     return "\n\n".join([*(part for part in parts if part), f"## Limits\n\n{limits}\n\n{NOTICE}"]) + "\n"
 
 
-def summary(report: Report) -> str:
+def summary(report: Evaluation) -> str:
     """The short form, for the page of a CI job."""
     parts = [_head(report), _gates(report), _results(report)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _head(report: Report) -> str:
-    counts = report["aggregate"]
-    models = ", ".join(_md(each["name"]) for each in judges_of(report)) or "no model"
-    failed = [gate for gate in report["gates"] if gate["status"] == "fail"]
+def _head(report: Evaluation) -> str:
+    counts = report.aggregate
+    models = ", ".join(_md(each.name) for each in judges_of(report)) or "no model"
     verdict = ""
-    if report["gates"]:
-        mark = "FAILED" if failed else "PASSED"
-        verdict = f"**{mark}**: {len(failed)} of {len(report['gates'])} gates failed. "
-    broken = f"; {counts['failed']} could not be judged" if counts["failed"] else ""
-    reached = f"The attack reached its goal in {counts['goal_reached']} of {counts['ok']} cases{broken}."
-    tool = f"{report['tool']['name']} {report['tool']['version']}"
+    if report.gates:
+        mark = "FAILED" if report.failed_gates else "PASSED"
+        verdict = f"**{mark}**: {len(report.failed_gates)} of {len(report.gates)} gates failed. "
+    broken = f"; {counts.failed} could not be judged" if counts.failed else ""
+    reached = f"The attack reached its goal in {counts.goal_reached} of {counts.ok} cases{broken}."
+    tool = f"{report.tool.name} {report.tool.version}"
     return f"# Robustness of {models}\n\n{verdict}{reached} Measured from the files by {tool}."
 
 
-def _gates(report: Report) -> str:
-    if not report["gates"]:
+def _gates(report: Evaluation) -> str:
+    if not report.gates:
         return ""
     rows = [
-        (gate["status"], _md(gate["name"]), f"fails if {_md(gate['expression'])}", _md(gate["reason"]))
-        for gate in report["gates"]
+        (gate.status, _md(gate.name), f"fails if {_md(gate.expression)}", _md(gate.reason)) for gate in report.gates
     ]
     return "## Gates\n\n" + _table(("", "gate", "rule", "why"), rows)
 
 
-def _results(report: Report) -> str:
-    figures = report["aggregate"]["figures"]
+def _results(report: Evaluation) -> str:
     rows = []
     for name in _CARD:
-        if name not in figures or not figures[name]["n"]:
+        found, quantity = report.aggregate.figures.get(name), EVALUATED[name]
+        if found is None or not found.n:
             continue
-        found, figure = figures[name], FIGURES[name]
-        interval = "-" if found["ci95"] is None else " to ".join(f"{value:{figure.form}}" for value in found["ci95"])
-        numbers = [f"{found[key]:{figure.form}}" for key in ("mean", "median", "min", "max")]
-        missing = f" ({found['undefined']} undefined)" if found["undefined"] else ""
-        rows.append((f"{figure.meaning} (`{name}`)", figure.unit, f"{found['n']}{missing}", *numbers, interval))
+        interval = "-" if found.ci95 is None else " to ".join(map(quantity.shown, found.ci95))
+        numbers = map(quantity.shown, (found.mean, found.median, found.min, found.max))
+        missing = f" ({found.undefined} undefined)" if found.undefined else ""
+        rows.append((f"{quantity.meaning} (`{name}`)", quantity.unit, f"{found.n}{missing}", *numbers, interval))
     heads = ("figure", "unit", "cases", "mean", "median", "lowest", "highest", "95 % interval of the mean")
     return "## Results\n\n" + _table(heads, rows) if rows else ""
 
 
-def _trials(report: Report) -> str:
+def _trials(report: Evaluation) -> str:
     parts = []
-    if report["transfer"]:
+    if report.transfer:
         rows = [
-            (_md(each["model"]), each["n"], *(as_text(each[key]) for key in ("target_iou", "hit_rate")))
-            for each in report["transfer"]
+            (_md(each.model), str(each.n), as_text(each.target_iou), as_text(each.hit_rate)) for each in report.transfer
         ]
         parts.append(
             "## Transfer\n\nWhat other models draw on the same files.\n\n"
             + _table(("model", "cases", "target IoU", "hit rate"), rows)
         )
-    if report["survival"]:
-        keys = ("target_iou", "hit_rate", "restored", "clean_dice")
-        rows = [(each["transform"], each["n"], *(as_text(each[key]) for key in keys)) for each in report["survival"]]
+    if report.survival:
+        means = [
+            (
+                each.transform,
+                str(each.n),
+                *map(as_text, (each.target_iou, each.hit_rate, each.restored, each.clean_dice)),
+            )
+            for each in report.survival
+        ]
         heads = ("transform", "cases", "target IoU", "hit rate", "restored", "Dice of clean scans")
         parts.append(
             "## Survival\n\nMeans after a transform of the scan. Restored: share of the attacked voxels that have "
             "their class back. Dice of clean scans: what the transform alone leaves of the clean prediction.\n\n"
-            + _table(heads, rows)
+            + _table(heads, means)
         )
-    if report["detection"] is not None:
-        found = report["detection"]
+    if report.detection is not None:
+        found = report.detection
         parts.append(
-            f"## Detection\n\nScore: share of the drawn voxels that move under {report['trials']['detector']}. "
-            f"Area under the ROC curve {as_text(found['auc'])}, {as_text(found['tpr_at_5_percent_fpr'])} found at 5 % "
-            f"false alarms, over {found['n']} adversarial slices or volumes and their clean twins."
+            f"## Detection\n\nScore: share of the drawn voxels that move under {report.trials.detector}. "
+            f"Area under the ROC curve {as_text(found.auc)}, {as_text(found.tpr_at_5_percent_fpr)} found at 5 % "
+            f"false alarms, over {found.n} adversarial slices or volumes and their clean twins."
         )
     return "\n\n".join(parts)
 
 
-def _cases(report: Report) -> str:
-    rows = []
-    for case in report["cases"]:
-        if case["status"] != "ok":
-            rows.append((_md(case["case_id"]), "failed", "", "", "", _md(case["error"]["message"])))
+def _cases(report: Evaluation) -> str:
+    rows: list[Sequence[object]] = []
+    for case in report.cases:
+        if isinstance(case, FailedCase):
+            rows.append((_md(case.case_id), "failed", "", "", "", _md(case.error.message)))
             continue
-        post, size = case["metrics"]["post_write"], case["metrics"]["size"]
-        ended = "" if case["goal"]["reached"] or case["outcome"] is None else Outcome(case["outcome"]).sentence
-        said = "; ".join(case["differences"]) or ended
-        rows.append(
-            (
-                _md(case["case_id"]),
-                "yes" if case["goal"]["reached"] else "no",
-                as_text(post["target_iou"]),
-                as_text(post["hit_rate"]),
-                as_text(size["psnr_db"], ".2f"),
-                _md(said),
-            )
-        )
-    heads = ("case", "goal reached", "target IoU", "hit rate", "PSNR dB", "remarks")
+        ended = "" if case.goal.reached or case.outcome is None else case.outcome.sentence
+        numbers = (EVALUATED[name].shown(EVALUATED[name].of_evaluation(case).value) for name in _OF_CASE)
+        reached = "yes" if case.goal.reached else "no"
+        rows.append((_md(case.case_id), reached, *numbers, _md("; ".join(case.differences) or ended)))
+    heads = ("case", "goal reached", *(EVALUATED[name].title for name in _OF_CASE), "remarks")
     return "## Cases\n\n" + _table(heads, rows)
 
 
-def _models(report: Report) -> str:
+def _models(report: Evaluation) -> str:
     lines = []
-    if not report["models"]:
+    if not report.models:
         return ""
     judges = judges_of(report)
-    for model in report["models"]:
+    for model in report.models:
         role = "judge" if model in judges else "asked for transfer"
-        lines.append(
-            f"- {_md(model['name'])} ({role}), SHA-256 `{model['sha256']}`, draws {_md(', '.join(model['classes']))}"
-        )
-        lines += [f"  - assumed: {_md(each)}" for each in model["assumptions"]]
+        lines.append(f"- {_md(model.name)} ({role}), SHA-256 `{model.sha256}`, draws {_md(', '.join(model.classes))}")
+        lines += [f"  - assumed: {_md(each)}" for each in model.assumptions]
     return "## Models\n\n" + "\n".join(lines)
 
 
-def judges_of(report: Report) -> list[Report]:
+def judges_of(report: Evaluation) -> Sequence[JudgingModel]:
     """Whom the figures are about: the model that was given, or those that the runs attacked."""
-    asked = {each["sha256"] for each in report["transfer"]}
-    return [each for each in report["models"] if each["sha256"] not in asked] or report["models"][:1]
+    asked = {each.sha256 for each in report.transfer}
+    return [each for each in report.models if each.sha256 not in asked] or report.models[:1]
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -171,8 +163,8 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def as_text(entry: Report, form: str = ".4f") -> str:
-    return "-" if entry["value"] is None else f"{entry['value']:{form}}"
+def as_text(value: Value, form: str = ".4f") -> str:
+    return "-" if value.value is None else f"{value.value:{form}}"
 
 
 # What GitHub and GitLab make links and mentions of, escaped or not.
@@ -197,15 +189,15 @@ def _md(text: str) -> str:
 # --- CSV ----------------------------------------------------------------------------------------------------------
 
 
-def table(report: Report) -> str:
+def table(report: Evaluation) -> str:
     """CSV with one row for each case: its status and every figure, empty where undefined."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["case_id", "status", "error", *FIGURES])
-    for case in report["cases"]:
-        values = ["" for _ in FIGURES]
-        if case["status"] == "ok":
-            found = [figure.pick(case)["value"] for figure in FIGURES.values()]
+    writer.writerow(["case_id", "status", "error", *EVALUATED])
+    for case in report.cases:
+        values = ["" for _ in EVALUATED]
+        if isinstance(case, JudgedCase):
+            found = [quantity.of_evaluation(case).value for quantity in EVALUATED.values()]
             values = ["" if value is None else repr(float(value)) for value in found]
-        writer.writerow([cell(case["case_id"]), case["status"], cell(error_of(case)), *values])
+        writer.writerow([cell(case.case_id), case.status, cell(error_of(case)), *values])
     return stream.getvalue()

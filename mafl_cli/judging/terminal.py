@@ -4,75 +4,70 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mafl_cli.judging.robustness_card import Report, as_text
+from mafl_cli.judging.robustness_card import as_text
 from mafl_cli.judging.trials import CURVE_END
-from mafl_cli.measure.records import Size
-from mafl_cli.measure.value import Value
+from mafl_cli.measure.records import ClassAgreement
 from mafl_cli.names import in_one_line
-from mafl_cli.results import text
-from mafl_cli.system import records
+from mafl_cli.results.evaluation_report import Curve, Evaluation, FailedCase, JudgedCase
+from mafl_cli.results.quantities import EVALUATED
+from mafl_cli.results.text import format_size, number
+
+# What is shown of each of several cases.
+_OF_CASE = ("target_iou", "hit_rate", "linf_native", "psnr_db")
 
 
-def number(entry: Report, form: str = ".4f", unit: str = "") -> str:
-    return text.number(
-        records.read(Value, {key: entry[key] for key in ("value", "reason") if key in entry}, ""), form, unit
-    )
-
-
-def terminal(report: Report) -> str:
+def terminal(report: Evaluation) -> str:
     """What a person wants to see at once: one case in full, several in a line each; trials; gates and why."""
-    cases = report["cases"]
-    alone = len(cases) == 1 and cases[0]["status"] == "ok"
-    blocks = [_one_case(cases[0]) if alone else _many_cases(report)]
+    alone = report.cases[0] if len(report.cases) == 1 else None
+    blocks = [_one_case(alone) if isinstance(alone, JudgedCase) else _many_cases(report)]
     blocks += [_plain(rows) for rows in _trial_rows(report) if len(rows) > 1]
-    if report["detection"] is not None:
-        found = report["detection"]
-        blocks.append(f"detection: area under the ROC curve {number(found['auc'])}, {found['n']} samples of each kind")
-    gates = [
-        in_one_line(f"{gate['status'].upper()}  fail if {gate['expression']}: {gate['reason']}")
-        for gate in report["gates"]
-    ]
+    if report.detection is not None:
+        found = report.detection
+        blocks.append(f"detection: area under the ROC curve {number(found.auc)}, {found.n} samples of each kind")
+    gates = [in_one_line(f"{gate.status.upper()}  fail if {gate.expression}: {gate.reason}") for gate in report.gates]
     return "\n\n".join([*blocks, *(["\n".join(gates)] if gates else [])])
 
 
-def _one_case(case: Report) -> str:
+def _one_case(case: JudgedCase) -> str:
     """One line per class, then the size of the change."""
-    post, clean, size = (case["metrics"][key] for key in ("post_write", "clean", "size"))
+    post, clean = case.metrics.post_write, case.metrics.clean
     lines = [
-        f"{in_one_line(case['case_id'])}   (clean scan -> adversarial scan)",
+        f"{in_one_line(case.case_id)}   (clean scan -> adversarial scan)",
         f"  {'class':<20} {'IoU':>19} {'Dice':>19} {'HD95 mm':>19} {'voxels of target':>17}",
+        *(_class_line(before, after) for before, after in zip(clean.per_class, post.per_class, strict=True)),
+        f"  target IoU {number(post.target_iou)}, hit rate {number(post.hit_rate)}"
+        f" of {post.changed_voxels} voxels, collateral {post.collateral.count} voxels",
+        *(f"  class {gone.name!r} removed: {gone.value:.4f}" for gone in post.removed),
+        *format_size(case.metrics.size),
     ]
-    for before, after in zip(clean["per_class"], post["per_class"], strict=True):
-        pairs = (f"{as_text(before[key]):>8} -> {as_text(after[key]):>7}" for key in ("iou", "dice", "hd95_mm"))
-        lines.append(f"  {in_one_line(after['name'])[:20]:<20} {' '.join(pairs)} {after['voxels']['target']:>17}")
-    lines += [
-        f"  target IoU {number(post['target_iou'])}, hit rate {number(post['hit_rate'])}"
-        f" of {post['changed_voxels']} voxels, collateral {post['collateral']['count']} voxels",
-        *(f"  class {gone['name']!r} removed: {gone['value']:.4f}" for gone in post["removed"]),
-        *text.format_size(records.read(Size, size, "size")),
-    ]
-    truth, curve = case["ground_truth"], case["curve"]
+    truth = case.ground_truth
     if truth is not None:
-        before, after, drop = truth["clean"]["dice"], truth["adversarial"]["dice"], truth["dice_drop"]
-        lines.append(f"  ground truth  Dice {number(before)} -> {number(after)}, drop {number(drop)}")
-    if curve is not None:
-        lines += _curve_lines(curve)
+        before, after, drop = map(number, (truth.clean.dice, truth.adversarial.dice, truth.dice_drop))
+        lines.append(f"  ground truth  Dice {before} -> {after}, drop {drop}")
+    if case.curve is not None:
+        lines += _curve_lines(case.curve)
     return "\n".join(lines)
 
 
-def _curve_lines(curve: Report) -> list[str]:
+def _class_line(before: ClassAgreement, after: ClassAgreement) -> str:
+    values = ((before.iou, after.iou), (before.dice, after.dice), (before.hd95_mm, after.hd95_mm))
+    pairs = (f"{as_text(was):>8} -> {as_text(now):>7}" for was, now in values)
+    return f"  {in_one_line(after.name)[:20]:<20} {' '.join(pairs)} {after.voxels.target:>17}"
+
+
+def _curve_lines(curve: Curve) -> list[str]:
     rows = [("share of range", "Linf native", "PSNR dB", "target IoU", "hit rate")]
-    for each in curve["points"]:
-        values = (as_text(each["psnr_db"], ".2f"), as_text(each["target_iou"]), as_text(each["hit_rate"]))
-        rows.append((f"{each['linf_share']:.2%}", f"{each['linf_native']:.4g}", *values))
-    smallest = curve["smallest_at_goal"]
+    for point in curve.points:
+        values = (as_text(point.psnr_db, ".2f"), as_text(point.target_iou), as_text(point.hit_rate))
+        rows.append((f"{point.linf_share:.2%}", f"{point.linf_native:.4g}", *values))
+    smallest = curve.smallest_at_goal
     said = "no multiple of the change reaches the goal"
-    if smallest["value"] is not None:
+    if smallest.psnr_db is not None:
         said = (
-            f"the goal needs {smallest['value']:.3f} of the change: Linf {smallest['linf_native']:.4g} native units "
-            f"({smallest['linf_share']:.2%} of the range), PSNR {number(smallest['psnr_db'], '.2f', ' dB')}"
+            f"the goal needs {smallest.value:.3f} of the change: Linf {smallest.linf_native:.4g} native units "
+            f"({smallest.linf_share:.2%} of the range), PSNR {number(smallest.psnr_db, '.2f', ' dB')}"
         )
-    iou, hit = (number(curve["area"][key]) for key in ("target_iou", "hit_rate"))
+    iou, hit = number(curve.area.target_iou), number(curve.area.hit_rate)
     return [
         _plain(rows, "  "),
         f"  {said}",
@@ -80,30 +75,29 @@ def _curve_lines(curve: Report) -> list[str]:
     ]
 
 
-def _many_cases(report: Report) -> str:
-    rows: list[Sequence[object]] = [("case", "goal", "target IoU", "hit rate", "Linf native", "PSNR dB")]
-    for case in report["cases"]:
-        if case["status"] != "ok":
-            rows.append((case["case_id"], "FAILED", case["error"]["message"]))
+def _many_cases(report: Evaluation) -> str:
+    quantities = [EVALUATED[name] for name in _OF_CASE]
+    rows: list[Sequence[object]] = [("case", "goal", *(quantity.title for quantity in quantities))]
+    for case in report.cases:
+        if isinstance(case, FailedCase):
+            rows.append((case.case_id, "FAILED", case.error.message))
             continue
-        post, size = case["metrics"]["post_write"], case["metrics"]["size"]
-        reached = "reached" if case["goal"]["reached"] else "no"
-        values = (as_text(post["target_iou"]), as_text(post["hit_rate"]), f"{size['linf']['native']:.4g}")
-        rows.append((case["case_id"], reached, *values, as_text(size["psnr_db"], ".2f")))
-    counts = report["aggregate"]
-    return f"{_plain(rows)}\n{counts['goal_reached']} of {counts['ok']} cases reached the goal" + (
-        f", {counts['failed']} could not be judged" if counts["failed"] else ""
+        reached = "reached" if case.goal.reached else "no"
+        values = (quantity.shown(quantity.of_evaluation(case).value) for quantity in quantities)
+        rows.append((case.case_id, reached, *values))
+    counts = report.aggregate
+    return f"{_plain(rows)}\n{counts.goal_reached} of {counts.ok} cases reached the goal" + (
+        f", {counts.failed} could not be judged" if counts.failed else ""
     )
 
 
-def _trial_rows(report: Report) -> Iterable[Sequence[Sequence[object]]]:
-    keys = ("target_iou", "hit_rate")
+def _trial_rows(report: Evaluation) -> Iterable[Sequence[Sequence[object]]]:
     yield [("other model", "target IoU", "hit rate")] + [
-        (each["model"], *(as_text(each[key]) for key in keys)) for each in report["transfer"]
+        (each.model, as_text(each.target_iou), as_text(each.hit_rate)) for each in report.transfer
     ]
-    more = (*keys, "restored", "clean_dice")
     yield [("transform", "target IoU", "hit rate", "restored", "Dice of clean scans")] + [
-        (each["transform"], *(as_text(each[key]) for key in more)) for each in report["survival"]
+        (each.transform, *map(as_text, (each.target_iou, each.hit_rate, each.restored, each.clean_dice)))
+        for each in report.survival
     ]
 
 

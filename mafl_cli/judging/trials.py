@@ -8,9 +8,8 @@ the same numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,21 @@ from mafl_cli.case.subject import Subject
 from mafl_cli.codes import Reason
 from mafl_cli.judging.judges import Comparison, Judge, Labels
 from mafl_cli.judging.transforms import Transform
+from mafl_cli.measure.records import Size
+from mafl_cli.measure.value import Value, defined, undefined
+from mafl_cli.results.evaluation_report import (
+    Area,
+    AttackLeft,
+    CleanLeft,
+    Curve,
+    Detection,
+    Point,
+    Roc,
+    Scores,
+    SmallestAtGoal,
+    Survival,
+    TrialsAsked,
+)
 from mafl_cli.results.recorded import Pair
 from mafl_cli.scans.volume import Volume
 
@@ -46,19 +60,28 @@ class Trials:
     def any(self) -> bool:
         return bool(self.transforms) or self.detect or self.curve
 
+    def asked(self) -> TrialsAsked:
+        """As the report has it."""
+        return TrialsAsked(
+            transforms=tuple(each.name for each in self.transforms),
+            detector=DETECTOR.name if self.detect else None,
+            curve_budgets=CURVE_BUDGETS if self.curve else None,
+            curve_end=CURVE_END if self.curve else None,
+        )
+
 
 # --- what is left of it -------------------------------------------------------------------------------------------
 
 
-def survival(pair: Pair, compared: Comparison, judge: Judge, transform: Transform) -> dict[str, Any]:
+def survival(pair: Pair, compared: Comparison, judge: Judge, transform: Transform) -> Survival:
     """The predictions after a transform: of the adversarial scan, and of the clean one, which pays for a defence."""
     clean, adversarial = (_after(transform, scans, judge.subject) for scans in (pair.clean, pair.adversarial))
     after, before = compared.reach(adversarial), compared.reach(clean)
-    return {
-        "transform": transform.name,
-        "adversarial": {key: after[key] for key in ("target_iou", "hit_rate", "restored")},
-        "clean": {key: before[key] for key in ("target_iou", "dice_with_clean")},
-    }
+    return Survival(
+        transform=transform.name,
+        adversarial=AttackLeft(target_iou=after.target_iou, hit_rate=after.hit_rate, restored=after.restored),
+        clean=CleanLeft(target_iou=before.target_iou, dice_with_clean=before.dice_with_clean),
+    )
 
 
 def _after(transform: Transform, scans: Sequence[Volume], subject: Subject) -> Labels:
@@ -80,7 +103,7 @@ def _after(transform: Transform, scans: Sequence[Volume], subject: Subject) -> L
 # --- does it give itself away -------------------------------------------------------------------------------------
 
 
-def detection(pair: Pair, judge: Judge) -> dict[str, Any]:
+def detection(pair: Pair, judge: Judge) -> Detection:
     """How much of what the model draws moves under a mild blur, on the scans of the pair.
 
     One score for each slice that changed, or for the volume: voxels drawn otherwise, as a share of those that are
@@ -102,125 +125,131 @@ def detection(pair: Pair, judge: Judge) -> dict[str, Any]:
         scores[name] = counts[0] / np.maximum(counts[1], 1)
     differs = np.any([a.data != b.data for a, b in zip(pair.clean, pair.adversarial, strict=True)], axis=0)
     changed = np.moveaxis(differs, axis, 0).reshape(samples, -1).any(axis=1)
-    return {
-        "detector": f"share of the drawn voxels that move under {DETECTOR.name}",
-        "samples": [
-            {
-                "slice": int(index) if sliced else None,
-                "clean": float(scores["clean"][index]),
-                "adversarial": float(scores["adversarial"][index]),
-            }
+    return Detection(
+        detector=f"share of the drawn voxels that move under {DETECTOR.name}",
+        samples=tuple(
+            Scores(
+                slice=int(index) if sliced else None,
+                clean=float(scores["clean"][index]),
+                adversarial=float(scores["adversarial"][index]),
+            )
             for index in np.flatnonzero(changed)
-        ],
-    }
+        ),
+    )
 
 
-def roc(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def roc(samples: Sequence[Scores]) -> Roc:
     """How well the scores of `detection` tell adversarial samples from their clean twins.
 
     Returns: `n` of each kind; `auc`, the chance that an adversarial sample scores above a clean one, ties half
-        (Hanley and McNeil 1982); `points` of the ROC curve, [false positive rate, true positive rate], from (0, 0) to
-        (1, 1); `tpr_at_5_percent_fpr`. Undefined without samples: `no_changed_sample`.
+        (Hanley and McNeil 1982); `points` of the ROC curve; `tpr_at_5_percent_fpr`. Undefined without samples:
+        `no_changed_sample`.
     """
-    clean = np.array([sample["clean"] for sample in samples])
-    adversarial = np.array([sample["adversarial"] for sample in samples])
+    clean = np.array([sample.clean for sample in samples])
+    adversarial = np.array([sample.adversarial for sample in samples])
     if not len(samples):
-        undefined = {"value": None, "reason": Reason.NO_CHANGED_SAMPLE}
-        return {"n": 0, "auc": undefined, "tpr_at_5_percent_fpr": undefined, "points": []}
+        unknown = undefined(Reason.NO_CHANGED_SAMPLE)
+        return Roc(n=0, auc=unknown, tpr_at_5_percent_fpr=unknown, points=())
     borders = np.unique(np.concatenate([clean, adversarial]))[::-1]
     points = [(0.0, 0.0), *(((clean >= border).mean(), (adversarial >= border).mean()) for border in borders)]
     false, true = np.array(points).T
     auc = float(np.sum(np.diff(false) * (true[1:] + true[:-1]) / 2))
-    return {
-        "n": len(samples),
-        "auc": {"value": auc},
-        "tpr_at_5_percent_fpr": {"value": float(true[false <= 0.05].max())},
-        "points": [[float(a), float(b)] for a, b in zip(false, true, strict=True)],
-    }
+    return Roc(
+        n=len(samples),
+        auc=defined(auc),
+        tpr_at_5_percent_fpr=defined(float(true[false <= 0.05].max())),
+        points=tuple((float(a), float(b)) for a, b in zip(false, true, strict=True)),
+    )
 
 
 # --- how much of it is needed -------------------------------------------------------------------------------------
 
 
-def curve(pair: Pair, compared: Comparison, judge: Judge) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Size:
+    """How large a multiple of a change is. share: largest change of a voxel as a share of the data range."""
+
+    share: float
+    linf_native: float
+    l2_model: float
+    psnr_db: Value
+
+    @staticmethod
+    def of(size: Size, share: float, scale: float) -> _Size:
+        """Lengths are in proportion, decibels fall with the logarithm."""
+        psnr = undefined(Reason.IDENTICAL) if scale == 0 else Value(size.psnr_db.value, size.psnr_db.reason)
+        if psnr.value is not None:
+            psnr = defined(psnr.value - 20 * math.log10(scale))
+        return _Size(share * scale, size.linf.native * scale, size.l2.model * scale, psnr)
+
+
+def curve(pair: Pair, compared: Comparison, judge: Judge) -> Curve:
     """What smaller multiples of the same change do, from none to all of it.
 
     An attack made for a smaller budget does better than a shrunk one: the curve is a lower bound of what a budget
     allows. Multiples are float32 in memory; integer files would round them.
     """
-    ranges = [each["data_range"]["value"] for each in compared.size["size_per_channel"]]
-    largest = [each["linf"]["native"] for each in compared.size["size_per_channel"]]
+    ranges = [each.data_range.value for each in compared.size_per_channel]
+    largest = [each.linf.native for each in compared.size_per_channel]
     share = max((a / b for a, b in zip(largest, ranges, strict=True) if b), default=0.0)
 
-    def at(scale: float) -> tuple[dict[str, Any], bool]:
+    def at(scale: float) -> tuple[Point, bool]:
         scans = [
             before.data + np.float32(scale) * (after.data - before.data)
             for before, after in zip(pair.clean, pair.adversarial, strict=True)
         ]
         labels = judge.adversarial if scale == 1 else judge.clean if scale == 0 else judge.subject.predict(scans)
         found = compared.reach(labels)
-        reached = compared.reached(labels)
-        return {
-            "scale": scale,
-            **_change(compared.size["size"], share, scale),
-            "target_iou": found["target_iou"],
-            "hit_rate": found["hit_rate"],
-        }, reached
+        size = _Size.of(compared.size, share, scale)
+        point = Point(
+            scale=scale,
+            linf_share=size.share,
+            linf_native=size.linf_native,
+            l2_model=size.l2_model,
+            psnr_db=size.psnr_db,
+            target_iou=found.target_iou,
+            hit_rate=found.hit_rate,
+        )
+        return point, compared.reached(labels)
 
     scales = [0.0, *(budget / share for budget in CURVE_BUDGETS if budget < share), 1.0] if share else [0.0]
     tried = [at(scale) for scale in scales]
-    reaching = [point["scale"] for point, reached in tried if reached]
-    smallest: dict[str, Any]
-    if not reaching:
-        smallest = {"value": None, "reason": Reason.GOAL_NOT_REACHED}
-    else:
+    points = tuple(point for point, _ in tried)
+    reaching = [point.scale for point, reached in tried if reached]
+    smallest = SmallestAtGoal(None, Reason.GOAL_NOT_REACHED)
+    if reaching:
         high = reaching[0]
-        low = max((point["scale"] for point, _ in tried if point["scale"] < high), default=high)
+        low = max((point.scale for point in points if point.scale < high), default=high)
         for _ in range(_HALVINGS if low < high else 0):
             middle = (low + high) / 2
             low, high = (low, middle) if at(middle)[1] else (middle, high)
-        smallest = {"value": high, **_change(compared.size["size"], share, high)}
-    return {"points": [point for point, _ in tried], "smallest_at_goal": smallest}
+        size = _Size.of(compared.size, share, high)
+        smallest = SmallestAtGoal(
+            high,
+            linf_share=size.share,
+            linf_native=size.linf_native,
+            l2_model=size.l2_model,
+            psnr_db=size.psnr_db,
+        )
+    return Curve(points=points, smallest_at_goal=smallest, area=areas(points), runs=1)
 
 
-def joined(curves: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What several runs of one scan and target show together: as much as the best of them at each budget.
-
-    curves: as `curve` gives them. Returns: `area` for the target IoU and the hit rate, see `area`; `smallest_at_goal`,
-        the one whose largest voxel changes least, of equal ones the shortest.
-    """
-    points = sorted(
-        (point for each in curves for point in each["points"]), key=lambda point: float(point["linf_share"])
+def areas(points: Iterable[Point]) -> Area:
+    """The areas, see `area`, under what several runs of one scan and target show together."""
+    ordered = sorted(points, key=lambda point: point.linf_share)
+    return Area(
+        target_iou=area([(point.linf_share, point.target_iou.value) for point in ordered]),
+        hit_rate=area([(point.linf_share, point.hit_rate.value) for point in ordered]),
     )
-    at_goal = [each["smallest_at_goal"] for each in curves if each["smallest_at_goal"]["value"] is not None]
-    return {
-        "area": {key: area([(p["linf_share"], p[key]["value"]) for p in points]) for key in ("target_iou", "hit_rate")},
-        "smallest_at_goal": min(
-            at_goal,
-            key=lambda each: (float(each["linf_share"]), float(each["l2_model"]), float(each["value"])),
-            default=curves[0]["smallest_at_goal"],
-        ),
-    }
 
 
-def _change(size: Mapping[str, Any], share: float, scale: float) -> dict[str, Any]:
-    """The size of a multiple of the change: lengths are in proportion, decibels fall with the logarithm."""
-    psnr = size["psnr_db"]["value"]
-    known = psnr is not None and scale > 0
-    return {
-        "linf_share": share * scale,
-        "linf_native": size["linf"]["native"] * scale,
-        "l2_model": size["l2"]["model"] * scale,
-        "psnr_db": {"value": psnr - 20 * math.log10(scale)}
-        if known
-        else {
-            "value": None,
-            "reason": Reason.IDENTICAL if scale == 0 else size["psnr_db"].get("reason", Reason.IDENTICAL),
-        },
-    }
+def smallest_of(curves: Sequence[Curve]) -> SmallestAtGoal:
+    """Of several runs the change at the goal whose largest voxel changes least, of equal ones the shortest."""
+    at_goal = [curve.smallest_at_goal for curve in curves if curve.smallest_at_goal.value is not None]
+    return min(at_goal, key=lambda each: each.extent, default=curves[0].smallest_at_goal)
 
 
-def area(points: Sequence[tuple[float, float | None]]) -> dict[str, Any]:
+def area(points: Sequence[tuple[float, float | None]]) -> Value:
     """Mean score over all budgets from 0 to `CURVE_END`, in [0, 1].
 
     A budget allows every smaller change too, so what counts at a budget is the best score up to it: a staircase.
@@ -228,11 +257,11 @@ def area(points: Sequence[tuple[float, float | None]]) -> dict[str, Any]:
         points: (change, score), the change as a share of the data range, in rising order.
     """
     if any(score is None for _, score in points):
-        return {"value": None, "reason": Reason.SCORE_UNDEFINED}
+        return undefined(Reason.SCORE_UNDEFINED)
     end, total, best, position = CURVE_END, 0.0, 0.0, 0.0
     for change, score in points:
         if change > end:
             break
         total += best * (change - position)
         best, position = max(best, float(score or 0)), change
-    return {"value": (total + best * (end - position)) / end}
+    return defined((total + best * (end - position)) / end)

@@ -5,38 +5,54 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+
+from mafl_cli.system.records import Count
 
 
-def summary_of(values: Sequence[float | None]) -> dict[str, Any]:
-    """Statistics of those that are defined, with their number `n`; see `statistics_of`."""
-    known = [float(value) for value in values if value is not None]
-    return {"n": len(known), **summary(known)}
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Of `n` numbers; None where there is none.
+
+    ci95: of the mean, percentile bootstrap over cases (Efron 1979), 2000 resamples with a fixed seed; None for fewer
+    than 2 numbers.
+    """
+
+    n: Count
+    mean: float | None
+    median: float | None
+    min: float | None
+    p5: float | None
+    p95: float | None
+    max: float | None
+    ci95: tuple[float, float] | None
 
 
-def summary(values: Sequence[float]) -> dict[str, Any]:
-    if not values:
-        return dict.fromkeys(("mean", "median", "min", "p5", "p95", "max", "ci95"))
-    ordered = sorted(values)
-    return {
-        "mean": statistics.fmean(values),
-        "median": statistics.median(values),
-        "min": ordered[0],
-        "p5": quantile(ordered, 0.05),
-        "p95": quantile(ordered, 0.95),
-        "max": ordered[-1],
-        "ci95": _bootstrap(values),
-    }
+def summary(values: Sequence[float | None]) -> Statistics:
+    """Statistics of those that are defined."""
+    known = sorted(float(value) for value in values if value is not None)
+    if not known:
+        return Statistics(n=0, mean=None, median=None, min=None, p5=None, p95=None, max=None, ci95=None)
+    return Statistics(
+        n=len(known),
+        mean=statistics.fmean(known),
+        median=statistics.median(known),
+        min=known[0],
+        p5=quantile(known, 0.05),
+        p95=quantile(known, 0.95),
+        max=known[-1],
+        ci95=_bootstrap([float(value) for value in values if value is not None]),
+    )
 
 
-def _bootstrap(values: Sequence[float], resamples: int = 2000) -> list[float] | None:
+def _bootstrap(values: Sequence[float], resamples: int = 2000) -> tuple[float, float] | None:
     import numpy as np
 
     if len(values) < 2:
         return None
     drawn = np.random.default_rng(0).choice(np.asarray(values), (resamples, len(values))).mean(axis=1)
     low, high = np.percentile(drawn, (2.5, 97.5))
-    return [float(low), float(high)]
+    return float(low), float(high)
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:

@@ -20,7 +20,7 @@ from mafl_cli.errors import InputError, MaflError
 from mafl_cli.names import escaped
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+    from pydantic import GetCoreSchemaHandler, TypeAdapter
     from pydantic_core.core_schema import CoreSchema
 
 Record = TypeVar("Record")
@@ -45,6 +45,18 @@ class Text:
         from pydantic_core.core_schema import str_schema
 
         return str_schema(pattern=self.pattern, strict=True)
+
+
+@dataclass(frozen=True)
+class Which:
+    """In an annotation of a union of records: the field that says which of them it is."""
+
+    field: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        from pydantic import Field
+
+        return handler.generate_schema(Annotated[source, Field(discriminator=self.field)])
 
 
 Sha256 = Annotated[str, Text("^[0-9a-f]{64}$")]
@@ -99,12 +111,12 @@ def read(kind: type[Record], found: Any, name: str) -> Record:
         raise InputError(f"{name}: {exc}") from exc
 
 
-def schema(kind: Any, title: str) -> dict[str, Any]:
+def schema(kind: Any) -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of a record."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **_adapter(kind).json_schema(),
-        "title": title,
+        "title": f"mafl {kind.__name__.lower()}",
     }
 
 

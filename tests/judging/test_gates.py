@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ from hypothesis import strategies as st
 from judged import case, curve, failed, judged, survived, transferred, truth
 from scipy.stats import bootstrap
 
-from mafl_cli.codes import Reason, Untested
+from mafl_cli.codes import Outcome, Reason, Untested
 from mafl_cli.errors import InputError, UsageError
-from mafl_cli.judging import gates, quantities
+from mafl_cli.judging import gates, totals
 from mafl_cli.judging.gates import Gate
-from mafl_cli.judging.quantities import FIGURES
+from mafl_cli.measure.value import Value, defined, undefined
+from mafl_cli.results.evaluation_report import JudgedAggregate, ProvesNothing
+from mafl_cli.results.quantities import EVALUATED
+from mafl_cli.system import records
 
 
 def judge(expression: Any, *cases: Any) -> Any:
@@ -38,15 +41,15 @@ def test_every_figure_is_known_where_everything_was_asked_for() -> None:
     everything = case(
         ground_truth=truth(0.9, 0.4), transfer=[transferred(0.3)], survival=[survived(0.6)], curve=curve()
     )
-    found = {name: figure.pick(everything) for name, figure in FIGURES.items()}
-    assert [name for name, entry in found.items() if entry["value"] is None] == []
-    assert found["goal_reached"]["value"] == 1
-    assert found["dice_drop"]["value"] == pytest.approx(0.5)
-    assert found["transfer_target_iou"]["value"] == 0.3
-    assert found["survival_target_iou"]["value"] == 0.6
-    assert found["psnr_at_goal"]["value"] == 46
-    assert found["linf_at_goal"]["value"] == pytest.approx(0.1)
-    assert found["curve_area"]["value"] == pytest.approx(0.8)
+    found = {name: figure.of_evaluation(everything) for name, figure in EVALUATED.items()}
+    assert [name for name, entry in found.items() if entry.value is None] == []
+    assert found["goal_reached"].value == 1
+    assert found["dice_drop"].value == pytest.approx(0.5)
+    assert found["transfer_target_iou"].value == 0.3
+    assert found["survival_target_iou"].value == 0.6
+    assert found["psnr_at_goal"].value == 46
+    assert found["linf_at_goal"].value == pytest.approx(0.1)
+    assert found["curve_area"].value == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +63,7 @@ def test_every_figure_is_known_where_everything_was_asked_for() -> None:
     ],
 )
 def test_a_figure_that_was_not_measured_says_what_it_needs(figure: Any, reason: Any) -> None:
-    assert FIGURES[figure].pick(case()) == {"value": None, "reason": reason}
+    assert EVALUATED[figure].of_evaluation(case()) == undefined(Reason(reason))
     assert Reason(reason).sentence.startswith("needs ")
 
 
@@ -68,35 +71,37 @@ def test_of_several_models_or_transforms_the_one_that_is_fooled_most_counts() ->
     both = case(
         transfer=[transferred(0.2), transferred(0.7, "c" * 64)], survival=[survived(0.9), survived(0.1, "median:3")]
     )
-    assert FIGURES["transfer_target_iou"].pick(both)["value"] == 0.7
-    assert FIGURES["survival_target_iou"].pick(both)["value"] == 0.9
+    assert EVALUATED["transfer_target_iou"].of_evaluation(both).value == 0.7
+    assert EVALUATED["survival_target_iou"].of_evaluation(both).value == 0.9
 
 
 def test_one_undefined_of_several_leaves_the_highest_undefined() -> None:
-    found = FIGURES["survival_target_iou"].pick(case(survival=[survived(0.9), survived(None, "median:3")]))
-    assert found == {"value": None, "reason": "score_undefined"}
+    found = EVALUATED["survival_target_iou"].of_evaluation(case(survival=[survived(0.9), survived(None, "median:3")]))
+    assert found == undefined(Reason.SCORE_UNDEFINED)
 
 
 def test_figures_at_the_goal_are_those_of_the_file_without_a_curve() -> None:
-    assert FIGURES["psnr_at_goal"].pick(case(psnr_db=51.0))["value"] == 51
-    assert FIGURES["linf_at_goal"].pick(case(linf_native=3.0))["value"] == 3
-    assert FIGURES["psnr_at_goal"].pick(case(psnr_db=51.0, reached=False))["reason"] == "goal_not_reached"
-    assert FIGURES["psnr_at_goal"].pick(case(curve=curve(at_goal=None)))["reason"] == "goal_not_reached"
+    assert EVALUATED["psnr_at_goal"].of_evaluation(case(psnr_db=51.0)).value == 51
+    assert EVALUATED["linf_at_goal"].of_evaluation(case(linf_native=3.0)).value == 3
+    assert EVALUATED["psnr_at_goal"].of_evaluation(case(psnr_db=51.0, reached=False)).reason == "goal_not_reached"
+    assert EVALUATED["psnr_at_goal"].of_evaluation(case(curve=curve(at_goal=None))).reason == "goal_not_reached"
 
 
 def test_the_distance_is_that_of_the_farthest_class_and_unknown_where_a_class_is_missing() -> None:
-    two = case()
-    organ = two["metrics"]["post_write"]["per_class"][0]
-    two["metrics"]["post_write"]["per_class"] = [
-        {**organ, "hd95_mm": {"value": 2.0}},
-        {**organ, "hd95_mm": {"value": 9.0}},
-        {**organ, "hd95_mm": {"value": None, "reason": "one_empty"}, "voxels": {**organ["voxels"], "target": 0}},
-    ]
-    assert FIGURES["target_hd95"].pick(two)["value"] == 9
-    two["metrics"]["post_write"]["per_class"][0]["hd95_mm"] = {"value": None, "reason": "one_empty"}
-    assert FIGURES["target_hd95"].pick(two) == {"value": None, "reason": "one_empty"}
-    two["metrics"]["post_write"]["per_class"] = []
-    assert FIGURES["target_hd95"].pick(two) == {"value": None, "reason": "target_has_no_foreground"}
+    def worst(*organs: tuple[Value, int]) -> Value:
+        """organs: the distance of each, and how many voxels of it the target has."""
+        one = case()
+        organ = one.metrics.post_write.per_class[0]
+        classes = tuple(
+            replace(organ, hd95_mm=distance, voxels=replace(organ.voxels, target=voxels)) for distance, voxels in organs
+        )
+        post = replace(one.metrics.post_write, per_class=classes)
+        return EVALUATED["target_hd95"].of_evaluation(replace(one, metrics=replace(one.metrics, post_write=post)))
+
+    missing = undefined(Reason.ONE_EMPTY)
+    assert worst((defined(2), 5), (defined(9), 5), (missing, 0)) == defined(9)
+    assert worst((missing, 5), (defined(9), 5), (missing, 0)) == missing
+    assert worst() == undefined(Reason.TARGET_HAS_NO_FOREGROUND)
 
 
 # --- statistics ---------------------------------------------------------------------------------------------------
@@ -108,18 +113,18 @@ thresholds = st.floats(0, 1, exclude_min=True, exclude_max=True)
 @settings(max_examples=60)
 @given(st.lists(shares, min_size=1, max_size=12))
 def test_statistics_equal_numpy(values: Any) -> None:
-    found = quantities.statistics_of(ious(*values))["figures"]["target_iou"]
-    assert found["n"] == len(values)
-    assert (found["min"], found["max"]) == (min(values), max(values))
-    assert found["mean"] == pytest.approx(np.mean(values))
-    assert found["median"] == pytest.approx(np.median(values))
+    found = totals.aggregate(ious(*values)).figures["target_iou"]
+    assert found.n == len(values)
+    assert (found.min, found.max) == (min(values), max(values))
+    assert found.mean == pytest.approx(np.mean(values))
+    assert found.median == pytest.approx(np.median(values))
     for share in (5, 95):
-        assert found[f"p{share}"] == pytest.approx(np.percentile(values, share))
+        assert getattr(found, f"p{share}") == pytest.approx(np.percentile(values, share))
 
 
 def test_interval_of_the_mean_is_scipys_percentile_bootstrap() -> None:
     values = np.random.default_rng(1).beta(2, 5, 30)
-    low, high = quantities.statistics_of(ious(*values))["figures"]["target_iou"]["ci95"]
+    low, high = totals.aggregate(ious(*values)).figures["target_iou"].ci95
     expected = bootstrap(
         (values,), np.mean, method="percentile", n_resamples=20000, rng=np.random.default_rng(2)
     ).confidence_interval
@@ -128,28 +133,28 @@ def test_interval_of_the_mean_is_scipys_percentile_bootstrap() -> None:
 
 def test_statistics_do_not_change_from_call_to_call() -> None:
     cases = ious(0.1, 0.5, 0.7)
-    assert quantities.statistics_of(cases) == quantities.statistics_of(cases)
+    assert totals.aggregate(cases) == totals.aggregate(cases)
 
 
 def test_one_case_has_no_interval_and_none_has_no_statistics() -> None:
-    assert quantities.statistics_of(ious(0.5))["figures"]["target_iou"]["ci95"] is None
-    assert quantities.statistics_of([]) == {"cases": 0, "ok": 0, "failed": 0, "goal_reached": 0, "figures": {}}
+    assert totals.aggregate(ious(0.5)).figures["target_iou"].ci95 is None
+    assert totals.aggregate([]) == JudgedAggregate(cases=0, ok=0, failed=0, goal_reached=0, figures={})
 
 
 def test_statistics_count_failures_and_what_is_undefined_and_leave_out_what_nobody_asked_for() -> None:
-    found = quantities.statistics_of([*ious(0.5, None), case("third", reached=False, target_iou=0.1), failed()])
-    assert (found["cases"], found["ok"], found["failed"], found["goal_reached"]) == (4, 3, 1, 2)
-    iou = found["figures"]["target_iou"]
-    assert (iou["n"], iou["undefined"], iou["reasons"], iou["mean"]) == (2, 1, ["score_undefined"], 0.3)
-    assert "curve_area" not in found["figures"]
-    assert "dice_drop" not in found["figures"]
-    at_goal = found["figures"]["psnr_at_goal"]
-    assert (at_goal["n"], at_goal["reasons"]) == (2, ["goal_not_reached"])
+    found = totals.aggregate([*ious(0.5, None), case("third", reached=False, target_iou=0.1), failed()])
+    assert (found.cases, found.ok, found.failed, found.goal_reached) == (4, 3, 1, 2)
+    iou = found.figures["target_iou"]
+    assert (iou.n, iou.undefined, iou.reasons, iou.mean) == (2, 1, (Reason.SCORE_UNDEFINED,), 0.3)
+    assert "curve_area" not in found.figures
+    assert "dice_drop" not in found.figures
+    at_goal = found.figures["psnr_at_goal"]
+    assert (at_goal.n, at_goal.reasons) == (2, (Reason.GOAL_NOT_REACHED,))
 
 
 def test_a_figure_that_is_undefined_everywhere_is_there_without_numbers() -> None:
-    found = quantities.statistics_of(ious(None, None))["figures"]["target_iou"]
-    assert (found["n"], found["undefined"], found["mean"], found["ci95"]) == (0, 2, None, None)
+    found = totals.aggregate(ious(None, None)).figures["target_iou"]
+    assert (found.n, found.undefined, found.mean, found.ci95) == (0, 2, None, None)
 
 
 # --- what trips a gate --------------------------------------------------------------------------------------------
@@ -167,17 +172,17 @@ def test_each_operator_on_either_side_of_its_threshold(
     rule = f"{aggregate.format('target_iou')} {operator} 0.5"
     for value, status in ((0.25, below), (0.5, equal), (0.75, above)):
         result = judge(rule, *ious(value, value))
-        assert (result["status"], result["observed"]) == (status, value)
+        assert (result.status, result.observed) == (status, value)
 
 
 def test_the_worst_case_is_the_one_nearest_to_failing() -> None:
     cases = ious(0.2, 0.6, 0.4)
     upper, lower = judge("target_iou > 0.5", *cases), judge("target_iou < 0.1", *cases)
-    assert (upper["status"], upper["observed"]) == ("fail", 0.6)
-    assert "case1" in upper["reason"]
-    assert [each["status"] for each in upper["cases"]] == ["pass", "fail", "pass"]
-    assert (lower["status"], lower["observed"]) == ("pass", 0.2)
-    assert "case0" in lower["reason"]
+    assert (upper.status, upper.observed) == ("fail", 0.6)
+    assert "case1" in upper.reason
+    assert [each.status for each in upper.cases] == ["pass", "fail", "pass"]
+    assert (lower.status, lower.observed) == ("pass", 0.2)
+    assert "case0" in lower.reason
 
 
 @settings(max_examples=60)
@@ -186,8 +191,8 @@ def test_aggregates_observe_what_numpy_says(values: Any, threshold: Any) -> None
     cases = ious(*values)
     expected = {"mean": np.mean(values), "median": np.median(values), "p95": np.percentile(values, 95)}
     for aggregate, number in expected.items():
-        assert judge(f"{aggregate}(target_iou) > {threshold!r}", *cases)["observed"] == pytest.approx(number)
-    low = judge(f"p95(target_iou) < {threshold!r}", *cases)["observed"]
+        assert judge(f"{aggregate}(target_iou) > {threshold!r}", *cases).observed == pytest.approx(number)
+    low = judge(f"p95(target_iou) < {threshold!r}", *cases).observed
     assert low == pytest.approx(np.percentile(values, 5))
 
 
@@ -197,13 +202,13 @@ def test_a_gate_on_the_worst_case_fails_exactly_if_one_of_its_cases_does(
     values: Any, threshold: Any, operator: Any
 ) -> None:
     result = judge(f"target_iou {operator} {threshold!r}", *ious(*values))
-    assert (result["status"] == "fail") == any(each["status"] == "fail" for each in result["cases"])
+    assert (result.status == "fail") == any(each.status == "fail" for each in result.cases)
 
 
 def test_a_gate_on_yes_or_no_counts_cases() -> None:
     cases = [case("a"), case("b", reached=False), case("c", reached=False), case("d", reached=False)]
-    assert judge("mean(goal_reached) > 0.25", *cases)["status"] == "pass"
-    assert judge("goal_reached > 0", *cases)["status"] == "fail"
+    assert judge("mean(goal_reached) > 0.25", *cases).status == "pass"
+    assert judge("goal_reached > 0", *cases).status == "fail"
 
 
 # --- what is not known fails --------------------------------------------------------------------------------------
@@ -235,33 +240,31 @@ EVERY = [
 )
 def test_what_is_not_known_fails_whatever_the_rule(rule: Any, figure: Any, cases: Any, why: Any) -> None:
     result = judge(rule.format(figure), *cases)
-    assert result["status"] == "fail"
-    assert result["observed"] is None
-    assert why in result["reason"]
-    json.dumps(result, allow_nan=False)
+    assert result.status == "fail"
+    assert result.observed is None
+    assert why in result.reason
+    records.to_json(result)
 
 
 @pytest.mark.parametrize("rule", EVERY)
 def test_a_case_that_proves_nothing_fails(rule: Any) -> None:
     first, second = ious(0.1, 0.2)
-    second["untested"] = {"code": "file_changed", "sentence": "x changed"}
+    second = replace(second, untested=ProvesNothing(code=Untested.FILE_CHANGED, sentence="x changed"))
     result = judge(rule.format("target_iou"), first, second)
-    assert result["status"] == "fail"
-    assert "case1: x changed" in result["reason"]
+    assert result.status == "fail"
+    assert "case1: x changed" in result.reason
 
 
 def test_files_that_are_not_those_of_the_report_and_an_attack_without_gradient_prove_nothing() -> None:
-    changed = case(
-        "a", untested={"code": "file_changed", "sentence": "target.nii.gz is not the file the report describes"}
-    )
-    blind = case("b", reached=False, untested={"code": "no_gradient", "sentence": Untested.NO_GRADIENT.sentence})
-    whole = case("c", files_intact=True, outcome="reached")
-    (gate,) = judged([changed, blind, whole], [gates.parse("target_iou >= 1")])["gates"]
-    assert [each["status"] for each in gate["cases"]] == ["fail", "fail", "pass"]
-    assert gate["reason"] == (
-        "not known, so it fails: a: target.nii.gz is not the file the report describes (and 1 more)"
-    )
-    assert "no gradient" in gate["cases"][1]["problem"]
+    said = "target.nii.gz is not the file the report describes"
+    changed = case("a", untested=ProvesNothing(code=Untested.FILE_CHANGED, sentence=said))
+    said = Untested.NO_GRADIENT.sentence
+    blind = case("b", reached=False, untested=ProvesNothing(code=Untested.NO_GRADIENT, sentence=said))
+    whole = case("c", files_intact=True, outcome=Outcome.REACHED)
+    (gate,) = judged([changed, blind, whole], [gates.parse("target_iou >= 1")]).gates
+    assert [each.status for each in gate.cases] == ["fail", "fail", "pass"]
+    assert gate.reason == ("not known, so it fails: a: target.nii.gz is not the file the report describes (and 1 more)")
+    assert "no gradient" in gate.cases[1].problem
 
 
 # --- a goal that was not reached lies beyond every change ---------------------------------------------------------
@@ -278,8 +281,8 @@ REACHED, NOT = case("a", psnr_db=45.0, linf_native=3.0), case("b", psnr_db=50.0,
 def test_no_change_at_all_reached_the_goal(rule: Any, status: Any) -> None:
     for cases in ([NOT], [NOT, NOT]):
         result = judge(rule, *cases)
-        assert (result["status"], result["observed"]) == (status, None)
-        assert "no change that was tried reaches the goal" in result["reason"]
+        assert (result.status, result.observed) == (status, None)
+        assert "no change that was tried reaches the goal" in result.reason
 
 
 @pytest.mark.parametrize(
@@ -290,30 +293,30 @@ def test_no_change_at_all_reached_the_goal(rule: Any, status: Any) -> None:
 )  # fmt: skip
 def test_of_several_the_one_that_was_reached_is_the_threat(rule: Any, status: Any, observed: Any) -> None:
     result = judge(rule, REACHED, NOT)
-    assert (result["status"], result["observed"]) == (status, observed)
+    assert (result.status, result.observed) == (status, observed)
 
 
 @pytest.mark.parametrize("aggregate", ["mean", "median"])
 @pytest.mark.parametrize("rule", ["> 1000", "< -1000"])
 def test_a_mean_over_goals_not_reached_is_not_known_and_fails(aggregate: Any, rule: Any) -> None:
     result = judge(f"{aggregate}(psnr_at_goal) {rule}", REACHED, NOT)
-    assert (result["status"], result["observed"]) == ("fail", None)
-    assert result["reason"].startswith("not known, so it fails")
+    assert (result.status, result.observed) == ("fail", None)
+    assert result.reason.startswith("not known, so it fails")
 
 
 def test_a_median_beside_a_goal_not_reached_is_known() -> None:
     result = judge("median(psnr_at_goal) > 44.5", REACHED, REACHED, NOT)
-    assert (result["status"], result["observed"]) == ("fail", 45)
-    assert "not reached in 1 of 3" in result["reason"]
+    assert (result.status, result.observed) == ("fail", 45)
+    assert "not reached in 1 of 3" in result.reason
 
 
 def test_the_case_that_no_change_fools_is_named() -> None:
     result = judge("linf_at_goal > 5", REACHED, NOT)
-    assert result["reason"] == "no change that was tried reaches the goal (worst of 2 cases: b)"
+    assert result.reason == "no change that was tried reaches the goal (worst of 2 cases: b)"
 
 
 def test_of_many_worst_cases_only_some_are_named() -> None:
-    assert "worst of 5 cases: case0, case1, case2 and 2 more" in judge("ssim >= 1", *ious(*5 * [0.5]))["reason"]
+    assert "worst of 5 cases: case0, case1, case2 and 2 more" in judge("ssim >= 1", *ious(*5 * [0.5])).reason
 
 
 # --- expressions --------------------------------------------------------------------------------------------------
@@ -321,7 +324,7 @@ def test_of_many_worst_cases_only_some_are_named() -> None:
 gates_of_any_kind = st.builds(
     Gate,
     st.just("x"),
-    st.sampled_from(sorted(FIGURES)),
+    st.sampled_from(sorted(EVALUATED)),
     st.sampled_from([">", ">=", "<", "<="]),
     st.floats(-1e300, 1e300),
     st.sampled_from(["worst", "mean", "median", "p95"]),
@@ -330,7 +333,7 @@ gates_of_any_kind = st.builds(
 
 def decided(gate: Any) -> Any:
     """Whether the rule says the same of every value that its figure can have."""
-    low, high = (min(max(end, -1e301), 1e301) for end in FIGURES[gate.figure].span)
+    low, high = (min(max(end, -1e301), 1e301) for end in EVALUATED[gate.figure].span)
     between = min(max(gate.threshold, low), high)
     tried = {low, high, between, math.nextafter(between, low), math.nextafter(between, high)}
     return len({gates._HOLDS[gate.operator](value, gate.threshold) for value in tried}) == 1
@@ -486,4 +489,4 @@ def test_verdicts_and_statistics_fit_the_schema() -> None:
     rules = [gates.parse(rule) for rule in ("target_iou > 0.5", "mean(psnr_at_goal) > 40", "curve_area > 0.2")]
     everything = case("a", ground_truth=truth(0.9, 0.4), transfer=[transferred(0.3)], survival=[survived(None)])
     made = judged([everything, case("b", reached=False, curve=curve()), failed()], rules)
-    require_fits(made)
+    require_fits(records.plain(made))

@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,8 +21,9 @@ from judged import MODEL, case, curve, detected, failed, judged, survived, trans
 from markdown_it import MarkdownIt
 
 from mafl_cli.codes import Outcome
-from mafl_cli.judging import ci, gates, quantities, robustness_card, terminal
+from mafl_cli.judging import ci, gates, robustness_card, terminal
 from mafl_cli.names import harmless
+from mafl_cli.results.quantities import EVALUATED
 from mafl_cli.system import records
 
 JUNIT = xmlschema.XMLSchema(Path(__file__).parents[1] / "support" / "junit.xsd")
@@ -118,7 +120,7 @@ NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_junit_brings_any_name_through(name: Any) -> None:
-    made = judged([case(name), failed(name, name)], rules("target_iou < 1"), models=[{**MODEL, "name": name}])
+    made = judged([case(name), failed(name, name)], rules("target_iou < 1"), models=[replace(MODEL, name=name)])
     root = read_junit(ci.junit(made))
     seen = NOT_XML.sub("\ufffd", plain(name))
     assert [test.get("name") for test in root.iter("testcase")] == [seen, seen]
@@ -174,8 +176,8 @@ def one_line(name: Any) -> Any:
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_no_name_breaks_the_card(name: Any) -> None:
-    other = {**MODEL, "name": name, "assumptions": [name]}
-    made = judged([{**everything(name), "transfer": [transferred(0.3, name=name)]}, failed(name, name)],
+    other = replace(MODEL, name=name, assumptions=(name,))
+    made = judged([replace(everything(name), transfer=(transferred(0.3, name=name),)), failed(name, name)],
                   [*rules("target_iou < 1"), gates.parse("ssim >= 1", name)], models=[other])  # fmt: skip
     text = robustness_card.card(made)
     text.encode()
@@ -191,7 +193,9 @@ def test_no_name_breaks_the_card(name: Any) -> None:
         seen or "ssim >= 1",
     ]
     plain = judged(
-        [everything("scan"), failed()], rules("target_iou < 1", "ssim >= 1"), models=[{**MODEL, "assumptions": ["x"]}]
+        [everything("scan"), failed()],
+        rules("target_iou < 1", "ssim >= 1"),
+        models=[replace(MODEL, assumptions=("x",))],
     )
     assert kinds(text) <= kinds(robustness_card.card(plain)) | {"text_special"}
     raw = [line for line in text.splitlines() if line.startswith("|")]
@@ -229,7 +233,7 @@ def test_the_card_says_what_was_judged_with_what_result() -> None:
 
 def test_every_model_that_was_attacked_is_a_judge_and_those_asked_for_transfer_are_not() -> None:
     def model(letter: Any) -> Any:
-        return {**MODEL, "name": f"{letter}.ts", "sha256": letter * 64}
+        return replace(MODEL, name=f"{letter}.ts", sha256=letter * 64)
 
     made = judged([case("x"), case("y", transfer=[transferred(0.1, "c" * 64, "c.ts")])], models=[*map(model, "abc")])
     text = robustness_card.card(made)
@@ -259,8 +263,8 @@ def test_gates_that_pass_are_said_to_pass() -> None:
 def test_remarks_name_what_the_files_say_otherwise_or_why_the_goal_was_not_reached() -> None:
     cases = [
         case("a", files_intact=False, differences=["x is not the file", "y neither"]),
-        case("b", reached=False, outcome="step_limit"),
-        case("c", outcome="reached"),
+        case("b", reached=False, outcome=Outcome.STEP_LIMIT),
+        case("c", outcome=Outcome.REACHED),
     ]
     (table,) = (table for table in tables(robustness_card.card(judged(cases))) if table[0][0] == "case")
     assert [row[-1] for row in table[1:]] == [
@@ -279,12 +283,12 @@ def rows_of(text: Any) -> Any:
 
 def test_csv_has_a_row_for_each_case_and_a_column_for_each_figure() -> None:
     head, *rows = rows_of(robustness_card.table(judged(mixed())))
-    assert head == ["case_id", "status", "error", *quantities.FIGURES]
+    assert head == ["case_id", "status", "error", *EVALUATED]
     assert [row[:3] for row in rows] == [
         ["good", "ok", ""], ["bad", "ok", ""], ["broken", "failed", "broken.nii.gz: is not NIfTI."],
     ]  # fmt: skip
     assert {len(row) for row in rows} == {len(head)}
-    assert rows[2][3:] == [""] * len(quantities.FIGURES)
+    assert rows[2][3:] == [""] * len(EVALUATED)
 
 
 def test_csv_keeps_every_digit_and_leaves_what_is_undefined_empty() -> None:
@@ -315,7 +319,7 @@ def test_csv_has_one_line_for_each_case_whatever_its_name(name: Any, message: An
     text.encode()
     assert len(text.splitlines()) == 2
     _, row = rows_of(text)
-    assert len(row) == 3 + len(quantities.FIGURES)
+    assert len(row) == 3 + len(EVALUATED)
 
 
 @pytest.mark.parametrize("name", ["scan_0001", "a,b", 'a"b', "a  b", "脳", "it's", "'quoted'", "a=b", "12"])
@@ -353,8 +357,8 @@ def test_an_alert_is_one_command_whatever_the_names(name: Any) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_no_form_has_a_line_that_a_runner_obeys_or_signs_that_move_or_hide(name: Any) -> None:
-    other = {**MODEL, "name": name, "classes": [name], "assumptions": [name]}
-    made = judged([{**everything(name), "transfer": [transferred(0.3, name=name)]}, failed(name, name)],
+    other = replace(MODEL, name=name, classes=(name,), assumptions=(name,))
+    made = judged([replace(everything(name), transfer=(transferred(0.3, name=name),)), failed(name, name)],
                   [gates.parse("ssim >= 1", name)], models=[other])  # fmt: skip
     forms = (
         ci.junit,
@@ -368,7 +372,7 @@ def test_no_form_has_a_line_that_a_runner_obeys_or_signs_that_move_or_hide(name:
         text = form(made) if form is not terminal.terminal else "\n".join(map(harmless, form(made).split("\n")))
         assert not re.search(r"^\s*::|##\w*\[", text, re.MULTILINE), form
         assert not set(map(unicodedata.category, text.replace("\n", ""))) & {"Cc", "Cf", "Cs", "Zl", "Zp"}, form
-    assert json.loads(records.to_json(made)) == json.loads(json.dumps(made))
+    assert json.loads(records.to_json(made)) == json.loads(json.dumps(records.plain(made)))
 
 
 # --- the terminal -------------------------------------------------------------------------------------------------
@@ -412,7 +416,9 @@ def test_only_failed_cases_can_be_shown() -> None:
 def test_no_name_adds_a_line_or_moves_the_cursor(name: Any) -> None:
     plain = terminal.terminal(judged([everything(), failed()], rules("ssim < 1")))
     text = terminal.terminal(
-        judged([{**everything(name), "transfer": [transferred(0.3, name=name)]}, failed(name, name)], rules("ssim < 1"))
+        judged(
+            [replace(everything(name), transfer=(transferred(0.3, name=name),)), failed(name, name)], rules("ssim < 1")
+        )
     )
     text.encode()
     assert len(text.splitlines()) == len(plain.splitlines())

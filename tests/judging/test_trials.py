@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,11 +12,20 @@ from hypothesis import strategies as st
 from judged import curve
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from mafl_cli.judging.trials import CURVE_END, area, joined, roc
+from mafl_cli.codes import Reason
+from mafl_cli.judging.trials import CURVE_END, area, areas, roc, smallest_of
+from mafl_cli.measure.value import defined, undefined
+from mafl_cli.results.evaluation_report import Area, Curve, Scores, SmallestAtGoal
+from mafl_cli.system import records
 
 
-def samples(clean: Any, adversarial: Any) -> Any:
-    return [{"slice": None, "clean": a, "adversarial": b} for a, b in zip(clean, adversarial, strict=True)]
+def samples(clean: Sequence[float], adversarial: Sequence[float]) -> list[Scores]:
+    return [Scores(slice=None, clean=a, adversarial=b) for a, b in zip(clean, adversarial, strict=True)]
+
+
+def joined(curves: Sequence[Curve]) -> tuple[Area, SmallestAtGoal]:
+    """What runs show together, as reports of several have it."""
+    return areas(point for each in curves for point in each.points), smallest_of(curves)
 
 
 # --- does it give itself away -------------------------------------------------------------------------------------
@@ -30,20 +40,20 @@ def test_roc_equals_scikit_learn(pairs: Any) -> None:
     clean, adversarial = zip(*pairs, strict=True)
     truth, score = [0] * len(pairs) + [1] * len(pairs), [*clean, *adversarial]
     found = roc(samples(clean, adversarial))
-    assert found["n"] == len(pairs)
-    assert found["auc"]["value"] == pytest.approx(roc_auc_score(truth, score))
+    assert found.n == len(pairs)
+    assert found.auc.value == pytest.approx(roc_auc_score(truth, score))
     false, true, _ = roc_curve(truth, score, drop_intermediate=False)
-    assert found["points"] == [pytest.approx(list(point)) for point in zip(false, true, strict=True)]
-    assert found["tpr_at_5_percent_fpr"]["value"] == pytest.approx(max(true[false <= 0.05]))
-    json.dumps(found, allow_nan=False)
+    assert list(found.points) == [pytest.approx(tuple(point)) for point in zip(false, true, strict=True)]
+    assert found.tpr_at_5_percent_fpr.value == pytest.approx(max(true[false <= 0.05]))
+    records.to_json(found)
 
 
 @settings(max_examples=60)
 @given(scores)
 def test_roc_curve_rises_from_one_corner_to_the_other(pairs: Any) -> None:
-    points = roc(samples(*zip(*pairs, strict=True)))["points"]
-    assert (points[0], points[-1]) == ([0, 0], [1, 1])
-    assert points == sorted(points)
+    points = roc(samples(*zip(*pairs, strict=True))).points
+    assert (points[0], points[-1]) == ((0, 0), (1, 1))
+    assert list(points) == sorted(points)
     assert sorted(true for _, true in points) == [true for _, true in points]
 
 
@@ -60,20 +70,20 @@ def test_auc_is_the_chance_to_score_higher_and_a_tie_is_half(
     clean: Any, adversarial: Any, auc: Any, found: Any
 ) -> None:
     result = roc(samples(clean, adversarial))
-    assert result["auc"] == {"value": auc}
-    assert result["tpr_at_5_percent_fpr"] == {"value": found}
+    assert result.auc == defined(auc)
+    assert result.tpr_at_5_percent_fpr == defined(found)
 
 
 def test_one_false_alarm_in_twenty_is_allowed() -> None:
     clean = [0.9] + [0.1] * 19
-    assert roc(samples(clean, [0.5] * 20))["tpr_at_5_percent_fpr"]["value"] == 1
-    assert roc(samples([0.9, *clean[:-1]], [0.5] * 20))["tpr_at_5_percent_fpr"]["value"] == 0
+    assert roc(samples(clean, [0.5] * 20)).tpr_at_5_percent_fpr.value == 1
+    assert roc(samples([0.9, *clean[:-1]], [0.5] * 20)).tpr_at_5_percent_fpr.value == 0
 
 
 def test_without_samples_nothing_is_known() -> None:
     found = roc([])
-    assert found["n"] == 0
-    assert found["auc"] == found["tpr_at_5_percent_fpr"] == {"value": None, "reason": "no_changed_sample"}
+    assert found.n == 0
+    assert found.auc == found.tpr_at_5_percent_fpr == undefined(Reason.NO_CHANGED_SAMPLE)
 
 
 # --- how much of it is needed -------------------------------------------------------------------------------------
@@ -95,11 +105,11 @@ def test_without_samples_nothing_is_known() -> None:
     ids=["nothing", "no change", "at once", "one step", "two steps", "never falls", "too late", "beyond", "a tie"],
 )
 def test_area_is_that_of_the_best_score_so_far(points: Any, value: Any) -> None:
-    assert area(points)["value"] == pytest.approx(value)
+    assert area(points).value == pytest.approx(value)
 
 
 def test_area_with_a_score_that_is_unknown_is_unknown() -> None:
-    assert area([(0, 0.0), (0.01, None)]) == {"value": None, "reason": "score_undefined"}
+    assert area([(0, 0.0), (0.01, None)]) == undefined(Reason.SCORE_UNDEFINED)
 
 
 runs = st.lists(
@@ -125,21 +135,23 @@ def test_runs_put_together_do_not_depend_on_their_order(both: Any) -> None:
 def test_more_runs_never_show_less(made: Any) -> None:
     before, after = joined(made[:-1] or made), joined(made)
     for key in ("target_iou", "hit_rate"):
-        assert 0 <= before["area"][key]["value"] <= after["area"][key]["value"] + 1e-12 <= 1 + 2e-12
-    first, second = (found["smallest_at_goal"] for found in (before, after))
-    if first["value"] is not None:
-        assert second["linf_share"] <= first["linf_share"]
+        one, other = (getattr(areas, key).number for areas, _ in (before, after))
+        assert 0 <= one <= other + 1e-12 <= 1 + 2e-12
+    first, second = before[1], after[1]
+    if first.value is not None:
+        assert second.linf_share <= first.linf_share
 
 
 def test_the_smallest_change_of_several_runs_is_that_of_the_smallest_voxel() -> None:
     large, small, none = curve(((0.0, 0.0), (0.1, 1.0))), curve(((0.0, 0.0), (0.04, 1.0))), curve(at_goal=None)
-    assert joined([none, large, small])["smallest_at_goal"] == small["smallest_at_goal"]
-    assert joined([none])["smallest_at_goal"] == {"value": None, "reason": "goal_not_reached"}
-    assert joined([large, small])["area"]["target_iou"]["value"] == pytest.approx(0.6)
+    assert smallest_of([none, large, small]) == small.smallest_at_goal
+    assert smallest_of([none]) == SmallestAtGoal(None, Reason.GOAL_NOT_REACHED)
+    assert joined([large, small])[0].target_iou.value == pytest.approx(0.6)
 
 
 def test_of_two_runs_with_the_same_largest_voxel_the_shorter_change_is_the_smaller() -> None:
     long, short = curve(), curve()
-    short["smallest_at_goal"]["l2_model"] /= 2
+    whole = short.smallest_at_goal
+    short = replace(short, smallest_at_goal=replace(whole, l2_model=whole.l2_model / 2))
     for both in ([long, short], [short, long]):
-        assert joined(both)["smallest_at_goal"] == short["smallest_at_goal"]
+        assert smallest_of(both) == short.smallest_at_goal

@@ -1,4 +1,4 @@
-"""Whether an evaluation's report fits its schema. No test in here."""
+"""Whether an evaluation's report fits its schema, and is the same after JSON and back. No test in here."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import json
 from typing import Any
 
 import jsonschema
-from referencing import Registry, Resource
 
-from mafl_cli.judging import evaluation
-from mafl_cli.results import report
+from mafl_cli.results.evaluation_report import SCHEMA, Evaluation
+from mafl_cli.system import records
 
 
 def require_fits(found: dict[str, Any]) -> None:
-    shared = Resource.from_contents(json.loads(report.SCHEMA.read_text(encoding="utf-8")))
-    registry: Registry[Any] = Registry().with_resource(report.SCHEMA.name, shared)
-    schema = json.loads(evaluation.SCHEMA.read_text(encoding="utf-8"))
-    jsonschema.Draft202012Validator(schema, registry=registry).validate(found)
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator(schema).validate(found)
+    assert records.plain(records.read(Evaluation, found, "evaluation.json")) == found

@@ -17,7 +17,7 @@ import yaml
 from commands import Threshold, scan_array
 
 from mafl_cli.judging import transforms
-from mafl_cli.judging.quantities import FIGURES
+from mafl_cli.results.quantities import EVALUATED
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -28,7 +28,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 def test_every_figure_and_transform_is_explained() -> None:
     text = (DOCS / "evaluate.md").read_text(encoding="utf-8")
-    for name, figure in FIGURES.items():
+    for name, figure in EVALUATED.items():
         said = f"{figure.meaning}{', ' + figure.unit if figure.unit else ''}"
         assert f"| `{name}` | {said} | {figure.range} |" in text
     assert all(f"`{kind}`" in text for kind in transforms.KINDS)

@@ -1,0 +1,300 @@
+"""The numbers that gates, tables, aggregates, cards, the terminal and the page speak of: one table of them all.
+
+A *quantity* is one number of a case. The table says what it means, where the typed reports have it, which way is better
+for an attack, what values it can have, and how it is printed. A new row is known to gates and to the CSV of an
+evaluation at once; a card, a page or the table of a batch chooses by name what it shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from mafl_cli.codes import Reason
+from mafl_cli.measure.value import Value, defined, undefined
+from mafl_cli.results.evaluation_report import Area, GroundTruth, JudgedCase, JudgedMetrics, SmallestAtGoal
+from mafl_cli.results.report import Case, Metrics
+
+Number = Value | float
+"""As a report has it."""
+
+Form = Literal[".4f", ".5f", ".2f", ".4g", "d"]
+"""How a number is printed, as Python's `format` has it; the page knows these."""
+
+
+class Read(NamedTuple):
+    """How a number is read from a case; None where that report does not have it."""
+
+    attack: Callable[[Case], Number] | None
+    evaluation: Callable[[JudgedCase], Number] | None
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number of one case.
+
+    title: its name in a table; `(unit)` is said beside it. better: which way serves the attacker; None where neither
+    does. span: the lowest and the highest value that it can have. at_goal: it is about the change that reaches the
+    goal, so that it lies beyond every value where none does.
+    """
+
+    title: str
+    meaning: str
+    read: Read
+    better: Literal["higher", "lower"] | None = "higher"
+    form: Form = ".4f"
+    unit: str = ""
+    span: tuple[float, float] = (0.0, 1.0)
+    at_goal: bool = False
+
+    def of_attack(self, case: Case) -> Number:
+        """Raises ValueError where the report of an attack does not have it."""
+        if self.read.attack is None:
+            raise ValueError(f"{self.title} is not in the report of an attack")
+        return self.read.attack(case)
+
+    def of_evaluation(self, case: JudgedCase) -> Value:
+        """Raises ValueError where the report of an evaluation does not have it."""
+        if self.read.evaluation is None:
+            raise ValueError(f"{self.title} is not in the report of an evaluation")
+        found = self.read.evaluation(case)
+        return found if isinstance(found, Value) else defined(found)
+
+    @property
+    def beyond(self) -> float | None:
+        """What it is where no change reaches the goal, for a quantity that is about reaching it: the worst there is."""
+        return None if not self.at_goal else -math.inf if self.better == "higher" else math.inf
+
+    @property
+    def range(self) -> str:
+        """The span in words: "0 to 1", "0 or more", "any number"."""
+        low, high = self.span
+        if math.isinf(low):
+            return "any number"
+        return f"{low:g} or more" if math.isinf(high) else f"{low:g} to {high:g}"
+
+    @property
+    def place(self) -> str:
+        """Where a case in the report of an attack has it, as "metrics.post_write.target_iou".
+
+        Raises ValueError for what is computed, or is not there.
+        """
+        found: Any = self.of_attack(_Place())  # type: ignore[arg-type]
+        return str(found)
+
+    def shown(self, value: float | None) -> str:
+        """A value as tables have it; "-" where it is undefined."""
+        return "-" if value is None else f"{value:{self.form}}"
+
+    def with_unit(self, value: float) -> str:
+        """A value as sentences have it."""
+        return f"{self.shown(value)}{' ' + self.unit if self.unit else ''}"
+
+
+class _Place:
+    """Stands for a record, and notes which of its fields is asked for."""
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+
+    def __getattr__(self, name: str) -> _Place:
+        return _Place(*self._names, name)
+
+    def __str__(self) -> str:
+        return ".".join(self._names)
+
+
+def value_of(number: Number) -> float | None:
+    """A number as a table has it: None where it is undefined."""
+    return number.value if isinstance(number, Value) else number
+
+
+# --- where they are read ------------------------------------------------------------------------------------------
+
+
+def _metrics(pick: Callable[[Metrics | JudgedMetrics], Number]) -> Read:
+    """What both reports measure."""
+    return Read(lambda case: pick(case.metrics), lambda case: pick(case.metrics))
+
+
+def _evaluated(pick: Callable[[JudgedCase], Number]) -> Read:
+    return Read(None, pick)
+
+
+def _searched(pick: Callable[[Case], Number]) -> Read:
+    return Read(pick, None)
+
+
+def _drop(case: JudgedCase) -> Value:
+    kept = case.metrics.dice_with_clean
+    return kept if kept.value is None else defined(1 - kept.value)
+
+
+def _truth(pick: Callable[[GroundTruth], Value]) -> Read:
+    return _evaluated(
+        lambda case: undefined(Reason.NO_GROUND_TRUTH) if case.ground_truth is None else pick(case.ground_truth)
+    )
+
+
+def _curve(pick: Callable[[Area], Value]) -> Read:
+    return _evaluated(lambda case: undefined(Reason.NO_CURVE) if case.curve is None else pick(case.curve.area))
+
+
+def _highest(values: list[Value], otherwise: Reason) -> Value:
+    """Of several judges or transforms the one that the attack fools most: the threat that is left."""
+    missing = [value for value in values if value.value is None]
+    if missing or not values:
+        return missing[0] if missing else undefined(otherwise)
+    return max(values, key=lambda value: value.number)
+
+
+def _at_goal(smallest: Callable[[SmallestAtGoal], Number | None], whole: Callable[[JudgedMetrics], Number]) -> Read:
+    """Of the smallest change known that reaches the goal: on the curve if there is one, else the file's own."""
+
+    def pick(case: JudgedCase) -> Number:
+        if case.curve is not None:
+            found = smallest(case.curve.smallest_at_goal)
+            return undefined(case.curve.smallest_at_goal.reason or Reason.GOAL_NOT_REACHED) if found is None else found
+        return whole(case.metrics) if case.goal.reached else undefined(Reason.GOAL_NOT_REACHED)
+
+    return _evaluated(pick)
+
+
+def _worst_distance(metrics: Metrics | JudgedMetrics) -> Value:
+    """HD95 of the class that is farthest off; a class that only one of prediction and target has is undefined."""
+    values = [each.hd95_mm for each in metrics.post_write.per_class if each.voxels.target]
+    missing = [value for value in values if value.value is None]
+    if missing or not values:
+        return missing[0] if missing else undefined(Reason.TARGET_HAS_NO_FOREGROUND)
+    return max(values, key=lambda value: value.number)
+
+
+# --- the table ----------------------------------------------------------------------------------------------------
+
+_LENGTH = (0.0, math.inf)
+_ANY = (-math.inf, math.inf)
+_SIGNED = (-1.0, 1.0)
+
+QUANTITIES: Mapping[str, Quantity] = {
+    "target_iou": Quantity(
+        "target IoU", "IoU of the adversarial prediction with the target", _metrics(lambda m: m.post_write.target_iou)
+    ),
+    "target_iou_clean": Quantity(
+        "target IoU, clean", "IoU of the clean prediction with the target", _metrics(lambda m: m.clean.target_iou), None
+    ),
+    "target_dice": Quantity(
+        "target Dice", "Dice of the adversarial prediction with the target",
+        _metrics(lambda m: m.post_write.target_dice),
+    ),
+    "hit_rate": Quantity(
+        "hit rate", "share of the voxels that had to change and did", _metrics(lambda m: m.post_write.hit_rate)
+    ),
+    "collateral": Quantity(
+        "collateral", "share of the other voxels that changed class all the same",
+        _metrics(lambda m: m.post_write.collateral), "lower",
+    ),
+    "target_hd95": Quantity(
+        "target HD95, mm", "HD95 between prediction and target, of the worst class", _metrics(_worst_distance),
+        "lower", ".2f", "mm", _LENGTH,
+    ),
+    "goal_reached": Quantity(
+        "goal reached", "1 where the attack reached its goal, else 0",
+        Read(lambda case: case.attack.goal_reached, lambda case: case.goal.reached),
+    ),
+    "prediction_drop": Quantity(
+        "prediction drop", "1 - Dice of adversarial and clean prediction", _evaluated(_drop)
+    ),
+    "dice_clean": Quantity(
+        "Dice, clean", "Dice of the clean prediction with the ground truth", _truth(lambda t: t.clean.dice), None
+    ),
+    "dice_adversarial": Quantity(
+        "Dice, adversarial", "Dice of the adversarial prediction with the ground truth",
+        _truth(lambda t: t.adversarial.dice), "lower",
+    ),
+    "dice_drop": Quantity(
+        "Dice drop", "Dice with the ground truth that the attack takes away", _truth(lambda t: t.dice_drop),
+        span=_SIGNED,
+    ),
+    "l0_fraction": Quantity(
+        "L0, share", "share of the voxels that differ", _metrics(lambda m: m.size.l0.fraction), "lower"
+    ),
+    "l2_model": Quantity(
+        "L2, model", "length of the change", _metrics(lambda m: m.size.l2.model),
+        "lower", ".4g", "model units", _LENGTH,
+    ),
+    "l2_native": Quantity(
+        "L2, native", "length of the change", _metrics(lambda m: m.size.l2.native),
+        "lower", ".4g", "native units", _LENGTH,
+    ),
+    "linf_model": Quantity(
+        "Linf, model", "largest change of a voxel", _metrics(lambda m: m.size.linf.model),
+        "lower", ".4g", "model units", _LENGTH,
+    ),
+    "linf_native": Quantity(
+        "Linf, native", "largest change of a voxel", _metrics(lambda m: m.size.linf.native),
+        "lower", ".4g", "native units", _LENGTH,
+    ),
+    "psnr_db": Quantity(
+        "PSNR, dB", "peak signal-to-noise ratio of the change", _metrics(lambda m: m.size.psnr_db),
+        "higher", ".2f", "dB", _ANY,
+    ),
+    "ssim": Quantity(
+        "SSIM, mean", "structural similarity, mean over slices", _metrics(lambda m: m.size.ssim.mean),
+        "higher", ".5f", span=_SIGNED,
+    ),
+    "ssim_worst": Quantity(
+        "SSIM, worst", "structural similarity of the slice that changed most visibly",
+        _metrics(lambda m: m.size.ssim.worst), "higher", ".5f", span=_SIGNED,
+    ),
+    "low_frequency_share": Quantity(
+        "low-frequency share", "share of the change's energy in 2 x 2 block means",
+        _metrics(lambda m: m.size.low_frequency_share), None,
+    ),
+    "psnr_at_goal": Quantity(
+        "PSNR at goal, dB", "PSNR of the smallest change that reaches the goal",
+        _at_goal(lambda s: s.psnr_db, lambda m: m.size.psnr_db), "higher", ".2f", "dB", _ANY, at_goal=True,
+    ),
+    "linf_at_goal": Quantity(
+        "Linf at goal, native", "largest voxel of the smallest change that reaches the goal",
+        _at_goal(lambda s: s.linf_native, lambda m: m.size.linf.native),
+        "lower", ".4g", "native units", _LENGTH, at_goal=True,
+    ),
+    "l2_at_goal": Quantity(
+        "L2 at goal, model", "length of the smallest change that reaches the goal",
+        _at_goal(lambda s: s.l2_model, lambda m: m.size.l2.model),
+        "lower", ".4g", "model units", _LENGTH, at_goal=True,
+    ),
+    "curve_area": Quantity(
+        "area, target IoU", "mean target IoU over budgets from 0 to 10 % of the data range",
+        _curve(lambda area: area.target_iou),
+    ),
+    "curve_hit_area": Quantity(
+        "area, hit rate", "mean hit rate over the same budgets", _curve(lambda area: area.hit_rate)
+    ),
+    "transfer_target_iou": Quantity(
+        "target IoU, transfer", "target IoU of the other model that is fooled most",
+        _evaluated(lambda case: _highest([each.adversarial.target_iou for each in case.transfer],
+                                         Reason.NO_OTHER_MODEL)),
+    ),
+    "survival_target_iou": Quantity(
+        "target IoU, survival", "target IoU after the transform that the attack survives best",
+        _evaluated(lambda case: _highest([each.adversarial.target_iou for each in case.survival],
+                                         Reason.NO_TRANSFORM)),
+    ),
+    "forward": Quantity(
+        "forward", "forward passes of the search", _searched(lambda case: case.attack.passes.forward),
+        "lower", "d", "passes", _LENGTH,
+    ),
+    "backward": Quantity(
+        "backward", "backward passes of the search", _searched(lambda case: case.attack.passes.backward),
+        "lower", "d", "passes", _LENGTH,
+    ),
+}  # fmt: skip
+"""By the names that reports and gates use."""
+
+EVALUATED: Mapping[str, Quantity] = {
+    name: quantity for name, quantity in QUANTITIES.items() if quantity.read.evaluation is not None
+}
+"""What gates, and statistics of an evaluation, know."""

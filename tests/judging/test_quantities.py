@@ -1,0 +1,43 @@
+"""The table of quantities: each is read from the typed reports, and said in a form that the page knows too."""
+
+from __future__ import annotations
+
+import pytest
+from judged import case
+
+from mafl_cli.results.quantities import EVALUATED, QUANTITIES, value_of
+
+
+@pytest.mark.parametrize("name", QUANTITIES)
+def test_a_quantity_is_in_some_report_and_has_a_value_in_its_span(name: str) -> None:
+    quantity = QUANTITIES[name]
+    assert any(quantity.read)
+    low, high = quantity.span
+    if name in EVALUATED:
+        value = quantity.of_evaluation(case()).value
+        assert value is None or low <= value <= high
+        assert (quantity.shown(value) == "-") == (value is None)
+
+
+def test_what_a_report_does_not_have_is_not_read_from_it() -> None:
+    with pytest.raises(ValueError, match="not in the report of an evaluation"):
+        QUANTITIES["forward"].of_evaluation(case())
+    with pytest.raises(ValueError, match="not in the report of an attack"):
+        QUANTITIES["dice_drop"].place  # noqa: B018
+
+
+def test_a_quantity_knows_its_place_in_the_report_of_an_attack() -> None:
+    assert QUANTITIES["ssim_worst"].place == "metrics.size.ssim.worst"
+    assert QUANTITIES["goal_reached"].place == "attack.goal_reached"
+
+
+def test_beyond_every_change_is_what_is_worst_for_the_attacker() -> None:
+    assert [QUANTITIES[name].beyond for name in ("psnr_at_goal", "linf_at_goal", "psnr_db")] == [
+        float("-inf"), float("inf"), None,
+    ]  # fmt: skip
+
+
+def test_a_value_is_a_number_or_none() -> None:
+    quantity = QUANTITIES["psnr_db"]
+    found = quantity.of_evaluation(case(psnr_db=None))
+    assert (value_of(found), value_of(2.5)) == (None, 2.5)
