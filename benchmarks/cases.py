@@ -112,7 +112,7 @@ def _sample(target: str) -> Case:
     clean, labels = (torch.from_numpy(layout.to_batch(part)) for part in (image, wanted))
     card = find_card(DEMO_MODEL)
     segmenter, card = _model(DEMO_MODEL, card, tuple(clean.shape[2:]))
-    preprocessing = Preprocessing.freeze(card.intensity or Intensity(), image, CPU)
+    preprocessing = Preprocessing.freeze(card.intensity or Intensity(), list(image), CPU)
     field = Whole(segmenter, preprocessing, card.divisor or 1)
     drawn = torch.cat([field.predict(part).logits.argmax(dim=1) for part in clean.split(8)])
     differs = (drawn != labels[:, 0]).flatten(1).sum(dim=1)
@@ -159,7 +159,7 @@ def _development(name: str, data: Path, clean: NDArray[Any], target: NDArray[Any
     """clean: (B, C, *spatial), as the networks of the development scans expect it; target: (B, *spatial)."""
     segmenter, card = _model(data / "models" / SHARED[name.partition(":")[0]][0], None, clean.shape[2:])
     channels = np.moveaxis(clean, 1, 0).reshape(clean.shape[1], *target.shape[-3:])
-    preprocessing = Preprocessing.freeze(Intensity(), channels, CPU)
+    preprocessing = Preprocessing.freeze(Intensity(), list(channels), CPU)
     field = Whole(segmenter, preprocessing, card.divisor or 1)
     return _case(name, segmenter, field, preprocessing, *(torch.from_numpy(part.copy()) for part in (clean, target)))
 

@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--one", type=Path, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measured(*options.one, options.model, options.steps)))
+        print(json.dumps(measured(options.one[0], options.one[1], options.model, options.steps)))
         return
     print("| slices | outside the network, s | the same, CPU s | network, s | parts, s | peak, GB | said before |")
     print("| ---: | ---: | ---: | ---: | --- | ---: | --- |")

@@ -40,6 +40,7 @@ from torch import Tensor
 from mafl_cli.config import config_hash, preset
 from mafl_cli.field import boxes, preprocess, tiling, whole, windows
 from mafl_cli.measure import agreement, perturbation
+from mafl_cli.measure.records import Size
 from mafl_cli.network import load, prediction, segmenter
 from mafl_cli.search import best, goals, limits, losses, lowfreq, pressure, steps, terms
 from mafl_cli.search import loop as engine
@@ -320,21 +321,21 @@ def _measure(case: Case, solution: Solution) -> Row:
         spacing=(1.0, 1.0, 1.0),
     )
     sizes = _sizes(case, solution.adversarial)
-    squares = [size["l2"]["model"] ** 2 for size in sizes]
-    hit = met["hit_rate"]["value"]
-    overlap = met["target_iou"]["value"]
+    squares = [size.l2.model**2 for size in sizes]
+    hit = met.hit_rate.value
+    overlap = met.target_iou.value
     return {
         "passes": solution.passes,
         "iou": hit if overlap is None else overlap,
-        "accuracy": met["accuracy"],
+        "accuracy": met.accuracy,
         "l2": sqrt(sum(squares)),
-        "linf": max(size["linf"]["model"] for size in sizes),
-        "psnr": _mean([size["psnr_db"]["value"] for size in sizes]),
-        "ssim": _mean([size["ssim"]["mean"]["value"] for size in sizes]),
+        "linf": max(size.linf.model for size in sizes),
+        "psnr": _mean([size.psnr_db.value for size in sizes]),
+        "ssim": _mean([size.ssim.mean.value for size in sizes]),
         "low_frequency": sum(
             share * square
             for size, square in zip(sizes, squares, strict=True)
-            if (share := size["low_frequency_share"]["value"]) is not None
+            if (share := size.low_frequency_share.value) is not None
         )
         / (sum(squares) or 1),
         "hit": hit,
@@ -348,7 +349,7 @@ def _measure(case: Case, solution: Solution) -> Row:
     }
 
 
-def _sizes(case: Case, adversarial: Tensor) -> list[dict[str, Any]]:
+def _sizes(case: Case, adversarial: Tensor) -> list[Size]:
     """`measure.perturbation.size` of each channel, in model units."""
     return [
         perturbation.size(

@@ -27,6 +27,7 @@ from mafl_cli.config import preset
 from mafl_cli.judging.evaluation import EvaluateRequest, run_evaluation
 from mafl_cli.judging.transforms import parse
 from mafl_cli.judging.trials import Trials
+from mafl_cli.results.evaluation_report import JudgedCase
 from mafl_cli.system.records import plain
 
 SAMPLE = Path(__file__).resolve().parent.parent / "sample_data"
@@ -97,26 +98,29 @@ def measure(problem: Problem, variant: str, steps: int, folder: Path) -> dict[st
     config = preset("mafl", steps=steps, **VARIANTS[variant])
     settings = vars(problem.model)
     attack = AttackRequest(**settings, images=problem.images, targets=(problem.target,), out=out, config=config)
-    case = plain(run_attack(attack).case)
+    case = run_attack(attack).case
     models = (problem.model,) if problem.other is None else (problem.model, problem.other)
     trials = Trials(transforms=parse(["all"]), detect=True)
     found = run_evaluation(EvaluateRequest(runs=(out,), models=models, trials=trials))
-    post, size = case["metrics"]["post_write"], case["metrics"]["size"]
+    post, size = case.metrics.post_write, case.metrics.size
+    (judged,) = found.cases
+    assert isinstance(judged, JudgedCase)
+    assert found.detection is not None
     return {
         "case": problem.name,
         "variant": variant,
-        "goal_reached": case["attack"]["goal_reached"],
-        "target_iou": post["target_iou"]["value"],
-        "hit_rate": post["hit_rate"]["value"],
-        "l2": size["l2"]["model"],
-        "psnr_db": size["psnr_db"]["value"],
-        "ssim": size["ssim"]["mean_changed_slices"]["value"],
-        "low_frequency_share": size["low_frequency_share"]["value"],
-        "changed_slices": size["changed_slices"],
-        "survival": found["survival"],
-        "transfer": found["cases"][0]["transfer"],
-        "auc": found["detection"]["auc"]["value"],
-        "samples": found["detection"]["n"],
+        "goal_reached": case.attack.goal_reached,
+        "target_iou": post.target_iou.value,
+        "hit_rate": post.hit_rate.value,
+        "l2": size.l2.model,
+        "psnr_db": size.psnr_db.value,
+        "ssim": size.ssim.mean_changed_slices.value,
+        "low_frequency_share": size.low_frequency_share.value,
+        "changed_slices": plain(size.changed_slices),
+        "survival": plain(found.survival),
+        "transfer": plain(judged.transfer),
+        "auc": found.detection.auc.value,
+        "samples": found.detection.n,
     }
 
 

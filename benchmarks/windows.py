@@ -50,18 +50,19 @@ def measure(shape: tuple[int, int, int], edit: int, steps: int) -> dict[str, Any
         torch.jit.script(UNet(3, 1, 2, FEATURES, (2, 2), num_res_units=1).eval()).save(str(path))
         segmenter, _, _ = load(path, device=device, size=lambda dims: (EDGE,) * dims)
     scan = torch.rand(1, 1, *shape)
-    preprocessing = Preprocessing.freeze(Intensity(), scan[0].numpy(), device)
+    preprocessing = Preprocessing.freeze(Intensity(), list(scan[0].numpy()), device)
     whole = Windows(segmenter, preprocessing, Tiling((EDGE,) * 3), Grids.same(shape))
     wanted = torch.zeros(1, *shape, dtype=torch.bool)
     # In the middle of the smallest volume, wherever the others end.
-    wanted[(0, *(slice(48 - edit // 2, 48 + edit // 2) for _ in range(3)))] = True
+    cube: Any = (0, *[slice(48 - edit // 2, 48 + edit // 2)] * 3)
+    wanted[cube] = True
     begin = time.perf_counter()
     labels = whole.labels(scan)
     predicted = time.perf_counter() - begin
     target = torch.where(wanted, 1 - labels, labels)
     focus = whole.focus(scan, wanted)
     assert focus.frozen is not None
-    part = (..., *focus.box)
+    part: Any = (..., *focus.box)
     laps = [time.perf_counter()]
 
     def on_step(_: StepRecord) -> None:

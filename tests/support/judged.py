@@ -69,7 +69,9 @@ def value(number: float | None, reason: Reason = Reason.SCORE_UNDEFINED) -> Valu
 def case(case_id: str = "scan", *, reached: bool = True, **changes: Any) -> JudgedCase:
     """A case that was measured. changes: of its entries, or of the figures that are measurements by their names."""
     metrics = _measured()
-    post = {name: value(changes.pop(name)) for name in ("target_iou", "target_dice", "hit_rate") if name in changes}
+    post: Any = {
+        name: value(changes.pop(name)) for name in ("target_iou", "target_dice", "hit_rate") if name in changes
+    }
     size = metrics.size
     if "psnr_db" in changes:
         found = value(changes.pop("psnr_db"))
@@ -93,7 +95,8 @@ def case(case_id: str = "scan", *, reached: bool = True, **changes: Any) -> Judg
         detection=None,
         curve=None,
     )
-    return replace(made, **{name: tuple(new) if isinstance(new, list) else new for name, new in changes.items()})
+    frozen: Any = {name: tuple(new) if isinstance(new, list) else new for name, new in changes.items()}
+    return replace(made, **frozen)
 
 
 def failed(case_id: str = "broken", message: str = "broken.nii.gz: is not NIfTI.") -> FailedCase:

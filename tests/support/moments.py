@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -42,7 +43,7 @@ def heard(event: str, arguments: tuple[object, ...]) -> None:
 sys.addaudithook(heard)
 exchange = staging._exchange
 # No power is cut here, and a disk is slow.
-os.fsync = lambda descriptor: None
+os.fsync = lambda fd: None
 
 
 def told_exchange(one: Path, other: Path) -> None:
@@ -138,7 +139,7 @@ def kills(root: Path, way: str, wrong: list[str]) -> int:
     while True:
         number += 1
         out = begin(root, "out", series=series, foreign=foreign, first=first)
-        if not killed_at(number, lambda out=out: replace(out, series)):
+        if not killed_at(number, partial(replace, out, series)):
             break
         where = f"{way}, moment {number}"
         if at_once and not first and version_of(out) is None:
@@ -148,7 +149,7 @@ def kills(root: Path, way: str, wrong: list[str]) -> int:
         # Killed again, while what was left is put right.
         if way == "no exchange, series" and number % 3 == 0:
             again = 0
-            while killed_at(again := again + 1, lambda out=out: recover(out)):
+            while killed_at(again := again + 1, partial(recover, out)):
                 if not first and not (out / "report.json").is_file():
                     wrong.append(f"{where}, then {again}: no report")
         recover(out)
@@ -176,7 +177,7 @@ def full_disks(root: Path, way: str, wrong: list[str]) -> int:
         while reached:
             number += 1
             out = begin(root, "out", series=series, foreign=foreign, first=False)
-            reached, problem = full_at(number, forever, lambda out=out: replace(out, series))
+            reached, problem = full_at(number, forever, partial(replace, out, series))
             recover(out)
             if problem or left(out) or version_of(out) is None:
                 wrong.append(f"{way}, full at {number}: {problem}, {version_of(out)}, left {left(out)}")
@@ -214,7 +215,7 @@ def files(root: Path, wrong: list[str]) -> int:
         number += 1
         out = begin(root, "out", series=False, foreign=False, first=False)
         (out / "page.html").write_text("old")
-        if not killed_at(number, lambda out=out: write_text(out / "page.html", "new")):
+        if not killed_at(number, partial(write_text, out / "page.html", "new")):
             return number - 1
         if (out / "page.html").read_text() not in ("old", "new"):
             wrong.append(f"a file, moment {number}: neither old nor new")

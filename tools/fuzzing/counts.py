@@ -85,7 +85,7 @@ def total(parts: Iterable[Part]) -> Part:
         whole.peak_bytes = max(whole.peak_bytes, part.peak_bytes)
         for mine, theirs in ((whole.exits, part.exits), (whole.kinds, part.kinds)):
             for key, count in theirs.items():
-                mine[key] = mine.get(key, 0) + count  # type: ignore[index, call-overload]
+                mine[key] = mine.get(key, 0) + count  # type: ignore[index]
     return whole
 
 

@@ -17,8 +17,19 @@ from typing import Any
 HEAD = 400
 """Bytes at the beginning that matter most: headers lie there."""
 
-_SIGNATURES = (b"\x1f\x8b\x08\0", b"PK\x03\x04", b"\x80\x02}q", b"<!DOCTYPE html>", b"%PDF-1.7", b"\x89PNG\r\n\x1a\n")
-_SIGNATURES += (b"n+1\0", b"DICM", b"version https://git-lfs.github.com/spec/v1\n", b"\xef\xbb\xbf", b"\xff\xfe")
+_SIGNATURES: tuple[bytes, ...] = (
+    b"\x1f\x8b\x08\0",
+    b"PK\x03\x04",
+    b"\x80\x02}q",
+    b"<!DOCTYPE html>",
+    b"%PDF-1.7",
+    b"\x89PNG\r\n\x1a\n",
+    b"n+1\0",
+    b"DICM",
+    b"version https://git-lfs.github.com/spec/v1\n",
+    b"\xef\xbb\xbf",
+    b"\xff\xfe",
+)
 
 
 # --- bytes --------------------------------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ def _build_the_command_once() -> None:
     import typer.main
 
     command = whole_command()
-    typer.main.get_command = lambda _: command
+    typer.main.get_command = lambda typer_instance: command
 
 
 def _commands(root: Path) -> Iterator[tuple[str, Callable[[], object]]]:

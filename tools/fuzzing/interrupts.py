@@ -122,7 +122,7 @@ def workers_by_fork() -> None:
     def forking(method: str | None = None) -> Any:
         return real("fork" if method == "spawn" else method)
 
-    multiprocessing.get_context = forking  # type: ignore[assignment]
+    multiprocessing.get_context = forking
 
 
 def _watch_changes(room: Room, moment: Moment | None, count_to: Path | None) -> None:

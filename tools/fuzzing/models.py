@@ -290,12 +290,11 @@ def bundle(rng: Random, place: Path, stock: Stock) -> Trial:
         said += [f"{name}: {what}"] if name in ill else []
         extras[name] = data
     stream = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(stock.data("bundle.ts"))) as good, zipfile.ZipFile(stream, "w") as made:
-        for entry in good.infolist():
+    with zipfile.ZipFile(io.BytesIO(stock.data("bundle.ts"))) as whole, zipfile.ZipFile(stream, "w") as made:
+        for entry in whole.infolist():
             name = entry.filename.rpartition("/")[2]
-            made.writestr(
-                entry.filename, extras.get(name, good.read(entry)) if "/extra/" in entry.filename else good.read(entry)
-            )
+            data = whole.read(entry)
+            made.writestr(entry.filename, extras.get(name, data) if "/extra/" in entry.filename else data)
     (place / "model.ts").write_bytes(stream.getvalue())
     return _described(rng, place, stock, "model.ts", "; ".join(said))
 
