@@ -7,17 +7,28 @@ Arrays in, arrays out: `attack`. Files in, a report out: `attack_scan`, `evaluat
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mafl_cli.case.arrays import Attacked, Loaded, Sizes, View, attack_arrays, load_model
+import torch
+
+from mafl_cli.case.array_input import Array
+from mafl_cli.case.arrays import A, Asked, Attacked, Loaded, Sizes, View, attack_arrays, load_model
 from mafl_cli.case.inspection import inspect
 from mafl_cli.case.pipeline import run_attack
 from mafl_cli.case.pipeline import show_target as _show_target
 from mafl_cli.case.problem import Say
-from mafl_cli.case.request import DEMO_MODEL, AttackRequest, ModelRequest
+from mafl_cli.case.request import (
+    DEMO_MODEL,
+    SEEN_AS,
+    AttackRequest,
+    ModelRequest,
+    require_choice,
+    require_known,
+    seen_as,
+)
 from mafl_cli.case.searching import Progress
 from mafl_cli.config import AttackConfig, preset
 from mafl_cli.errors import UsageError
@@ -25,17 +36,12 @@ from mafl_cli.judging import gates, transforms
 from mafl_cli.judging.evaluation import EvaluateRequest, run_evaluation
 from mafl_cli.judging.gates import Gate
 from mafl_cli.judging.trials import Trials
-from mafl_cli.network.card import check_orientation, check_overlap, check_roi, check_spacing
-from mafl_cli.network.intensity import Intensity
 from mafl_cli.results.evaluation_report import Evaluation
 from mafl_cli.results.report import DryRun, Report
 from mafl_cli.scans import recipes
 from mafl_cli.scans.masks import Masks
 from mafl_cli.scans.recipes import Recipe
 from mafl_cli.scans.volume import Volume
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = [
     "Attacked",
@@ -52,8 +58,16 @@ __all__ = [
 ]
 
 Files = str | Path | Sequence[str | Path]
-_SETTINGS = {each.name for each in fields(AttackConfig)} - {"method"}
-_SEEN_AS = ("mode", "slice_axis", "orientation", "intensity", "spacing", "roi", "overlap")
+SETTINGS = frozenset(each.name for each in fields(AttackConfig)) - {"method"}
+"""Options of `attack` and `attack_scan` that are settings of the method: the fields of `AttackConfig`."""
+ARRAY_OPTIONS = frozenset(each.name for each in fields(View))
+"""Options of `attack` beside them."""
+SCAN_OPTIONS = frozenset(each.name for each in fields(AttackRequest)) - {
+    *("images", "volumes", "targets", "recipe", "masks", "model", "out", "config")
+} | {"resample_target", "label_map"}
+"""Options of `attack_scan` beside them."""
+EVALUATE_OPTIONS = frozenset({*SEEN_AS, "device", "at_hand"}) - {"tap", "precision"}
+"""Options of `evaluate` beside its parameters."""
 
 
 def _silent(line: str) -> None:
@@ -62,18 +76,20 @@ def _silent(line: str) -> None:
 
 def attack(
     model: torch.nn.Module | Loaded | str | Path,
-    image: Any,
-    target: Any,
+    image: A,
+    target: Array,
     *,
     eps: float | None = None,
     method: str = "mafl",
-    steps: int = 150,
-    guide: Any = None,
-    within: Any = None,
+    steps: int | None = None,
+    guide: Array | None = None,
+    within: Array | None = None,
+    attack_channels: Sequence[str | int] | None = None,
+    config: AttackConfig | None = None,
     say: Say = _silent,
     on_progress: Callable[[Progress], None] | None = None,
     **options: Any,
-) -> Attacked[Any]:
+) -> Attacked[A]:
     """Change images as little as possible so that the model draws the target.
 
         network = MyUNet().eval()                        # (B, 1, H, W) -> (B, K, H, W)
@@ -81,10 +97,11 @@ def attack(
         found.success, found.sizes.linf                  # (B,) each
 
     Samples do not influence each other. The model is left as it was: mode, hooks, gradients; a caller's
-    `torch.no_grad()` does not matter. An `nn.Module` needs no export, and is asked in evaluation mode.
+    `torch.no_grad()`, `inference_mode()` and `autocast()` do not matter. An `nn.Module` needs no export, and is asked
+    in evaluation mode, in float32.
 
     Args:
-        model: an `nn.Module`, the path of a TorchScript or .pt2 file, or what `load_model` gives. It takes
+        model: an `nn.Module`, the path of a TorchScript or .pt2 file, or what `load_model` returns. It takes
             (B, C, *spatial) and gives logits or probabilities, (B, K, *spatial). A file is a program: use only files
             you trust.
         image: (B, C, *spatial), real numbers; NumPy, or a tensor, which is attacked on its device. In 2-D a batch of
@@ -93,40 +110,45 @@ def attack(
         eps: the change stays in a ball of this radius, in model units: those of the image unless `intensity` scales
             it. None: the method's; mafl has no ball, and seeks the smallest change.
         method: mafl, mafl-paper, asma, pgd, mifgsm, segpgd, cospgd, ssah or dag.
-        steps: forward passes for each sample, at least 1.
+        steps: forward passes for each sample, at least 1. None: the method's.
         guide: like image: what has what the target shows; the feature term pulls towards it.
         within: bool (B, *spatial): only these voxels may change.
-        options: fields of `mafl_cli.config.AttackConfig` (goal_iou, norm, mask_loss, ...), and intensity, roi, overlap
-            and spacing, see `mafl_cli.case.arrays.View`.
+        attack_channels: names or numbers of the channels that may change; None for all.
+        config: all settings of a method at once, as `preset` gives them, instead of `method`, `eps`, `steps` and
+            settings among the options.
         say: receives one line for each thing that was assumed. on_progress: called after each step.
+        options: other settings, the fields of `AttackConfig` (goal_iou, norm, mask_loss, ...), and how the model sees
+            the image: intensity, roi, overlap, spacing, tap, precision, activation, see `mafl_cli.case.arrays.View`.
     Returns: adversarial images, prediction, per-sample success, sizes of the change, trace; NumPy or tensors, as image.
-    Raises: InputError for arrays of a wrong shape; ModelError for a model that cannot be attacked; UsageError for
+    Raises: InputError for arrays that cannot be used; ModelError for a model that cannot be attacked; UsageError for
         settings that do not exist or do not go together.
     """
-    view = {each.name: options.pop(each.name) for each in fields(View) if each.name in options}
-    config = settings(method, {"eps": eps, "steps": steps, **options})
-    return attack_arrays(
-        model, image, target, config, guide=guide, within=within, view=View(**view), say=say, on_progress=on_progress
-    )
+    for name in options:
+        require_known(name, SETTINGS | ARRAY_OPTIONS)
+    view = View(**{name: options.pop(name) for name in ARRAY_OPTIONS & set(options)})
+    chosen = settings(method, {"eps": eps, "steps": steps, **options}, config)
+    asked = Asked(target=target, guide=guide, within=within, attack_channels=attack_channels, view=view)
+    return attack_arrays(model, image, asked, chosen, say=say, on_progress=on_progress)
 
 
-def settings(method: str, chosen: Mapping[str, Any]) -> AttackConfig:
+def settings(method: str, chosen: Mapping[str, Any], config: AttackConfig | None = None) -> AttackConfig:
     """A method's settings with some of them changed; None stands for the method's own.
 
-    Raises: UsageError for a setting that does not exist, is out of its range, or does not go with the others.
+    config: all settings, instead of a method with some of them changed.
+    Raises: UsageError for a setting that is out of its range or does not go with the others.
     """
-    for name in chosen:
-        _require_known(name, _SETTINGS | {each.name for each in fields(View)})
-    return preset(method, **{name: value for name, value in chosen.items() if value is not None})
-
-
-def _require_known(name: str, known: Iterable[str]) -> None:
-    if name not in known:
-        raise UsageError(f"there is no option {name!r}; there are: {', '.join(sorted(known))}.")
+    # What was computed with NumPy or PyTorch is a number all the same; reports hold Python's.
+    given = {name: getattr(value, "item", lambda value=value: value)() for name, value in chosen.items()}
+    given = {name: value for name, value in given.items() if value is not None}
+    if config is None:
+        return preset(method, **given)
+    if given or method != "mafl":
+        raise UsageError(f"`config` has all settings already: leave out {', '.join(given) or 'method'}.")
+    return config
 
 
 def attack_scan(
-    scan: Files | Volume,
+    scan: Files | Volume | Sequence[Volume],
     target: Files | Recipe | None,
     *,
     model: str | Path | Loaded = DEMO_MODEL,
@@ -145,7 +167,9 @@ def attack_scan(
         target: a mask file (one for each region that may overlap), or a recipe such as "erase:1".
         model: TorchScript or .pt2; a program: use only files you trust.
         out: folder for the results; None keeps nothing but the report.
-        options: fields of `AttackConfig` and of `mafl_cli.case.request.AttackRequest`.
+        options: method, settings of it (eps, steps, ...), or config with all of them; and the fields of
+            `mafl_cli.case.request.AttackRequest`, as within, body_only, guides, attack_channels, save_as, device,
+            redact, overwrite, intensity, roi, tap, precision: see docs/python.md.
         say, detail: receive lines for a user, and for the curious. on_progress: called after each step.
     Returns: the report, every number measured on the written file, read again; see docs/python.md.
     Raises: the errors of `mafl_cli.errors`; then nothing is left behind.
@@ -155,10 +179,12 @@ def attack_scan(
         request = attack_request(scan, target, model=model, out=folder, **options)
         return run_attack(request, say=say, detail=detail, on_progress=on_progress)
 
-    if out is not None:
-        return run(Path(out))
-    with tempfile.TemporaryDirectory(prefix="mafl-") as folder:
-        return run(Path(folder) / "results")
+    # The seed is that of the attack, and no caller's random numbers are to change with it.
+    with torch.random.fork_rng(devices=()):
+        if out is not None:
+            return run(Path(out))
+        with tempfile.TemporaryDirectory(prefix="mafl-") as folder:
+            return run(Path(folder) / "results")
 
 
 def show_target(request: AttackRequest, *, say: Say = _silent, detail: Say = _silent) -> DryRun:
@@ -167,7 +193,7 @@ def show_target(request: AttackRequest, *, say: Say = _silent, detail: Say = _si
 
 
 def attack_request(
-    scan: Files | Volume,
+    scan: Files | Volume | Sequence[Volume],
     target: Files | Recipe | None,
     *,
     model: str | Path | Loaded = DEMO_MODEL,
@@ -182,47 +208,45 @@ def attack_request(
         config: all settings of the method at once, instead of some of them among the options.
     Raises: UsageError for an option that does not exist.
     """
-    own = {each.name for each in fields(AttackRequest)} - {"images", "volumes", "targets", "recipe", "model", "config"}
-    chosen = {name: options.pop(name) for name in _SETTINGS & set(options)}
     for name in options:
-        _require_known(name, own | _SETTINGS | {"label_map", "resample_target"})
-    masks = Masks(options.pop("resample_target", False), options.pop("label_map", None) or {})
-    for name in ("guides", "attack_channels"):
-        if options.get(name) is not None:
-            options[name] = tuple(options[name])
-    scans = (scan,) if isinstance(scan, Volume) else _paths(scan)
-    recipe = target if isinstance(target, Recipe) else recipes.parse(target) if isinstance(target, str) else None
-    volumes = tuple(each for each in scans if isinstance(each, Volume))
+        require_known(name, SETTINGS | SCAN_OPTIONS)
+    options = {name: value for name, value in options.items() if value is not None}
+    chosen = {name: options.pop(name) for name in SETTINGS & set(options)}
+    masks = Masks(options.pop("resample_target", False), options.pop("label_map", {}))
+    if "save_as" in options:
+        require_choice("save_as", options["save_as"])
+    if "within" in options:
+        options["within"] = Path(options["within"])
+    if "attack_channels" in options:
+        options["attack_channels"] = tuple(map(str, options["attack_channels"]))
+    volumes, images = _scans(scan)
+    if isinstance(target, str):
+        target = recipes.parse(target) or target
     return AttackRequest(
-        images=tuple(Path(each.name) if isinstance(each, Volume) else each for each in scans),
+        images=images,
         volumes=volumes,
-        targets=() if target is None or recipe is not None else _paths(target),
-        recipe=recipe,
+        guides=_paths(options.pop("guides", ())),
+        targets=() if target is None or isinstance(target, Recipe) else _paths(target),
+        recipe=target if isinstance(target, Recipe) else None,
         masks=masks,
         model=model.path if isinstance(model, Loaded) else Path(model),
         out=Path(out),
-        config=settings(method, chosen) if config is None else config,
-        **{**options, **_seen_as(options)},
+        config=settings(method, chosen, config),
+        **{**options, **seen_as(options)},
     )
 
 
-def _paths(given: Any) -> tuple[Any, ...]:
-    if isinstance(given, (str, Path)):
-        return (Path(given),)
-    return tuple(each if isinstance(each, Volume) else Path(each) for each in given)
+def _scans(given: Files | Volume | Sequence[Volume]) -> tuple[tuple[Volume, ...], tuple[Path, ...]]:
+    """What was read already, and the files, or their names. Raises UsageError for some of both."""
+    scans = (given,) if isinstance(given, (str, Path, Volume)) else tuple(given)
+    volumes = tuple(scan for scan in scans if isinstance(scan, Volume))
+    if volumes and len(volumes) < len(scans):
+        raise UsageError("`scan` must be files or volumes, got some of both: read all of them first.")
+    return volumes, tuple(Path(scan.name if isinstance(scan, Volume) else scan) for scan in scans)
 
 
-def _seen_as(options: Mapping[str, Any]) -> dict[str, Any]:
-    """How a model sees scans, as settings of a `ModelRequest`. Raises UsageError for what cannot be."""
-    found = {name: options[name] for name in _SEEN_AS if options.get(name) is not None}
-    checks: dict[str, Callable[[Any], Any]] = {
-        "intensity": lambda value: Intensity.parse(value) if isinstance(value, str) else value,
-        "orientation": check_orientation,
-        "spacing": lambda value: (0.0,) if value == "native" else check_spacing(value),
-        "roi": lambda value: (0,) if value == "none" else check_roi(value),
-        "overlap": check_overlap,
-    }
-    return {name: checks[name](value) if name in checks else value for name, value in found.items()}
+def _paths(given: Files) -> tuple[Path, ...]:
+    return (Path(given),) if isinstance(given, (str, Path)) else tuple(map(Path, given))
 
 
 def evaluate(
@@ -256,15 +280,15 @@ def evaluate(
     Raises: the errors of `mafl_cli.errors`. A failed gate is no error: it stands in the report.
     """
     for name in options:
-        _require_known(name, {*_SEEN_AS, "device", "at_hand"})
-    seen_as = _seen_as(options)
+        require_known(name, EVALUATE_OPTIONS)
+    view = seen_as(options)
     request = EvaluateRequest(
         runs=_paths(runs),
         original=None if original is None else str(original),
         adversarial=None if adversarial is None else str(adversarial),
         target=None if target is None else str(target),
-        models=tuple(ModelRequest(model=each, **seen_as) for each in _paths(model)),
-        at_hand=tuple(ModelRequest(model=each, **seen_as) for each in _paths(options.get("at_hand", ()))),
+        models=tuple(ModelRequest(model=each, **view) for each in _paths(model)),
+        at_hand=tuple(ModelRequest(model=each, **view) for each in _paths(options.get("at_hand", ()))),
         device=options.get("device", "auto"),
         ground_truth=None if ground_truth is None else Path(ground_truth),
         trials=trials if isinstance(trials, Trials) else Trials(transforms=transforms.parse(trials)),

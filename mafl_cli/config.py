@@ -209,9 +209,10 @@ class AttackConfig:
         hints = get_type_hints(AttackConfig)  # What reports say of a run are these and more.
         for each in fields(AttackConfig):
             value, about = getattr(self, each.name), each.metadata["setting"]
-            allowed = get_args(hints[each.name])
-            if get_origin(hints[each.name]) is Literal and value not in allowed:
-                raise UsageError(f"{each.name} {value!r} is not one of: {', '.join(allowed)}.")
+            kind = hints[each.name]
+            if get_origin(kind) is Literal and value not in get_args(kind):
+                raise UsageError(f"{each.name} {value!r} is not one of: {', '.join(get_args(kind))}.")
+            _require_type(each.name, value, kind)
             if about.low is not None and value is not None and not about.low <= value <= about.high:
                 raise UsageError(f"{each.name} = {value} is outside [{about.low:g}, {about.high:g}].")
 
@@ -257,6 +258,20 @@ class AttackConfig:
     def _refuse(wrong: bool, sentence: str) -> None:
         if wrong:
             raise UsageError(f"{sentence}.")
+
+
+def _require_type(name: str, value: object, kind: object) -> None:
+    """Raise UsageError for a number, a bool or a text in the place of another; kind: the annotation of the field."""
+    if value is None and type(None) in get_args(kind):
+        return
+    kinds = {kind, *get_args(kind)}
+    for wanted, meant, said in (
+        (bool, isinstance(value, bool), "True or False"),
+        (int, isinstance(value, int) and not isinstance(value, bool), "a whole number"),
+        (float, isinstance(value, (int, float)) and not isinstance(value, bool), "a number"),
+    ):
+        if wanted in kinds and not meant:
+            raise UsageError(f"`{name}` must be {said}, got {value!r}.")
 
 
 # What every baseline leaves out of the default method.

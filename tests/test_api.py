@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from commands import Threshold, mafl, scan_array
+from commands import Blobs, Threshold, mafl, scan_array
 from numpy.typing import NDArray
 
 import mafl_cli
@@ -130,41 +132,281 @@ def test_the_command_does_what_the_library_does(tmp_path: Path) -> None:
 
 
 def test_a_volume_that_was_read_already_is_attacked_and_nothing_is_kept(tmp_path: Path) -> None:
-    from mafl_cli.scans.formats import read_scan
-
     torch.jit.script(Threshold(2)).save(tmp_path / "model.ts")
-    volume = read_scan(save(tmp_path / "scan.nii.gz", scan_array()))
+    volume = mafl_cli.read_scan(str(save(tmp_path / "scan.nii.gz", scan_array())))
     before = sorted(tmp_path.iterdir())
     assert mafl_cli.attack_scan(volume, "erase:1", model=tmp_path / "model.ts", steps=3) is not None
     assert sorted(tmp_path.iterdir()) == before
 
 
-class Labels(torch.nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (x > 0.5).long()
+def cut(**change: object) -> dict[str, Any]:
+    return {"model": Threshold(2), "image": IMAGE, "target": erased(), "steps": 2} | change
 
 
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        ({"image": IMAGE[0]}, InputError, r"`image` has the shape \(1, 24, 20\): expected \(B, C, \*spatial\)"),
+        ({"image": IMAGE[0]}, InputError, r"`image` must be \(B, C, \*spatial\).*, got \(1, 24, 20\)"),
         ({"image": IMAGE * np.nan}, InputError, "`image` holds NaN"),
+        ({"image": "scan.nii.gz"}, InputError, "`image` must be a NumPy array or a tensor of real numbers, got str"),
+        ({"image": [[1], [1, 2]]}, InputError, "`image` must be a NumPy array .*, got list"),
+        ({"image": IMAGE + 1j}, InputError, "`image` must be a NumPy array .*, got complex64"),
+        ({"image": torch.ones(1, 1, 8, 8).to_sparse()}, InputError, "`image` must be a dense tensor"),
+        ({"image": IMAGE[:0]}, InputError, "at least one voxel"),
+        ({"image": IMAGE.astype(float) * 1e300}, InputError, "`image` holds .* values beyond float32"),
         ({"image": np.concatenate([IMAGE, IMAGE], axis=1)}, InputError, "`image` has 2 channels, the model takes 1"),
-        ({"target": erased()[:1]}, InputError, r"`target` has the shape \(1, 24, 20\): expected \(4, 24, 20\)"),
-        ({"target": erased() + 2}, InputError, "`target` holds 2 to 2, the model's classes are 0 to 1"),
+        ({"target": erased()[:1]}, InputError, r"`target` must be .*\(4, 24, 20\).*, got \(1, 24, 20\)"),
+        ({"target": erased()[:, None]}, InputError, "remove its channel axis"),
+        ({"target": np.stack([erased() + 1, erased()], axis=1)}, InputError, "`target` is one-hot"),
+        (
+            {"target": np.stack([erased()] * 3, axis=1), "model": Blobs(2, [[1.0], [1.0]], [0.3, 0.6])},
+            InputError,
+            "the model has 2 regions that may overlap",
+        ),
+        ({"target": np.stack([erased()] * 2, axis=1), "activation": "softmax"}, InputError, "2 classes that exclude"),
+        ({"target": erased() + 2}, InputError, "`target` must hold the model's classes, 0 to 1, got 2 to 2"),
+        ({"target": erased() - 1}, InputError, "got -1 to -1"),
         ({"target": erased() / 2}, InputError, "`target` must hold class numbers"),
-        ({"within": erased()[:1]}, InputError, "`within` has the shape"),
-        ({"guide": IMAGE[:1]}, InputError, "`guide` has the shape"),
-        ({"model": 3}, UsageError, "`model` must be an nn.Module"),
-        ({"model": Labels()}, ModelError, "gives labels"),
-        ({"stepz": 3}, UsageError, "there is no option 'stepz'; there are: .*steps"),
+        ({"within": erased()[:1]}, InputError, "`within` must have the shape"),
+        ({"within": erased()}, InputError, "`within` allows no voxel to change"),
+        ({"within": erased() * np.nan}, InputError, "`within` must be bool or integers"),
+        ({"guide": IMAGE[:1]}, InputError, "`guide` must have the shape"),
+        ({"guide": IMAGE * np.nan}, InputError, "`guide` holds NaN"),
+        ({"guide": IMAGE, "feature_weight": 0}, UsageError, "needs a feature term"),
+        ({"model": 3}, UsageError, "`model` must be an nn.Module, .* got a int"),
+        ({"model": Threshold}, UsageError, "got the class Threshold"),
+        ({"goal_iuo": 3}, UsageError, r"there is no option 'goal_iuo': did you mean goal_iou\?"),
+        ({"xyz": 3}, UsageError, "there is no option 'xyz': there are: .*, kappa, .*, tap"),
         ({"method": "fgsm"}, UsageError, "method 'fgsm' is not one of"),
         ({"steps": 0}, UsageError, "steps = 0 is outside"),
+        ({"steps": 2.5}, UsageError, "`steps` must be a whole number, got 2.5"),
+        ({"steps": True}, UsageError, "`steps` must be a whole number, got True"),
+        ({"eps": "a"}, UsageError, "`eps` must be a number, got 'a'"),
+        ({"adaptive_weights": "no"}, UsageError, "`adaptive_weights` must be True or False"),
+        (
+            {"config": mafl_cli.preset("pgd"), "eps": 1},
+            UsageError,
+            "`config` has all settings already: leave out .*eps",
+        ),
+        ({"config": mafl_cli.preset("pgd"), "steps": None, "method": "pgd"}, UsageError, "leave out method"),
+        ({"roi": (8, 8, 8)}, UsageError, "`roi` must have a number for each of the 2 spatial axes, got 3"),
+        ({"roi": "8,8"}, UsageError, "`roi` must be numbers"),
+        ({"roi": (8.5, 8)}, UsageError, "roi"),
+        ({"overlap": 2}, UsageError, "overlap"),
+        ({"spacing": 1.0}, UsageError, "`spacing` must be numbers"),
+        ({"spacing": (1, 1, 1)}, UsageError, "`spacing` must have a number for each"),
+        ({"intensity": 3}, UsageError, "`intensity` must be a text"),
+        ({"intensity": "zebra"}, UsageError, "zebra"),
+        ({"tap": "conv:0"}, UsageError, "tap"),
+        ({"tap": "nowhere"}, ModelError, "has no layer called 'nowhere'; it has convolution"),
+        ({"precision": "fp8"}, UsageError, "`precision` must be one of float32, bf16, fp16"),
+        ({"activation": "relu"}, UsageError, "`activation` must be one of softmax, sigmoid"),
+        ({"attack_channels": ["T1"]}, UsageError, "the model has no channel 'T1'"),
+        ({"attack_channels": []}, UsageError, "`attack_channels` must name at least one channel"),
     ],
 )
 def test_what_is_wrong_is_said_in_words_of_the_call(
     change: dict[str, object], error: type[Exception], said: str
 ) -> None:
-    given: dict[str, Any] = {"model": Threshold(2), "image": IMAGE, "target": erased(), "steps": 2} | change
     with pytest.raises(error, match=said):
-        mafl_cli.attack(**given)
+        mafl_cli.attack(**cut(**change))
+
+
+class Around(torch.nn.Module):
+    """What `change` makes of the answer of a good network."""
+
+    def __init__(self, change: Callable[[torch.Tensor], object], dims: int = 2) -> None:
+        super().__init__()
+        self.net, self.change = Threshold(dims), change
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.change(self.net(x))
+
+
+class OwnError(Exception):
+    """As code of a network may have it."""
+
+
+def failing(error: Exception) -> Callable[[torch.Tensor], object]:
+    def fail(logits: torch.Tensor) -> object:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (Around(failing(OwnError("no such layer"))), "Around: accepts .*: no such layer"),
+        (Around(failing(RuntimeError("sizes in /home/me/net.py"))), "Around: accepts .*: sizes in net.py"),
+        (Around(lambda logits: None), "no tensor"),
+        (Around(lambda logits: logits.detach().numpy()), "no tensor"),
+        (Around(lambda logits: logits[..., :7, :3]), "is not on the input's grid"),
+        (Around(lambda logits: logits.mean((2, 3))), "is not on the input's grid"),
+        (Around(lambda logits: logits.movedim(1, -1)), "has the channels last"),
+        (Around(lambda logits: logits.argmax(1)), "gives labels .*: leave the argmax out|gives labels"),
+        (Around(lambda logits: logits.detach()), r"gives no gradient .* \(detached"),
+        (Around(lambda logits: torch.dropout(logits, 0.5, train=True)), "is not deterministic .*; take that out"),
+        (Around(lambda logits: logits / 0 * 0), "gives NaN or infinite values"),
+        (Threshold(2).double(), r"its weights are float64 and the image is float32; convert it with .float\(\)"),
+        (Threshold(2).half(), "its weights are float16"),
+        (Threshold(3), r"takes 1 channel\(s\) in 3-D, not any in 2-D"),
+    ],
+)
+def test_a_module_that_cannot_be_attacked_is_refused_in_one_sentence(model: torch.nn.Module, said: str) -> None:
+    with pytest.raises(ModelError, match=said) as raised:
+        mafl_cli.attack(**cut(model=model))
+    assert "\n" not in str(raised.value)
+    assert not any(each.requires_grad is False for each in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "pack", [lambda y: (y, 2 * y), lambda y: [y], lambda y: {"out": y, "low": y[..., ::2, ::2]}, lambda y: {"a": (y,)}]
+)
+def test_the_segmentation_is_found_in_what_a_module_returns(pack: Callable[[torch.Tensor], object]) -> None:
+    plain = mafl_cli.attack(**cut())
+    packed = mafl_cli.attack(**cut(model=Around(pack)))
+    assert np.array_equal(plain.adversarial, packed.adversarial)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        IMAGE.astype(np.float64),
+        IMAGE.astype(">f4"),
+        IMAGE[:, :, ::-1][:, :, ::-1],
+        np.asfortranarray(IMAGE),
+        np.broadcast_to(IMAGE, IMAGE.shape),
+        IMAGE.tolist(),
+        torch.from_numpy(IMAGE).double(),
+        torch.from_numpy(IMAGE).to(memory_format=torch.channels_last),
+    ],
+    ids=["float64", "big-endian", "strides", "Fortran", "read-only", "lists", "double", "channels last"],
+)
+def test_the_same_image_in_another_form_gives_the_same(given: object) -> None:
+    before = np.asarray(given).copy()
+    found = mafl_cli.attack(**cut(image=given))
+    assert np.array_equal(np.asarray(found.adversarial), mafl_cli.attack(**cut()).adversarial)
+    assert np.array_equal(before, np.asarray(given))
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.uint16, np.uint64, np.int8, ">i4"])
+def test_a_target_of_any_whole_type(kind: Any) -> None:
+    found = mafl_cli.attack(**cut(target=erased().astype(kind)))
+    assert np.array_equal(found.adversarial, mafl_cli.attack(**cut()).adversarial)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu")])
+def test_what_a_caller_has_switched_on_does_not_matter(mode: Callable[[], AbstractContextManager[object]]) -> None:
+    plain, network = mafl_cli.attack(**cut()), Threshold(2)
+    with mode():
+        given = torch.from_numpy(IMAGE) * 1  # Under inference_mode a tensor of its kind.
+        found = mafl_cli.attack(**cut(model=network, image=given, target=torch.from_numpy(erased()) * 1))
+    assert np.array_equal(found.adversarial.numpy(), plain.adversarial)
+    assert all(each.requires_grad for each in network.parameters())
+
+
+def test_a_module_made_under_inference_mode_is_refused() -> None:
+    with torch.inference_mode():
+        network = Threshold(2)
+    with pytest.raises(ModelError, match=r"was made under torch\.inference_mode"):
+        mafl_cli.attack(**cut(model=network))
+
+
+def test_hooks_of_a_module_are_heard() -> None:
+    brighter = Threshold(2)
+    brighter.register_forward_pre_hook(lambda _, given: (given[0] + 0.2,))
+    brighter.blur.register_full_backward_hook(lambda *_: None)
+    found = mafl_cli.attack(**cut(model=brighter, steps=20))
+    with torch.no_grad():
+        drawn = brighter(torch.from_numpy(found.adversarial)).argmax(1).numpy()
+    assert np.array_equal(found.prediction, drawn)
+    assert not np.allclose(found.adversarial, mafl_cli.attack(**cut(steps=20)).adversarial, atol=0.05)
+
+
+def test_samples_of_a_batch_are_attacked_each_on_its_own() -> None:
+    norm = torch.nn.BatchNorm2d(2)
+    assert norm.running_mean is not None
+    norm.running_mean += 0.1
+    network = torch.nn.Sequential(Threshold(2), norm).train()
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    # The range is that of the batch: the same one is given to each.
+    image = np.clip(IMAGE, 0.05, 0.9)
+    image[:, :, 0, 0], image[:, :, 0, 1] = 0.0, 1.0
+    together = mafl_cli.attack(network, image, erased(), steps=6)
+    for row in range(len(image)):
+        alone = mafl_cli.attack(network, image[row : row + 1], erased()[:1], steps=6)
+        assert np.allclose(alone.adversarial[0], together.adversarial[row], atol=1e-3)
+    assert network.training
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+def test_only_the_channels_that_are_named_change() -> None:
+    image = np.concatenate([IMAGE, IMAGE], axis=1)
+    model = Threshold(2, channels=2)
+    for channel in (1, "1", "channel 1"):
+        found = mafl_cli.attack(**cut(model=model, image=image, attack_channels=[channel]))
+        change = abs(found.adversarial - image).max(axis=(0, 2, 3))
+        assert change[0] == 0
+        assert change[1] > 0
+
+
+def test_regions_that_may_overlap_have_a_mask_each() -> None:
+    model = Blobs(2, [[1.0], [1.0]], [0.3, 0.6])
+    target = np.stack([erased(), erased()], axis=1)
+    found = mafl_cli.attack(**cut(model=model, target=target, steps=30))
+    assert found.prediction.shape == target.shape
+    assert found.success.all()
+    assert "activation: not stated, sigmoid because the target has a mask for each region" in found.assumptions
+
+
+def test_precision_windows_and_a_layer_of_features() -> None:
+    found = mafl_cli.attack(**cut(steps=20, precision="bf16", roi=(16, 16), overlap=0.25, tap="convolution:2"))
+    assert found.success.all()
+
+
+def test_settings_are_one_object_or_single_words() -> None:
+    config = mafl_cli.preset("pgd", eps=0.1, eps_unit="model", steps=4)
+    assert isinstance(config, mafl_cli.AttackConfig)
+    assert set(mafl_cli.PRESETS) >= {"mafl", "pgd"}
+    given = cut(steps=None)
+    whole = mafl_cli.attack(**given, config=config)
+    single = mafl_cli.attack(**given | {"steps": np.int64(4)}, method="pgd", eps=np.float64(0.1), eps_unit="model")
+    assert np.array_equal(whole.adversarial, single.adversarial)
+
+
+def test_errors_are_public() -> None:
+    for name in ("UsageError", "InputError", "GeometryError", "ModelError", "OutputError"):
+        assert issubclass(getattr(mafl_cli, name), mafl_cli.MaflError)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"within_": 1}, r"there is no option 'within_': did you mean within\?"),
+        ({"mode": "4d"}, "`mode` must be one of auto, 2d, 3d, got '4d'"),
+        ({"save_as": "png"}, "`save_as` must be one of float32, source"),
+        ({"tap": "x:0"}, "tap"),
+        ({"roi": (1, 2, "a")}, "`roi` must be numbers"),
+        ({"orientation": "up"}, "orientation"),
+    ],
+)
+def test_a_wrong_option_is_said_before_a_scan_is_read(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        mafl_cli.attack_scan("nowhere.nii.gz", "erase:1", **options)
+
+
+def test_a_scan_is_files_or_volumes(tmp_path: Path) -> None:
+    path = save(tmp_path / "scan.nii.gz", scan_array())
+    both: list[Any] = [mafl_cli.read_scan(path), path]
+    with pytest.raises(UsageError, match="`scan` must be files or volumes"):
+        mafl_cli.attack_scan(both, "erase:1")
+
+
+def test_random_numbers_of_the_caller_are_left_alone(tmp_path: Path) -> None:
+    torch.jit.script(Threshold(2)).save(tmp_path / "model.ts")
+    scan = save(tmp_path / "scan.nii.gz", scan_array())
+    given, state = cut(), torch.random.get_rng_state()
+    mafl_cli.attack_scan(scan, "erase:1", model=tmp_path / "model.ts", steps=1, guides=None, within=None)
+    mafl_cli.attack(**given)
+    assert torch.equal(torch.random.get_rng_state(), state)

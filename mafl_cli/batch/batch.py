@@ -33,7 +33,10 @@ from mafl_cli.system.records import to_json
 
 # What an attack request has that changes no result, or that is hashed by its contents.
 _NOT_HASHED = frozenset(
-    ("images", "out", "targets", "guides", "within", "model", "device", "overwrite", "size_limit", "recipe", "config")
+    (
+        *("images", "volumes", "out", "targets", "guides", "within", "model", "device", "overwrite", "size_limit"),
+        *("recipe", "config"),
+    )
 )
 
 

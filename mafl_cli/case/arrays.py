@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -13,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mafl_cli.case.problem import Problem, Say, Seen
+from mafl_cli.case.array_input import Array, guide_tensor, image_tensor, target_tensor, within_tensor
+from mafl_cli.case.problem import Problem, Say, Seen, kept_channels
+from mafl_cli.case.request import require_choice, seen_as
 from mafl_cli.case.searching import Found, Progress, search
-from mafl_cli.config import AttackConfig
+from mafl_cli.config import Activation, AttackConfig, Precision
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.resample import Grids
@@ -29,8 +31,8 @@ from mafl_cli.network.model_file import ModelFile, lent, read_model
 from mafl_cli.results.report import Trace
 from mafl_cli.search.limits import Limits
 
-Array = Any  # a NumPy array or a tensor; which of them, says `A`
-A = TypeVar("A")
+A = TypeVar("A", NDArray[Any], Tensor)
+"""What the image is: all arrays of the result are of the same kind."""
 
 
 @dataclass(frozen=True)
@@ -113,113 +115,146 @@ class ArrayProblem(Problem):
 class View:
     """How the model sees the images.
 
-    intensity: scaling between the image and the network; None is the card's, else none at all. roi, overlap: of sliding
-    windows, voxels and share; a roi of None is the card's, else the image goes through the network in one piece.
+    intensity: scaling between the image and the network, as "zscore", "window:-57,164", ...; None is the card's, else
+        none at all: the network gets the image as it is.
+    roi, overlap: sliding windows of this size, voxels along each spatial axis, which overlap by a share in [0, 1). None
+        is the card's roi, else the image goes through the network in one piece.
     spacing: mm along the spatial axes, for what counts as low frequency; None where voxels are as long as wide.
+    tap: layer whose features are compared, NAME or NAME:WEIGHT, several separated by commas; auto takes the deepest.
+    precision: of the search; the result is judged in float32.
+    activation: softmax for classes that exclude each other, sigmoid for regions that may overlap; None follows from the
+        card, else from the target's shape and the output's.
+    Raises: UsageError for what cannot be.
     """
 
     intensity: str | Intensity | None = None
     roi: Sequence[int] | None = None
     overlap: float | None = None
     spacing: Sequence[float] | None = None
+    tap: str = "auto"
+    precision: Precision = "float32"
+    activation: Activation | None = None
+
+    def __post_init__(self) -> None:
+        checked = seen_as({each.name: getattr(self, each.name) for each in fields(self)})
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if self.activation is not None:
+            require_choice("activation", self.activation)
+
+    def seen_by(self, card: ModelCard, *, regions: bool) -> ModelCard:
+        """The card with what is stated here. regions: whether the target has a mask for each region."""
+        return card.merged(
+            intensity=self.intensity,
+            roi=self.roi,
+            overlap=self.overlap,
+            activation=self.activation or ("sigmoid" if regions and card.activation is None else None),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is asked of an attack on arrays beside its settings; see `mafl_cli.attack`."""
+
+    target: Array
+    guide: Array | None = None
+    within: Array | None = None
+    attack_channels: Sequence[str | int] | None = None
+    view: View
 
 
 def attack_arrays(
     model: torch.nn.Module | Loaded | str | Path,
-    image: Array,
-    target: Array,
+    image: A,
+    asked: Asked,
     config: AttackConfig,
     *,
-    guide: Array | None = None,
-    within: Array | None = None,
-    view: View | None = None,
     say: Say = lambda line: None,
     on_progress: Callable[[Progress], None] | None = None,
-) -> Attacked[Any]:
+) -> Attacked[A]:
     """See `mafl_cli.attack`."""
-    tensors = isinstance(image, Tensor)
-    # A caller's no_grad or inference_mode would leave nothing to search with.
-    with torch.inference_mode(False), torch.enable_grad(), _network(model, image) as (file, name, card, device):
-        clean = _image(image, device)
-        problem = _problem(file, name, card, clean, target, guide, within, view or View(), say)
+    with ExitStack() as stack:
+        # A caller's no_grad or inference_mode would leave nothing to search with, and autocast would be recorded.
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        network = stack.enter_context(_network(model, image))
+        stack.enter_context(torch.autocast(network.device.type, enabled=False))
+        clean = image_tensor(image, network.device)
+        problem = _problem(network, clean, asked, say)
         found = search(problem, config, on_progress)
         result = _result(problem, config, found)
-    if tensors:
-        return result
-    return _as_numpy(result)
+    return result if isinstance(image, Tensor) else _as_numpy(result)
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A network, what it is called, what is known of it, and the device that it is on."""
+
+    file: ModelFile
+    name: str
+    card: ModelCard
+    device: torch.device
 
 
 @contextmanager
-def _network(model: Any, image: Array) -> Iterator[tuple[ModelFile, str, ModelCard, torch.device]]:
-    """The network, its name, what is known of it, and the device that it is on."""
+def _network(model: torch.nn.Module | Loaded | str | Path, image: Array) -> Iterator[_Network]:
+    """The network to attack, on the device of the image, if that is a tensor."""
     where = image.device if isinstance(image, Tensor) else None
     if isinstance(model, torch.nn.Module):
         own = next((each.device for each in (*model.parameters(), *model.buffers())), None)
         if where is not None and own not in (None, where):
             raise UsageError(f"`image` is on {where}, `model` on {own}: bring them onto one device.")
+        device = where or own or torch.device("cpu")
         with lent(model) as file:
-            name = type(model).__name__
-            yield (
-                file,
-                name,
-                ModelCard(orientation="native", intensity=Intensity()),
-                where or own or torch.device("cpu"),
-            )
+            yield _Network(file, type(model).__name__, ModelCard(orientation="native", intensity=Intensity()), device)
         return
     if isinstance(model, (str, Path)):
         path, device = Path(model), where or pick_device("auto")
-        yield read_model(path, device), path.name, find_card(path), device
+        yield _Network(read_model(path, device), path.name, find_card(path), device)
         return
     if not isinstance(model, Loaded):
-        raise UsageError("`model` must be an nn.Module, the path of a model file, or what load_model gives.")
+        kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise UsageError(
+            f"`model` must be an nn.Module, the path of a model file, or what load_model returns, got {kind}."
+        )
     if where not in (None, model.device):
         raise UsageError(f"`image` is on {where}, `model` was loaded on {model.device}: bring them onto one device.")
-    yield model.file, model.path.name, model.card, model.device
+    yield _Network(model.file, model.path.name, model.card, model.device)
 
 
-def _image(image: Array, device: torch.device) -> Tensor:
-    """(B, C, *spatial), float32, a copy. Raises InputError for anything else."""
-    x = torch.as_tensor(image).detach()
-    if x.ndim not in (4, 5) or x.is_complex() or not x.numel():
-        raise InputError(
-            f"`image` has the shape {tuple(x.shape)}: expected (B, C, *spatial), real numbers, "
-            "two or three spatial axes."
-        )
-    x = x.to(device, torch.float32, copy=True).contiguous()
-    if not bool(torch.isfinite(x).all()):
-        raise InputError("`image` holds NaN or infinite values.")
-    return x
-
-
-def _problem(
-    file: ModelFile,
-    name: str,
-    card: ModelCard,
-    clean: Tensor,
-    target: Array,
-    guide: Array | None,
-    within: Array | None,
-    view: View,
-    say: Say,
-) -> ArrayProblem:
-    wanted = torch.as_tensor(target).detach().to(clean.device)
-    regions = wanted.ndim == clean.ndim
-    intensity = Intensity.parse(view.intensity) if isinstance(view.intensity, str) else view.intensity
-    card = card.merged(
-        intensity=intensity,
-        roi=None if view.roi is None else tuple(view.roi),
-        overlap=view.overlap,
-        activation="sigmoid" if regions and card.activation is None else None,
-    )
+def _problem(network: _Network, clean: Tensor, asked: Asked, say: Say) -> ArrayProblem:
+    """Everything that can be wrong with the arrays is found here, before the search."""
+    view = asked.view
     dims, size = clean.ndim - 2, tuple(clean.shape[2:])
+    wanted = target_tensor(asked.target, clean.device)
+    regions = wanted.ndim == clean.ndim
+    _require_on_grid(wanted, clean)
+    unstated = regions and view.activation is None and network.card.activation is None
+    if unstated and bool((wanted.sum(dim=1) == 1).all()):
+        raise InputError(
+            "`target` is one-hot, one class at each voxel: use target.argmax(1), or `activation` sigmoid for regions."
+        )
+    card = view.seen_by(network.card, regions=regions)
+    for name, numbers in (("roi", card.roi), ("spacing", view.spacing)):
+        if numbers is not None and any(numbers) and len(numbers) != dims:
+            raise UsageError(f"`{name}` must have a number for each of the {dims} spatial axes, got {len(numbers)}.")
     if card.dims not in (None, dims):
         raise InputError(f"`image` has {dims} spatial axes, the model takes {card.dims}.")
     tiling = Tiling(card.roi, card.overlap, card.blend) if card.roi is not None and any(card.roi) else None
     segmenter, info, card = describe(
-        file, name, clean.device, replace(card, dims=dims), size=lambda dims: size if tiling is None else tiling.roi
+        network.file,
+        network.name,
+        clean.device,
+        replace(card, dims=dims),
+        size=lambda dims: size if tiling is None else tiling.roi,
+        tap=view.tap,
+        precision=view.precision,
     )
+    if unstated:
+        sentence = "activation: not stated, sigmoid because the target has a mask for each region"
+        info = replace(info, assumptions=(*info.assumptions, sentence))
     for sentence in info.assumptions:
-        say(f"assumed for {name}: {sentence}")
+        say(f"assumed for {network.name}: {sentence}")
     if clean.shape[1] != len(info.channels):
         raise InputError(f"`image` has {clean.shape[1]} channels, the model takes {len(info.channels)}.")
     assert card.intensity is not None
@@ -233,40 +268,43 @@ def _problem(
         **vars(seen),
         wanted=_target(wanted, labels, len(info.classes), overlapping=info.overlapping),
         clean_labels=labels,
-        guide=None if guide is None else _like(guide, clean, "guide"),
-        limits=_limits(preprocessing, clean, within),
-        spacing=None if view.spacing is None else tuple(view.spacing),
+        guide=None if asked.guide is None else guide_tensor(asked.guide, clean),
+        limits=_limits(preprocessing, clean, asked, info),
+        spacing=tuple(view.spacing) if view.spacing is not None and any(view.spacing) else None,
     )
+
+
+def _require_on_grid(wanted: Tensor, clean: Tensor) -> None:
+    """Raise InputError for a target that is not on the image's grid, whatever the model's classes are."""
+    batch, size = len(clean), tuple(clean.shape[2:])
+    shape = tuple(wanted.shape)
+    if len(shape) == clean.ndim and shape[1] == 1 and shape[2:] == size:
+        raise InputError(f"`target` must be (B, *spatial), {(batch, *size)}, got {shape}: remove its channel axis.")
+    if shape != (batch, *size) and not (len(shape) == clean.ndim and (shape[0], *shape[2:]) == (batch, *size)):
+        raise InputError(f"`target` must be (B, *spatial), {(batch, *size)}, on the grid of the image, got {shape}.")
 
 
 def _target(wanted: Tensor, labels: Tensor, classes: int, *, overlapping: bool) -> Tensor:
     """The target in the type of labels. Raises InputError for another shape, or classes that are not the model's."""
-    if tuple(wanted.shape) != tuple(labels.shape):
-        raise InputError(f"`target` has the shape {tuple(wanted.shape)}: expected {tuple(labels.shape)}.")
-    if wanted.is_floating_point() or wanted.is_complex():
-        raise InputError("`target` must hold class numbers, as whole numbers.")
+    if wanted.shape != labels.shape:
+        kind = f"{classes} regions that may overlap" if overlapping else f"{classes} classes that exclude each other"
+        raise InputError(
+            f"`target` must have the shape {tuple(labels.shape)}, for the model has {kind}, got {tuple(wanted.shape)}."
+        )
     low, high, most = int(wanted.min()), int(wanted.max()), 1 if overlapping else classes - 1
     if low < 0 or high > most:
-        raise InputError(f"`target` holds {low} to {high}, the model's classes are 0 to {most}.")
+        what = "0 or 1 for each region" if overlapping else f"the model's classes, 0 to {most}"
+        raise InputError(f"`target` must hold {what}, got {low} to {high}.")
     return wanted.to(labels.dtype)
 
 
-def _like(values: Array, clean: Tensor, name: str) -> Tensor:
-    x = torch.as_tensor(values).detach().to(clean.device, torch.float32)
-    if x.shape != clean.shape:
-        raise InputError(f"`{name}` has the shape {tuple(x.shape)}: expected that of the image, {tuple(clean.shape)}.")
-    return x
-
-
-def _limits(preprocessing: Preprocessing, clean: Tensor, within: Array | None) -> Limits:
+def _limits(preprocessing: Preprocessing, clean: Tensor, asked: Asked, info: ModelInfo) -> Limits:
     """The box is the range of the batch, channel by channel."""
     low, frozen = preprocessing.low.clone(), preprocessing.keep(clean)
-    if within is not None:
-        allowed = torch.as_tensor(within).to(clean.device) > 0
-        if allowed.shape != clean[:, 0].shape:
-            expected = tuple(clean[:, 0].shape)
-            raise InputError(f"`within` has the shape {tuple(allowed.shape)}: expected (B, *spatial), {expected}.")
-        frozen = frozen | ~allowed.unsqueeze(1)
+    names = asked.attack_channels
+    frozen = frozen | kept_channels(None if names is None else [str(name) for name in names], info.channels, clean)
+    if asked.within is not None:
+        frozen = frozen | ~within_tensor(asked.within, clean).unsqueeze(1)
     if preprocessing.nonzero_only and not bool((clean < 0).any()):
         # Zero is background by definition there; the darkest tissue is the floor.
         for channel in range(clean.shape[1]):

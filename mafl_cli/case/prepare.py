@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mafl_cli.case.problem import Problem, Say
+from mafl_cli.case.problem import Problem, Say, kept_channels
 from mafl_cli.case.request import AttackRequest
 from mafl_cli.case.subject import Subject, counted, prepare_subject, read_channels
 from mafl_cli.config import SaveAs
@@ -18,7 +18,6 @@ from mafl_cli.errors import InputError, UsageError
 from mafl_cli.field.layout import Layout
 from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.samples import stacked
-from mafl_cli.network.load import ModelInfo
 from mafl_cli.scans import body, recipes, volume
 from mafl_cli.scans.formats import prepared
 from mafl_cli.scans.forms import require_same_grid
@@ -105,7 +104,7 @@ def prepare(
     masks = target.labels if info.overlapping else target.labels[np.newaxis]
     wanted = torch.from_numpy(layout.to_batch(masks)).to(device)
     limits = _limits(subject, save_as)
-    frozen = limits.frozen | _unattacked(request.attack_channels, info, subject.clean)
+    frozen = limits.frozen | kept_channels(request.attack_channels, info.channels, subject.clean)
     if bounds.allowed is not None:
         frozen = frozen | ~torch.from_numpy(layout.to_batch(bounds.allowed[np.newaxis])).to(device)
     return Case(
@@ -138,22 +137,6 @@ def _bounds(request: AttackRequest, scan: volume.Volume, say: Say) -> Bounds:
         if not allowed.any():
             raise InputError(f"{scan.name}: no voxel of --within lies in the body, so none may change.")
     return Bounds(allowed=allowed, within=source, body_voxels=voxels)
-
-
-def _unattacked(wanted: Sequence[str] | None, info: ModelInfo, clean: Tensor) -> Tensor:
-    """Bool (1, C, 1, ...): channels that must not change."""
-    keep = torch.zeros(len(info.channels), dtype=torch.bool, device=clean.device)
-    if wanted is not None:
-        numbers = {name: index for index, name in enumerate(info.channels)}
-        numbers |= {str(index): index for index in range(len(info.channels))}
-        for name in wanted:
-            if name not in numbers:
-                raise UsageError(
-                    f"--attack-channels: the model has no channel {name!r}; it has {', '.join(info.channels)}."
-                )
-        keep[:] = True
-        keep[[numbers[name] for name in wanted]] = False
-    return keep.view(1, -1, *(1,) * (clean.ndim - 2))
 
 
 def _guide(

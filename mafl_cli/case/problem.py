@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mafl_cli.config import AttackConfig
+from mafl_cli.errors import UsageError
 from mafl_cli.field.batches import fewer, slices_per_batch
 from mafl_cli.field.field import Scan
 from mafl_cli.field.preprocess import Preprocessing
@@ -151,3 +152,23 @@ class Problem(Seen, ABC):
     def edited(self) -> Tensor:
         """Which samples the target changes: bool (B,)."""
         return self.edit().flatten(1).any(dim=1)
+
+
+def kept_channels(attacked: Sequence[str] | None, channels: Sequence[str], clean: Tensor) -> Tensor:
+    """Bool (1, C, 1, ...): channels that must not change.
+
+    attacked: names or numbers of those that may; all if None. channels: the names of the model's channels, in order.
+    Raises: UsageError for a channel that the model does not have.
+    """
+    keep = torch.zeros(len(channels), dtype=torch.bool, device=clean.device)
+    if attacked is not None:
+        numbers = {name: index for index, name in enumerate(channels)}
+        numbers |= {str(index): index for index in range(len(channels))}
+        for name in attacked:
+            if name not in numbers:
+                raise UsageError(f"`attack_channels`: the model has no channel {name!r}; it has {', '.join(channels)}.")
+        if not attacked:
+            raise UsageError("`attack_channels` must name at least one channel: leave it out to attack all.")
+        keep[:] = True
+        keep[[numbers[name] for name in attacked]] = False
+    return keep.view(1, -1, *(1,) * (clean.ndim - 2))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any, get_args
 
-from mafl_cli.config import AttackConfig, Mode, Precision, SaveAs, SliceAxisChoice
+from mafl_cli.config import Activation, AttackConfig, Mode, Precision, SaveAs, SliceAxisChoice
+from mafl_cli.errors import UsageError
+from mafl_cli.network.card import check_orientation, check_overlap, check_roi, check_spacing, read_taps
 from mafl_cli.network.intensity import Intensity
 from mafl_cli.scans.masks import Masks
 from mafl_cli.scans.recipes import Recipe
@@ -64,3 +69,71 @@ class AttackRequest(ModelRequest):
     overwrite: bool = False
     size_limit: float | None = None
     config: AttackConfig = field(default_factory=AttackConfig)
+
+
+SEEN_AS = ("mode", "slice_axis", "orientation", "intensity", "spacing", "roi", "overlap", "precision", "tap")
+"""The options that say how a model sees scans."""
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "mode": get_args(Mode),
+    "slice_axis": get_args(SliceAxisChoice),
+    "precision": get_args(Precision),
+    "save_as": get_args(SaveAs),
+    "activation": get_args(Activation),
+}
+
+
+def seen_as(options: Mapping[str, Any]) -> dict[str, Any]:
+    """How a model sees scans, as fields of a `ModelRequest`; other options, and those that are None, are left out.
+
+    options: as a caller writes them: intensity also as text ("window:-57,164"), spacing "native" and roi "none".
+    Raises: UsageError for what cannot be.
+    """
+    found = {name: options[name] for name in SEEN_AS if options.get(name) is not None}
+    for name in set(found) & set(_CHOICES):
+        require_choice(name, found[name])
+    if "intensity" in found:
+        found["intensity"] = _intensity(found["intensity"])
+    if "orientation" in found:
+        found["orientation"] = check_orientation(str(found["orientation"]))
+    if "spacing" in found:
+        native = found["spacing"] == "native"
+        found["spacing"] = (0.0,) if native else check_spacing(_numbers("spacing", found["spacing"]))
+    if "roi" in found:
+        found["roi"] = (0,) if found["roi"] == "none" else check_roi(_numbers("roi", found["roi"]))
+    if "overlap" in found:
+        found["overlap"] = check_overlap(*_numbers("overlap", [found["overlap"]]))
+    if "tap" in found:
+        read_taps(found["tap"])
+    return found
+
+
+def require_choice(name: str, value: object) -> None:
+    """Raise UsageError unless the value is one of those that the option of this name has."""
+    if value not in _CHOICES[name]:
+        raise UsageError(f"`{name}` must be one of {', '.join(_CHOICES[name])}, got {value!r}.")
+
+
+def require_known(name: str, known: Iterable[str]) -> None:
+    """Raise UsageError unless there is an option of this name; a close one is suggested."""
+    names = sorted(known)
+    if name not in names:
+        close = get_close_matches(name, names, n=1)
+        there = f"did you mean {close[0]}?" if close else f"there are: {', '.join(names)}."
+        raise UsageError(f"there is no option {name!r}: {there}")
+
+
+def _intensity(value: str | Intensity) -> Intensity:
+    if isinstance(value, Intensity):
+        return value
+    if not isinstance(value, str):
+        raise UsageError(f"`intensity` must be a text such as minmax, or an Intensity, got {value!r}.")
+    return Intensity.parse(value)
+
+
+def _numbers(name: str, values: Any) -> list[float]:
+    try:
+        if not isinstance(values, str):
+            return [float(value) for value in values]
+    except (TypeError, ValueError):
+        pass
+    raise UsageError(f"`{name}` must be numbers, such as (96, 96), got {values!r}.")

@@ -19,6 +19,7 @@ from mafl_cli.cli.reading import (
     read_target,
     require_folders,
     require_no_input,
+    require_view,
 )
 from mafl_cli.errors import GateError, UsageError
 from mafl_cli.system import sizes
@@ -56,7 +57,8 @@ def attack(
     with reported(voice), sizes.limited(files.size_limit):
         chosen = given(settings)
         config = read_settings(method.method, budget.ball(chosen), chosen)
-        seen_as = view.given()
+        seen_as = view.given() | network.given()
+        require_view(seen_as)
         scans = list(images or ())
         require_folders({"--json": output.json_file})
         from mafl_cli.listing import cases, folders
@@ -72,11 +74,11 @@ def attack(
             return
         if files.target is None and not any(case.targets for case in found):
             raise UsageError("no target: give --target, a mask or a recipe such as erase:1.")
-        asked = {**seen_as, **budget.where(), **network.given(), **files.given(), **output.given(), "config": config}
         target = read_target(files.target, keep_folders=not several)
+        scan = () if several else read_images(scans, files.channels)
+        asked = {**seen_as, **budget.where(), **files.given(), **output.given(), "config": config}
         model = model_or_default(files.model, voice)
         if not several:
-            scan = read_images(scans, files.channels)
             if files.dry_run:
                 _show_target(scan, target, asked | {"model": model}, output.json_file, voice)
             else:

@@ -136,10 +136,10 @@ class Files:
             "out": self.out,
             "overwrite": self.overwrite,
             "size_limit": self.size_limit,
+            "label_map": read_label_map(self.label_map),
             "guides": () if self.guide is None else files_between_commas(self.guide, "--guide"),
             "attack_channels": None if names is None else between_commas(names, "--attack-channels"),
             "resample_target": self.resample_target,
-            "label_map": read_label_map(self.label_map),
             "series": self.series,
             "allow_gaps": self.allow_gaps,
         }

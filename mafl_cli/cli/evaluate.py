@@ -12,7 +12,7 @@ from mafl_cli.cli.application import EXIT_CODES, app, model_or_default
 from mafl_cli.cli.console import Voice, progress_of_cases, reported, show_text, tell_github, write_all
 from mafl_cli.cli.groups import FILES, GATES, OUTPUT, TRIALS, Grouped, HelpAll, expanded, under
 from mafl_cli.cli.options import Json, MaybePath, MaybeStr, SizeLimit, View, Words
-from mafl_cli.cli.reading import files_between_commas, models_at_hand, require_folders, require_no_input
+from mafl_cli.cli.reading import files_between_commas, models_at_hand, require_folders, require_no_input, require_view
 from mafl_cli.errors import GateError, PartialError, UsageError
 from mafl_cli.system import sizes
 
@@ -195,6 +195,7 @@ def evaluate(
     with reported(voice), sizes.limited(files.size_limit):
         rules, trials = gates.rules(), asked.trials()
         output.require([*(runs or ()), *files.read(), *((gates.gates_file,) if gates.gates_file else ())])
+        require_view(view.given())
         from mafl_cli import api
 
         judges = [model_or_default(None, voice)] if not files.model and not runs else files.model or []

@@ -23,6 +23,13 @@ def require_folders(files: Mapping[str, str | None]) -> None:
             raise UsageError(f"{option}: the folder of this file does not exist.")
 
 
+def require_view(seen_as: Mapping[str, Any]) -> None:
+    """Before any file is read: how the model is to see scans can be. Raises UsageError otherwise."""
+    from mafl_cli.case import request
+
+    request.seen_as(seen_as)
+
+
 def require_no_input(files: Mapping[str, str | None], read: Sequence[Path]) -> None:
     """What is written must not take the place of what it is about.
 

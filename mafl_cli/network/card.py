@@ -123,3 +123,18 @@ def check_orientation(codes: str) -> str:
     if len(upper) == 3 and all(len(set(upper) & set(pair)) == 1 for pair in ("LR", "PA", "IS")):
         return upper
     raise UsageError(f"orientation {short(codes)} is not three axis codes such as RAS or LPS, nor native.")
+
+
+def read_taps(text: str) -> tuple[tuple[str, float], ...]:
+    """NAME or NAME:WEIGHT, several separated by commas. Raises UsageError for a weight that is no number above 0."""
+    found = []
+    for part in text.split(","):
+        name, _, weight = part.strip().partition(":")
+        try:
+            value = float(weight or 1)
+        except ValueError:
+            value = 0.0
+        if not name or not 0 < value < math.inf:
+            raise UsageError(f"tap {text!r} is not understood: use NAME or NAME:WEIGHT, separated by commas.")
+        found.append((name, value))
+    return tuple(found)

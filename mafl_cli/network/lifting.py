@@ -116,7 +116,7 @@ def lift(
     """The graph of a network for inputs of the shape of `x`.
 
     Args:
-        taps: wanted, see `network.load.read_taps`, with their weights. functional: without operators that work in
+        taps: wanted, see `network.card.read_taps`, with their weights. functional: without operators that work in
         place.
     Raises: what the network raises for such an input; ModelError for a tap that is not there.
     """
@@ -227,6 +227,10 @@ def _decides(graph: fx.Graph, depending: set[fx.Node]) -> bool:
     return False
 
 
+_NAMED = 12
+"""Layers that a message names at most; `mafl inspect` lists all."""
+
+
 # --- the tap ------------------------------------------------------------------------------------------------------
 
 
@@ -265,7 +269,9 @@ def _find_tap(graph: fx.Graph, raw: fx.Node, x: Tensor, wanted: str, name: str) 
         for node, _ in nodes:
             if node.name == wanted:
                 return node
-        raise ModelError(f"{name}: has no layer called {wanted!r}; `mafl inspect` lists them.")
+        names = [node.name for node, _ in nodes]
+        shown = ", ".join(names if len(names) <= _NAMED else [*names[: _NAMED // 2], "...", *names[-_NAMED // 2 :]])
+        raise ModelError(f"{name}: has no layer called {wanted!r}; it has {shown}.")
     full = math.prod(x.shape[2:])
     convolutions = [node for node, _ in nodes if "convolution" in str(node.target)]
     # Transformers hold tokens with the channels last: only what a convolution takes or gives is surely a map.

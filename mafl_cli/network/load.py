@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mafl_cli.config import Activation, Precision
-from mafl_cli.errors import ModelError, UsageError
-from mafl_cli.network.card import ModelCard
+from mafl_cli.errors import ModelError
+from mafl_cli.network.card import ModelCard, read_taps
 from mafl_cli.network.card_file import find_card
 from mafl_cli.network.intensity import Intensity
 from mafl_cli.network.lifting import Output, Tap, feature_nodes
@@ -146,21 +145,6 @@ def describe(
     return segmenter, info, card
 
 
-def read_taps(text: str) -> tuple[tuple[str, float], ...]:
-    """NAME or NAME:WEIGHT, several separated by commas. Raises UsageError for a weight that is no number above 0."""
-    found = []
-    for part in text.split(","):
-        name, _, weight = part.strip().partition(":")
-        try:
-            value = float(weight or 1)
-        except ValueError:
-            value = 0.0
-        if not name or not 0 < value < math.inf:
-            raise UsageError(f"--tap {text!r} is not understood: use NAME or NAME:WEIGHT, separated by commas.")
-        found.append((name, value))
-    return tuple(found)
-
-
 def _class_names(card: ModelCard, count: int, overlapping: bool, name: str) -> tuple[str, ...]:
     """Of the classes, or of the regions that may overlap. Raises ModelError if the card names another number."""
     needed = count if overlapping else max(count, 2)
@@ -207,15 +191,16 @@ def _check(segmenter: Segmenter, x: Tensor) -> bool:
     if not torch.isfinite(logits).all():
         raise ModelError(f"{name}: gives NaN or infinite values for an ordinary image.")
     if gradient is None:
-        raise ModelError(
-            f"{name}: gives no gradient with respect to its input "
-            "(optimize_for_inference, quantised, or detached); save it with torch.jit.script or torch.jit.trace."
-        )
+        why = "(optimize_for_inference, quantised, or detached); save it with torch.jit.script or torch.jit.trace"
+        if segmenter.format == "torch.nn":
+            why = "(detached, turned into NumPy, or under torch.no_grad() in its forward); take that out"
+        raise ModelError(f"{name}: gives no gradient with respect to its input {why}.")
     if not torch.isfinite(gradient).all() or not gradient.any():
         raise ModelError(f"{name}: its gradient with respect to the input is zero or not finite.")
     with torch.no_grad():
         if not torch.equal(segmenter.exact(x).logits, segmenter.exact(x).logits):
-            raise ModelError(f"{name}: is not deterministic (dropout left on?); save it in eval mode.")
+            advice = "take that out" if segmenter.format == "torch.nn" else "save it in eval mode"
+            raise ModelError(f"{name}: is not deterministic (dropout left on?); {advice}.")
     if segmenter is not segmenter.exact:
         try:
             _backward(segmenter, x)

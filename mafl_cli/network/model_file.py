@@ -22,7 +22,7 @@ import torch
 
 from mafl_cli.errors import ModelError
 from mafl_cli.network import archives, exported
-from mafl_cli.network.reasons import REFUSALS, meaning
+from mafl_cli.network.reasons import meaning
 
 Format = Literal["torchscript", "torch.export", "torch.nn"]
 
@@ -89,10 +89,16 @@ def lent(module: torch.nn.Module) -> Iterator[ModelFile]:
     """A network of the caller's own, to be attacked as it is in evaluation mode.
 
     Afterwards each of its parts is in the mode it was in, and its parameters ask for gradients as they did.
+    Raises: ModelError for a network that was made under `torch.inference_mode()`, through which no gradient goes.
     """
     import_compiler()
     # What torch.compile makes of a module cannot be recorded; the module itself can.
     inner: torch.nn.Module = getattr(module, "_orig_mod", module)
+    if any(tensor.is_inference() for tensor in (*inner.parameters(), *inner.buffers())):
+        raise ModelError(
+            f"{type(module).__name__}: was made under torch.inference_mode(), where there is no gradient: "
+            "make it outside."
+        )
     modes = [(part, part.training) for part in inner.modules()]
     asked = [(parameter, parameter.requires_grad) for parameter in inner.parameters()]
     try:
@@ -221,5 +227,5 @@ def attempt(call: Callable[[], Any]) -> Any:
     try:
         with quiet_torchscript():
             return call()
-    except (*REFUSALS, MemoryError) as exc:
+    except Exception as exc:  # Code of a network's own may raise a class of its own.
         return exc

@@ -49,10 +49,7 @@ def input_kind(file: ModelFile, card: ModelCard, name: str, device: torch.device
     if guesses and (guesses[0] == shown or (card.dims and stated)):
         return guesses[0]  # a network that takes one size only; its own words follow when that is tried
     if kernel is not None:
-        raise ModelError(
-            f"{name}: takes {kernel[1]} channel(s) in {len(kernel) - 2}-D, "
-            f"{card.source or 'its card'} says otherwise; correct the card."
-        )
+        raise _otherwise(len(kernel) - 2, kernel[1], card, name)
     because = "" if refusal is None else f" ({meaning(refusal)})"
     raise ModelError(
         f"{name}: accepts no image of 1 to 4 channels in 2-D or 3-D{because}; "
@@ -63,11 +60,16 @@ def input_kind(file: ModelFile, card: ModelCard, name: str, device: torch.device
 def _stated_kind(dims: int, channels: int, card: ModelCard, name: str) -> tuple[int, int]:
     """What the file says, if the card agrees."""
     if card.dims not in (None, dims) or (card.channels and len(card.channels) != channels):
-        raise ModelError(
-            f"{name}: takes {channels} channel(s) in {dims}-D, "
-            f"{card.source or 'its card'} says otherwise; correct the card."
-        )
+        raise _otherwise(dims, channels, card, name)
     return dims, channels
+
+
+def _otherwise(dims: int, channels: int, card: ModelCard, name: str) -> ModelError:
+    """What is wrong where a card, or who asks without one, says something else than the network."""
+    takes = f"{name}: takes {channels} channel(s) in {dims}-D"
+    if card.source is not None:
+        return ModelError(f"{takes}, {card.source} says otherwise; correct the card.")
+    return ModelError(f"{takes}, not {len(card.channels or ()) or 'any'} in {card.dims or dims}-D, as is asked of it.")
 
 
 def run(module: torch.nn.Module, x: Tensor) -> Any:
@@ -186,7 +188,9 @@ def _refusal(
     if card.divisor:
         tried = f"does not accept {what} padded to multiples of {card.divisor}"
     # What says how to export it needs no other advice.
-    advice = "" if "export it" in reason else "; if it was made for one size, give that with --roi"
+    advice = (
+        "" if "export it" in reason or "convert it" in reason else "; if it was made for one size, give that with --roi"
+    )
     return ModelError(f"{name}: {tried}: {reason}{advice}.")
 
 
@@ -201,7 +205,7 @@ def _unlike_the_input(shapes: list[tuple[int, ...]], given: tuple[int, ...]) -> 
     return f"its output ({shown}) is not on the input's grid"
 
 
-_LABELS = "gives labels (argmax), which have no gradient; export it before the argmax"
+_LABELS = "gives labels (argmax), which have no gradient; leave the argmax out of the network"
 
 
 def _tensors(output: Any) -> list[Tensor]:

@@ -22,7 +22,7 @@ Clause = str | Callable[[re.Match[str]], str]
 def _of_type(found: re.Match[str]) -> str:
     types = [_TYPES.get(each.removeprefix("c10::").lower(), each) for each in found.groups()]
     other = next((each for each in types if each != "float32"), "another type")
-    return f"its weights are {other} and the image is float32; export it after .float()"
+    return f"its weights are {other} and the image is float32; convert it with .float() first"
 
 
 def _of_backend(found: re.Match[str]) -> str:

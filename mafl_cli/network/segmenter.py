@@ -20,7 +20,7 @@ from torch import Tensor
 from mafl_cli.config import Precision
 from mafl_cli.errors import ModelError
 from mafl_cli.network.lifting import Gives, Lifted, Output, leaves, lift
-from mafl_cli.network.model_file import ModelFile, quiet_torchscript
+from mafl_cli.network.model_file import Format, ModelFile, quiet_torchscript
 from mafl_cli.network.prediction import Patch, Prediction
 from mafl_cli.network.probing import run
 from mafl_cli.network.reasons import REFUSALS, meaning
@@ -66,6 +66,11 @@ class Segmenter:
         self._larger: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._one_by_one = False
         self._functional = self._verifying = False
+
+    @property
+    def format(self) -> Format:
+        """What the network was read from."""
+        return self._file.format
 
     def __call__(self, x: Tensor) -> Prediction:
         """Raises ModelError if the network refuses the size of `x`."""

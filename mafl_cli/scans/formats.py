@@ -46,8 +46,18 @@ def folder_of(path: Path) -> Path | None:
     return path.resolve() if path.is_dir() else path.resolve().parent
 
 
-def read_scan(path: Path, *, series: str | None = None, allow_gaps: bool = False) -> Volume:
-    """Read one channel of a scan. Raises: as `scans.nifti.read_image` and `scans.dicom.read.read_dicom`."""
+def read_scan(path: str | Path, *, series: str | None = None, allow_gaps: bool = False) -> Volume:
+    """Read one channel of a scan: NIfTI, or DICOM (a folder, a .zip, a file).
+
+        scan = mafl.read_scan("scan.nii.gz")
+        scan.data, scan.affine                # (I, J, K) float32 in native units (HU for CT), (4, 4) voxel to mm RAS+
+
+    Args:
+        series: number or UID of the DICOM series, where there are several.
+        allow_gaps: take DICOM slices at uneven distances as if they were even.
+    Raises: as `scans.nifti.read_image` and `scans.dicom.read.read_dicom`: InputError, each naming the file.
+    """
+    path = Path(path)
     if not is_dicom(path):
         return nifti.read_image(path)
     from mafl_cli.scans.dicom import read
