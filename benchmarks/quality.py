@@ -37,6 +37,7 @@ import torch
 from cases import Case, all_names, is_volume, load_case
 from torch import Tensor
 
+from mafl_cli.classes import Classes
 from mafl_cli.config import config_hash, preset
 from mafl_cli.field import boxes, preprocess, tiling, whole, windows
 from mafl_cli.measure import agreement, perturbation
@@ -314,10 +315,10 @@ def _measure(case: Case, solution: Solution) -> Row:
     labels = case.field.predict(solution.adversarial).logits.argmax(dim=1)
     verdict = goal.judge(labels)
     met = agreement.agreement(
-        _volume(labels),
-        _volume(case.target),
-        _volume(case.field.predict(case.clean).logits.argmax(dim=1)),
-        class_names=[f"class {index}" for index in range(goal.classes)],
+        _volume(labels)[np.newaxis],
+        _volume(case.target)[np.newaxis],
+        _volume(case.field.predict(case.clean).logits.argmax(dim=1))[np.newaxis],
+        Classes(tuple(f"class {index}" for index in range(goal.classes))),
         spacing=(1.0, 1.0, 1.0),
     )
     sizes = _sizes(case, solution.adversarial)

@@ -86,9 +86,8 @@ def measure(request: AttackRequest, step: float) -> list[dict[str, Any]]:
     def row(how: str, data: NDArray[np.float32], loop: float | None) -> None:
         drawn = case.predict([data])
         found = agreement.agreement(
-            drawn, case.target.labels, case.to_labels(case.clean_labels), class_names=case.info.classes,
-            spacing=case.scan.spacing,
-        )  # fmt: skip
+            drawn, case.target.labels, case.to_labels(case.clean_labels), case.info.classes, spacing=case.scan.spacing
+        )
         delta = data.astype(np.float64) - clean
         rows.append(
             {

@@ -13,7 +13,7 @@ PACKAGE = Path(mafl_cli.__file__).parent
 # From the ground up. What stands in one line imports what stands above it, and nothing else but its own room.
 ORDER = [
     {"errors", "codes"},
-    {"names", "config"},
+    {"names", "config", "classes"},
     {"system"},
     {"scans", "network", "measure"},
     {"field", "results", "listing"},

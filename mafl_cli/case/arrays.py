@@ -17,6 +17,7 @@ from mafl_cli.case.array_input import Array, guide_tensor, image_tensor, target_
 from mafl_cli.case.problem import Problem, Say, Seen, kept_channels
 from mafl_cli.case.request import require_choice, seen_as
 from mafl_cli.case.searching import Found, Progress, search
+from mafl_cli.classes import Classes
 from mafl_cli.config import Activation, AttackConfig, Precision
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.field.preprocess import Preprocessing
@@ -266,7 +267,7 @@ def _problem(network: _Network, clean: Tensor, asked: Asked, say: Say) -> ArrayP
     labels = seen.drawn(clean, preprocessing).labels
     return ArrayProblem(
         **vars(seen),
-        wanted=_target(wanted, labels, len(info.classes), overlapping=info.overlapping),
+        wanted=_target(wanted, labels, info.classes),
         clean_labels=labels,
         guide=None if asked.guide is None else guide_tensor(asked.guide, clean),
         limits=_limits(preprocessing, clean, asked, info),
@@ -284,18 +285,21 @@ def _require_on_grid(wanted: Tensor, clean: Tensor) -> None:
         raise InputError(f"`target` must be (B, *spatial), {(batch, *size)}, on the grid of the image, got {shape}.")
 
 
-def _target(wanted: Tensor, labels: Tensor, classes: int, *, overlapping: bool) -> Tensor:
-    """The target in the type of labels. Raises InputError for another shape, or classes that are not the model's."""
-    if wanted.shape != labels.shape:
-        kind = f"{classes} regions that may overlap" if overlapping else f"{classes} classes that exclude each other"
+def _target(wanted: Tensor, labels: Tensor, classes: Classes) -> Tensor:
+    """A target as networks draw it, as labels of the type of those that the model draws.
+
+    Raises: InputError for another shape, or classes that are not the model's.
+    """
+    expected = tuple(classes.to_network(labels).shape)
+    if tuple(wanted.shape) != expected:
         raise InputError(
-            f"`target` must have the shape {tuple(labels.shape)}, for the model has {kind}, got {tuple(wanted.shape)}."
+            f"`target` must have the shape {expected}, for the model has {classes.in_words}, got {tuple(wanted.shape)}."
         )
-    low, high, most = int(wanted.min()), int(wanted.max()), 1 if overlapping else classes - 1
+    low, high, most = int(wanted.min()), int(wanted.max()), classes.values - 1
     if low < 0 or high > most:
-        what = "0 or 1 for each region" if overlapping else f"the model's classes, 0 to {most}"
+        what = "0 or 1 for each region" if classes.overlapping else f"the model's classes, 0 to {most}"
         raise InputError(f"`target` must hold {what}, got {low} to {high}.")
-    return wanted.to(labels.dtype)
+    return classes.from_network(wanted.to(labels.dtype))
 
 
 def _limits(preprocessing: Preprocessing, clean: Tensor, asked: Asked, info: ModelInfo) -> Limits:
@@ -326,7 +330,7 @@ def _result(problem: ArrayProblem, config: AttackConfig, found: Found) -> Attack
     verdict = problem.goal(config).judge(found.drawn.labels)
     return Attacked(
         adversarial=adversarial,
-        prediction=found.drawn.labels.long(),
+        prediction=problem.info.classes.to_network(found.drawn.labels).long(),
         success=verdict.reached,
         iou=verdict.iou,
         hit=verdict.hit,

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from mafl_cli.case.prepare import Case
 from mafl_cli.case.searching import Found
-from mafl_cli.case.subject import Labels
+from mafl_cli.classes import Labels
 from mafl_cli.codes import Outcome
 from mafl_cli.config import AttackConfig
+from mafl_cli.measure import agreement as metrics
 from mafl_cli.measure import perturbation
-from mafl_cli.measure.agreement import agreement_of_masks
 from mafl_cli.measure.records import Agreement
 from mafl_cli.results import report
 from mafl_cli.results.assemble import case_id
@@ -38,7 +38,7 @@ def facts_of(
 
     What it took, and what is in the folder, is not known yet: `timing_s`, `memory` and `files` are empty.
     """
-    scan, target, names = case.scan, case.target, case.info.classes
+    scan, target, classes = case.scan, case.target, case.info.classes
     clean, post = case.to_labels(case.clean_labels), case.to_labels(post_labels)
     per_sample, together = case.goal(config).judge_together(post_labels)
     attacked = torch.tensor([outcome is not None for outcome in found.outcomes])
@@ -47,9 +47,7 @@ def facts_of(
     units = [float(unit) for unit in case.preprocessing.unit]
 
     def agreement(labels: Labels) -> Agreement:
-        return agreement_of_masks(
-            labels, target.labels, clean, names=names, overlapping=case.info.overlapping, spacing=scan.spacing
-        )
+        return metrics.agreement(labels, target.labels, clean, classes, spacing=scan.spacing)
 
     size, sizes = perturbation.size_of_channels(
         case.scans, again, units=units, channels=case.info.channels, slice_axis=case.slices.index
@@ -124,10 +122,9 @@ def _space(case: Case, units: Sequence[float]) -> report.Space:
 
 
 def voxels_of(case: Case, labels: Labels) -> dict[str, int]:
-    """Voxels of each class, or region."""
-    names = case.info.classes
-    masks = labels if case.info.overlapping else (labels == index for index in range(len(names)))
-    return {name: int(mask.sum()) for name, mask in zip(names, masks, strict=True)}
+    """Voxels of each class, by name."""
+    classes = case.info.classes
+    return {name: int(mask.sum()) for name, mask in zip(classes.names, classes.masks(labels), strict=True)}
 
 
 def target_of(case: Case) -> report.Target:

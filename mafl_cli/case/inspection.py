@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,5 +98,4 @@ def _inspect_model(file: Path) -> dict[str, Any]:
         {"tap": name + (" *" if name in {tap.name for tap in info.taps} else ""), "shape": list(shape)}
         for name, shape in taps(segmenter)
     ]
-    facts = asdict(info) | {"intensity": info.intensity.facts()}
-    return {**facts, "input_tried": list(segmenter.tried), "taps": layers}
+    return {**info.facts(), "input_tried": list(segmenter.tried), "taps": layers}

@@ -83,9 +83,9 @@ def prepare(
     recipe = request.recipe
     # Names and files first: what is wrong with them should not take a prediction to find out.
     if recipe is not None:
-        recipes.classes(recipe, info.classes, info.overlapping)
+        recipes.class_numbers(recipe, info.classes)
     files = ((recipe.mask,) if recipe.mask else ()) if recipe else request.targets
-    target = read_masks(files, scan, info.classes, request.masks, overlapping=info.overlapping) if files else None
+    target = read_masks(files, scan, info.classes, request.masks) if files else None
     bounds = _bounds(request, scan, say)
     guide = _guide(request, scans, layout, subject.preprocessing, say) if request.guides else None
     for warning in target.warnings if target else ():
@@ -101,8 +101,7 @@ def prepare(
         target = Target(labels, target.files if target else (), (note,), recipe.text)
     assert target is not None
     target = replace(target, labels=target.labels.astype(torch.empty(0, dtype=clean_labels.dtype).numpy().dtype))
-    masks = target.labels if info.overlapping else target.labels[np.newaxis]
-    wanted = torch.from_numpy(layout.to_batch(masks)).to(device)
+    wanted = torch.from_numpy(layout.to_batch(target.labels)).to(device)
     limits = _limits(subject, save_as)
     frozen = limits.frozen | kept_channels(request.attack_channels, info.channels, subject.clean)
     if bounds.allowed is not None:
@@ -111,7 +110,7 @@ def prepare(
         **{each.name: getattr(subject, each.name) for each in fields(subject)},
         save_as=save_as,
         target=target,
-        wanted=wanted if info.overlapping else wanted[:, 0],
+        wanted=wanted,
         clean_labels=clean_labels,
         guide=guide,
         bounds=bounds,

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mafl_cli.classes import Classes, in_any_map
 from mafl_cli.config import AttackConfig
 from mafl_cli.errors import UsageError
 from mafl_cli.field.batches import fewer, slices_per_batch
@@ -88,7 +89,7 @@ class Seen:
                 done += size
 
     def drawn(self, samples: Samples, preprocessing: Preprocessing, *, like: Sequence[Drawn] = ()) -> Drawn:
-        """What the model draws: (B, *spatial), or (B, R, *spatial) for overlapping regions.
+        """What the model draws: labels (B, M, *spatial), see `mafl_cli.classes`.
 
         like: what it drew before. Samples that are bit for bit those of such a batch, together with all that went
             through the network beside them and with the same statistics, get the same answer, and need not ask again.
@@ -100,7 +101,7 @@ class Seen:
         def work(rows: Tensor, _: float) -> None:
             x = samples[rows]
             same = next((each for each in known if equal_bits(each.samples[rows], x)), None)
-            parts.append(field.labels(x) if same is None else same.labels[rows])
+            parts.append(self.info.classes.from_network(field.labels(x)) if same is None else same.labels[rows])
 
         with self.segmenter.exact.verifying():
             self.groups(torch.arange(len(samples)), work)
@@ -111,8 +112,8 @@ class Seen:
 class Problem(Seen, ABC):
     """A batch with a target, and the limits that the attack has.
 
-    wanted: (B, *spatial) class indices, or (B, R, *spatial), 0 or 1, for regions that may overlap.
-    clean_labels: the prediction of the clean batch, likewise.
+    wanted: the target as labels (B, M, *spatial), see `mafl_cli.classes`. clean_labels: the prediction of the clean
+    batch, likewise.
     guide: what has what the target shows, like clean; None for none.
     """
 
@@ -132,10 +133,7 @@ class Problem(Seen, ABC):
 
     def goal(self, config: AttackConfig) -> Goal:
         """What counts as reached."""
-        return Goal.of(
-            self.wanted, self.clean_labels, len(self.info.classes),
-            iou=config.goal_iou, hit=config.goal_hit, overlapping=self.info.overlapping,
-        )  # fmt: skip
+        return goal_of(self.info.classes, self.wanted, self.clean_labels, iou=config.goal_iou, hit=config.goal_hit)
 
     @property
     def clean_drawn(self) -> Drawn:
@@ -145,8 +143,7 @@ class Problem(Seen, ABC):
     def edit(self, rows: Tensor | None = None) -> Tensor:
         """Where the clean prediction is not the target, of some samples or all: bool (B, *spatial)."""
         clean, wanted = (each if rows is None else each[rows] for each in (self.clean_labels, self.wanted))
-        differs = clean != wanted
-        return differs.any(dim=1) if self.info.overlapping else differs
+        return in_any_map(clean != wanted, axis=1)
 
     @property
     def edited(self) -> Tensor:
@@ -172,3 +169,9 @@ def kept_channels(attacked: Sequence[str] | None, channels: Sequence[str], clean
         keep[:] = True
         keep[[numbers[name] for name in attacked]] = False
     return keep.view(1, -1, *(1,) * (clean.ndim - 2))
+
+
+def goal_of(classes: Classes, wanted: Tensor, clean: Tensor, *, iou: float, hit: float) -> Goal:
+    """What counts as reached, for labels (B, M, *spatial): the target, and the clean prediction."""
+    target, before = (classes.to_network(labels) for labels in (wanted, clean))
+    return Goal.of(target, before, len(classes), iou=iou, hit=hit, overlapping=classes.overlapping)

@@ -142,7 +142,7 @@ class _Part:
         return _Part(
             field=focus.field,
             clean=whole[box],
-            wanted=case.wanted[rows][box].long(),
+            wanted=case.info.classes.to_network(case.wanted[rows][box]).long(),
             guide=None if case.guide is None else case.guide[rows][box],
             limits=limits,
             whole=whole,

@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from mafl_cli.case.problem import Say, Seen
 from mafl_cli.case.request import ModelRequest
+from mafl_cli.classes import Labels
 from mafl_cli.config import Mode
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.field.layout import Layout
@@ -26,13 +26,10 @@ from mafl_cli.network.card import ModelCard
 from mafl_cli.network.card_file import find_card
 from mafl_cli.network.load import ModelInfo, load
 from mafl_cli.network.segmenter import Segmenter
-from mafl_cli.scans import classes
 from mafl_cli.scans.formats import read_scan
 from mafl_cli.scans.forms import require_same_grid
 from mafl_cli.scans.geometry import SliceAxis, choose_slice_axis
 from mafl_cli.scans.volume import Volume
-
-Labels = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,17 +59,12 @@ class Subject(Seen):
         return array
 
     def to_labels(self, labels: Tensor) -> Labels:
-        """Predicted classes -> (I, J, K), or (R, I, J, K) for overlapping regions."""
-        whole = labels if self.info.overlapping else labels.unsqueeze(1)
-        array: Labels = self.layout.from_batch(whole.cpu().numpy())
-        return array if self.info.overlapping else array[0]
-
-    def to_file(self, labels: Labels) -> Labels:
-        """A label map as it is written: class numbers, or bit codes of overlapping regions."""
-        return classes.coded(labels) if self.info.overlapping else labels
+        """Labels of the batch, (B, M, *spatial) -> of the scan, (M, I, J, K)."""
+        array: Labels = self.layout.from_batch(labels.cpu().numpy())
+        return array
 
     def predict(self, data: Sequence[NDArray[np.float32]]) -> Labels:
-        """Classes that the model draws on a scan, (I, J, K) for each channel, native: (I, J, K), or (R, I, J, K)."""
+        """Labels (M, I, J, K) that the model draws on a scan, (I, J, K) for each channel, native."""
         return self.to_labels(self.drawn(OfScan(data, self.layout, self.clean.device), self.frozen(data)).labels)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mafl_cli import __version__
 from mafl_cli.case.prepare import Case
-from mafl_cli.case.subject import Labels
+from mafl_cli.classes import Labels
 from mafl_cli.config import NOTE, AttackConfig
 from mafl_cli.results import files
 from mafl_cli.results.files import SEGMENTATIONS
@@ -44,17 +44,15 @@ class Written:
 
     def masks(self, name: str, labels: Labels, drawn_on: volume.Volume | None = None, *, seg: bool = True) -> None:
         """Write a mask as NIfTI and, for a scan from DICOM, as SEG referring to `drawn_on` (the clean scan if None)."""
-        case = self.case
-        nifti_write.write_labels(self.stage / name, case.scan, case.to_file(labels))
+        case, classes = self.case, self.case.info.classes
+        nifti_write.write_labels(self.stage / name, case.scan, classes.encode(labels))
         if not seg or case.scan.format != "dicom":
             return
-        classes = list(case.info.classes if case.info.overlapping else case.info.classes[1:])
-        each = labels > 0 if case.info.overlapping else np.stack([labels == n for n in range(1, len(classes) + 1)])
         problem = formats.write_masks(
             self.stage / SEGMENTATIONS[name],
             drawn_on or case.scan,
-            each,
-            classes,
+            np.stack([classes.mask(labels, each.index) for each in classes.foreground]),
+            [each.name for each in classes.foreground],
             description=f"MAFL {name.removesuffix('.nii.gz').replace('_', ' ').upper()} - NOT FOR CLINICAL USE",
         )
         if problem:

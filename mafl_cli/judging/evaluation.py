@@ -7,18 +7,20 @@ of them. Nothing here looks at a clock: the same files give the same report. Its
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mafl_cli.case.problem import Say
 from mafl_cli.case.request import ModelRequest
+from mafl_cli.classes import Labels
 from mafl_cli.codes import Outcome, Reason, Untested
 from mafl_cli.errors import MaflError, UsageError, place_of
 from mafl_cli.judging import gates, totals, trials
 from mafl_cli.judging.gates import Gate
-from mafl_cli.judging.judges import Comparison, Judge, Labels
+from mafl_cli.judging.judges import Comparison, Judge
 from mafl_cli.judging.pairs import mask_of, of_files
 from mafl_cli.judging.trials import Trials
 from mafl_cli.measure import agreement
@@ -165,26 +167,16 @@ def _hash(model: Path) -> str:
 
 
 def _facts(judge: Judge) -> JudgingModel:
-    info = judge.subject.info
-    return JudgingModel(
-        name=info.name,
-        sha256=info.sha256,
-        classes=tuple(info.classes),
-        overlapping=info.overlapping,
-        assumptions=tuple(info.assumptions),
-    )
+    return _named(judge.subject.info.facts())
 
 
 def _recorded_facts(pair: Pair) -> JudgingModel:
     assert pair.recorded is not None
-    said = pair.recorded.report.model
-    return JudgingModel(
-        name=said.name,
-        sha256=said.sha256,
-        classes=said.classes,
-        overlapping=said.overlapping,
-        assumptions=said.assumptions,
-    )
+    return _named(vars(pair.recorded.report.model))
+
+
+def _named(facts: Mapping[str, Any]) -> JudgingModel:
+    return JudgingModel(**{each.name: facts[each.name] for each in fields(JudgingModel)})
 
 
 # --- one case -----------------------------------------------------------------------------------------------------
@@ -292,13 +284,8 @@ def _redrawn(recorded: Recorded, compared: Comparison) -> tuple[list[str], str |
 
 def _recorded_reach(recorded: Recorded) -> Reach:
     """What the masks in the folder measure among themselves."""
-    model = recorded.report.model
     return agreement.reach(
-        recorded.prediction_adversarial,
-        recorded.target,
-        recorded.prediction_clean,
-        classes=len(model.classes),
-        overlapping=model.overlapping,
+        recorded.prediction_adversarial, recorded.target, recorded.prediction_clean, recorded.report.model.drawn
     )
 
 
@@ -324,7 +311,7 @@ def _differ(old: float | None, new: float | None) -> bool:
 
 def _against_truth(pair: Pair, compared: Comparison, path: Path, say: Say) -> GroundTruth:
     """Both predictions against the true classes: what the model was worth, and what the attack takes away."""
-    mask = read_masks((path,), pair.clean[0], compared.names, Masks(adjustable=False), overlapping=compared.overlapping)
+    mask = read_masks((path,), pair.clean[0], compared.classes, Masks(adjustable=False))
     for warning in mask.warnings:
         say(warning)
 

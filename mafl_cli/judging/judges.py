@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from mafl_cli.case.problem import Say
+from mafl_cli.case.problem import Say, goal_of
 from mafl_cli.case.request import ModelRequest
 from mafl_cli.case.subject import Subject, prepare_subject
+from mafl_cli.classes import Classes, Labels
 from mafl_cli.config import AttackConfig
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.measure import agreement as metrics
 from mafl_cli.measure import perturbation
-from mafl_cli.measure.agreement import agreement_of_masks
 from mafl_cli.measure.records import Agreement, Reach, Size
 from mafl_cli.names import public_name
 from mafl_cli.network.card import check_orientation
@@ -26,9 +23,6 @@ from mafl_cli.results.evaluation_report import Transfer
 from mafl_cli.results.recorded import Pair
 from mafl_cli.scans import masks
 from mafl_cli.scans.masks import Masks
-from mafl_cli.search.goals import Goal
-
-Labels = NDArray[np.integer[Any]]
 
 
 def _as_attacked(model: ModelRequest, sha256: str, pair: Pair) -> ModelRequest:
@@ -81,10 +75,9 @@ class Judge:
     def verdict(self) -> Transfer:
         """Of a model that was not attacked."""
         info = self.subject.info
-        classes = len(info.classes)
 
         def reach(labels: Labels) -> Reach:
-            return metrics.reach(labels, self.target, self.clean, classes=classes, overlapping=info.overlapping)
+            return metrics.reach(labels, self.target, self.clean, info.classes)
 
         return Transfer(
             model=info.name, sha256=info.sha256, clean=reach(self.clean), adversarial=reach(self.adversarial)
@@ -95,24 +88,20 @@ def _target(pair: Pair, subject: Subject, say: Say) -> Labels:
     """The target with the classes of this model."""
     info = subject.info
     if pair.recorded is None:
-        found = masks.read_masks(
-            pair.target, pair.clean[0], info.classes, Masks(adjustable=False), overlapping=info.overlapping
-        )
+        found = masks.read_masks(pair.target, pair.clean[0], info.classes, Masks(adjustable=False))
         for warning in found.warnings:
             say(warning)
         return found.labels
-    target = pair.recorded.target
-    if pair.recorded.report.model.overlapping != info.overlapping:
+    target, classes, named = pair.recorded.target, info.classes, pair.recorded.report.model.drawn
+    if named.overlapping != classes.overlapping:
         raise InputError(f"{info.name}: its classes are of another kind than those of the attacked model.")
-    known = len(info.classes)
-    if (len(target) != known) if info.overlapping else (target.max() >= known):
+    if not classes.hold(target):
         raise InputError(
-            f"{info.name}: draws {', '.join(info.classes)}; the target of {pair.case_id} has more classes than these."
+            f"{info.name}: draws {', '.join(classes.names)}; the target of {pair.case_id} has more classes than these."
         )
-    named = pair.recorded.report.model.classes
-    if tuple(info.classes) != named:
+    if classes != named:
         say(
-            f"{info.name} draws {', '.join(info.classes)}; the target has {', '.join(named)}: "
+            f"{info.name} draws {', '.join(classes.names)}; the target has {', '.join(named.names)}: "
             "classes are compared by their numbers."
         )
     return target
@@ -122,8 +111,7 @@ def _target(pair: Pair, subject: Subject, say: Say) -> Labels:
 class Comparison:
     """The labels that are compared, from the judging model or from the folder, and the change between the scans."""
 
-    names: tuple[str, ...]
-    overlapping: bool
+    classes: Classes
     clean: Labels
     adversarial: Labels
     target: Labels
@@ -143,14 +131,14 @@ class Comparison:
             goal = (settings.goal_iou, settings.goal_hit)
         if judge is not None:
             info = judge.subject.info
-            names, overlapping, channels = info.classes, info.overlapping, info.channels
+            classes, channels = info.classes, info.channels
             clean, adversarial, target = judge.clean, judge.adversarial, judge.target
             units = [float(unit) for unit in judge.subject.preprocessing.unit]
             slice_axis = judge.subject.slices.index
         else:
             assert recorded is not None
             said = recorded.report.model
-            names, overlapping, channels = said.classes, said.overlapping, said.channels
+            classes, channels = said.drawn, said.channels
             clean, adversarial = recorded.prediction_clean, recorded.prediction_adversarial
             target = recorded.target
             units = list(recorded.case.space.native_units_per_model_unit)
@@ -158,26 +146,23 @@ class Comparison:
         size, per_channel = perturbation.size_of_channels(
             pair.clean, pair.adversarial, units=units, channels=channels, slice_axis=slice_axis
         )
-        return Comparison(
-            names, overlapping, clean, adversarial, target, goal, scan.spacing, slice_axis, size, per_channel
-        )
+        return Comparison(classes, clean, adversarial, target, goal, scan.spacing, slice_axis, size, per_channel)
 
     def agreement(self, labels: Labels, target: Labels | None = None) -> Agreement:
-        return agreement_of_masks(
+        return metrics.agreement(
             labels,
             self.target if target is None else target,
             self.clean if target is None else target,
-            names=self.names,
-            overlapping=self.overlapping,
+            self.classes,
             spacing=self.spacing,
         )
 
     def reach(self, labels: Labels) -> Reach:
-        return metrics.reach(labels, self.target, self.clean, classes=len(self.names), overlapping=self.overlapping)
+        return metrics.reach(labels, self.target, self.clean, self.classes)
 
     def reached(self, labels: Labels) -> bool:
         """Whether this prediction of the whole scan is at the goal, as the attack judges it."""
         target, clean, prediction = (torch.from_numpy(x)[None] for x in (self.target, self.clean, labels))
         iou, hit = self.goal
-        goal = Goal.of(target, clean, len(self.names), iou=iou, hit=hit, overlapping=self.overlapping)
+        goal = goal_of(self.classes, target, clean, iou=iou, hit=hit)
         return bool(goal.judge(prediction).reached[0])

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mafl_cli.case.subject import Subject
+from mafl_cli.classes import Labels, in_any_map
 from mafl_cli.codes import Reason
-from mafl_cli.judging.judges import Comparison, Judge, Labels
+from mafl_cli.judging.judges import Comparison, Judge
 from mafl_cli.judging.transforms import Transform
 from mafl_cli.measure.records import Size
 from mafl_cli.measure.value import Value, defined, undefined
@@ -117,9 +117,7 @@ def detection(pair: Pair, judge: Judge) -> Detection:
         ("adversarial", pair.adversarial, judge.adversarial),
     ):
         blurred = _after(DETECTOR, scans, subject)
-        masks: NDArray[np.bool_] = np.stack([blurred != labels, (blurred > 0) | (labels > 0)])
-        if subject.info.overlapping:
-            masks = np.asarray(masks.any(axis=1))
+        masks = np.stack([in_any_map(blurred != labels), in_any_map((blurred > 0) | (labels > 0))])
         samples = masks.shape[axis + 1] if sliced else 1
         counts = [np.moveaxis(mask, axis, 0).reshape(samples, -1).sum(axis=1) for mask in masks]
         scores[name] = counts[0] / np.maximum(counts[1], 1)

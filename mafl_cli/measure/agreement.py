@@ -8,20 +8,20 @@ The attack judges itself on what it optimises; a reader needs numbers that know 
 Everything returned is Python floats, ints and strings, never NaN or Infinity. A metric that can be undefined is a
 `Value` (the reasons are named in the docstrings); one that cannot is a plain number.
 
-Masks are label arrays (I, J, K) of class indices, 0 = background, in nibabel's order; spacing is mm along
-i, j, k.
+Labels are (M, I, J, K), see `mafl_cli.classes`, in nibabel's order; spacing is mm along i, j, k.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mafl_cli.classes import Classes, Foreground, Labels
 from mafl_cli.codes import Reason
 from mafl_cli.measure.records import (
     Agreement,
@@ -38,8 +38,7 @@ from mafl_cli.measure.records import (
 from mafl_cli.measure.surfaces import NSD_TOLERANCE_MM, surface_metrics
 from mafl_cli.measure.value import defined, mean, ratio, undefined
 
-Labels = NDArray[np.integer[Any]]
-Mask = NDArray[np.bool_]
+Map = NDArray[np.integer[Any]]
 Box = tuple[slice, ...]
 
 LARGEST_COMPONENTS = 20
@@ -49,19 +48,13 @@ _BLOCK = 1 << 20
 
 
 def agreement(
-    prediction: Labels,
-    target: Labels,
-    clean: Labels,
-    *,
-    class_names: Sequence[str],
-    spacing: Sequence[float],
+    prediction: Labels, target: Labels, clean: Labels, classes: Classes, *, spacing: Sequence[float]
 ) -> Agreement:
-    """Compare a prediction with the target.
+    """Compare a prediction with the target. Of regions that may overlap every voxel counts once for each.
 
     Args:
-        prediction: (I, J, K); the clean prediction here tells how far away the target was.
-        target, clean: (I, J, K), on the same grid.
-        class_names: one for each class, background first; all labels are below its length.
+        prediction: (M, I, J, K); the clean prediction here tells how far away the target was.
+        target, clean: likewise, on the same grid.
         spacing: three numbers, mm.
     Returns:
         `target_iou`, `target_dice`: mean over the foreground classes that the target has;
@@ -78,40 +71,40 @@ def agreement(
         `per_component`: the changed region in pieces, see `_Pieces`.
         `distances`: which variant and which program the two surface metrics come from.
     """
-    classes = len(class_names)
-    joint = _joint_counts(target, prediction, classes)
-    in_target, in_prediction, both = joint.sum(axis=1), joint.sum(axis=0), joint.diagonal()
-    in_clean = _counts(clean, classes)
+    values = classes.values
+    joint = [_joint_counts(*maps, values) for maps in zip(target, prediction, strict=True)]
+    in_clean = [_counts(each, values) for each in clean]
+    same = sum(int(table.trace()) for table in joint)
+    same_foreground = sum(int(table.diagonal()[1:].sum()) for table in joint)
+    either_foreground = target.size - sum(int(table[0, 0]) for table in joint)
 
     pieces = _Pieces.of(prediction, target, clean)
     must, hits = int(pieces.voxels.sum()), int(pieces.hits.sum())
-    wrong = target.size - int(both.sum())
-    lost = wrong - (must - hits)
+    lost = target.size - same - (must - hits)
 
-    places = [_places(labels, classes) for labels in (prediction, target)]
+    places = [[_places(each, values) for each in labels] for labels in (prediction, target)]
     per_class = [
         _class_agreement(
-            index,
-            class_names[index],
-            prediction,
-            target,
-            [each[index - 1] for each in places],
+            each,
+            prediction[each.map],
+            target[each.map],
+            [found[each.map][each.value - 1] for found in places],
             voxels=Voxels(
-                clean=int(in_clean[index]),
-                target=int(in_target[index]),
-                prediction=int(in_prediction[index]),
+                clean=int(in_clean[each.map][each.value]),
+                target=int(joint[each.map][each.value].sum()),
+                prediction=int(joint[each.map][:, each.value].sum()),
             ),
-            overlap=int(both[index]),
+            overlap=int(joint[each.map][each.value, each.value]),
             spacing=spacing,
         )
-        for index in range(1, classes)
+        for each in classes.foreground
     ]
     wanted = [entry for entry in per_class if entry.voxels.target]
     return Agreement(
         target_iou=mean([entry.iou.number for entry in wanted], Reason.TARGET_HAS_NO_FOREGROUND),
         target_dice=mean([entry.dice.number for entry in wanted], Reason.TARGET_HAS_NO_FOREGROUND),
-        accuracy=int(both.sum()) / target.size,
-        foreground_accuracy=ratio(int(both[1:].sum()), target.size - int(joint[0, 0]), Reason.NO_FOREGROUND),
+        accuracy=same / target.size,
+        foreground_accuracy=ratio(same_foreground, either_foreground, Reason.NO_FOREGROUND),
         changed_voxels=must,
         hit_rate=ratio(hits, must, Reason.NOTHING_TO_CHANGE),
         collateral=_collateral(lost, target.size - must),
@@ -131,77 +124,23 @@ def _collateral(lost: int, unchanged: int) -> Counted:
     return Counted(share.value, share.reason, count=lost)
 
 
-def agreement_of_masks(
-    prediction: Labels,
-    target: Labels,
-    clean: Labels,
-    *,
-    names: Sequence[str],
-    overlapping: bool,
-    spacing: Sequence[float],
-) -> Agreement:
-    """`agreement` for classes, or `agreement_of_regions` for regions that may overlap."""
-    if overlapping:
-        return agreement_of_regions(prediction, target, clean, region_names=names, spacing=spacing)
-    return agreement(prediction, target, clean, class_names=names, spacing=spacing)
-
-
-def agreement_of_regions(
-    prediction: Labels,
-    target: Labels,
-    clean: Labels,
-    *,
-    region_names: Sequence[str],
-    spacing: Sequence[float],
-) -> Agreement:
-    """`agreement` for regions that may overlap: every region is a class of its own, every voxel counts once for each.
-
-    Args:
-        prediction, target, clean: (R, I, J, K), 0 or 1.
-    """
-    # Side by side in one label map, a plane apart, so that no piece reaches from one region into the next.
-    axis = int(np.argmax([size > 1 for size in target.shape[1:]]))
-    dtype = np.uint8 if len(region_names) < 256 else np.uint16
-
-    def side_by_side(regions: Labels) -> Labels:
-        pad = [(0, int(n == axis)) for n in range(3)]
-        return np.concatenate(
-            [np.pad(region.astype(dtype) * dtype(index + 1), pad) for index, region in enumerate(regions)], axis=axis
-        )
-
-    found = agreement(
-        *(side_by_side(regions) for regions in (prediction, target, clean)),
-        class_names=("none", *region_names),
-        spacing=spacing,
-    )
-    # The planes between the regions are no voxels of the scan.
-    return replace(
-        found,
-        accuracy=float(np.mean(prediction == target)),
-        collateral=_collateral(found.collateral.count, target.size - found.changed_voxels),
-        per_class=tuple(replace(entry, index=entry.index - 1) for entry in found.per_class),
-        removed=tuple(replace(entry, index=entry.index - 1) for entry in found.removed),
-    )
-
-
-def reach(prediction: Labels, target: Labels, clean: Labels, *, classes: int, overlapping: bool) -> Reach:
+def reach(prediction: Labels, target: Labels, clean: Labels, classes: Classes) -> Reach:
     """The few numbers of `agreement` that cost no distances, for many predictions of one scan.
 
     Args:
-        prediction, target, clean: (I, J, K), or (R, I, J, K), 0 or 1, for regions that overlap.
-        classes: how many there are, background included, or regions.
+        prediction, target, clean: (M, I, J, K).
     Returns: `target_iou` and `hit_rate`, as in `agreement`; `restored`, the share of the changed voxels that have
         the clean prediction's class again (`nothing_to_change`); `dice_with_clean`, mean Dice of prediction and
         clean prediction over the foreground classes that the latter has (`clean_has_no_foreground`).
     """
     must = hits = back = 0
-    for now, wanted_here, before in zip(*map(_blocks, (prediction, target, clean)), strict=True):
+    for now, wanted_here, before in zip(*map(_blocks_of_all, (prediction, target, clean)), strict=True):
         changed = wanted_here != before
         must += int(np.count_nonzero(changed))
         hits += int(np.count_nonzero((now == wanted_here) & changed))
         back += int(np.count_nonzero((now == before) & changed))
-    wanted = [(both, a, b) for both, a, b in _overlaps(prediction, target, classes, overlapping) if b]
-    kept = [(both, a, b) for both, a, b in _overlaps(prediction, clean, classes, overlapping) if b]
+    wanted = [(both, a, b) for both, a, b in _overlaps(prediction, target, classes) if b]
+    kept = [(both, a, b) for both, a, b in _overlaps(prediction, clean, classes) if b]
     return Reach(
         target_iou=mean([both / (a + b - both) for both, a, b in wanted], Reason.TARGET_HAS_NO_FOREGROUND),
         hit_rate=ratio(hits, must, Reason.NOTHING_TO_CHANGE),
@@ -210,50 +149,55 @@ def reach(prediction: Labels, target: Labels, clean: Labels, *, classes: int, ov
     )
 
 
-def _overlaps(one: Labels, other: Labels, classes: int, overlapping: bool) -> list[tuple[int, int, int]]:
-    """For each foreground class or region: voxels that both have, that `one` has, that `other` has."""
-    if overlapping:
-        return [(int((a & b).sum()), int(a.sum()), int(b.sum())) for a, b in zip(one, other, strict=True)]
-    joint = _joint_counts(one, other, classes)
-    rows, columns = joint.sum(axis=1), joint.sum(axis=0)
-    return [(int(joint[n, n]), int(rows[n]), int(columns[n])) for n in range(1, classes)]
+def _overlaps(one: Labels, other: Labels, classes: Classes) -> list[tuple[int, int, int]]:
+    """For each foreground class: voxels that both have, that `one` has, that `other` has."""
+    tables = [_joint_counts(*maps, classes.values) for maps in zip(one, other, strict=True)]
+    return [
+        (int(table[each.value, each.value]), int(table[each.value].sum()), int(table[:, each.value].sum()))
+        for each in classes.foreground
+        for table in (tables[each.map],)
+    ]
 
 
 # --- masks --------------------------------------------------------------------------------------------------
 
 
-def _blocks(labels: Labels) -> Iterator[Labels]:
+def _blocks(voxels: Map) -> Iterator[Map]:
     """Some planes of the first axis at a time."""
-    planes = max(1, _BLOCK // max(1, labels[0].size))
-    for first in range(0, len(labels), planes):
-        yield labels[first : first + planes]
+    planes = max(1, _BLOCK // max(1, voxels[0].size))
+    for first in range(0, len(voxels), planes):
+        yield voxels[first : first + planes]
 
 
-def _counts(labels: Labels, classes: int) -> NDArray[np.int64]:
-    """Voxels of each class."""
-    return sum((np.bincount(part.ravel(), minlength=classes) for part in _blocks(labels)), np.zeros(classes, np.int64))
+def _blocks_of_all(labels: Labels) -> Iterator[Map]:
+    """Some planes at a time, map after map."""
+    return (block for each in labels for block in _blocks(each))
 
 
-def _joint_counts(rows: Labels, columns: Labels, classes: int) -> NDArray[np.int64]:
-    """(classes, classes): voxels that have class r in `rows` and class c in `columns`."""
-    table = np.zeros(classes * classes, dtype=np.int64)
+def _counts(voxels: Map, values: int) -> NDArray[np.int64]:
+    """Voxels of each number in [0, values)."""
+    return sum((np.bincount(part.ravel(), minlength=values) for part in _blocks(voxels)), np.zeros(values, np.int64))
+
+
+def _joint_counts(rows: Map, columns: Map, values: int) -> NDArray[np.int64]:
+    """(values, values): voxels that have the number r in `rows` and c in `columns`."""
+    table = np.zeros(values * values, dtype=np.int64)
     for r, c in zip(_blocks(rows), _blocks(columns), strict=True):
-        table += np.bincount((r.astype(np.int64) * classes + c).ravel(), minlength=classes * classes)
-    return table.reshape(classes, classes)
+        table += np.bincount((r.astype(np.int64) * values + c).ravel(), minlength=values * values)
+    return table.reshape(values, values)
 
 
-def _places(labels: Labels, classes: int) -> list[Box | None]:
-    """For each class but the background the smallest box around its voxels; None where there are none."""
+def _places(voxels: Map, values: int) -> list[Box | None]:
+    """For each number above 0 the smallest box around its voxels; None where there are none."""
     from scipy import ndimage
 
-    return list(ndimage.find_objects(labels, max_label=classes - 1)) if classes > 1 else []
+    return list(ndimage.find_objects(voxels, max_label=values - 1)) if values > 1 else []
 
 
 def _class_agreement(
-    index: int,
-    name: str,
-    prediction: Labels,
-    target: Labels,
+    wanted: Foreground,
+    prediction: Map,
+    target: Map,
     places: Sequence[Box | None],
     *,
     voxels: Voxels,
@@ -266,6 +210,7 @@ def _class_agreement(
     0, and has no distance (`one_empty`), so that whoever averages distances sees that one is missing.
 
     Args:
+        prediction, target: (I, J, K), the map that it is in.
         places: where it is in both masks.
     """
     total = voxels.target + voxels.prediction
@@ -276,12 +221,12 @@ def _class_agreement(
         hd95, nsd = undefined(Reason.ONE_EMPTY), defined(0.0)
     else:
         box = tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
-        drawn, wanted = (labels[box] == index for labels in (prediction, target))
-        found = surface_metrics(drawn, wanted, spacing, flat=[size == 1 for size in target.shape])
+        masks = [each[box] == wanted.value for each in (prediction, target)]
+        found = surface_metrics(masks[0], masks[1], spacing, flat=[size == 1 for size in target.shape])
         hd95, nsd = (defined(value) for value in found)
     return ClassAgreement(
-        index=index,
-        name=name,
+        index=wanted.index,
+        name=wanted.name,
         iou=ratio(overlap, total - overlap, Reason.BOTH_EMPTY),
         dice=ratio(2 * overlap, total, Reason.BOTH_EMPTY),
         hd95_mm=hd95,
@@ -311,18 +256,9 @@ class _Pieces:
 
     @staticmethod
     def of(prediction: Labels, target: Labels, clean: Labels) -> _Pieces:
-        from scipy import ndimage
-
-        changed = target != clean
-        (box,) = ndimage.find_objects(changed.view(np.uint8), max_label=1)
-        if box is None:
-            return _Pieces(*np.zeros((2, 0), np.int64))
-        pieces, count = ndimage.label(changed[box], structure=np.ones((3, 3, 3)))
-        voxels, hits = np.zeros((2, count + 1), np.int64)
-        for part, now, wanted in zip(*map(_blocks, (pieces, prediction[box], target[box])), strict=True):
-            voxels += np.bincount(part.ravel(), minlength=count + 1)
-            hits += np.bincount(part[now == wanted], minlength=count + 1)
-        return _Pieces(voxels[1:], hits[1:])
+        """Of all maps: a piece lies in one of them."""
+        counts = [_count_pieces(*maps) for maps in zip(prediction, target, clean, strict=True)]
+        return _Pieces(*(np.concatenate(each) for each in zip(*counts, strict=True)))
 
     def largest(self, spacing: Sequence[float]) -> Components:
         """`count` of all pieces, and the `largest` ones, largest first: `voxels`, `volume_mm3`, `hit_rate`.
@@ -341,3 +277,19 @@ class _Pieces:
                 for n in np.argsort(-self.voxels, kind="stable")[:LARGEST_COMPONENTS]
             ),
         )
+
+
+def _count_pieces(prediction: Map, target: Map, clean: Map) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of one map: voxels and hits of each piece."""
+    from scipy import ndimage
+
+    changed = target != clean
+    (box,) = ndimage.find_objects(changed.view(np.uint8), max_label=1)
+    if box is None:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    pieces, count = ndimage.label(changed[box], structure=np.ones((3, 3, 3)))
+    voxels, hits = np.zeros((2, count + 1), np.int64)
+    for part, now, wanted in zip(*map(_blocks, (pieces, prediction[box], target[box])), strict=True):
+        voxels += np.bincount(part.ravel(), minlength=count + 1)
+        hits += np.bincount(part[now == wanted], minlength=count + 1)
+    return voxels[1:], hits[1:]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mafl_cli.classes import Classes
 from mafl_cli.config import Activation, Precision
 from mafl_cli.errors import ModelError
 from mafl_cli.network.card import ModelCard, read_taps
@@ -23,10 +25,7 @@ from mafl_cli.network.segmenter import Segmenter
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a report says about a model. `assumptions` are sentences about what nobody stated.
-
-    classes: names by index, background first; of the regions alone when they may overlap.
-    """
+    """What a report says about a model. `assumptions` are sentences about what nobody stated."""
 
     name: str
     sha256: str
@@ -34,14 +33,22 @@ class ModelInfo:
     dims: int
     channels: tuple[str, ...]
     orientation: str
-    classes: tuple[str, ...]
-    overlapping: bool
+    classes: Classes
     activation: Activation
     intensity: Intensity
     divisor: int
     taps: tuple[Tap, ...]
     card: str | None
     assumptions: tuple[str, ...]
+
+    def facts(self) -> dict[str, Any]:
+        """As reports have it: `classes` are their names, and `overlapping` stands beside them."""
+        facts: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            facts[name] = value
+            if name == "classes":
+                facts |= {"classes": self.classes.names, "overlapping": self.classes.overlapping}
+        return facts | {"intensity": dict(self.intensity.facts())}
 
 
 def load(
@@ -110,11 +117,11 @@ def describe(
             f"activation: not stated, {activation} because the output has {kinds}"
             + (", each a probability of its own" if overlapping else "")
         )
-    names = _class_names(card, count, overlapping, name)
+    classes = _classes(card, count, overlapping, name)
     if card.classes is None:
         numbered = "regions are numbered" if overlapping else "0 is taken for background"
         said.append(f"classes: not stated, {numbered}")
-    card = replace(card, dims=dims, divisor=divisor, activation=activation, classes=names)
+    card = replace(card, dims=dims, divisor=divisor, activation=activation, classes=classes.names)
     if _check(segmenter, textured):
         said.append(
             "graph: the network decides by the values of its input; every prediction is compared with the file's"
@@ -131,8 +138,7 @@ def describe(
         dims=dims,
         channels=card.channels or tuple(f"channel {index}" for index in range(channels)),
         orientation=card.orientation or "native",
-        classes=names,
-        overlapping=overlapping,
+        classes=classes,
         activation=activation,
         intensity=card.intensity or Intensity(),
         divisor=divisor,
@@ -145,17 +151,17 @@ def describe(
     return segmenter, info, card
 
 
-def _class_names(card: ModelCard, count: int, overlapping: bool, name: str) -> tuple[str, ...]:
-    """Of the classes, or of the regions that may overlap. Raises ModelError if the card names another number."""
+def _classes(card: ModelCard, count: int, overlapping: bool, name: str) -> Classes:
+    """What `count` channels stand for. Raises ModelError if the card names another number of classes."""
     needed = count if overlapping else max(count, 2)
     if card.classes is None:
         if overlapping:
-            return tuple(f"region {index}" for index in range(count))
-        return ("background", *(f"class {index}" for index in range(1, needed)))
+            return Classes(tuple(f"region {index}" for index in range(count)), overlapping=True)
+        return Classes(("background", *(f"class {index}" for index in range(1, needed))))
     if len(card.classes) != needed:
         kind = "regions" if overlapping else "classes"
         raise ModelError(f"{name}: gives {needed} {kind}, its card names {len(card.classes)}.")
-    return card.classes
+    return Classes(card.classes, overlapping)
 
 
 def _said_of_grid(output: Output) -> list[str]:

@@ -61,10 +61,9 @@ def attack_report(
 
 
 def _model(model: ModelInfo) -> Model:
-    facts: dict[str, Any] = {each: getattr(model, each) for each in Model.__dataclass_fields__}
-    intensity: dict[str, Any] = dict(model.intensity.facts())
+    facts = model.facts()
     taps = tuple(Tap(name=tap.name, shape=tuple(tap.shape), weight=tap.weight) for tap in model.taps)
-    return Model(**{**facts, "intensity": Intensity(**intensity), "taps": taps})
+    return Model(**{**facts, "intensity": Intensity(**facts["intensity"]), "taps": taps})
 
 
 def aggregate(cases: Sequence[Case]) -> Aggregate:

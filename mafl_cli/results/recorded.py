@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from mafl_cli.classes import Labels
 from mafl_cli.errors import InputError
 from mafl_cli.names import public_name
 from mafl_cli.results import files
@@ -19,23 +17,22 @@ from mafl_cli.results.read import read_report
 from mafl_cli.results.report import Case, Input, Report
 from mafl_cli.results.run_folders import Place, places
 from mafl_cli.scans import formats, nifti, volume
-from mafl_cli.scans.classes import decoded
 from mafl_cli.scans.forms import require_same_forms, require_same_grid
 from mafl_cli.scans.geometry import require_same_space, same_space
 
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """What a result folder says and holds beside its scans. Labels are (I, J, K), or (R, I, J, K) for regions.
+    """What a result folder says and holds beside its scans. Labels are (M, I, J, K), see `mafl_cli.classes`.
 
     folder: where it lies.
     """
 
     folder: Path
     report: Report
-    prediction_clean: NDArray[np.int64]
-    prediction_adversarial: NDArray[np.int64]
-    target: NDArray[np.int64]
+    prediction_clean: Labels
+    prediction_adversarial: Labels
+    target: Labels
 
     @property
     def case(self) -> Case:
@@ -139,18 +136,16 @@ def read_run(run: Path) -> Pair:
     Raises: as `Source.read`.
     """
     report = read_report(run)
-    case, model = report.case, report.model
+    case, classes = report.case, report.model.drawn
     for file in case.files:
         if not (run / file.name).is_file():
             raise InputError(f"{public_name(run)}: {file.name} is missing; the run is not complete.")
     clean, adversarial = _volumes(run, case.inputs)
-    masks = _label_maps(run, adversarial[0])
-    known = 2 ** len(model.classes) if model.overlapping else len(model.classes)
-    for name, mask in masks.items():
-        if mask.max() >= known:
+    masks = {}
+    for name, codes in _codes(run, adversarial[0]).items():
+        if codes.max() >= classes.codes:
             raise InputError(f"{public_name(run)}: {name} has classes that its {REPORT} does not name.")
-    if model.overlapping:
-        masks = {name: decoded(mask, len(model.classes)) for name, mask in masks.items()}
+        masks[name] = classes.decode(codes)
     recorded = Recorded(
         run,
         report,
@@ -187,9 +182,9 @@ def _volumes(run: Path, inputs: Sequence[Input]) -> tuple[tuple[volume.Volume, .
     return tuple(clean), tuple(changed)
 
 
-def _label_maps(run: Path, like: volume.Volume) -> dict[str, NDArray[np.int64]]:
-    """Target and predictions by file name, on the grid of the scan."""
-    found = {}
+def _codes(run: Path, like: volume.Volume) -> dict[str, Labels]:
+    """Target and predictions by file name as they are written, (I, J, K), on the grid of the scan."""
+    found: dict[str, Labels] = {}
     for name in (PREDICTION_CLEAN, PREDICTION_ADVERSARIAL, TARGET):
         mask = nifti.read_labels(run / name)
         require_same_space(like.name, like.shape, like.affine, name, mask.labels.shape, mask.affine)

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval, Len
 
+from mafl_cli.classes import Classes
 from mafl_cli.codes import Outcome
 from mafl_cli.config import Activation, AttackConfig, Norm, SaveAs, SliceAxisChoice
 from mafl_cli.measure.records import Agreement, Size
@@ -115,6 +116,11 @@ class Model:
     """File name the model's description was read from."""
     assumptions: tuple[str, ...]
     """What nobody stated and mafl assumed."""
+
+    @property
+    def drawn(self) -> Classes:
+        """What the numbers of the run's masks stand for."""
+        return Classes(self.classes, self.overlapping)
 
 
 # --- one case -----------------------------------------------------------------------------------------------------

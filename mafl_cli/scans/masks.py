@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mafl_cli.classes import Classes, Labels
 from mafl_cli.errors import GeometryError, InputError, UsageError
 from mafl_cli.names import is_there, public_name
 from mafl_cli.scans import forms, geometry
-from mafl_cli.scans.classes import decoded
 from mafl_cli.scans.formats import is_dicom
 from mafl_cli.scans.nifti import read_labels
 from mafl_cli.scans.volume import LabelMap, Volume
@@ -28,9 +27,8 @@ from mafl_cli.scans.volume import LabelMap, Volume
 class Target:
     """The mask to reach."""
 
-    labels: NDArray[np.integer[Any]]
-    """(I, J, K), class numbers in [0, num_classes); all 0 asks for an empty prediction. (R, I, J, K), 0 or 1, for
-    regions that may overlap."""
+    labels: Labels
+    """(M, I, J, K); all 0 asks for an empty prediction."""
     files: tuple[Source, ...]
     warnings: tuple[str, ...] = ()
     recipe: str | None = None
@@ -138,53 +136,46 @@ def _counts(labels: NDArray[np.int64]) -> dict[int, int]:
     return {int(label): int(count) for label, count in zip(found, counts, strict=True)}
 
 
-def read_masks(paths: Sequence[Path], like: Volume, names: Sequence[str], masks: Masks, *, overlapping: bool) -> Target:
-    """Masks for a model whose classes, or regions (`overlapping`), have these names; see the two functions below."""
-    return (read_regions if overlapping else read_target)(paths, like, names, masks)
-
-
-def read_target(paths: Sequence[Path], like: Volume, class_names: Sequence[str], masks: Masks) -> Target:
-    """Read a mask file as the target for one image and one model with exclusive classes.
+def read_masks(paths: Sequence[Path], like: Volume, classes: Classes, masks: Masks) -> Target:
+    """Read mask files as the target for one image and one model.
 
     Args:
-        paths: one file.
+        paths: one file with the numbers of classes that exclude each other. For regions that may overlap either one
+            file for each, in the model's order, everything that is not 0 being inside; or one file of codes, see
+            `mafl_cli.classes`: 5 is regions 0 and 2. Of a SEG, segment r + 1 is region r.
         like: the image.
-        class_names: one for each class of the model, background included.
-    Raises: as `Masks.read`; UsageError for several files; InputError for labels the model cannot draw.
+    Raises: as `Masks.read`; UsageError for another number of files; InputError for what the model cannot draw.
     """
+    return (_read_regions if classes.overlapping else _read_classes)(paths, like, classes, masks)
+
+
+def _read_classes(paths: Sequence[Path], like: Volume, classes: Classes, masks: Masks) -> Target:
     if len(paths) > 1:
         gone = [public_name(path) for path in paths if not is_there(path)]
         if gone:
             raise InputError(f"--target: {','.join(gone)} does not exist: check the path.")
         raise UsageError(f"--target: the model's classes exclude each other: give one mask, not {len(paths)}.")
     labels, source, notes = masks.read(paths[0], like)
-    _require_known(source.name, labels, class_names, masks)
-    return Target(labels, (source,), notes)
+    _require_known(source.name, labels, classes.names, masks)
+    return Target(classes.decode(labels), (source,), notes)
 
 
-def read_regions(paths: Sequence[Path], like: Volume, region_names: Sequence[str], masks: Masks) -> Target:
-    """Read the target for a model whose regions may overlap.
-
-    Either one file for each region, in the model's order, everything that is not 0 being inside; or one file of bit
-    codes: region r adds 2 ** r to a voxel, so that 5 is regions 0 and 2. Of a SEG, segment r + 1 is region r.
-
-    Raises: as `Masks.read`; UsageError for another number of files; InputError for codes of unknown regions.
-    """
-    count = len(region_names)
+def _read_regions(paths: Sequence[Path], like: Volume, classes: Classes, masks: Masks) -> Target:
+    count = len(classes)
     if len(paths) not in (1, count):
-        names = ", ".join(region_names)
+        names = ", ".join(classes.names)
         raise UsageError(f"--target: the model draws {count} regions ({names}): give {count} files, or one bit-coded.")
     found = [masks.read(path, like, coded=True) for path in paths]
     files, warnings = tuple(source for _, source, _ in found), [note for _, _, notes in found for note in notes]
     if len(paths) == 1 and count > 1:
         codes, name = found[0][0], files[0].name
-        if codes.max() >= 2**count:
+        if codes.max() >= classes.codes:
             raise InputError(
-                f"{name}: has the code {codes.max()}, {count} regions reach up to {2**count - 1}; "
+                f"{name}: has the code {codes.max()}, {count} regions reach up to {classes.codes - 1}; "
                 "region r adds 2 to the power of r to a voxel: 1, 2, 4, ..."
             )
-        labels = decoded(codes, count)
-        voxels = ", ".join(f"{name} {int(part.sum())}" for name, part in zip(region_names, labels, strict=True))
+        labels = classes.decode(codes)
+        voxels = ", ".join(f"{name} {int(part.sum())}" for name, part in zip(classes.names, labels, strict=True))
         warnings.append(f"{name}: read as bit codes; voxels in {voxels}")
     else:
         labels = np.stack([(each > 0).astype(np.int64) for each, _, _ in found])

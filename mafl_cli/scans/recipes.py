@@ -26,12 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from mafl_cli.classes import Classes, Labels, in_any_map
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.names import is_there, public_name
 from mafl_cli.scans import geometry
 
 Kind = Literal["erase", "shift", "dilate", "erode", "swap", "copy"]
-Labels = NDArray[np.integer[Any]]
+Map = NDArray[np.integer[Any]]
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
 _SPHERE = re.compile(rf":sphere@({_NUMBER}),({_NUMBER}),({_NUMBER}),({_NUMBER})(?:mm)?$")
@@ -123,42 +124,39 @@ def _without_sphere(text: str, kind: str) -> tuple[str, tuple[float, float, floa
     return text[: found.start()], (x, y, z, r)
 
 
-def classes(recipe: Recipe, class_names: Sequence[str], regions: bool) -> list[int]:
+def class_numbers(recipe: Recipe, classes: Classes) -> list[int]:
     """The numbers of the classes that a recipe names. Raises UsageError for one that the model has not."""
-    return [_number(recipe, text, class_names, regions) for text in recipe.classes]
+    return [_number(recipe, text, classes) for text in recipe.classes]
 
 
 def follow(
-    recipe: Recipe, prediction: Labels, class_names: Sequence[str], frame: Frame, painted: Labels | None
+    recipe: Recipe, prediction: Labels, classes: Classes, frame: Frame, painted: Labels | None
 ) -> tuple[Labels, str]:
     """The target that a recipe makes, and one line about it.
 
     Args:
-        prediction: (I, J, K) class numbers, or (R, I, J, K), 0 or 1, for regions that may overlap.
-        class_names: of classes, background included, or of regions.
+        prediction: (M, I, J, K).
         painted: for `copy`, the mask's labels, like `prediction`.
     Raises: UsageError for a class the model has not; InputError for one it does not draw, and when nothing changes.
     """
-    regions = prediction.ndim == 4
-    chosen = classes(recipe, class_names, regions)
+    chosen = class_numbers(recipe, classes)
     for index in chosen:
-        there = prediction[index] if regions else prediction == index
-        if not there.any():
+        if not classes.mask(prediction, index).any():
             raise InputError(
-                f"--target {recipe.text}: the model draws no voxel of class {_shown(index, class_names)} in the clean "
-                "scan, so there is nothing to change."
+                f"--target {recipe.text}: the model draws no voxel of class {index} ({classes.names[index]}) in the "
+                "clean scan, so there is nothing to change."
             )
     if recipe.kind == "copy":
         assert painted is not None
-        wanted = np.maximum(prediction, painted) if regions else np.where(painted > 0, painted, prediction)
+        wanted = np.where(painted > 0, painted, prediction)
         note = f"{int((painted > 0).sum())} labelled voxels painted over the prediction"
     elif recipe.kind == "swap":
-        wanted, note = _swapped(prediction, chosen, regions), "swapped"
+        wanted, note = classes.swapped(prediction, *chosen), "swapped"
     else:
-        wanted, note = _changed(recipe, prediction, chosen[0], frame, regions)
+        wanted, note = _changed(recipe, prediction, classes, chosen[0], frame)
     if recipe.sphere is not None:
         wanted = np.where(_inside(prediction.shape[-3:], frame.affine, recipe.sphere), wanted, prediction)
-    differs = (wanted != prediction).any(axis=0) if regions else wanted != prediction
+    differs = in_any_map(wanted != prediction)
     if not differs.any():
         where = " inside the sphere" if recipe.sphere is not None else ""
         raise InputError(f"--target {recipe.text}: changes no voxel{where}: the target is the clean prediction.")
@@ -166,19 +164,19 @@ def follow(
     return wanted.astype(prediction.dtype), note
 
 
-def _changed(recipe: Recipe, prediction: Labels, index: int, frame: Frame, regions: bool) -> tuple[Labels, str]:
+def _changed(recipe: Recipe, prediction: Labels, classes: Classes, index: int, frame: Frame) -> tuple[Labels, str]:
     """What erase, shift, dilate and erode make of one class."""
-    there = prediction[index].astype(bool) if regions else prediction == index
+    there = classes.mask(prediction, index)
     after, note = _MOVES[recipe.kind](there, recipe.mm, frame)
-    wanted = prediction.copy()
-    if regions:
-        wanted[index] = after
-        return wanted, note
+    number, value = classes.place(index)
+    wanted, before = prediction.copy(), prediction[number]
     gone = there & ~after
-    if gone.any():
+    if classes.values == 2:  # Beside the class there is background alone.
+        wanted[number][gone] = 0
+    elif gone.any():
         fill = _nearest_other if recipe.kind == "erode" else _surroundings
-        wanted[gone] = fill(prediction, there, frame)[gone]
-    wanted[after] = index
+        wanted[number][gone] = fill(before, there, frame)[gone]
+    wanted[number][after] = value
     return wanted, note
 
 
@@ -218,7 +216,7 @@ _Move = Callable[[NDArray[np.bool_], tuple[float, ...], Frame], tuple[NDArray[np
 _MOVES: dict[str, _Move] = {"erase": _erased, "shift": _shifted, "dilate": _dilated, "erode": _eroded}
 
 
-def _surroundings(prediction: Labels, there: NDArray[np.bool_], frame: Frame) -> Labels:
+def _surroundings(prediction: Map, there: NDArray[np.bool_], frame: Frame) -> Map:
     """For each connected part (by faces) the class that most of the voxels around it have; background if none."""
     parts, _ = ndimage.label(there)
     filled = np.zeros_like(prediction)
@@ -231,7 +229,7 @@ def _surroundings(prediction: Labels, there: NDArray[np.bool_], frame: Frame) ->
     return filled
 
 
-def _nearest_other(prediction: Labels, there: NDArray[np.bool_], frame: Frame) -> Labels:
+def _nearest_other(prediction: Map, there: NDArray[np.bool_], frame: Frame) -> Map:
     """The class of the nearest voxel that is not there; of several at one distance, the lowest class."""
     filled, best = np.zeros_like(prediction), np.full(prediction.shape, np.inf)
     for index in np.unique(prediction[~there]).tolist():
@@ -239,16 +237,6 @@ def _nearest_other(prediction: Labels, there: NDArray[np.bool_], frame: Frame) -
         nearer = away < best - _SAME
         filled[nearer], best[nearer] = index, away[nearer]
     return filled
-
-
-def _swapped(prediction: Labels, chosen: Sequence[int], regions: bool) -> Labels:
-    first, second = chosen
-    wanted: Labels = prediction.copy()
-    if regions:
-        wanted[first], wanted[second] = prediction[second], prediction[first]
-    else:
-        wanted[prediction == first], wanted[prediction == second] = second, first
-    return wanted
 
 
 def _inside(
@@ -272,21 +260,17 @@ def _inside(
     return inside
 
 
-def _number(recipe: Recipe, text: str, class_names: Sequence[str], regions: bool) -> int:
-    if text in class_names:
-        index = list(class_names).index(text)
-    elif text.isdecimal() and int(text) < len(class_names):
+def _number(recipe: Recipe, text: str, classes: Classes) -> int:
+    if text in classes.names:
+        index = classes.names.index(text)
+    elif text.isdecimal() and int(text) < len(classes):
         index = int(text)
     else:
-        there = ", ".join(f"{number} {name}" for number, name in enumerate(class_names))
+        there = ", ".join(f"{number} {name}" for number, name in enumerate(classes.names))
         raise UsageError(f"--target {recipe.text}: the model has no class {text!r}; it has {there}.")
-    if index == 0 and not regions and recipe.kind != "swap":
+    if classes.is_background(index) and recipe.kind != "swap":
         raise UsageError(f"--target {recipe.text}: class 0 is the background; name what is to change.")
     return index
-
-
-def _shown(index: int, class_names: Sequence[str]) -> str:
-    return f"{index} ({class_names[index]})"
 
 
 def _lengths(text: str) -> tuple[float, ...] | None:

@@ -15,7 +15,6 @@ from mafl_cli.results import files, folder, read
 from mafl_cli.results.recorded import Source, distinct, of_runs, read_run
 from mafl_cli.results.report import Case, Report
 from mafl_cli.scans import nifti
-from mafl_cli.scans.classes import code_names, coded
 from mafl_cli.show import display, figure, page, planes, viewers
 from mafl_cli.system.records import plain
 
@@ -150,9 +149,10 @@ class _Shown:
         pair = read_run(self.run)
         assert pair.recorded is not None
         recorded, adversarial = pair.recorded, pair.adversarial[self.index]
-        masks = {name: getattr(recorded, name) for name in ("prediction_clean", "prediction_adversarial", "target")}
-        if recorded.report.model.overlapping:
-            masks = {name: coded(mask) for name, mask in masks.items()}
+        encode = recorded.report.model.drawn.encode
+        masks = {
+            name: encode(getattr(recorded, name)) for name in ("prediction_clean", "prediction_adversarial", "target")
+        }
         return {
             "clean": pair.clean[self.index].data,
             "adversarial": adversarial.data,
@@ -189,9 +189,9 @@ def view(run: Path, viewer: viewers.Viewer, *, overwrite: bool) -> str:
 
 
 def _named_labels(run: Path, said: Report) -> dict[int, str]:
-    """Names of the labels above 0: of every class, but of bit codes only those that occur, for they are many."""
+    """Names of the codes above 0: of every class, but of sets of regions only those that occur, for they are many."""
     names = dict(enumerate(_label_names(said)))
-    if said.model.overlapping:
+    if said.model.drawn.maps > 1:
         masks = (files.PREDICTION_CLEAN, files.PREDICTION_ADVERSARIAL, files.TARGET)
         used = {int(code) for name in masks for code in np.unique(nifti.read_labels(run / name).labels)}
         names = {code: names[code] for code in sorted(used)}
@@ -206,13 +206,13 @@ def _most_changed(case: Case) -> int:
 
 
 def _label_names(said: Report) -> Sequence[str]:
-    """What each number in the run's masks stands for: the classes, or what regions its bit code has."""
-    names = said.model.classes
-    if said.model.overlapping and len(names) > _MOST_REGIONS:
+    """What each number in the run's masks stands for. Raises InputError for too many regions that may overlap."""
+    classes = said.model.drawn
+    if classes.maps > _MOST_REGIONS:
         raise InputError(
-            f"{said.case.case_id}: has {len(names)} regions that may overlap; up to {_MOST_REGIONS} can be shown."
+            f"{said.case.case_id}: has {classes.maps} regions that may overlap; up to {_MOST_REGIONS} can be shown."
         )
-    return code_names(names) if said.model.overlapping else names
+    return classes.code_names()
 
 
 def _title(case: Case) -> str:

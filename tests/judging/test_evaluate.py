@@ -19,6 +19,7 @@ from dicoms import write_ct
 from evaluations import require_fits
 from typer.testing import Result
 
+from mafl_cli.classes import Classes
 from mafl_cli.codes import Outcome
 from mafl_cli.judging.transforms import parse
 from mafl_cli.measure import agreement
@@ -379,7 +380,8 @@ def test_transforms_are_applied_to_both_scans_and_only_these_are_left(work: Path
         changed = transform(load(work / "fooled" / "adversarial.nii.gz"), 2)
         labels = network(torch.from_numpy(np.moveaxis(changed, 2, 0))[:, None]).argmax(dim=1).numpy()
         drawn = transform.back(np.moveaxis(labels, 0, 2), 2)
-        expected = agreement.reach(drawn, target.astype(int), clean.astype(int), classes=2, overlapping=False)
+        maps = [each[np.newaxis].astype(int) for each in (drawn, target, clean)]
+        expected = agreement.reach(maps[0], maps[1], maps[2], Classes(("background", "bright")))
         assert said["adversarial"]["target_iou"]["value"] == pytest.approx(expected.target_iou.value, abs=2e-3)
 
 

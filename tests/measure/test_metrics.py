@@ -19,6 +19,7 @@ from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from sklearn.metrics import f1_score, jaccard_score
 
+from mafl_cli.classes import Classes
 from mafl_cli.errors import UsageError
 from mafl_cli.measure import agreement, perturbation
 from mafl_cli.system.records import plain
@@ -44,7 +45,13 @@ def blobs(seed: int, shape: Any = (24, 21, 18), classes: int = 3) -> Any:
 
 def agree(prediction: Any, target: Any, clean: Any = None, *, names: Any = NAMES, spacing: Any = SPACING) -> Any:
     clean = target if clean is None else clean
-    return plain(agreement.agreement(prediction, target, clean, class_names=names, spacing=spacing))
+    return measured((prediction, target, clean), Classes(tuple(names)), spacing)
+
+
+def measured(labels: Any, classes: Classes, spacing: Any = SPACING) -> Any:
+    """labels: prediction, target and clean prediction; of exclusive classes the one map."""
+    prediction, target, clean = (np.asarray(each).reshape(classes.maps, *each.shape[-3:]) for each in labels)
+    return plain(agreement.agreement(prediction, target, clean, classes, spacing=spacing))
 
 
 def measure(clean: Any, adversarial: Any, **changes: Any) -> Any:
@@ -556,8 +563,10 @@ def test_low_frequency_share_of_the_extremes(pattern: Any, share: Any) -> None:
 # --- many predictions of one scan ---------------------------------------------------------------------------
 
 
-def reached_by(prediction: Any, target: Any, clean: Any, classes: Any, *, overlapping: bool = False) -> Any:
-    return plain(agreement.reach(prediction, target, clean, classes=classes, overlapping=overlapping))
+def reached_by(prediction: Any, target: Any, clean: Any, count: int, *, overlapping: bool = False) -> Any:
+    classes = Classes(tuple(str(n) for n in range(count)), overlapping)
+    prediction, target, clean = (each.reshape(classes.maps, *each.shape[-3:]) for each in (prediction, target, clean))
+    return plain(agreement.reach(prediction, target, clean, classes))
 
 
 class_maps = st.tuples(st.integers(1, 3), st.integers(2, 4)).flatmap(
@@ -574,14 +583,14 @@ region_maps = st.integers(1, 3).flatmap(
 @given(class_maps.map(lambda made: (*made, False)) | region_maps.map(lambda made: (*made, True)))
 def test_reach_equals_agreement(made: Any) -> None:
     classes, prediction, target, clean, overlapping = made
-    how = {"names": [str(n) for n in range(classes)], "overlapping": overlapping, "spacing": SPACING}
+    kinds = Classes(tuple(str(n) for n in range(classes)), overlapping)
     found = reached_by(prediction, target, clean, classes, overlapping=overlapping)
-    whole = plain(agreement.agreement_of_masks(prediction, target, clean, **how))
-    kept = plain(agreement.agreement_of_masks(prediction, clean, clean, **how))["target_dice"]
+    whole = measured((prediction, target, clean), kinds)
+    kept = measured((prediction, clean, clean), kinds)["target_dice"]
     assert found["target_iou"] == approximately(whole["target_iou"])
     assert found["hit_rate"] == approximately(whole["hit_rate"])
     assert found["dice_with_clean"]["value"] == approximately(kept["value"])
-    back = plain(agreement.agreement_of_masks(prediction, clean, target, **how))["hit_rate"]
+    back = measured((prediction, clean, target), kinds)["hit_rate"]
     assert found["restored"] == approximately(back)
     json.dumps(found, allow_nan=False)
 
@@ -733,7 +742,7 @@ def test_distances_equal_monai_on_the_whole_volume(kind: Any, spacing: Any) -> N
 @given(label_triples)
 def test_the_short_form_says_what_the_long_one_does(labels: Any) -> None:
     prediction, target, clean = (each.astype(int) for each in labels)
-    short = plain(agreement.reach(prediction, target, clean, classes=3, overlapping=False))
+    short = reached_by(prediction, target, clean, 3)
     long = agree(prediction, target, clean)
     assert short["target_iou"] == long["target_iou"]
     assert short["hit_rate"] == long["hit_rate"]
@@ -744,7 +753,7 @@ def test_the_short_form_says_what_the_long_one_does(labels: Any) -> None:
 @given(small_shapes.flatmap(lambda shape: st.tuples(*[arrays(np.uint8, (2, *shape), elements=st.integers(0, 1))] * 3)))
 def test_the_short_form_of_regions_too(regions: Any) -> None:
     prediction, target, clean = (each.astype(int) for each in regions)
-    short = plain(agreement.reach(prediction, target, clean, classes=2, overlapping=True))
-    long = plain(agreement.agreement_of_regions(prediction, target, clean, region_names=("a", "b"), spacing=SPACING))
+    short = reached_by(prediction, target, clean, 2, overlapping=True)
+    long = measured((prediction, target, clean), Classes(("a", "b"), overlapping=True))
     for key in ("target_iou", "hit_rate"):
         assert short[key]["value"] == long[key]["value"]

@@ -14,6 +14,7 @@ from monai.data import save_net_with_metadata
 from problems import SmallUNet
 from typer.testing import CliRunner
 
+from mafl_cli.classes import Classes
 from mafl_cli.cli.application import app
 from mafl_cli.errors import ModelError
 from mafl_cli.network.bundle import read_bundle
@@ -68,7 +69,7 @@ def test_a_bundle_fills_the_card(tmp_path: Path) -> None:
     assert card.intensity == Intensity(kind="window", min=-57, max=164, clip=(0, 1))
     assert (card.roi, card.overlap, card.blend, card.activation) == ((96, 96, 96), 0.5, "gaussian", "softmax")
     segmenter, info, _ = load(tmp_path / "model.ts", device=torch.device("cpu"), size=lambda dims: (16,) * dims)
-    assert (info.classes, info.card) == (("background", "spleen"), "its bundle")
+    assert (info.classes.names, info.card) == (("background", "spleen"), "its bundle")
     assert segmenter(torch.rand(1, 1, 16, 16, 16)).logits.shape == (1, 2, 16, 16, 16)
 
 
@@ -153,7 +154,7 @@ def test_overlapping_regions_of_a_bundle(tmp_path: Path) -> None:
         postprocessing={"transforms": [{"_target_": "Activationsd", "sigmoid": True}]},
     )
     _, info, _ = load(path, device=torch.device("cpu"), size=lambda dims: (16,) * dims)
-    assert (info.overlapping, info.classes) == (True, ("TC", "WT", "ET"))
+    assert info.classes == Classes(("TC", "WT", "ET"), overlapping=True)
 
 
 @pytest.mark.parametrize(

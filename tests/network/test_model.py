@@ -20,6 +20,7 @@ from monai.networks.nets import SegResNet, UNet
 from problems import SmallUNet
 from torch import Tensor, nn
 
+from mafl_cli.classes import Classes
 from mafl_cli.errors import ModelError, UsageError
 from mafl_cli.network.card import ModelCard, read_taps
 from mafl_cli.network.device import pick_device
@@ -195,7 +196,7 @@ def test_one_logit_becomes_two_classes(tmp_path: Path) -> None:
     segmenter, info = open_model(module, tmp_path)
     x = image(2, 1, 16, 16)
     z, logits = module(x), segmenter(x).logits
-    assert (info.classes, info.activation) == (("background", "class 1"), "sigmoid")
+    assert (info.classes, info.activation) == (Classes(("background", "class 1")), "sigmoid")
     torch.testing.assert_close(logits[:, 1:] - logits[:, :1], z)
     torch.testing.assert_close(torch.softmax(logits, dim=1)[:, 1:], torch.sigmoid(z))
 
@@ -273,7 +274,7 @@ def test_the_values_of_a_weak_network_are_not_mistaken_for_probabilities(tmp_pat
 def test_regions_that_overlap_are_two_classes_each(last: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
     card = ModelCard(activation="sigmoid", classes=("whole", "core", "rim"))
     segmenter, info = open_model(lambda_net(last), tmp_path, card=card)
-    assert (info.overlapping, info.classes) == (True, ("whole", "core", "rim"))
+    assert info.classes == Classes(("whole", "core", "rim"), overlapping=True)
     x = image(2, 1, 16, 16)
     logits = segmenter(x).logits
     assert logits.shape == (2, 2, 3, 16, 16)
@@ -282,11 +283,10 @@ def test_regions_that_overlap_are_two_classes_each(last: Callable[[Tensor], Tens
 
 def test_a_last_sigmoid_over_several_channels_says_that_they_overlap(tmp_path: Path) -> None:
     _, info = open_model(lambda_net(torch.sigmoid), tmp_path)
-    assert info.overlapping
-    assert info.classes == ("region 0", "region 1", "region 2")
+    assert info.classes == Classes(("region 0", "region 1", "region 2"), overlapping=True)
     assert any("each a probability of its own" in sentence for sentence in info.assumptions)
     exclusive, info = open_model(lambda_net(torch.sigmoid), tmp_path, card=ModelCard(activation="softmax"))
-    assert not info.overlapping
+    assert not info.classes.overlapping
     assert exclusive(image(1, 1, 16, 16)).logits.shape == (1, 3, 16, 16)
 
 
@@ -530,7 +530,7 @@ def test_what_the_card_says_is_taken(tmp_path: Path) -> None:
         "Lesions",
         ("T1",),
         "RAS",
-        ("background", "lesion"),
+        Classes(("background", "lesion")),
     )
     assert (info.intensity, info.divisor, info.card) == (Intensity(kind="minmax"), 4, "net.toml")
 

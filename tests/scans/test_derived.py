@@ -14,11 +14,12 @@ from dicoms import AFFINE, PIXELS, labels, write_ct, write_enhanced
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 
+from mafl_cli.classes import Classes
 from mafl_cli.errors import InputError
 from mafl_cli.scans.dicom import kept, seg, write
 from mafl_cli.scans.dicom.read import read_dicom
 from mafl_cli.scans.geometry import same_space
-from mafl_cli.scans.masks import Masks, read_regions
+from mafl_cli.scans.masks import Masks, read_masks
 
 SLOPES = [1.0, 2, 1, 0.5, 1, 1, 1]
 HOW = "MAFL ADVERSARIAL - NOT FOR CLINICAL USE. Adversarial perturbation by mafl, method mafl."
@@ -249,7 +250,7 @@ def test_overlapping_segments_are_no_label_map(source: Any, tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"mask.dcm: its segments overlap"):
         seg.read_seg(tmp_path / "mask.dcm")
     # For a model whose regions may overlap they are what is wanted.
-    target = read_regions([tmp_path / "mask.dcm"], scan, ("a", "b"), Masks())
+    target = read_masks([tmp_path / "mask.dcm"], scan, Classes(("a", "b"), overlapping=True), Masks())
     np.testing.assert_array_equal(target.labels, both)
 
 

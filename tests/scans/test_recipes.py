@@ -11,19 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
+from mafl_cli.classes import Classes
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.scans.recipes import Frame, Recipe, follow, parse
 
-NAMES = ("background", "liver", "tumour")
+CLASSES = Classes(("background", "liver", "tumour"))
 AFFINE = np.diag([2.0, 1.0, 4.0, 1.0])
 VOLUME = Frame(AFFINE, None)
 SLICES = Frame(AFFINE, 2)
 
 
-def made(text: Any, prediction: Any, frame: Any = VOLUME, names: Any = NAMES, painted: Any = None) -> Any:
+def made(text: Any, prediction: Any, frame: Any = VOLUME, painted: Any = None) -> Any:
+    """prediction, painted: the one map of exclusive classes."""
+    return made_of(text, prediction[np.newaxis], CLASSES, frame, None if painted is None else painted[np.newaxis])[0]
+
+
+def made_of(text: Any, prediction: Any, classes: Classes, frame: Any = VOLUME, painted: Any = None) -> Any:
     recipe = parse(text)
     assert recipe is not None
-    return follow(recipe, prediction, names, frame, painted)[0]
+    return follow(recipe, prediction, classes, frame, painted)[0]
 
 
 def ball(shape: Any = (12, 20, 8), centre: Any = (12, 10, 16), radius: float = 6.0, affine: Any = AFFINE) -> Any:
@@ -112,7 +118,7 @@ def test_shift_is_in_mm_of_the_patient() -> None:
 def test_what_leaves_the_scan_is_counted() -> None:
     prediction = ball(radius=3)
     recipe = parse("shift:1:12,0,0mm")
-    labels, note = follow(recipe, prediction, NAMES, VOLUME, None)
+    labels, note = follow(recipe, prediction[np.newaxis], CLASSES, VOLUME, None)
     assert labels.sum() < prediction.sum()
     assert f"{prediction.sum() - labels.sum()} voxels left the scan" in note
     assert not made("shift:1:500,0,0mm", prediction).any()
@@ -162,13 +168,13 @@ def test_copy_paints_over_the_prediction() -> None:
 def test_regions_are_changed_one_by_one() -> None:
     whole, core = ball(radius=6), ball(radius=2)
     prediction = np.stack([whole, core])
-    names = ("whole", "core")
-    np.testing.assert_array_equal(made("erase:core", prediction, names=names), np.stack([whole, 0 * core]))
-    np.testing.assert_array_equal(made("swap:0,1", prediction, names=names), np.stack([core, whole]))
+    regions = Classes(("whole", "core"), overlapping=True)
+    np.testing.assert_array_equal(made_of("erase:core", prediction, regions), np.stack([whole, 0 * core]))
+    np.testing.assert_array_equal(made_of("swap:0,1", prediction, regions), np.stack([core, whole]))
     mark = np.zeros_like(prediction)
     mark[0, :2] = 1
-    np.testing.assert_array_equal(made("copy:m.nii", prediction, names=names, painted=mark)[1], core)
-    grown = made("dilate:1:2mm", prediction, names=names)
+    np.testing.assert_array_equal(made_of("copy:m.nii", prediction, regions, painted=mark)[1], core)
+    grown = made_of("dilate:1:2mm", prediction, regions)
     np.testing.assert_array_equal(grown[0], whole)
     assert grown[1].sum() > core.sum()
 

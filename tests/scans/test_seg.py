@@ -14,11 +14,12 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
 from mafl_cli.case.inspection import inspect
+from mafl_cli.classes import Classes
 from mafl_cli.errors import InputError
 from mafl_cli.scans.dicom import seg
 from mafl_cli.scans.dicom.read import read_dicom
 from mafl_cli.scans.formats import read_scan
-from mafl_cli.scans.masks import Masks, read_regions
+from mafl_cli.scans.masks import Masks, read_masks
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_what_is_half_one_segment_and_half_another_is_no_overlap(scan: Any, tmp_
     levels[0, 3, 3, 3], levels[1, 3, 3, 3] = 40, 60
     fractional(scan, levels).save_as(tmp_path / "mask.dcm")
     assert everywhere(tmp_path / "mask.dcm", scan)[2:4, 3, 3].tolist() == [1, 2]
-    target = read_regions([tmp_path / "mask.dcm"], scan, ("a", "b"), Masks())
+    target = read_masks([tmp_path / "mask.dcm"], scan, Classes(("a", "b"), overlapping=True), Masks())
     assert target.labels[:, 2:4, 3, 3].tolist() == [[1, 0], [1, 1]]
     levels[0, 2, 3, 3] = 51
     fractional(scan, levels).save_as(tmp_path / "overlap.dcm")

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
+from mafl_cli.classes import Classes
 from mafl_cli.errors import GeometryError, InputError, UsageError
 from mafl_cli.scans.geometry import nearest_labels
-from mafl_cli.scans.masks import Masks, read_regions, read_target
+from mafl_cli.scans.masks import Masks, read_masks
 from mafl_cli.scans.nifti import read_image
 
 SHAPE = (6, 5, 4)
@@ -30,7 +31,7 @@ def save(path: Any, array: Any, affine: Any = AFFINE) -> Any:
 
 
 def read(path: Any, image: Any, *, names: Any = NAMES, **how: Any) -> Any:
-    return read_target([path], image, names, Masks(**how))
+    return read_masks([path], image, Classes(tuple(names)), Masks(**how))
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def image(tmp_path: Path) -> Any:
 )
 def test_reads_labels_on_the_images_grid(tmp_path: Path, image: Any, array: Any) -> None:
     target = read(save(tmp_path / "mask.nii.gz", array), image)
-    np.testing.assert_array_equal(target.labels, array.reshape(SHAPE))
+    np.testing.assert_array_equal(target.labels[0], array.reshape(SHAPE))
     assert target.labels.dtype == np.int64
     (file,) = target.files
     assert file.name == "mask.nii.gz"
@@ -63,7 +64,7 @@ def test_header_rounding_is_no_other_grid(tmp_path: Path, image: Any) -> None:
     moved = AFFINE.copy()
     moved[:3, 3] = 1e-3
     target = read(save(tmp_path / "mask.nii", MASK.astype(np.uint8), moved), image)
-    np.testing.assert_array_equal(target.labels, MASK)
+    np.testing.assert_array_equal(target.labels[0], MASK)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_a_mask_on_another_grid_is_moved_when_asked_to(tmp_path: Path, image: An
     affine[0, 0], affine[0, 3] = 1.8, 0.45  # Two voxels of the image in one, their centres at its quarters.
     target = read(save(tmp_path / "mask.nii", coarse, affine), image, resample=True)
     expected = np.repeat(coarse, 2, axis=0)
-    np.testing.assert_array_equal(target.labels, expected)
+    np.testing.assert_array_equal(target.labels[0], expected)
     assert dict(target.files[0].resampled) == {1: (1, 2), 2: (1, 2)}
     assert target.warnings == ("mask.nii: moved to the grid of scan.nii.gz; voxels: label 1 1 -> 2, label 2 1 -> 2",)
 
@@ -188,9 +189,9 @@ def test_a_mask_of_another_place_is_refused(tmp_path: Path, image: Any) -> None:
 def test_labels_can_be_renamed(tmp_path: Path, image: Any) -> None:
     path = save(tmp_path / "mask.nii", ((MASK == 1) * 255).astype(np.uint8))
     target = read(path, image, label_map={255: 1})
-    np.testing.assert_array_equal(target.labels, MASK == 1)
+    np.testing.assert_array_equal(target.labels[0], MASK == 1)
     swapped = read(save(tmp_path / "both.nii", MASK.astype(np.uint8)), image, label_map={1: 2, 2: 1})
-    np.testing.assert_array_equal(swapped.labels, np.array([0, 2, 1])[MASK])
+    np.testing.assert_array_equal(swapped.labels[0], np.array([0, 2, 1])[MASK])
     with pytest.raises(UsageError, match=r"--label-map: mask.nii has no label 7; it has 0, 255"):
         read(path, image, label_map={7: 1})
 
@@ -199,7 +200,7 @@ def test_regions_are_read_the_same_way(tmp_path: Path, image: Any) -> None:
     moved = AFFINE.copy()
     moved[0, 0], moved[0, 3] = -0.9, 0.9 * 5
     path = save(tmp_path / "mask.nii", np.flip(MASK, 0).astype(np.uint8), moved)
-    target = read_regions([path], image, ("a", "b"), Masks(resample=True))
+    target = read_masks([path], image, Classes(("a", "b"), overlapping=True), Masks(resample=True))
     np.testing.assert_array_equal(target.labels, np.stack([MASK & 1, MASK >> 1]))
 
 
@@ -209,5 +210,5 @@ def test_the_same_voxels_in_another_order_are_no_other_grid(tmp_path: Path, imag
         tmp_path / "mask.nii", apply_orientation(MASK, turn).astype(np.uint8), AFFINE @ inv_ornt_aff(turn, SHAPE)
     )
     target = read(path, image)
-    np.testing.assert_array_equal(target.labels, MASK)
+    np.testing.assert_array_equal(target.labels[0], MASK)
     assert target.files[0].resampled is None

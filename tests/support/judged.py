@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mafl_cli.classes import Classes
 from mafl_cli.codes import Reason
 from mafl_cli.judging import gates, totals, trials
 from mafl_cli.judging.gates import Gate
@@ -51,12 +52,13 @@ def _measured() -> JudgedMetrics:
     target, adversarial = np.roll(clean, 2, axis=0), np.roll(clean, 1, axis=0)
     scan = np.random.default_rng(0).random(SHAPE).astype(np.float32)
     change = np.where(clean != target, np.float32(0.01), np.float32(0))
-    how: Any = {"class_names": NAMES, "spacing": (1, 1, 2)}
+    classes, mm = Classes(NAMES), (1, 1, 2)
+    clean, target, adversarial = (each[np.newaxis] for each in (clean, target, adversarial))
     size = perturbation.size(scan, scan + change, unit=2.0, data_range=None, slice_axis=2, spacing=(1, 1, 2))
     return JudgedMetrics(
-        clean=agreement.agreement(clean, target, clean, **how),
-        post_write=agreement.agreement(adversarial, target, clean, **how),
-        dice_with_clean=agreement.reach(adversarial, target, clean, classes=2, overlapping=False).dice_with_clean,
+        clean=agreement.agreement(clean, target, clean, classes, spacing=mm),
+        post_write=agreement.agreement(adversarial, target, clean, classes, spacing=mm),
+        dice_with_clean=agreement.reach(adversarial, target, clean, classes).dice_with_clean,
         size=size,
         size_per_channel=(size,),
     )

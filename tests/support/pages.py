@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from bodies import case, ras
 
+from mafl_cli.classes import Classes
 from mafl_cli.measure import agreement as metrics
 from mafl_cli.measure import perturbation
 from mafl_cli.show.page import PageCase
@@ -36,12 +37,12 @@ def page_case(
     """A case whose report holds what mafl measures on these arrays."""
     volumes = case(classes=3) if volumes is None else volumes
     affine = ras() if affine is None else affine
-    masks = {key: volumes[key].astype(np.int64) for key in MASKS}
+    masks = {key: volumes[key].astype(np.int64)[np.newaxis] for key in MASKS}
 
     def agreement(key: Any) -> Any:
         return plain(
             metrics.agreement(
-                masks[key], masks["target"], masks["prediction_clean"], class_names=classes, spacing=(0.8, 1.1, 3.0)
+                masks[key], masks["target"], masks["prediction_clean"], Classes(tuple(classes)), spacing=(0.8, 1.1, 3.0)
             )
         )
 
