@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mafl_cli.config import AttackConfig, config_hash
 from mafl_cli.names import stem
 from mafl_cli.results.envelope import NOTICE, SCHEMA_VERSION, TOOL, Environment
+from mafl_cli.results.quantities import QUANTITIES, Quantity, value_of
 from mafl_cli.results.report import (
     Aggregate,
     Case,
@@ -68,33 +69,25 @@ def _model(model: ModelInfo) -> Model:
 
 def aggregate(cases: Sequence[Case]) -> Aggregate:
     """Counts, and mean, median and worst of the headline numbers over the cases where they are defined."""
-    numbers = {}
-    for name, pick, worst in _HEADLINES:
-        values = [value for case in cases if (value := pick(case)) is not None]
-        numbers[name] = Summary(
-            n=len(values),
-            mean=statistics.fmean(values) if values else None,
-            median=statistics.median(values) if values else None,
-            worst=worst(values) if values else None,
-        )
     return Aggregate(
         cases=len(cases),
         ok=len(cases),
         failed=0,
         goal_reached=sum(case.attack.goal_reached for case in cases),
-        metrics=numbers,
+        metrics={name: _summary(QUANTITIES[name], cases) for name in _HEADLINES},
     )
 
 
-# "Worst" is said from the attacker's side: the target missed most, the change seen most.
-_HEADLINES: tuple[tuple[str, Callable[[Case], float | None], Callable[[Sequence[float]], float]], ...] = (
-    ("target_iou", lambda case: case.metrics.post_write.target_iou.value, min),
-    ("hit_rate", lambda case: case.metrics.post_write.hit_rate.value, min),
-    ("l2_model", lambda case: case.metrics.size.l2.model, max),
-    ("linf_model", lambda case: case.metrics.size.linf.model, max),
-    ("psnr_db", lambda case: case.metrics.size.psnr_db.value, min),
-    ("ssim", lambda case: case.metrics.size.ssim.mean.value, min),
-)
+_HEADLINES = ("target_iou", "hit_rate", "l2_model", "linf_model", "psnr_db", "ssim")
+
+
+def _summary(quantity: Quantity, cases: Sequence[Case]) -> Summary:
+    """Worst is said from the attacker's side: the target missed most, the change seen most."""
+    values = [value for case in cases if (value := value_of(quantity.of_attack(case))) is not None]
+    if not values:
+        return Summary(n=0, mean=None, median=None, worst=None)
+    worst = max(values) if quantity.better == "lower" else min(values)
+    return Summary(n=len(values), mean=statistics.fmean(values), median=statistics.median(values), worst=worst)
 
 
 def case_id(name: str) -> str:

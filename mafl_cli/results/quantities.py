@@ -8,7 +8,7 @@ evaluation at once; a card, a page or the table of a batch chooses by name what 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -76,13 +76,14 @@ class Quantity:
         return f"{low:g} or more" if math.isinf(high) else f"{low:g} to {high:g}"
 
     @property
-    def place(self) -> str:
+    def place(self) -> str | None:
         """Where a case in the report of an attack has it, as "metrics.post_write.target_iou".
 
-        Raises ValueError for what is computed, or is not there.
+        None for what is computed, and for what is not there.
         """
-        found: Any = self.of_attack(_Place())  # type: ignore[arg-type]
-        return str(found)
+        case: Any = _Place()
+        found: Any = None if self.read.attack is None else self.read.attack(case)
+        return ".".join(found.names) if isinstance(found, _Place) else None
 
     def shown(self, value: float | None) -> str:
         """A value as tables have it; "-" where it is undefined."""
@@ -97,13 +98,13 @@ class _Place:
     """Stands for a record, and notes which of its fields is asked for."""
 
     def __init__(self, *names: str) -> None:
-        self._names = names
+        self.names = names
 
     def __getattr__(self, name: str) -> _Place:
-        return _Place(*self._names, name)
+        return _Place(*self.names, name)
 
-    def __str__(self) -> str:
-        return ".".join(self._names)
+    def __iter__(self) -> Iterator[_Place]:
+        return iter(())
 
 
 def value_of(number: Number) -> float | None:

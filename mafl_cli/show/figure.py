@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from mafl_cli.errors import UsageError, cannot_be_written
 from mafl_cli.names import public_name
+from mafl_cli.results.report import Trace
 from mafl_cli.scans.geometry import Affine, spacing
 from mafl_cli.show import plots
 from mafl_cli.show.choice import Look, Slice, change_per_slice, choose, count_per_slice
@@ -50,7 +51,7 @@ def panel(
     path: Path,
     rows: int = 3,
     window: tuple[float, float] | None = None,
-    trace: Mapping[str, Sequence[float | None]] | None = None,
+    trace: Trace | None = None,
 ) -> list[int]:
     """Draw the slices that changed most, one a row, and what was changed and how it was found; write the picture.
 
@@ -127,7 +128,7 @@ def _draw(
     slices: Sequence[Slice],
     look: Look,
     change: plots.Change,
-    trace: Mapping[str, Sequence[float | None]] | None,
+    trace: Trace | None,
     class_names: Sequence[str],
     title: str,
 ) -> Figure:

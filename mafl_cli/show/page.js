@@ -57,6 +57,16 @@
     return node;
   }
 
+  // How the table of quantities has them printed.
+  const FORMS = { ".4f": share, ".5f": share, ".2f": fixed(2), ".4g": significant, "d": count };
+
+  // A quantity by its name.
+  function quantity(report, name, after = "") {
+    const { place, form } = data.quantities[name];
+    return number(report, place, FORMS[form], after);
+  }
+  const titled = (name) => data.quantities[name].title.replace(/^./, (letter) => letter.toUpperCase());
+
   // --- tables ----------------------------------------------------------------------------------------------------
 
   function table(caption, heads, rows, options = {}) {
@@ -120,9 +130,9 @@
       at(report, `${size}.data_range.rule`));
     const worst = at(report, `${size}.ssim.worst.slice`);
     const rows = [
-      ["L2", number(report, `${size}.l2.native`, significant, ` ${unit}`), number(report, `${size}.l2.model`),
+      ["L2", quantity(report, "l2_native", ` ${unit}`), quantity(report, "l2_model"),
         "Length of the whole change: root of the sum of squares over all voxels."],
-      ["Linf", number(report, `${size}.linf.native`, significant, ` ${unit}`), number(report, `${size}.linf.model`),
+      ["Linf", quantity(report, "linf_native", ` ${unit}`), quantity(report, "linf_model"),
         "The largest change of any single voxel."],
       ["Mean change", number(report, `${size}.mean_abs.native`, significant, ` ${unit}`),
         number(report, `${size}.mean_abs.model`), "Mean magnitude over all voxels, the unchanged ones too."],
@@ -130,14 +140,14 @@
         el("small", {}, number(report, `${size}.l0.fraction`, percent), " of the scan, in ",
           number(report, `${size}.changed_slices`, count), " of ", number(report, `${size}.slices`, count), " slices")],
         DASH, "How many voxels differ at all."],
-      ["PSNR", [number(report, `${size}.psnr_db`, fixed(2), " dB"), range()], DASH,
+      ["PSNR", [quantity(report, "psnr_db", " dB"), range()], DASH,
         "Peak signal to noise: higher is a fainter change. It means nothing without its data range."],
-      ["SSIM, mean", number(report, `${size}.ssim.mean`, share), DASH,
+      ["SSIM, mean", quantity(report, "ssim"), DASH,
         "Structural similarity over all slices: 1 is identical."],
-      ["SSIM, worst slice", [number(report, `${size}.ssim.worst`, share),
+      ["SSIM, worst slice", [quantity(report, "ssim_worst"),
         worst === null || worst === undefined ? null : el("small", {}, `slice ${report.space ? "ijk"[report.space.slice_axis.index] : ""} = `,
           number(report, `${size}.ssim.worst.slice`, count))], DASH, "The slice that changed most visibly."],
-      ["Low-frequency share", number(report, `${size}.low_frequency_share`, share), DASH,
+      ["Low-frequency share", quantity(report, "low_frequency_share"), DASH,
         "Share of the change\u2019s energy that is smooth. Smooth changes look like shading, the rest like grain."],
     ];
     return table("How large the change is", ["Measure", "Scan\u2019s units", "Model\u2019s units", "What it says"],
@@ -251,26 +261,27 @@
     return [el("div", { class: `verdict ${reached ? "reached" : "missed"}` }, title,
       el("p", { class: "lead" }, lead), outcome ? el("p", {}, outcome) : null, el("p", {}, sentences.join(" "))),
       el("div", { class: "tiles" },
-        tile("Target IoU", number(report, `${post}.target_iou`, share), ["clean scan ", number(report, "metrics.clean.target_iou", share)]),
-        tile("Hit rate", number(report, `${post}.hit_rate`, share), ["of ", number(report, `${post}.changed_voxels`, count), " voxels"]),
+        tile(titled("target_iou"), quantity(report, "target_iou"), ["clean scan ", quantity(report, "target_iou_clean")]),
+        tile(titled("hit_rate"), quantity(report, "hit_rate"), ["of ", number(report, `${post}.changed_voxels`, count), " voxels"]),
         tile("Collateral", number(report, `${post}.collateral.count`, count), ["voxels"]),
-        tile("Largest change", number(report, `${size}.linf.native`, significant), [unit]),
+        tile("Largest change", quantity(report, "linf_native"), [unit]),
         tile("PSNR", number(report, `${size}.psnr_db`, fixed(1), " dB"), ["range ", number(report, `${size}.data_range.value`)]),
-        tile("SSIM, worst slice", number(report, `${size}.ssim.worst`, share), ["mean ", number(report, `${size}.ssim.mean`, share)]))];
+        tile("SSIM, worst slice", quantity(report, "ssim_worst"), ["mean ", quantity(report, "ssim")]))];
   }
 
   // --- the table of cases ----------------------------------------------------------------------------------------
 
+  const column = (name) => [titled(name), data.quantities[name].place, FORMS[data.quantities[name].form]];
   const COLUMNS = [
     ["Case", (report) => report.case_id],
     ["Goal", (report) => (report.metrics ? (report.attack.goal_reached ? "reached" : "not reached") : "failed")],
-    ["Target IoU", "metrics.post_write.target_iou", share],
-    ["Hit rate", "metrics.post_write.hit_rate", share],
+    column("target_iou"),
+    column("hit_rate"),
     ["Collateral", "metrics.post_write.collateral.count", count],
-    ["L2, model", "metrics.size.l2.model", significant],
-    ["Linf, model", "metrics.size.linf.model", significant],
-    ["PSNR, dB", "metrics.size.psnr_db", fixed(2)],
-    ["SSIM, worst", "metrics.size.ssim.worst", share],
+    column("l2_model"),
+    column("linf_model"),
+    column("psnr_db"),
+    column("ssim_worst"),
   ];
   const sorting = { column: -1, down: false };
 

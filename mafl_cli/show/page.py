@@ -23,10 +23,13 @@ from typing import Any
 from mafl_cli.codes import Outcome, Reason
 from mafl_cli.errors import UsageError, cannot_be_written
 from mafl_cli.names import one_line
-from mafl_cli.results.envelope import NOTICE
+from mafl_cli.results.envelope import NOTICE, Tool
+from mafl_cli.results.quantities import QUANTITIES
+from mafl_cli.results.report import Case, Model, Run
 from mafl_cli.show.planes import PageVolumes, Stack
+from mafl_cli.system.records import plain
 
-__all__ = ["PageCase", "PageVolumes", "write"]
+__all__ = ["PageCase", "PageVolumes", "Unread", "write"]
 
 _FILES = Path(__file__).parent
 _MB = 1_000_000
@@ -38,14 +41,21 @@ _RESERVE = 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unread:
+    """A case whose results cannot be read. error: why, as a sentence."""
+
+    case_id: str
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PageCase:
     """What the page says about one case, from its report, and how to come by what it shows."""
 
-    report: Mapping[str, Any]
-    """One entry of `cases` in report.json."""
-    model: Mapping[str, Any]
-    run: Mapping[str, Any]
-    tool: Mapping[str, Any]
+    case: Case | Unread
+    model: Model
+    run: Run
+    tool: Tool
     classes: Sequence[str]
     """Name by label, background first."""
     volumes: Callable[[], PageVolumes]
@@ -75,13 +85,18 @@ def write(
     shared: list[str] = []
     entries: list[dict[str, Any]] = []
     for case in cases:
-        facts = _json({"model": case.model, "run": case.run, "tool": case.tool, "classes": list(case.classes)})
+        facts = _json({"model": case.model, "run": case.run, "tool": case.tool, "classes": case.classes})
         if facts not in shared:
             shared.append(facts)
-        entries.append({"report": case.report, "shared": shared.index(facts), "viewer": None})
+        entries.append({"report": plain(case.case), "shared": shared.index(facts), "viewer": None})
     index = {
         "notice": NOTICE,
         "sentences": {**Outcome.sentences(), **Reason.sentences()},
+        "quantities": {
+            name: {"title": quantity.title, "form": quantity.form, "place": quantity.place}
+            for name, quantity in QUANTITIES.items()
+            if quantity.place is not None
+        },
         "shared": [json.loads(facts) for facts in shared],
         "cases": entries,
         "said": "",
@@ -94,13 +109,13 @@ def write(
     reduced: list[str] = []
     for number, case in enumerate(cases):
         share = max(left // (len(cases) - number), min(left, _LEAST_SHARE))
-        found = _viewer(case.volumes, share, window) if case.report.get("metrics") else None
+        found = _viewer(case.volumes, share, window) if isinstance(case.case, Case) else None
         if found is not None:
             entries[number]["viewer"], planes[number] = found
             left -= _cost(found[0]) + _cost(found[1])
             if found[0]["reduced"]:
                 reduced.append(str(found[0]["reduced"]))
-    said = _said(len(cases), sum(bool(case.report.get("metrics")) for case in cases) - len(planes), reduced)
+    said = _said(len(cases), sum(isinstance(case.case, Case) for case in cases) - len(planes), reduced)
 
     # The size stands on the page, and says itself how many digits it has.
     size = 0
@@ -135,7 +150,7 @@ def _said(cases: int, without: int, reduced: Sequence[str]) -> str:
 
 def _json(value: Any) -> str:
     """Strict JSON in ASCII that no HTML parser can take for markup, whatever stands in its strings."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 

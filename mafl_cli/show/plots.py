@@ -5,13 +5,14 @@ Each draws into axes it is given. Red is the change everywhere, grey the scan or
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mafl_cli.results.report import Trace
 from mafl_cli.show.spectrum import Spectrum, radial_spectrum
 
 if TYPE_CHECKING:
@@ -99,16 +100,16 @@ def draw_spectra(ax: Axes, change: Change, unit: str) -> None:
     _words(ax, f"cycles/mm, up to Nyquist; mean of {slices}", f"power, ({unit})²" if " " in unit else f"power, {unit}²")
 
 
-def draw_trace(ax: Axes, trace: Mapping[str, Sequence[float | None]] | None) -> None:
+def draw_trace(ax: Axes, trace: Trace | None) -> None:
     """Score and share at the goal by step, and on an axis of its own the length of the change.
 
     trace: `attack.trace` of the report; None for a report that has none.
     """
-    if not trace or not trace["step"]:
+    if not trace or not trace.step:
         _say(ax, "no trace in this report" if trace is None else "nothing was attacked")
         return
     steps, score, reached, length = (
-        np.array(trace[key], dtype=np.float64) for key in ("step", "score", "reached", "l2_model")
+        np.array(values, dtype=np.float64) for values in (trace.step, trace.score, trace.reached, trace.l2_model)
     )
     right = ax.twinx()
     right.plot(steps, length, color=_CHANGE, linewidth=1.6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from mafl_cli.results.recorded import Source, distinct, of_runs, read_run
 from mafl_cli.results.report import Case, Report
 from mafl_cli.scans import nifti
 from mafl_cli.show import display, figure, page, planes, viewers
-from mafl_cli.system.records import plain
 
 # A page goes through mail gateways, and most of them stop larger ones.
 MAX_MB = 20.0
@@ -76,7 +75,7 @@ def _drawn(run: Path, window: str | None, rows: int, said: list[str]) -> Callabl
             path=temporary,
             rows=rows,
             window=shown.window(window),
-            trace=plain(shown.case.attack.trace),
+            trace=shown.case.attack.trace,
         )
         said.append(f"slices {', '.join(map(str, slices))}")
 
@@ -92,13 +91,13 @@ def _paged(sources: Sequence[Source], window: str | None, max_mb: float, said: l
     cases = []
     for source, name in zip(sources, names, strict=True):
         report, each = reports.get(source, some), shown.get(source)
-        entry = {"status": "failed", "error": problems[source], "metrics": None} if each is None else plain(each.case)
+        case = page.Unread(case_id=name, error=problems[source]) if each is None else replace(each.case, case_id=name)
         cases.append(
             page.PageCase(
-                report={**entry, "case_id": name},
-                model=plain(report.model),
-                run=plain(report.run),
-                tool=plain(report.tool),
+                case=case,
+                model=report.model,
+                run=report.run,
+                tool=report.tool,
                 classes=_label_names(report),
                 volumes=(each or shown[next(iter(shown))]).volumes,
             )

@@ -21,6 +21,7 @@ from nibabel.affines import apply_affine
 from nibabel.quaternions import angle_axis2mat
 
 from mafl_cli.errors import OutputError, UsageError
+from mafl_cli.results.report import Trace
 from mafl_cli.show import choice
 from mafl_cli.show import figure as figures
 from mafl_cli.show.display import class_colour
@@ -141,14 +142,14 @@ def test_identical_scans_still_have_a_picture(otherwise: Any, chosen: Any) -> No
 # --- the whole picture --------------------------------------------------------------------------------------
 
 
-STEPS = list(range(150))
-TRACE = {
-    "step": STEPS,
-    "loss": [1 / (step + 1) for step in STEPS],
-    "score": [1 - 1 / (step + 1) for step in STEPS],
-    "reached": [float(step > 40) for step in STEPS],
-    "l2_model": [123.4 * step for step in STEPS],
-}
+STEPS = tuple(range(150))
+TRACE = Trace(
+    step=STEPS,
+    loss=tuple(1 / (step + 1) for step in STEPS),
+    score=tuple(1 - 1 / (step + 1) for step in STEPS),
+    reached=tuple(float(step > 40) for step in STEPS),
+    l2_model=tuple(123.4 * step for step in STEPS),
+)
 
 
 def draw(path: Any, volumes: Any = None, affine: Any = None, **changes: Any) -> Any:

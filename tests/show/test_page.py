@@ -8,7 +8,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,8 +16,10 @@ from bodies import ORIENTATIONS, case, noisy, ras, stored_as, stored_slice
 from pages import CLASSES, MASKS, blocks, decoded, page_case
 
 from mafl_cli.errors import OutputError, UsageError
+from mafl_cli.results.quantities import QUANTITIES, Form
 from mafl_cli.show import page
 from mafl_cli.show.slices import oriented_slice
+from mafl_cli.system.records import plain
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)> & \u2028 ' \" </title> {{data}} \udc80"
 
@@ -96,11 +98,26 @@ def test_the_numbers_are_those_of_the_report(tmp_path: Path) -> None:
     first, second = page_case("one"), page_case("two", case(seed=1, classes=3))
     text, _ = write(tmp_path / "a.html", first, second)
     data = blocks(text)["index"]
-    assert [entry["report"] for entry in data["cases"]] == [first.report, second.report]
+    assert [entry["report"] for entry in data["cases"]] == [plain(first.case), plain(second.case)]
     assert data["shared"] == [
-        {"model": first.model, "run": first.run, "tool": first.tool, "classes": list(first.classes)}
+        plain({"model": first.model, "run": first.run, "tool": first.tool, "classes": first.classes})
     ]
     assert data["notice"] in text.split("<main>")[0]
+
+
+def test_the_page_knows_how_every_quantity_is_printed_and_names_no_other(tmp_path: Path) -> None:
+    text, _ = write(tmp_path / "a.html")
+    told = blocks(text)["index"]["quantities"]
+    script = Markup(text).content["script"][-1]
+    (forms,) = re.findall(r"const FORMS = \{(.*?)\};", script)
+    assert set(re.findall(r'"([^"]+)":', forms)) == set(get_args(Form))
+    named = set(re.findall(r'(?:quantity\(report, |column\(|titled\()"(\w+)"', script))
+    assert len(named) > 8
+    assert named <= told.keys() == {name for name, each in QUANTITIES.items() if each.place}
+    for place in (each["place"] for each in told.values()):
+        found = blocks(text)["index"]["cases"][0]["report"]
+        for key in place.split("."):
+            found = found[key]
 
 
 @pytest.mark.parametrize("slice_axis", [0, 1, 2], ids=["sagittal", "coronal", "axial"])
@@ -172,7 +189,7 @@ def test_the_page_does_not_depend_on_how_the_scan_is_stored(tmp_path: Path, numb
     original = page_case(volumes=volumes)
     stored = page_case(volumes=turned, affine=stored_as(orientation, volumes["clean"], affine)[1], slice_axis=new_axis)
     first, second = (
-        blocks(write(tmp_path / "a.html", replace(each, report=original.report))[0]) for each in (original, stored)
+        blocks(write(tmp_path / "a.html", replace(each, case=original.case))[0]) for each in (original, stored)
     )
     # Array indices depend on the storage; all else, the planes included, must not.
     for found in (first, second):
@@ -239,7 +256,7 @@ def test_labels_above_255_come_back(tmp_path: Path) -> None:
 
 
 def test_a_case_that_failed_has_its_row(tmp_path: Path) -> None:
-    failed = replace(page_case(), report={"case_id": "bad", "status": "failed", "error": "bad.nii.gz: is damaged."})
+    failed = replace(page_case(), case=page.Unread(case_id="bad", error="bad.nii.gz: is damaged."))
     text, said = write(tmp_path / "a.html", page_case(), failed)
     assert blocks(text)["index"]["cases"][1]["viewer"] is None
     assert "every slice" in said

@@ -22,6 +22,7 @@ from matplotlib.image import imread
 from pages import CLASSES, blocks, decoded, page_case
 
 from mafl_cli.show import page
+from mafl_cli.system import records
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -355,7 +356,7 @@ def test_cases_are_sorted_and_chosen_by_click_and_key(opened: Any) -> None:
     def head(n: Any) -> Any:
         return reader.page.locator("#cases thead th").nth(n)
 
-    values = {each.report["case_id"]: each.report["metrics"]["size"]["psnr_db"]["value"] for each in cases}
+    values = {each.case.case_id: records.plain(each.case)["metrics"]["size"]["psnr_db"]["value"] for each in cases}
     assert order() == ["b", "a", "c"]
     head(7).locator("button").click()
     assert order() == sorted(values, key=values.get)

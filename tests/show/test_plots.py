@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from mafl_cli.results.report import Trace
 from mafl_cli.show import plots
 from mafl_cli.show.plots import Change, draw_histogram, draw_spectra, draw_trace
 
-TRACE: Any = {
-    "step": [0, 1, 2],
-    "loss": [1.0, None, 0.2],
-    "score": [0.0, 0.5, 1.0],
-    "reached": [0.0, 0.5, 1.0],
-    "l2_model": [0.0, 4.0, 3.0],
-}
+TRACE = Trace(
+    step=(0, 1, 2),
+    loss=(1.0, None, 0.2),
+    score=(0.0, 0.5, 1.0),
+    reached=(0.0, 0.5, 1.0),
+    l2_model=(0.0, 4.0, 3.0),
+)
 
 
 def axes() -> Any:
@@ -63,7 +64,7 @@ def test_numbers_of_any_size_stand_in_full_at_the_axis(scale: float) -> None:
     found = change()
     ax, course = axes(), axes()
     draw_histogram(ax, replace(found, voxels=found.voxels * np.float32(scale)), "native units")
-    draw_trace(course, {**TRACE, "l2_model": [0.0, 4.0 * scale, 3.0 * scale]})
+    draw_trace(course, replace(TRACE, l2_model=(0.0, 4.0 * scale, 3.0 * scale)))
     for axis in (ax.xaxis, course.figure.axes[1].yaxis):
         axis.figure.canvas.draw()
         labels = [label.get_text() for label in axis.get_ticklabels()]
@@ -100,14 +101,17 @@ def test_the_trace_has_its_length_on_a_second_axis() -> None:
     ax = axes()
     draw_trace(ax, TRACE)
     (right,) = [other for other in ax.figure.axes if other is not ax]
-    np.testing.assert_array_equal(right.lines[0].get_ydata(), TRACE["l2_model"])
-    np.testing.assert_array_equal(ax.lines[0].get_ydata(), TRACE["score"])
-    np.testing.assert_array_equal(ax.lines[1].get_ydata(), TRACE["reached"])
+    np.testing.assert_array_equal(right.lines[0].get_ydata(), TRACE.l2_model)
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), TRACE.score)
+    np.testing.assert_array_equal(ax.lines[1].get_ydata(), TRACE.reached)
 
 
 @pytest.mark.parametrize(
     ("trace", "said"),
-    [(None, "no trace in this report"), ({key: [] for key in TRACE}, "nothing was attacked")],
+    [
+        (None, "no trace in this report"),
+        (Trace(step=(), loss=(), score=(), reached=(), l2_model=()), "nothing was attacked"),
+    ],
 )
 def test_where_there_is_no_trace_the_plot_says_why(trace: Any, said: str) -> None:
     ax = axes()

@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import zlib
+from dataclasses import asdict
 from math import ceil
 from typing import Any
 
@@ -13,11 +14,15 @@ import numpy as np
 from bodies import case, ras
 
 from mafl_cli.classes import Classes
+from mafl_cli.codes import Outcome
+from mafl_cli.config import AttackConfig
 from mafl_cli.measure import agreement as metrics
 from mafl_cli.measure import perturbation
+from mafl_cli.measure.records import Agreement
+from mafl_cli.results import report
+from mafl_cli.results.envelope import Tool
 from mafl_cli.show.page import PageCase
 from mafl_cli.show.planes import PageVolumes
-from mafl_cli.system.records import plain
 
 MASKS = ("prediction_clean", "prediction_adversarial", "target")
 CLASSES = ("background", "liver", "spleen")
@@ -33,81 +38,94 @@ def page_case(
     classes: Any = CLASSES,
     reached: bool = True,
     model: str = "net.ts",
-) -> Any:
+) -> PageCase:
     """A case whose report holds what mafl measures on these arrays."""
     volumes = case(classes=3) if volumes is None else volumes
     affine = ras() if affine is None else affine
     masks = {key: volumes[key].astype(np.int64)[np.newaxis] for key in MASKS}
 
-    def agreement(key: Any) -> Any:
-        return plain(
-            metrics.agreement(
-                masks[key], masks["target"], masks["prediction_clean"], Classes(tuple(classes)), spacing=(0.8, 1.1, 3.0)
-            )
+    def agreement(key: str) -> Agreement:
+        return metrics.agreement(
+            masks[key], masks["target"], masks["prediction_clean"], Classes(tuple(classes)), spacing=(0.8, 1.1, 3.0)
         )
 
-    size = plain(
-        perturbation.size(
-            volumes["clean"],
-            volumes["adversarial"],
-            unit=1000.0,
-            data_range=None,
-            slice_axis=slice_axis,
-            spacing=(1, 1, 1),
-        )
+    size = perturbation.size(
+        volumes["clean"],
+        volumes["adversarial"],
+        unit=1000.0,
+        data_range=None,
+        slice_axis=slice_axis,
+        spacing=(1, 1, 1),
     )
-    report = {
-        "case_id": name,
-        "status": "ok",
-        "error": None,
-        "inputs": [
-            {
-                "channel": "CT",
-                "name": f"{name}.nii.gz",
-                "shape": list(volumes["clean"].shape),
-                "spacing_mm": [0.8, 1.1, 3.0],
-                "axcodes": "RAS",
-                "dtype": "int16",
-                "warnings": [f"{name}.nii.gz: a warning"],
-            }
-        ],
-        "target": {"recipe": None, "files": [{"name": f"{name}-target.nii.gz"}]},
-        "space": {"mode": "2d", "slice_axis": {"index": slice_axis, "name": "axial", "reason": ""}},
-        "attack": {
-            "outcome": "reached" if reached else "step_limit",
-            "goal_reached": reached,
-            "samples": {"kind": "slices", "total": 9, "attacked": 3, "reached": 3 if reached else 1},
-            "passes": {"forward": 1510, "backward": 1450},
-        },
-        "metrics": {
-            "clean": agreement("prediction_clean"),
-            "post_write": agreement("prediction_adversarial"),
-            "size": size,
-            "size_per_channel": [size],
-        },
-    }
+    post = agreement("prediction_adversarial")
+    found = report.Case(
+        case_id=name,
+        status="ok",
+        error=None,
+        inputs=(
+            report.Input(
+                channel="CT", name=f"{name}.nii.gz", format="nifti", sha256="ab" * 32, shape=volumes["clean"].shape,
+                spacing_mm=(0.8, 1.1, 3.0), axcodes="RAS", dtype="int16", warnings=(f"{name}.nii.gz: a warning",),
+            ),
+        ),
+        target=report.Target(
+            recipe=None,
+            files=(report.MaskFile(name=f"{name}-target.nii.gz", sha256="ab" * 32, resampled=None),),
+            voxels={},
+        ),
+        space=report.Space(
+            mode="2d",
+            slice_axis=report.SliceAxis(index=slice_axis, name="axial", reason=""),
+            network_shape=volumes["clean"].shape[:2],
+            native_units_per_model_unit=(1000.0,),
+            data_box_native=((0.0, 1.0),),
+        ),
+        bounds=report.Bounds(
+            eps_native=None, eps_model=None, norm=None, within=None, body_voxels=None, allowed_voxels=None,
+            padding_voxels=(0,),
+        ),
+        attack=report.Attack(
+            outcome=Outcome.REACHED if reached else Outcome.STEP_LIMIT,
+            goal_reached=reached,
+            samples=report.Samples(
+                kind="slices", total=9, attacked=3, reached=3 if reached else 1, not_reached=0 if reached else 2,
+                skipped_constant=0,
+            ),
+            passes=report.Passes(forward=1510, backward=1450),
+        ),
+        metrics=report.Metrics(
+            clean=agreement("prediction_clean"),
+            in_memory=report.InMemory(target_iou=post.target_iou, hit_rate=post.hit_rate, accuracy=post.accuracy),
+            post_write=post,
+            size=size,
+            size_per_channel=(size,),
+        ),
+        quantisation=(),
+        timing_s={},
+        memory=report.Memory(peak_resident_bytes=None, peak_device_bytes=None),
+        files=(),
+    )  # fmt: skip
     return PageCase(
-        report=report,
-        model={
-            "name": model,
-            "sha256": "ab" * 32,
-            "format": "torchscript",
-            "dims": 2,
-            "channels": ["CT"],
-            "orientation": "RAS",
-            "intensity": {"kind": "minmax"},
-            "assumptions": ["the orientation is RAS"],
-        },
-        run={
-            "method": "mafl",
-            "seed": 0,
-            "started": "2026-01-01T00:00:00+00:00",
-            "settings": {"steps": 150, "goal_iou": 0.99, "goal_hit": 0.98, "eps": None},
-        },
-        tool={"name": "mafl", "version": "0.1.0"},
+        case=found,
+        model=report.Model(
+            name=model, sha256="ab" * 32, format="torchscript", dims=2, channels=("CT",), orientation="RAS",
+            classes=tuple(classes), overlapping=False, activation="softmax", intensity=report.Intensity(kind="minmax"),
+            divisor=1, taps=(), card=None, assumptions=("the orientation is RAS",),
+        ),
+        run=report.Run(
+            command="attack",
+            started="2026-01-01T00:00:00+00:00",
+            settings=report.Settings(
+                **asdict(AttackConfig()), mode="2d", slice_axis="auto", save_as="float32", device="auto",
+                precision="float32", spacing=None, roi=None, overlap=None, blend=None, attack_channels=None, tap=None,
+                guide=None, allow_gaps=False, body_only=False, resample_target=False, label_map=None,
+            ),
+            config_hash="sha256:" + "ab" * 32,
+        ),
+        tool=Tool(name="mafl", version="0.1.0"),
         classes=classes,
         volumes=lambda: PageVolumes(**volumes, affine=affine, slice_axis=slice_axis, unit=unit),
-    )
+    )  # fmt: skip
 
 
 def blocks(text: Any) -> Any:
