@@ -94,7 +94,7 @@ def aggregate(work: Path) -> None:
     (out / RUN).write_text(json.dumps(known))
     started = perf_counter()
     whole = tables.aggregate(out)
-    assert whole["aggregate"]["ok"] == 10_000
+    assert whole.aggregate.ok == 10_000
     print(f"aggregate: {perf_counter() - started:.2f} s for 10000 reports")
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 
-from mafl_cli.results import evaluation_report, report
+from mafl_cli.results import batch_report, evaluation_report, report
 from mafl_cli.system import records
 
-KINDS = {report.SCHEMA: report.Report, evaluation_report.SCHEMA: evaluation_report.Evaluation}
+KINDS = {
+    report.SCHEMA: report.Report,
+    evaluation_report.SCHEMA: evaluation_report.Evaluation,
+    batch_report.SCHEMA: batch_report.Batch,
+}
 
 if __name__ == "__main__":
     for path, kind in KINDS.items():

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from mafl_cli.batch import dask_cluster, local, tables
 from mafl_cli.batch.dask_cluster import Cluster
@@ -21,11 +20,12 @@ from mafl_cli.batch.local import Job, Row
 from mafl_cli.case.problem import Say
 from mafl_cli.case.request import AttackRequest
 from mafl_cli.config import config_hash
-from mafl_cli.errors import DiskFullError, Interrupted, MaflError, UsageError
+from mafl_cli.errors import DiskFullError, InputError, Interrupted, MaflError, UsageError
 from mafl_cli.listing.cases import CaseFiles
 from mafl_cli.names import digest, public_name
 from mafl_cli.network.card_file import find_card
 from mafl_cli.results import read
+from mafl_cli.results.batch_report import Batch, CaseList, FailedAttack, Ticket
 from mafl_cli.results.files import FAILED, REPORT, RUN, TARGET, TICKET
 from mafl_cli.results.folder import check_writable, sha256, write_text, written_to
 from mafl_cli.system import interrupts, locks, staging
@@ -66,7 +66,7 @@ def run_batch(
     say: Say,
     on_jobs: Callable[[int], None] = lambda count: None,
     on_row: Callable[[str, Row], None] = lambda case_id, row: None,
-) -> dict[str, Any]:
+) -> Batch:
     """Attack all cases of this part that are not done yet; returns what `batch.tables.aggregate` says then.
 
     on_jobs: called with the number of cases that are left to do. on_row: with the row (see `batch.local.run`) of each.
@@ -104,7 +104,7 @@ def run_batch(
 
 def _attack(request: BatchRequest, jobs: Sequence[Job], on_row: Callable[[str, Row], None]) -> None:
     def done(job: Job, row: Row) -> None:
-        if row["status"] == "failed" and row["error"]["type"] == DiskFullError.__name__:
+        if row.error is not None and row.error.type == DiskFullError.__name__:
             raise DiskFullError(
                 f"{public_name(request.out)}: no space left on the disk; make room: what is finished is kept, and the "
                 "same command goes on from there."
@@ -155,17 +155,12 @@ def _plan(
                 f"{public_name(request.out)}: a file lies where the results of {case.case_id} belong; move it, or "
                 "choose another folder with -o."
             )
-        ticket = {"request": settings, "files": [fingerprint(path) for path in _files(case)]}
+        ticket = Ticket(request=settings, files=tuple(fingerprint(path) for path in _files(case)))
         if case.problem is not None:
-            row = {
-                "status": "failed",
-                "error": {"type": "InputError", "message": case.problem},
-                "said": [],
-                "seconds": 0,
-            }
+            row = Row.failed(InputError.__name__, case.problem)
             _settle(folder, Job(case.case_id, request.attack, ticket), row)
             on_row(case.case_id, row)
-        elif _is_done(folder, ticket, case):
+        elif _is_done(folder, ticket, case, overwrite=request.overwrite):
             # A run that was killed between the two may have left word of an earlier failure.
             (folder / FAILED).unlink(missing_ok=True)
             known += 1
@@ -203,34 +198,43 @@ def fingerprint(path: Path) -> str:
     return hashlib.sha256(said.encode()).hexdigest()
 
 
-def _is_done(folder: Path, ticket: Mapping[str, Any], case: CaseFiles) -> bool:
-    found = read.read_object(folder / TICKET)
-    if found is None or found.get("request") != ticket["request"] or (said := tables.finished(folder)) is None:
+def _is_done(folder: Path, ticket: Ticket, case: CaseFiles, *, overwrite: bool = False) -> bool:
+    """Whether the results of today lie there. Raises UsageError for those of another version, unless `overwrite`."""
+    before = read.read_record(Ticket, folder / TICKET)
+    if before is None or before.request != ticket.request:
         return False
-    entry = said["cases"][0]
+    try:
+        said = read.finished(folder)
+    except read.OtherVersion as exc:
+        if overwrite:
+            return False
+        raise UsageError(f"{exc.problem}: choose another folder, or overwrite the results.") from exc
+    if said is None:
+        return False
+    found = said.case
     # Of a series its folder: a data set may have a million slices.
-    if not all((folder / PurePosixPath(file["name"]).parts[0]).exists() for file in entry["files"]):
+    if not all((folder / PurePosixPath(file.name).parts[0]).exists() for file in found.files):
         return False
-    if found.get("files") == ticket["files"]:
+    if before.files == ticket.files:
         return True
     # Copied or touched: the same bytes are the same files.
-    recorded = [each["sha256"] for each in (*entry["inputs"], *(entry["target"]["files"] if case.targets else ()))]
+    recorded = [each.sha256 for each in found.inputs]
+    recorded += [each.sha256 for each in found.target.files] if case.targets else []
     now = [sha256(path) if path.is_file() else "" for path in (*case.images, *case.targets)]
-    before = found.get("files")
-    return isinstance(before, list) and len(before) == len(ticket["files"]) and not case.guides and recorded == now
+    return len(before.files) == len(ticket.files) and not case.guides and recorded == now
 
 
-def _has_failed(folder: Path, ticket: Mapping[str, Any]) -> bool:
-    found = read.read_object(folder / FAILED)
-    return found is not None and found.get("ticket") == ticket
+def _has_failed(folder: Path, ticket: Ticket) -> bool:
+    found = read.read_record(FailedAttack, folder / FAILED)
+    return found is not None and found.ticket == ticket
 
 
 def _settle(folder: Path, job: Job, row: Row) -> None:
     """Leave word of a failure; of a success the results themselves are word enough."""
-    if row["status"] == "ok":
+    if row.error is None:
         (folder / FAILED).unlink(missing_ok=True)
         return
-    said = {"case_id": job.case_id, "error": row["error"], "ticket": job.ticket}
+    said = FailedAttack(case_id=job.case_id, error=row.error, ticket=job.ticket)
     with written_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / FAILED, to_json(said))
@@ -282,11 +286,11 @@ def _claim(request: BatchRequest, settings: str) -> None:
     if (out / TARGET).exists():
         raise UsageError(f"{public_name(out)}: holds the results of one case; choose another folder with -o.")
     before = read.read_run(out)
-    if before is not None and before["settings"] != settings and not request.overwrite:
+    if before is not None and before.settings != settings and not request.overwrite:
         raise UsageError(
             f"{public_name(out)}: holds results of other settings or another model; choose another folder with -o, "
             "or add --overwrite to make them again."
         )
     ids = [case.case_id for case in request.cases]
-    known = [] if before is None else [each for each in before["cases"] if each not in set(ids)]
-    write_text(path, to_json({"settings": settings, "cases": [*known, *ids]}))
+    known = [] if before is None else [each for each in before.cases if each not in set(ids)]
+    write_text(path, to_json(CaseList(settings=settings, cases=(*known, *ids))))

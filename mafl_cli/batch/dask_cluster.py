@@ -133,7 +133,7 @@ def _row_of(future: Any, job: Job) -> Row:
         return row
     kind = type(future.exception()).__name__
     message = f"{job.case_id}: its worker died each time it was tried ({kind})."
-    return {"status": "failed", "error": {"type": "Crashed", "message": message}, "said": [], "seconds": 0.0}
+    return Row.failed("Crashed", message)
 
 
 @contextmanager

@@ -18,14 +18,29 @@ from dataclasses import dataclass, field, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mafl_cli.case.request import AttackRequest
 from mafl_cli.errors import DiskFullError, MaflError, disk_full, is_disk_full, place_of
+from mafl_cli.results.batch_report import Ticket
+from mafl_cli.results.envelope import Failure
 from mafl_cli.system import interrupts
 from mafl_cli.system.quiet import libraries
 
-Row = dict[str, Any]
+
+@dataclass(frozen=True)
+class Row:
+    """What became of a job. said: lines for the user."""
+
+    status: Literal["ok", "failed"]
+    error: Failure | None
+    said: tuple[str, ...]
+    seconds: float
+
+    @staticmethod
+    def failed(kind: str, message: str, *, said: Sequence[str] = (), seconds: float = 0.0) -> Row:
+        """kind: name of the error's class."""
+        return Row("failed", Failure(type=kind, message=message), tuple(said), round(seconds, 3))
 
 
 @dataclass(frozen=True)
@@ -34,7 +49,7 @@ class Job:
 
     case_id: str
     request: AttackRequest
-    ticket: dict[str, Any]
+    ticket: Ticket
     read_ahead: tuple[Path, ...] = ()
 
 
@@ -49,8 +64,7 @@ def run(
     """Do all jobs, `workers` at a time.
 
     threads: of each worker; None shares the cores out. timeout: seconds that a job may take, None for any.
-    on_row: called in this process, once for each job. A row has "status" ("ok" or "failed"), "error" (None, or "type"
-        and "message"), "said" (lines for the user) and "seconds".
+    on_row: called in this process, once for each job.
     Raises: MaflError when a worker cannot even start. After any error, an interrupt included, no worker is left.
     """
     context = multiprocessing.get_context("spawn")
@@ -74,25 +88,22 @@ def attack_one(job: Job) -> Row:
     said: list[str] = []
     started = time.perf_counter()
 
-    def row(status: str, kind: str | None = None, message: str = "") -> Row:
-        error = None if kind is None else {"type": kind, "message": message}
-        return {"status": status, "error": error, "said": said, "seconds": round(time.perf_counter() - started, 3)}
+    def failed(kind: str, message: str) -> Row:
+        return Row.failed(kind, message, said=said, seconds=time.perf_counter() - started)
 
     try:
         with libraries():
             run_attack(job.request, say=said.append, ticket=job.ticket)
     except MaflError as exc:
-        return row("failed", type(exc).__name__, str(exc))
+        return failed(type(exc).__name__, str(exc))
     except MemoryError:
-        return row("failed", "MemoryError", f"{job.case_id}: the memory of this machine is too small for it.")
+        return failed("MemoryError", f"{job.case_id}: the memory of this machine is too small for it.")
     except Exception as exc:
         if is_disk_full(exc):
-            return row("failed", DiskFullError.__name__, str(disk_full(job.case_id)))
+            return failed(DiskFullError.__name__, str(disk_full(job.case_id)))
         # Not its message: that may quote a header or a path, and logs are passed on.
-        return row(
-            "failed", type(exc).__name__, f"{job.case_id}: internal error ({type(exc).__name__}{place_of(exc)})."
-        )
-    return row("ok")
+        return failed(type(exc).__name__, f"{job.case_id}: internal error ({type(exc).__name__}{place_of(exc)}).")
+    return Row("ok", None, tuple(said), round(time.perf_counter() - started, 3))
 
 
 # --- the parent's side --------------------------------------------------------------------------------------------
@@ -210,8 +221,7 @@ def _ended(worker: _Worker, kind: str, message: str) -> Row:
     if worker.process.is_alive():
         worker.process.kill()
         worker.process.join()
-    error = {"type": kind, "message": f"{worker.job.case_id}: {message}."}
-    return {"status": "failed", "error": error, "said": [], "seconds": round(time.monotonic() - worker.since, 3)}
+    return Row.failed(kind, f"{worker.job.case_id}: {message}.", seconds=time.monotonic() - worker.since)
 
 
 def _cause(code: int) -> str:

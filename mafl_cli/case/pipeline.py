@@ -7,10 +7,9 @@ come last, from the files as they lie on the disk, read again and put through th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
-from typing import Any
 
 import torch
 
@@ -26,6 +25,7 @@ from mafl_cli.field.samples import OfScan
 from mafl_cli.names import public_name
 from mafl_cli.network.device import pick_device
 from mafl_cli.results import assemble, report
+from mafl_cli.results.batch_report import Ticket
 from mafl_cli.results.envelope import SCHEMA_VERSION, TOOL
 from mafl_cli.results.files import PREDICTION_ADVERSARIAL, PREDICTION_CLEAN, REPORT, TARGET, TICKET
 from mafl_cli.results.folder import listed, staged, write_text
@@ -38,7 +38,7 @@ def run_attack(
     say: Say = lambda line: None,
     detail: Say = lambda line: None,
     on_progress: Callable[[Progress], None] | None = None,
-    ticket: Mapping[str, Any] | None = None,
+    ticket: Ticket | None = None,
 ) -> report.Report:
     """Attack one scan, write the result folder, and return the report.
 
@@ -59,7 +59,7 @@ def _run_attack(
     detail: Say,
     on_progress: Callable[[Progress], None] | None,
     names: Callable[[str], str],
-    ticket: Mapping[str, Any] | None,
+    ticket: Ticket | None,
 ) -> report.Report:
     clock = _Clock()
     require_elsewhere(request)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mafl_cli.cli.console import Voice, deliver, progress_of_cases, show_text
 from mafl_cli.errors import GateError, PartialError, UsageError
@@ -11,6 +11,7 @@ from mafl_cli.names import public_name
 
 if TYPE_CHECKING:
     from mafl_cli.batch.batch import BatchRequest
+    from mafl_cli.batch.local import Row
     from mafl_cli.listing.cases import CaseFiles
 
 
@@ -35,13 +36,13 @@ def attack_all(
     seen = {"done": 0}
     with progress_of_cases(voice, "case") as bar:
 
-        def ended(case_id: str, row: Mapping[str, Any]) -> None:
+        def ended(case_id: str, row: Row) -> None:
             seen["done"] += 1
-            what = "done" if row["status"] == "ok" else f"failed: {row['error']['message']}"
-            for line in row["said"]:
+            what = "done" if row.error is None else f"failed: {row.error.message}"
+            for line in row.said:
                 voice.detail(f"{case_id}: {line}", case_id=case_id)
-            facts = {"case_id": case_id, "status": row["status"], "seconds": row["seconds"]}
-            bar.write(lambda: voice.say(f"{case_id}: {what} ({row['seconds']:.1f} s)", **facts))
+            facts = {"case_id": case_id, "status": row.status, "seconds": row.seconds}
+            bar.write(lambda: voice.say(f"{case_id}: {what} ({row.seconds:.1f} s)", **facts))
             bar.show(seen["done"], None)
 
         whole = batch.run_batch(
@@ -51,10 +52,8 @@ def attack_all(
             on_row=ended,
         )
     deliver(whole, tables.format_run(whole), json_file, voice)
-    counts = whole["aggregate"]
-    if counts["failed"]:
-        raise PartialError(f"{counts['failed']} of {counts['cases']} cases failed; failed.txt says why.")
-    if require_success and counts["goal_reached"] < counts["cases"]:
-        raise GateError(
-            f"--require-success: the goal was reached in {counts['goal_reached']} of {counts['cases']} cases."
-        )
+    counts = whole.aggregate
+    if counts.failed:
+        raise PartialError(f"{counts.failed} of {counts.cases} cases failed; failed.txt says why.")
+    if require_success and counts.goal_reached < counts.cases:
+        raise GateError(f"--require-success: the goal was reached in {counts.goal_reached} of {counts.cases} cases.")

@@ -6,18 +6,29 @@ They may come from anybody. What mafl cannot have written is bad input, by name.
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from mafl_cli.errors import InputError
 from mafl_cli.names import one_line, public_name
-from mafl_cli.results.envelope import SCHEMA_VERSION
+from mafl_cli.results.batch_report import CaseList
+from mafl_cli.results.envelope import SCHEMA_VERSION, Failure
 from mafl_cli.results.files import FAILED, REPORT, RUN
 from mafl_cli.results.report import Report, Settings
 from mafl_cli.system import records, staging
 from mafl_cli.system.documents import read_json
 
+Record = TypeVar("Record")
+
 _LONGEST = 1000
 """Characters of why a case failed."""
+
+
+class OtherVersion(InputError):
+    """A report of another version of the schema. problem: that, without what to do about it."""
+
+    def __init__(self, name: str, version: str) -> None:
+        self.problem = f"{name}: is a report of schema {version[:20]}; this mafl reads {SCHEMA_VERSION}"
+        super().__init__(f"{self.problem}: attack the scan again.")
 
 
 def read_report(run: Path) -> Report:
@@ -31,18 +42,33 @@ def read_report(run: Path) -> Report:
         raise InputError(f"{name}: no such run folder; give the -o folder of `mafl attack`.")
     failure = read_failure(run)
     if failure is not None:
-        why = failure["message"].rstrip(".!? ")
+        why = failure.message.rstrip(".!? ")
         raise InputError(f"{why}." if ": " in why else f"{name}: failed when it was attacked: {why}.")
     path = run / REPORT
     if not path.is_file():
         raise InputError(f"{name}: holds no {REPORT}; the run did not finish or is another folder.")
-    name = f"{name}/{REPORT}"
+    return _parsed(path, f"{name}/{REPORT}")
+
+
+def finished(folder: Path) -> Report | None:
+    """The report of a case of a batch; None if there is none, or none that is whole: it is as if it had not been run.
+
+    Raises OtherVersion for a report of another version of the schema.
+    """
+    path = folder / REPORT
+    try:
+        return _parsed(path, f"{public_name(folder)}/{REPORT}") if path.is_file() else None
+    except OtherVersion:
+        raise
+    except InputError:
+        return None
+
+
+def _parsed(path: Path, name: str) -> Report:
     found = read_json(path, name)
     version = found.get("schema_version") if isinstance(found, dict) else None
     if isinstance(version, str) and version != SCHEMA_VERSION:
-        raise InputError(
-            f"{name}: is a report of schema {version[:20]}; this mafl reads {SCHEMA_VERSION}: attack the scan again."
-        )
+        raise OtherVersion(name, version)
     read = records.read(Report, found, f"{name}: is not a report of this mafl")
     missing = sorted(Settings.__dataclass_fields__.keys() - found["run"]["settings"].keys())
     problem = f"run.settings.{missing[0]} is missing" if missing else _problem(read)
@@ -77,35 +103,35 @@ def read_object(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def read_failure(folder: Path) -> dict[str, str] | None:
-    """What a batch wrote of a case that failed: "type" and "message"; None where nothing says that it failed."""
+def read_record(kind: type[Record], path: Path) -> Record | None:
+    """What a file holds of a kind of record; None where there is none that can be read."""
+    try:
+        return records.read(kind, read_json(path), public_name(path))
+    except InputError:
+        return None
+
+
+def read_failure(folder: Path) -> Failure | None:
+    """Why a case of a batch failed; None where nothing says that it did."""
     path = folder / FAILED
     if not path.is_file():
         return None
-    error = (read_object(path) or {}).get("error")
-    if isinstance(error, dict) and all(isinstance(error.get(key), str) for key in ("type", "message")):
-        return {key: one_line(error[key])[:_LONGEST] for key in ("type", "message")}
-    damaged = f"{public_name(folder)}: failed, but its {FAILED} is damaged, so that nobody knows why."
-    return {"type": InputError.__name__, "message": damaged}
+    try:
+        said = records.read(Failure, (read_object(path) or {}).get("error"), FAILED)
+    except InputError:
+        damaged = f"{public_name(folder)}: failed, but its {FAILED} is damaged, so that nobody knows why."
+        return Failure(type=InputError.__name__, message=damaged)
+    return Failure(type=one_line(said.type)[:_LONGEST], message=one_line(said.message)[:_LONGEST])
 
 
-def read_run(run: Path) -> dict[str, Any] | None:
-    """What a batch knows of itself: "settings" and "cases"; None for a folder that is no batch.
-
-    Raises InputError when it cannot be what mafl wrote; a case's name must not lead out of the folder.
-    """
+def read_run(run: Path) -> CaseList | None:
+    """What a batch knows of itself; None for a folder that is no batch. Raises InputError when it is damaged."""
     if not (run / RUN).is_file():
         return None
-    known = read_object(run / RUN)
-    if known is not None and isinstance(known.get("settings"), str) and _are_names(known.get("cases")):
-        return known
-    raise InputError(f"{public_name(run)}/{RUN}: is damaged; delete it, and give the command of the batch again.")
-
-
-def _are_names(cases: object) -> bool:
-    return isinstance(cases, list) and all(
-        isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name for name in cases
-    )
+    known = read_record(CaseList, run / RUN)
+    if known is None:
+        raise InputError(f"{public_name(run)}/{RUN}: is damaged; delete it, and give the command of the batch again.")
+    return known
 
 
 def batch_cases(run: Path) -> list[tuple[str, str | None]] | None:
@@ -117,10 +143,10 @@ def batch_cases(run: Path) -> list[tuple[str, str | None]] | None:
     if known is None:
         return None
     found: list[tuple[str, str | None]] = []
-    for case_id in known["cases"]:
+    for case_id in known.cases:
         failure = read_failure(run / case_id)
         if failure is not None:
-            found.append((case_id, failure["message"]))
+            found.append((case_id, failure.message))
         else:
             there = (run / case_id / REPORT).is_file()
             found.append((case_id, None if there else f"{case_id}: was not attacked yet."))

@@ -20,6 +20,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import nibabel as nib
 import numpy as np
 import pytest
@@ -33,8 +34,10 @@ from mafl_cli.case.request import AttackRequest
 from mafl_cli.cli.reading import read_part
 from mafl_cli.errors import InputError, MaflError
 from mafl_cli.listing.cases import CaseFiles
+from mafl_cli.results import batch_report
+from mafl_cli.results.batch_report import Ticket
 from mafl_cli.results.files import REPORT, TICKET
-from mafl_cli.system import locks, staging
+from mafl_cli.system import locks, records, staging
 
 ROOT = str(Path(__file__).resolve().parents[2])
 ENVIRONMENT = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
@@ -130,16 +133,16 @@ def test_a_process_that_dies_is_a_failed_row_and_its_worker_is_replaced(data: Pa
             [_job(data, tmp_path, "c0", steps=100_000), _job(data, tmp_path, "c2")],
             workers=1, threads=1, timeout=None, on_row=lambda job, row: rows.update({job.case_id: row}),
         )  # fmt: skip
-    assert rows["c0"]["status"] == "failed"
-    assert rows["c0"]["error"]["message"] == "c0: its process ended (SIGKILL, as when memory runs out)."
-    assert rows["c2"]["status"] == "ok"
+    assert rows["c0"].status == "failed"
+    assert rows["c0"].error.message == "c0: its process ended (SIGKILL, as when memory runs out)."
+    assert rows["c2"].status == "ok"
 
 
 def test_a_worker_that_dies_between_two_cases_costs_nothing(data: Path, tmp_path: Path) -> None:
     rows = {}
 
     def ended(job: Job, row: local.Row) -> None:
-        rows[job.case_id] = row["status"]
+        rows[job.case_id] = row.status
         for process in multiprocessing.active_children():
             process.kill()
             process.join()
@@ -174,7 +177,7 @@ def _job(data: Path, out: Path, case_id: str, steps: int = 6) -> Job:
         model=data / "model.ts", images=(data / "scans" / f"{case_id}.nii.gz",), out=out / case_id, device="cpu",
         targets=(data / "masks" / f"{case_id}.nii.gz",), config=preset("mafl", steps=steps, **hard),
     )  # fmt: skip
-    return Job(case_id, request, {})
+    return Job(case_id, request, Ticket(request="", files=()))
 
 
 def test_a_case_that_takes_too_long_has_failed(data: Path, tmp_path: Path) -> None:
@@ -183,8 +186,8 @@ def test_a_case_that_takes_too_long_has_failed(data: Path, tmp_path: Path) -> No
         [_job(data, tmp_path, "c0", steps=1_000_000), _job(data, tmp_path, "c2")],
         workers=1, threads=1, timeout=20, on_row=lambda job, row: rows.update({job.case_id: row}),
     )  # fmt: skip
-    assert rows["c0"]["error"]["message"] == "c0: took longer than 20 s (--case-timeout)."
-    assert rows["c2"]["status"] == "ok"
+    assert rows["c0"].error.message == "c0: took longer than 20 s (--case-timeout)."
+    assert rows["c2"].status == "ok"
 
 
 def test_a_worker_that_is_killed_before_it_has_begun_is_replaced(
@@ -202,7 +205,7 @@ def test_a_worker_that_is_killed_before_it_has_begun_is_replaced(
     rows = {}
     jobs = [_job(data, tmp_path, "c2")]
     local.run(jobs, workers=1, threads=1, timeout=None, on_row=lambda job, row: rows.update({job.case_id: row}))
-    assert (len(hired), rows["c2"]["status"]) == (2, "ok")
+    assert (len(hired), rows["c2"].status) == (2, "ok")
     killed = 100
     hired.clear()
     with pytest.raises(MaflError, match="a worker process ended before it had begun"):
@@ -679,7 +682,41 @@ def test_a_damaged_ticket_is_that_of_no_finished_case(whole: Path, tmp_path: Pat
     folder = Path(shutil.copytree(whole / "c0", tmp_path / "c0"))
     ticket = json.loads((folder / TICKET).read_text())
     (folder / TICKET).write_text(json.dumps({**ticket, "files": files}))
-    assert not batch._is_done(folder, ticket, case)
+    assert not batch._is_done(folder, Ticket(request=ticket["request"], files=tuple(ticket["files"])), case)
+
+
+@pytest.mark.parametrize("damage", ["version", "value"])
+def test_a_report_of_another_version_is_refused_in_one_sentence_and_a_damaged_one_is_made_again(
+    data: Path, whole: Path, tmp_path: Path, damage: str
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    path = out / "c0" / REPORT
+    found = json.loads(path.read_text())
+    if damage == "version":
+        found["schema_version"] = "1.4.0"
+    else:
+        found["cases"][0]["attack"]["outcome"] = "The goal was reached."
+    path.write_text(json.dumps(found))
+    if damage == "version":
+        said = "c0/report.json: is a report of schema 1.4.0; this mafl reads 2.0.0: "
+        result = run(data, out)
+        assert result.exit_code == 2
+        assert said in result.stderr.splitlines()[-1]
+        for command in (("status", out), ("merge", out, "-o", tmp_path / "all")):
+            result = mafl(*command)
+            assert (result.exit_code, result.stderr) == (3, f"mafl: {said}attack the scan again.\n")
+        assert json.loads(path.read_text()) == found
+    result = run(data, out, *(["--overwrite"] if damage == "version" else []))
+    assert result.exit_code == 6, result.stderr
+    assert [line.split(":")[0] for line in result.stderr.splitlines() if ": done" in line] == ["c0"]
+    assert contents(out) == contents(whole)
+
+
+def test_the_report_of_a_batch_is_typed_and_fits_its_schema(whole: Path) -> None:
+    found = json.loads((whole / REPORT).read_text())
+    jsonschema.Draft202012Validator(json.loads(batch_report.SCHEMA.read_text())).validate(found)
+    assert records.plain(records.read(batch_report.Batch, found, REPORT)) == found
 
 
 @pytest.mark.parametrize(

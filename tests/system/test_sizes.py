@@ -28,6 +28,7 @@ from typer.testing import Result
 from mafl_cli.batch import batch, local
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.network import bundle
+from mafl_cli.results.batch_report import Ticket
 from mafl_cli.scans.dicom.read import read_dicom
 from mafl_cli.scans.dicom.seg import read_seg
 from mafl_cli.scans.nifti import read_image, read_labels
@@ -260,8 +261,8 @@ def test_the_limit_reaches_the_workers_of_a_batch(case: Path, monkeypatch: pytes
     options = ("--target", case / "mask.nii.gz", "--model", case / "model.ts", "-o", case / "out")
     assert mafl("attack", case / "scan.nii.gz", case / "mask.nii.gz", *options).exit_code == 2
     request = replace(requests[0], images=(case / "scan.nii.gz",), out=case / "out" / "scan")
-    row = local.attack_one(local.Job("scan", request, {}))
-    assert "16 x 16 x 3 voxels of 32 bits" in row["error"]["message"]
+    row = local.attack_one(local.Job("scan", request, Ticket(request="", files=())))
+    assert "16 x 16 x 3 voxels of 32 bits" in row.error.message
     # The same results, so a run that was stopped by it goes on with a higher one.
     assert batch.request_hash(request) == batch.request_hash(replace(request, size_limit=9.0))
 
