@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ def blocks(page: Path) -> list[str]:
 
 
 @pytest.fixture
-def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What a reader has: a network, arrays, and the same as files in the folder."""
     volume = scan_array((16, 12, 3))
     torch.jit.script(Threshold(2)).save(tmp_path / "model.ts")
@@ -36,7 +35,7 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
         nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / f"{name}.nii.gz")
     monkeypatch.chdir(tmp_path)
     image = np.moveaxis(volume, 2, 0)[:, np.newaxis]
-    yield {"network": Threshold(2), "image": image, "target": np.zeros((len(image), *image.shape[2:]), np.int64)}
+    return {"network": Threshold(2), "image": image, "target": np.zeros((len(image), *image.shape[2:]), np.int64)}
 
 
 def test_the_page_runs(names: dict[str, Any]) -> None:
