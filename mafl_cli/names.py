@@ -98,7 +98,7 @@ class Redaction:
         for path in paths:
             stands = token(path)
             for name in {path.name, path.resolve().name, public_name(path)}:
-                self._tokens |= {name: stands, stem(name): stands}
+                self._tokens |= {each: stands for each in (name, SUFFIX.sub("", name), stem(name))}
             for inner in _inner_names(path):
                 self._tokens.setdefault(inner, f"file-{hashlib.sha256(inner.encode()).hexdigest()[:12]}")
         self._tokens.setdefault(out.name, "out")
@@ -113,10 +113,8 @@ class Redaction:
 
 
 def stem(name: str) -> str:
-    """A file's name without the suffixes that scans have."""
-    for suffix in (".gz", ".nii", ".zip", ".dcm"):
-        name = name.removesuffix(suffix)
-    return name
+    """A file's name without the suffixes that scans have, however they are written, in Unicode's NFC."""
+    return nfc(SUFFIX.sub("", name))
 
 
 def _inner_names(path: Path) -> Iterator[str]:
@@ -173,7 +171,7 @@ _BESIDE_CASES = re.compile(r"report\.json|cases\.csv|failed\.txt|page\.html", re
 def case_name(path: Path) -> str:
     """What a file or folder calls its case: its name without the suffixes that scans have, in Unicode's NFC."""
     name = path.name if path.name not in ("", "..") else path.resolve().name
-    return nfc(SUFFIX.sub("", name))
+    return stem(name)
 
 
 def safe_id(name: str) -> str:
