@@ -76,11 +76,21 @@ def is_disk_full(exc: BaseException | None) -> bool:
     return False
 
 
+def reason_of(exc: OSError) -> str:
+    """The system's own words for what it refuses."""
+    return exc.strerror or "the system gives no reason"
+
+
+def cannot_be_read(name: str, exc: OSError) -> InputError:
+    """One sentence on a file or folder that the system refuses to read."""
+    return InputError(f"{name}: cannot be read ({reason_of(exc)}).")
+
+
 def cannot_be_written(name: str, exc: OSError) -> OutputError:
     """One sentence on a file that the system refuses to write."""
     if is_disk_full(exc):
         return disk_full(name)
-    return OutputError(f"{name}: cannot be written ({exc.strerror or 'the system gives no reason'}).")
+    return OutputError(f"{name}: cannot be written ({reason_of(exc)}).")
 
 
 def disk_full(name: str) -> DiskFullError:

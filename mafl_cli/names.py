@@ -98,7 +98,7 @@ class Redaction:
         for path in paths:
             stands = token(path)
             for name in {path.name, path.resolve().name, public_name(path)}:
-                self._tokens |= {each: stands for each in (name, SUFFIX.sub("", name), stem(name))}
+                self._tokens |= dict.fromkeys((name, SUFFIX.sub("", name), stem(name)), stands)
             for inner in _inner_names(path):
                 self._tokens.setdefault(inner, f"file-{hashlib.sha256(inner.encode()).hexdigest()[:12]}")
         self._tokens.setdefault(out.name, "out")
@@ -129,14 +129,19 @@ def _inner_names(path: Path) -> Iterator[str]:
 def digest(path: Path) -> str:
     """Of a file's bytes, or of the bytes of all files below a folder; of the name where there is nothing to read."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    digest = hashlib.sha256()
     try:
-        for file in files:
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
+        return sha256(*files)
     except OSError:
         return hashlib.sha256(path.name.encode()).hexdigest()
+
+
+def sha256(*files: Path) -> str:
+    """Hexadecimal digest of a file's bytes, or of those of several behind each other. Raises OSError."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 

@@ -22,12 +22,12 @@ from mafl_cli.case.request import AttackRequest
 from mafl_cli.config import config_hash
 from mafl_cli.errors import DiskFullError, InputError, Interrupted, MaflError, UsageError
 from mafl_cli.listing.cases import CaseFiles
-from mafl_cli.names import digest, public_name
+from mafl_cli.names import digest, public_name, sha256
 from mafl_cli.network.card_file import find_card
 from mafl_cli.results import read
 from mafl_cli.results.batch_report import Batch, CaseList, FailedAttack, Ticket
 from mafl_cli.results.files import FAILED, REPORT, RUN, TARGET, TICKET
-from mafl_cli.results.folder import check_writable, sha256, write_text, written_to
+from mafl_cli.results.folder import check_writable, write_text, written_to
 from mafl_cli.system import interrupts, locks, staging
 from mafl_cli.system.records import to_json
 

@@ -26,8 +26,8 @@ from mafl_cli.judging.trials import Trials
 from mafl_cli.measure import agreement
 from mafl_cli.measure.records import Reach, Size
 from mafl_cli.measure.value import Value, defined, undefined
+from mafl_cli.names import sha256
 from mafl_cli.network.device import pick_device
-from mafl_cli.results import folder
 from mafl_cli.results.envelope import NOTICE, SCHEMA_VERSION, TOOL, Environment, Failure
 from mafl_cli.results.evaluation_report import (
     Evaluation,
@@ -161,7 +161,7 @@ def _attacked(pair: Pair, request: EvaluateRequest, hashes: Mapping[Path, str]) 
 
 def _hash(model: Path) -> str:
     try:
-        return folder.sha256(model)
+        return sha256(model)
     except OSError:
         return ""  # The loader says what is wrong with it.
 

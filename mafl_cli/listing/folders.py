@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mafl_cli.errors import InputError
+from mafl_cli.errors import InputError, cannot_be_read
 from mafl_cli.names import case_name, is_there, natural, nfc, public_name, shown_path
 from mafl_cli.scans import formats
 
@@ -131,9 +131,7 @@ def contents(folder: Path) -> Contents:
                 elif may_be_dicom(path):
                     other.append(path)
     except OSError as exc:
-        raise InputError(
-            f"{public_name(folder)} cannot be read: {(exc.strerror or 'no reason given').lower()}."
-        ) from exc
+        raise cannot_be_read(public_name(folder), exc) from exc
     return Contents(*(tuple(sorted(each, key=lambda path: natural(path.name))) for each in (nifti, other, folders)))
 
 
@@ -291,7 +289,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as exc:
-        raise InputError(f"{public_name(path)} cannot be read: {(exc.strerror or 'no reason given').lower()}.") from exc
+        raise cannot_be_read(public_name(path), exc) from exc
 
 
 def decoded(name: str, given: bytes) -> str:

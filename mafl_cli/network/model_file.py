@@ -6,7 +6,6 @@ so is an archive that is damaged or holds more than a network.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 import sys
@@ -20,7 +19,8 @@ from typing import Any, Literal
 
 import torch
 
-from mafl_cli.errors import ModelError
+from mafl_cli.errors import ModelError, reason_of
+from mafl_cli.names import sha256
 from mafl_cli.network import archives, exported
 from mafl_cli.network.reasons import meaning
 
@@ -49,7 +49,7 @@ class ModelFile:
 
 def read_model(path: Path, device: torch.device) -> ModelFile:
     """Load a model. Raises ModelError saying what the file is if it is none, or why PyTorch cannot load it."""
-    digest = _sha256(path)
+    digest = _digest(path)
     import_compiler()
     example = None
     try:
@@ -122,19 +122,15 @@ def _exported_with(program: torch.export.ExportedProgram) -> tuple[int | None, .
     return None
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+def _digest(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
+        return sha256(path)
     except IsADirectoryError as exc:
         raise ModelError(f"{path.name}: is a folder, not a model file.") from exc
     except FileNotFoundError as exc:
         raise ModelError(f"{path.name}: no such model file.") from exc
     except OSError as exc:
-        raise ModelError(f"{path.name}: cannot be read ({exc.strerror}).") from exc
-    return digest.hexdigest()
+        raise ModelError(f"{path.name}: cannot be read ({reason_of(exc)}).") from exc
 
 
 def _sniff(path: Path) -> Format:

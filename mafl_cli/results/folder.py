@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mafl_cli.errors import Interrupted, MaflError, UsageError, disk_full, is_disk_full
-from mafl_cli.names import public_name
+from mafl_cli.errors import Interrupted, MaflError, UsageError, disk_full, is_disk_full, reason_of
+from mafl_cli.names import public_name, sha256
 from mafl_cli.results.files import PREDICTION_CLEAN, REPORT, TARGET, TICKET, is_result, there
 from mafl_cli.system import interrupts, staging, streams
 
@@ -150,17 +149,8 @@ def write_text(path: Path, text: str) -> None:
     write_through(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors=streams.ESCAPED))
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _cannot_write(path: Path, exc: OSError, advice: str = "choose another folder with -o") -> MaflError:
     name = public_name(path)
     if is_disk_full(exc):
         return disk_full(name)
-    return UsageError(f"{name}: cannot be written to ({exc.strerror}); {advice}.")
+    return UsageError(f"{name}: cannot be written to ({reason_of(exc)}); {advice}.")

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from mafl_cli.classes import Labels
 from mafl_cli.errors import InputError
-from mafl_cli.names import public_name
+from mafl_cli.names import public_name, sha256
 from mafl_cli.results import files
 from mafl_cli.results.files import PREDICTION_ADVERSARIAL, PREDICTION_CLEAN, REPORT, TARGET, TICKET
-from mafl_cli.results.folder import sha256
 from mafl_cli.results.read import read_report
 from mafl_cli.results.report import Case, Input, Report
 from mafl_cli.results.run_folders import Place, places

@@ -5,7 +5,6 @@ The header is read first, and what it declares is all that is unpacked into memo
 
 from __future__ import annotations
 
-import errno
 import gzip
 import hashlib
 import math
@@ -24,7 +23,7 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from numpy.typing import NDArray
 
-from mafl_cli.errors import InputError
+from mafl_cli.errors import InputError, cannot_be_read
 from mafl_cli.names import public_name
 from mafl_cli.system import sizes
 
@@ -144,7 +143,7 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
     except FileNotFoundError:
         raise InputError(f"{public_name(path)} does not exist: check the path.") from None
     except OSError as exc:
-        raise InputError(f"{public_name(path)} cannot be read: {reason(exc)}.") from exc
+        raise cannot_be_read(public_name(path), exc) from exc
 
 
 class _Hashed:
@@ -251,10 +250,3 @@ def _sniff(content: bytes) -> str:
     if all(byte >= 0x20 or byte in b"\t\r\n" for byte in head) and b"\0" not in head:
         return "a text file"
     return "something unknown"
-
-
-def reason(error: OSError) -> str:
-    """Why the system refuses to read or write, in a few words."""
-    if error.errno == errno.ENOSPC:
-        return "no space left on the disk"
-    return (error.strerror or "the system gives no reason").lower()

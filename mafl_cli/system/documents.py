@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mafl_cli.errors import InputError
+from mafl_cli.errors import InputError, cannot_be_read
 from mafl_cli.names import one_line, public_name
 
 if sys.version_info >= (3, 11):
@@ -64,7 +64,7 @@ def _text(path: Path, name: str, problem: str) -> str:
         with path.open("rb") as file:
             raw = file.read(_MOST_BYTES + 1)
     except OSError as exc:
-        raise InputError(f"{name}: cannot be read ({exc.strerror}).") from exc
+        raise cannot_be_read(name, exc) from exc
     if len(raw) > _MOST_BYTES:
         raise InputError(f"{name}: is larger than {_MOST_BYTES // 2**20} MiB, which no such file is.")
     try:

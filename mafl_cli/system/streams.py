@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from mafl_cli.errors import OutputError, is_disk_full
+from mafl_cli.errors import OutputError, is_disk_full, reason_of
 
 # How a text is encoded that may hold what its encoding has not: `errors=` of streams and files.
 ESCAPED = "mafl.escaped"
@@ -45,7 +45,7 @@ def put(text: str) -> None:
 
 
 def _not_written(exc: OSError) -> OutputError:
-    why = "no space left on the disk" if is_disk_full(exc) else exc.strerror or "the system gives no reason"
+    why = "no space left on the disk" if is_disk_full(exc) else reason_of(exc)
     return OutputError(f"standard output: cannot be written to ({why}); what was written to files is there.")
 
 

@@ -242,7 +242,7 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path) -> None:
     locked = touch(tmp_path / "locked", "a.nii.gz")
     locked.chmod(0)
     try:
-        assert refusal(locked) == "locked cannot be read: permission denied."
+        assert refusal(locked) == "locked: cannot be read (Permission denied)."
     finally:
         locked.chmod(0o755)
 

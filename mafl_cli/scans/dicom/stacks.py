@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from pydicom.uid import MediaStorageDirectoryStorage
 
-from mafl_cli.errors import GeometryError, InputError
+from mafl_cli.errors import GeometryError, InputError, cannot_be_read
 from mafl_cli.names import public_name
 from mafl_cli.scans.dicom.frames import (
     NO_PIXELS,
@@ -337,4 +337,4 @@ def _opened(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except OSError as exc:
-        raise InputError(f"{public_name(path)} cannot be read: {(exc.strerror or 'no reason given').lower()}.") from exc
+        raise cannot_be_read(public_name(path), exc) from exc
