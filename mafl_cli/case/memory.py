@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from mafl_cli.case.prepare import Case
+from mafl_cli.network.probing import padded
 
 # Perturbation, gradient, momentum and the other arrays of a step, each as large as the samples that are attacked
 # together; float32.
@@ -44,7 +45,7 @@ def plan(case: Case) -> str:
 def _in_network(case: Case, attacked: int) -> tuple[int, int, str]:
     """Bytes of a step of the search, and of a window, slice or volume in it (what the backward pass keeps), and its
     size in voxels."""
-    shape = case.tiling.roi if case.tiling else tuple(n + -n % case.info.divisor for n in case.grids.there.shape_out)
+    shape = case.tiling.roi if case.tiling else padded(case.grids.there.shape_out, case.info.divisor)
     example = torch.zeros(1, len(case.info.channels), *shape, device=case.clean.device)
     each = case.segmenter.activation_bytes(example)
     samples = min(case.together, attacked)

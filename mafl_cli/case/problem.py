@@ -15,6 +15,7 @@ from mafl_cli.classes import Classes, in_any_map
 from mafl_cli.config import AttackConfig
 from mafl_cli.errors import UsageError
 from mafl_cli.field.batches import fewer, slices_per_batch
+from mafl_cli.field.field import Say as Say
 from mafl_cli.field.field import Scan
 from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.resample import Grids
@@ -27,8 +28,6 @@ from mafl_cli.network.reasons import REFUSALS
 from mafl_cli.network.segmenter import Segmenter
 from mafl_cli.search.goals import Goal
 from mafl_cli.search.limits import Limits
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from mafl_cli.cli.application import EXIT_CODES, app
 from mafl_cli.cli.console import reported, show_text
 from mafl_cli.cli.groups import Grouped, expanded
 from mafl_cli.cli.options import MaybePath, MaybeStr, Overwrite, SizeLimit, Words
-from mafl_cli.show.display import WINDOWS
+from mafl_cli.show.display import MAX_MB, WINDOWS
 from mafl_cli.show.viewers import Viewer
 from mafl_cli.system import sizes
 
@@ -37,7 +37,7 @@ def visualize(
     rows: Annotated[int, typer.Option(min=1, max=20, help="Slices of a figure.")] = 3,
     max_mb: Annotated[
         float, typer.Option("--max-mb", min=0.1, help="Size of a page at most; what is left out for it is said.")
-    ] = 20,
+    ] = MAX_MB,
     window: Annotated[
         MaybeStr,
         typer.Option(

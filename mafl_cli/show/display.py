@@ -13,6 +13,9 @@ CLASS_COLOURS = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00
 WINDOWS = {"soft": (40.0, 400.0), "lung": (-600.0, 1500.0), "bone": (400.0, 1800.0), "brain": (40.0, 80.0)}
 """Level and width, HU, as radiologists use them."""
 
+MAX_MB: float = 20
+"""Of a page, unless the user says otherwise: it goes through mail gateways, and most of them stop larger ones."""
+
 
 def class_colour(label: int) -> str:
     """The colour "#RRGGBB" of a class, 1 and up: the palette's, and then hues that no earlier class has.
