@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mafl_cli.errors import UsageError
+from mafl_cli.scans.body import blanked
 
 Array = NDArray[np.float32]
 Slices = NDArray[np.float64]
@@ -176,11 +177,11 @@ def _through(grey: NDArray[np.uint8] | NDArray[np.uint16], form: str, **options:
 def _noise(slices: Slices, share: float) -> Slices:
     """Gaussian, sigma as a share of the range. The same for every scan of that shape: nobody's luck.
 
-    Where at least 5 % of the voxels share the lowest value somebody has blanked the background; it has no noise.
+    A background that somebody has blanked has no noise.
     """
     low, high = _range(slices)
-    lowest = slices == slices.min()
-    measured = ~lowest if lowest.mean() >= 0.05 else np.ones_like(lowest)
+    background = blanked(slices)
+    measured = np.ones(slices.shape, np.bool_) if background is None else ~background
     noisy: Slices = slices + measured * np.random.default_rng(0).normal(0, share * (high - low), slices.shape)
     return noisy
 

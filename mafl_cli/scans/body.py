@@ -1,10 +1,16 @@
-"""Where the body is in a scan, so that an attack can be kept out of the air around it (`--body-only`)."""
+"""Where the body is: in a scan, so that an attack can be kept out of the air around it, and in pictures of its slices.
+
+A scan whose background was blanked has one value there, `blanked`; for the others a scan is asked as a whole
+(`body_mask`), and pictures, of which a few must do, by what lies along their border (`Air`).
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from mafl_cli.errors import InputError
 
@@ -17,6 +23,9 @@ _SHARED = 0.05
 # A part this small beside the largest is no limb but a table, a cable or noise.
 _PART = 0.1
 
+# Of the grey window: nearer than this to the value around the body counts as empty, and so much of the border must.
+_EMPTY, _NEARLY_ALL = 0.05, 0.9
+
 
 def body_mask(name: str, data: NDArray[np.float32], padding: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
     """Voxels of the body, what it encloses included.
@@ -28,13 +37,15 @@ def body_mask(name: str, data: NDArray[np.float32], padding: NDArray[np.bool_] |
         data: (I, J, K), native units. padding: voxels that hold no measurement, or None.
     Raises: InputError when nothing or everything is body.
     """
+    from scipy import ndimage
+
     inside = np.ones(data.shape, bool) if padding is None else ~padding
     values = data[inside]
-    lowest = float(values.min())
-    if lowest < -500:
+    if values.min() < -500:
         body = inside & (data > _CT_SKIN)
-    elif np.count_nonzero(values == lowest) >= _SHARED * values.size:
-        body = inside & (data > lowest)
+    elif (background := blanked(values)) is not None:
+        body = inside.copy()
+        body[inside] = ~background
     else:
         from skimage.filters import threshold_otsu
 
@@ -54,5 +65,40 @@ def body_mask(name: str, data: NDArray[np.float32], padding: NDArray[np.bool_] |
 
 def _filled(body: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
     """Each slice across an axis with its holes filled."""
+    from scipy import ndimage
+
     filled = np.stack([ndimage.binary_fill_holes(each) for each in np.moveaxis(body, axis, 0)])
     return np.asarray(np.moveaxis(filled, 0, axis))
+
+
+def blanked(values: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Where the background was set to one value: bool, like values; None where it was not."""
+    lowest: NDArray[np.bool_] = values == values.min()
+    return lowest if np.count_nonzero(lowest) >= _SHARED * lowest.size else None
+
+
+@dataclass(frozen=True)
+class Air:
+    """The empty space around the body in pictures: what is nearer than `tolerance` to `value`.
+
+    It is what nearly all of the border of the pictures shows: 0 in most MR scans, -1000 HU in CT, and neither the
+    smallest nor a known value after other people's preprocessing.
+    """
+
+    value: float
+    tolerance: float
+
+    @staticmethod
+    def around(pictures: NDArray[np.float64]) -> Air | None:
+        """The air in pictures (slices, rows, columns) of one scan; None where the body fills them."""
+        border = np.concatenate(
+            [pictures[:, edge].ravel() for edge in (0, -1)] + [pictures[..., edge].ravel() for edge in (0, -1)]
+        )
+        low, high = np.percentile(pictures, (1, 99))
+        air = Air(float(np.median(border)), _EMPTY * float(high - low))
+        return air if np.mean(~air.body(border)) >= _NEARLY_ALL else None
+
+    def body(self, pictures: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """What is not air: bool, like pictures."""
+        differs: NDArray[np.bool_] = np.abs(pictures - self.value) > self.tolerance
+        return differs

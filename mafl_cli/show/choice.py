@@ -10,13 +10,12 @@ import numpy as np
 from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
+from mafl_cli.scans.body import Air
 from mafl_cli.scans.geometry import Affine
 from mafl_cli.show.slices import NEGATIVE, PLANES, POSITIVE, box_around, oriented_slice, position
 
 # Of a slice's energy, relative to the most changed one: below it a slice is shown only if nothing else is left.
 _WORTH_SHOWING = 0.1
-# Of the grey window: nearer than this to the value around the body counts as empty.
-_EMPTY = 0.05
 # Of the box around the body: the part with the outlines is enlarged if it is smaller than the first share,
 # and never more than to the second.
 _ZOOM_BELOW, _ZOOM_MOST = 0.65, 0.3
@@ -136,21 +135,10 @@ class Look:
 
 
 def _body(scans: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Where pictures (slices, rows, columns) differ from the empty space around the body; all True without one.
-
-    Empty space is what nearly all of the border of the pictures shows: 0 in most MR scans, -1000 HU in CT, and
-    neither the smallest nor a known value after other people's preprocessing.
-    """
-    border = np.concatenate(
-        [scans[:, edge].ravel() for edge in (0, -1)] + [scans[..., edge].ravel() for edge in (0, -1)]
-    )
-    around = float(np.median(border))
-    low, high = np.percentile(scans, (1, 99))
-    tolerance = _EMPTY * (high - low)
-    if np.mean(np.abs(border - around) <= tolerance) < 0.9:
-        return np.ones(scans.shape, dtype=np.bool_)
-    differs: NDArray[np.bool_] = np.abs(scans - around) > tolerance
-    return differs if differs.any() else ~differs
+    """Where pictures (slices, rows, columns) show the body; all True where it cannot be told from what is around it."""
+    air = Air.around(scans)
+    body = None if air is None else air.body(scans)
+    return body if body is not None and body.any() else np.ones(scans.shape, dtype=np.bool_)
 
 
 def _zoom(box: tuple[slice, slice], inner: tuple[slice, slice]) -> tuple[slice, slice]:

@@ -26,6 +26,7 @@ from mafl_cli.names import one_line
 from mafl_cli.results.envelope import NOTICE, Tool
 from mafl_cli.results.quantities import QUANTITIES
 from mafl_cli.results.report import Case, Model, Run
+from mafl_cli.show.display import MAX_MB
 from mafl_cli.show.planes import PageVolumes, Stack
 from mafl_cli.system.records import plain
 
@@ -67,7 +68,7 @@ def write(
     cases: Sequence[PageCase],
     *,
     title: str,
-    max_mb: float = 20.0,
+    max_mb: float = MAX_MB,
     window: tuple[float, float] | None = None,
 ) -> str:
     """Write the page.

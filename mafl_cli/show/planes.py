@@ -23,6 +23,7 @@ import numpy as np
 from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
+from mafl_cli.scans.body import Air
 from mafl_cli.scans.geometry import Affine
 from mafl_cli.show.display import class_colour
 from mafl_cli.show.slices import NEGATIVE, PLANES, POSITIVE, box_around, oriented_slice, position
@@ -32,8 +33,6 @@ _STEPS = 4095
 # Of the range: values this near to whole numbers are stored as these. A clean scan found as the difference of two
 # float32 files is off by the last digit.
 _WHOLE = 1e-4
-# Of the grey window: nearer than this to the value around the body counts as empty.
-_EMPTY = 0.05
 # Unchanged slices kept on each side of one that changed or was asked to, when space is short.
 _NEIGHBOURS = 3
 
@@ -66,13 +65,7 @@ class Stack:
         self._mm = [mm[index] for index in self.order]
         # Percentiles need no more than some slices from all over the scan.
         sample = np.stack([self._plane("clean", place) for place in range(0, len(mm), max(1, len(mm) // 24))])
-        low, high = np.percentile(sample, (1, 99))
-        border = np.concatenate(
-            [sample[:, edge].ravel() for edge in (0, -1)] + [sample[..., e].ravel() for e in (0, -1)]
-        )
-        self._air, self._tolerance = float(np.median(border)), _EMPTY * float(high - low)
-        # A scan that fills its picture has no air around it.
-        self._has_air = bool(np.mean(np.abs(border - self._air) <= self._tolerance) >= 0.9)
+        self._air = Air.around(sample)
         body = sample[self._inside(sample)]
         low, high = window or (float(value) for value in np.percentile(body if body.size else sample, (1, 99)))
         self.window = (low, high) if low < high else (low - 1, high + 1)
@@ -89,9 +82,7 @@ class Stack:
         return tuple(self._plane(name, place) for name in names)
 
     def _inside(self, picture: NDArray[Any]) -> NDArray[np.bool_]:
-        if not self._has_air:
-            return np.ones(picture.shape, np.bool_)
-        return np.asarray(np.abs(picture - self._air) > self._tolerance)
+        return np.ones(picture.shape, np.bool_) if self._air is None else self._air.body(picture)
 
     def _survey(self) -> None:
         """Go once through all slices: the box around the body and all masks, ranges, and what each slice holds."""

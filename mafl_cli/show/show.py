@@ -17,8 +17,6 @@ from mafl_cli.results.report import Case, Report
 from mafl_cli.scans import nifti
 from mafl_cli.show import display, figure, page, planes, viewers
 
-# A page goes through mail gateways, and most of them stop larger ones.
-MAX_MB = 20.0
 # Of regions that may overlap: each set of them has a name and a colour.
 _MOST_REGIONS = 16
 
@@ -29,7 +27,7 @@ def show(
     *,
     rows: int = 3,
     window: str | None = None,
-    max_mb: float = MAX_MB,
+    max_mb: float = display.MAX_MB,
     overwrite: bool,
 ) -> str:
     """Write a figure of one run (.png, .pdf, .svg) or a page of one or more (.html); returns a line on what it shows.
