@@ -253,7 +253,7 @@ def _placed(request: AttackRequest, number: int) -> AttackRequest:
     """With several GPUs, each worker has its own."""
     import torch
 
-    if request.device in ("auto", "cuda") and torch.cuda.device_count() > 1:
+    if request.device in ("auto", "cuda", "gpu") and torch.cuda.device_count() > 1:
         return replace(request, device=f"cuda:{number % torch.cuda.device_count()}")
     return request
 

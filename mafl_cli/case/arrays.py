@@ -25,10 +25,11 @@ from mafl_cli.field.resample import Grids
 from mafl_cli.field.tiling import Tiling
 from mafl_cli.network.card import ModelCard
 from mafl_cli.network.card_file import find_card
-from mafl_cli.network.device import pick_device
+from mafl_cli.network.device import exactly, pick_device
 from mafl_cli.network.intensity import Intensity
 from mafl_cli.network.load import ModelInfo, describe
 from mafl_cli.network.model_file import ModelFile, lent, read_model
+from mafl_cli.network.reasons import enough_memory
 from mafl_cli.results.report import Trace
 from mafl_cli.search.limits import Limits
 
@@ -92,7 +93,8 @@ def load_model(path: str | Path, *, device: str = "auto") -> Loaded:
     path, where = Path(path), pick_device(device)
     card = find_card(path)
     file = read_model(path, where)
-    _, info, _ = describe(file, path.name, where, card)
+    with exactly(where):
+        _, info, _ = describe(file, path.name, where, card)
     return Loaded(path, where, card, info, file)
 
 
@@ -180,6 +182,8 @@ def attack_arrays(
         stack.enter_context(torch.enable_grad())
         network = stack.enter_context(_network(model, image))
         stack.enter_context(torch.autocast(network.device.type, enabled=False))
+        stack.enter_context(exactly(network.device))
+        stack.enter_context(enough_memory(network.name, "the batch"))
         clean = image_tensor(image, network.device)
         problem = _problem(network, clean, asked, say)
         found = search(problem, config, on_progress)

@@ -23,7 +23,8 @@ from mafl_cli.case.searching import Progress, search
 from mafl_cli.case.write import Written
 from mafl_cli.field.samples import OfScan
 from mafl_cli.names import public_name
-from mafl_cli.network.device import pick_device
+from mafl_cli.network.device import caution, exactly, pick_device
+from mafl_cli.network.reasons import enough_memory
 from mafl_cli.results import assemble, report
 from mafl_cli.results.batch_report import Ticket
 from mafl_cli.results.envelope import SCHEMA_VERSION, TOOL
@@ -69,8 +70,14 @@ def _run_attack(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(request.config.seed)
-    with staged(request.out, overwrite=request.overwrite) as stage:
+    with (
+        staged(request.out, overwrite=request.overwrite) as stage,
+        exactly(device),
+        enough_memory(request.model.name, "this scan"),
+    ):
         case = prepare(request, device, say, clock.lap)
+        if (warning := caution(device, request.precision, case.info.dims)) is not None:
+            say(warning)
         clock.lap("lift")
         memory.give_back()
         detail(memory.plan(case))
@@ -141,7 +148,11 @@ def _show_target(request: AttackRequest, say: Say, detail: Say, names: Callable[
     require_elsewhere(request)
     device = pick_device(request.device)
     advice = "--dry-run never replaces those of an attack: choose another folder with -o"
-    with staged(request.out, overwrite=False, advice=advice) as stage:
+    with (
+        staged(request.out, overwrite=False, advice=advice) as stage,
+        exactly(device),
+        enough_memory(request.model.name, "this scan"),
+    ):
         case = prepare(request, device, say)
         detail(memory.plan(case))
         clean = case.to_labels(case.clean_labels)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -34,15 +35,26 @@ class Axis:
         low = inside.floor().long()
         return Axis(low, (inside - low).float(), size)
 
-    @property
+    @cached_property
     def high(self) -> Tensor:
         """(n,), the other source index; the same where the first one is all."""
         return self.low + (self.weight > 0)
 
-    @property
+    @cached_property
     def is_identity(self) -> bool:
         """Whether the output is the input."""
         return len(self.low) == self.size and bool((self.low + self.weight == torch.arange(self.size)).all())
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """`low`, `high` and `weight` on a device, brought there once: on a GPU each trip waits for the step to end."""
+        if device not in self._there:
+            low, high, weight = (table.to(device) for table in (self.low, self.high, self.weight))
+            self._there[device] = (low, high, weight)
+        return self._there[device]
+
+    @cached_property
+    def _there(self) -> dict[torch.device, tuple[Tensor, Tensor, Tensor]]:
+        return {}
 
     def needs(self, part: slice) -> slice:
         """The inputs that outputs `part` are made of."""
@@ -93,9 +105,9 @@ class Resample:
         for dim, axis in enumerate(self.axes, start=x.ndim - len(self.axes)):
             if axis.is_identity:
                 continue
-            low, high = (x.index_select(dim, index.to(x.device)) for index in (axis.low, axis.high))
-            weight = axis.weight.to(x.device).view(-1, *(1,) * (x.ndim - dim - 1))
-            x = low + (high - low) * weight
+            at_low, at_high, weight = axis.on(x.device)
+            low, high = x.index_select(dim, at_low), x.index_select(dim, at_high)
+            x = low + (high - low) * weight.view(-1, *(1,) * (x.ndim - dim - 1))
         return x
 
 

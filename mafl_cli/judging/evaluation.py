@@ -27,7 +27,8 @@ from mafl_cli.measure import agreement
 from mafl_cli.measure.records import Reach, Size
 from mafl_cli.measure.value import Value, defined, undefined
 from mafl_cli.names import sha256
-from mafl_cli.network.device import pick_device
+from mafl_cli.network.device import exactly, pick_device
+from mafl_cli.network.reasons import enough_memory
 from mafl_cli.results.envelope import NOTICE, SCHEMA_VERSION, TOOL, Environment, Failure
 from mafl_cli.results.evaluation_report import (
     Evaluation,
@@ -101,10 +102,11 @@ def run_evaluation(
                 ):
                     say(warning)
             models = request.models or _attacked(pair, request, hashes)
-            judges = [Judge.of(pair, model, hashes[model.model], device, say) for model in models]
-            for facts in [_facts(judge) for judge in judges] or [_recorded_facts(pair)]:
-                seen.setdefault(facts.sha256, facts)
-            cases.append(_judged(pair, judges, request, say))
+            with exactly(device), enough_memory(", ".join(model.model.name for model in models), "this scan"):
+                judges = [Judge.of(pair, model, hashes[model.model], device, say) for model in models]
+                for facts in [_facts(judge) for judge in judges] or [_recorded_facts(pair)]:
+                    seen.setdefault(facts.sha256, facts)
+                cases.append(_judged(pair, judges, request, say))
             alike.setdefault(_scan_and_target(pair), []).append(number)
         except Exception as exc:
             if len(sources) == 1:

@@ -74,10 +74,16 @@ def read_model(path: Path, device: torch.device) -> ModelFile:
     frozen = module
     if kind == "torchscript" and hasattr(module, "training"):  # one that is frozen already has lost this attribute
         module.eval()
-        with quiet_torchscript(), suppress(RuntimeError):
-            # Folds batch norm into the convolutions. What cannot be frozen works as it is.
-            frozen = torch.jit.freeze(module)
+        frozen = _frozen(module)
     return ModelFile(module, frozen, kind, digest, kernel, example)
+
+
+def _frozen(module: Any) -> torch.nn.Module:
+    """TorchScript in evaluation mode with batch norm folded into the convolutions; as it is where that cannot be."""
+    with quiet_torchscript(), suppress(RuntimeError):
+        module = torch.jit.freeze(module)
+    found: torch.nn.Module = module
+    return found
 
 
 def _kernel(module: torch.nn.Module) -> tuple[int, ...] | None:
@@ -105,7 +111,9 @@ def lent(module: torch.nn.Module) -> Iterator[ModelFile]:
         inner.eval()
         for parameter, _ in asked:
             parameter.requires_grad_(False)
-        yield ModelFile(inner, inner, "torch.nn", "", _kernel(inner), None)
+        # TorchScript that ran on a GPU before keeps the kernels it was compiled into; a frozen copy has none yet.
+        own = isinstance(inner, torch.jit.ScriptModule) and hasattr(inner, "training")
+        yield ModelFile(inner, _frozen(inner) if own else inner, "torch.nn", "", _kernel(inner), None)
     finally:
         for parameter, wanted in asked:
             parameter.requires_grad_(wanted)
@@ -191,11 +199,20 @@ def _other_archive(names: set[str], inside: set[str]) -> str:
 
 @contextmanager
 def quiet_torchscript() -> Iterator[None]:
-    """TorchScript is deprecated in PyTorch and remains the exchange format: its warning is known, others are not."""
-    with warnings.catch_warnings():
-        for category in (DeprecationWarning, FutureWarning):
-            warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=category)
-        yield
+    """TorchScript without its warning, and operator by operator.
+
+    It is deprecated in PyTorch and remains the exchange format: its warning is known, others are not. On a GPU it
+    compiles neighbouring operators into one kernel, which no recording sees: the graph would not depend on its input.
+    """
+    compiles = torch._C._jit_texpr_fuser_enabled()
+    torch._C._jit_set_texpr_fuser_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            for category in (DeprecationWarning, FutureWarning):
+                warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=category)
+            yield
+    finally:
+        torch._C._jit_set_texpr_fuser_enabled(compiles)
 
 
 def import_compiler() -> None:

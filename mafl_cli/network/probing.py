@@ -12,7 +12,7 @@ from mafl_cli.errors import ModelError
 from mafl_cli.network.card import ModelCard
 from mafl_cli.network.lifting import Output, leaves
 from mafl_cli.network.model_file import ModelFile, attempt
-from mafl_cli.network.reasons import TOO_SMALL, meaning
+from mafl_cli.network.reasons import TOO_SMALL, is_out_of_memory, meaning
 
 DIVISORS = (1, 2, 4, 8, 16, 32, 64)
 _MOST = 2**31
@@ -73,10 +73,16 @@ def _otherwise(dims: int, channels: int, card: ModelCard, name: str) -> ModelErr
 
 
 def run(module: torch.nn.Module, x: Tensor) -> Any:
-    """What the network gives for x, without gradient, or the exception with which it refuses x."""
+    """What the network gives for x, without gradient, or the exception with which it refuses x.
+
+    Raises: what PyTorch raises when the memory does not suffice, which says nothing about the network.
+    """
     given = x.detach().clone()  # It may work on its input in place.
     with torch.no_grad():
-        return attempt(lambda: module(given))
+        outputs = attempt(lambda: module(given))
+    if isinstance(outputs, Exception) and is_out_of_memory(outputs):
+        raise outputs
+    return outputs
 
 
 def padded(size: tuple[int, ...], divisor: int) -> tuple[int, ...]:

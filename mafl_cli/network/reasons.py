@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
+
+from mafl_cli.errors import ModelError
 
 # How a network says no to an input; torch.jit.Error is what TorchScript makes of a `raise` inside the network. A graph
 # that does not fit what it is given can raise any of them.
@@ -130,7 +133,7 @@ _MEANINGS: tuple[tuple[str, Clause], ...] = (
         r"leaf Variable that requires grad|modified by an inplace operation",
         "it changes a value in place that its gradient needs; export it without in-place operators",
     ),
-    (r"tried to allocate|not enough memory|can't allocate memory", "it needs more memory than there is"),
+    (r"tried to allocate|not enough memory|can't allocate memory|out of memory", "it needs more memory than there is"),
     (
         r"Sizes of tensors must match except in dimension \d+\. Expected size (\d+) but got size (\d+)"
         r"|The size of tensor a \((\d+)\) must match the size of tensor b \((\d+)\)",
@@ -149,7 +152,27 @@ _MEANINGS: tuple[tuple[str, Clause], ...] = (
 
 def is_out_of_memory(exc: BaseException) -> bool:
     """Whether fewer samples at a time may help."""
-    return isinstance(exc, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(exc)
+    # TorchScript and the libraries of a GPU raise errors of other classes, of which only the words tell.
+    return isinstance(exc, (torch.OutOfMemoryError, MemoryError)) or bool(_NO_MEMORY.search(str(exc)))
+
+
+_NO_MEMORY = re.compile(r"can't allocate memory|CUDA out of memory|CUDA error: out of memory|_STATUS_ALLOC_FAILED")
+
+
+@contextmanager
+def enough_memory(name: str, what: str) -> Iterator[None]:
+    """Raises ModelError, with one sentence, for PyTorch's errors of memory that nobody else took care of.
+
+    name: of the model. what: goes through it.
+    """
+    try:
+        yield
+    except REFUSALS as exc:
+        if not is_out_of_memory(exc):
+            raise
+        raise ModelError(
+            f"{name}: {what} needs more memory than there is: choose a smaller --roi, or another --device."
+        ) from exc
 
 
 def is_of_network(exc: BaseException) -> bool:

@@ -23,7 +23,7 @@ from mafl_cli.network.lifting import Gives, Lifted, Output, leaves, lift
 from mafl_cli.network.model_file import Format, ModelFile, quiet_torchscript
 from mafl_cli.network.prediction import Patch, Prediction
 from mafl_cli.network.probing import run
-from mafl_cli.network.reasons import REFUSALS, meaning
+from mafl_cli.network.reasons import REFUSALS, is_out_of_memory, meaning
 
 KEPT_GRAPHS = 12
 """Lifted graphs kept at a time: each holds the network's constants once more."""
@@ -123,6 +123,8 @@ class Segmenter:
                     self._file.frozen, x, self._output, self._wanted, self.name, functional=self._functional
                 )  # fmt: skip
         except REFUSALS as exc:
+            if is_out_of_memory(exc):
+                raise
             raise ModelError(f"{self.name}: does not accept an input of shape {shape} ({meaning(exc)}).") from exc
         self._lifted[shape] = lifted
         if len(self._lifted) > KEPT_GRAPHS:

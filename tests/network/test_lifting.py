@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from commands import mafl
+from problems import SmallUNet
 from torch import Tensor, nn
 
 from mafl_cli.errors import ModelError
+from mafl_cli.network.lifting import Output
 from mafl_cli.network.load import load
+from mafl_cli.network.model_file import lent
 from mafl_cli.network.reasons import meaning
 from mafl_cli.network.segmenter import Segmenter
 
@@ -27,7 +31,8 @@ def image(*shape: int, seed: int = 0) -> Tensor:
 class Base(nn.Module):
     """Bright voxels are class 1: a mean of the neighbourhood against 0.35."""
 
-    seen: Tensor
+    if TYPE_CHECKING:  # TorchScript would look at it.
+        seen: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -402,3 +407,41 @@ def test_a_refusal_of_a_frozen_network_is_no_crash(tmp_path: Path) -> None:
     for _ in range(3):
         with pytest.raises(ModelError, match="lacks the batch or the channel axis"):
             load(path, device=CPU, size=lambda dims: (16,) * dims)
+
+
+# --- operators that were compiled together -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compiling() -> Iterator[None]:
+    """TorchScript compiles neighbouring operators into one, as it does on a GPU; here they are interpreted."""
+    torch._C._jit_override_can_fuse_on_cpu(True)
+    torch._C._jit_set_te_must_use_llvm_cpu(False)
+    yield
+    torch._C._jit_set_te_must_use_llvm_cpu(True)
+    torch._C._jit_override_can_fuse_on_cpu(False)
+
+
+class Pointwise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = SmallUNet(2, 1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.net(x)
+        return y * 2 + torch.tanh(y) * 0.5 - 1
+
+
+def test_what_torchscript_compiles_is_recorded_all_the_same(compiling: None, tmp_path: Path) -> None:
+    torch.jit.script(Pointwise().eval()).save(tmp_path / "net.ts")
+    network, x = torch.jit.load(tmp_path / "net.ts"), image(1, 1, 16, 16)
+    with torch.no_grad():
+        expected = [network(x) for _ in range(3)][-1]
+        assert "TensorExpr" in str(network.graph_for(x))
+    segmenter, _, _ = load(tmp_path / "net.ts", device=CPU, size=lambda dims: (16,) * dims)
+    torch.testing.assert_close(segmenter(x).logits, expected)
+    # One that the caller has used, and that was compiled, so too.
+    with lent(network) as file:
+        logits = Segmenter(file, "net", Output(0, bounded=False), CPU)(x.requires_grad_()).logits
+    (gradient,) = torch.autograd.grad(logits.sum(), x)
+    assert gradient.any()

@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from mafl_cli.classes import Classes
 from mafl_cli.errors import ModelError, UsageError
 from mafl_cli.network.card import ModelCard, read_taps
-from mafl_cli.network.device import pick_device
+from mafl_cli.network.device import caution, exactly, pick_device
 from mafl_cli.network.intensity import Intensity
-from mafl_cli.network.lifting import Tap
-from mafl_cli.network.load import ModelInfo, load, taps
+from mafl_cli.network.lifting import Output, Tap
+from mafl_cli.network.load import ModelInfo, describe, load, taps
+from mafl_cli.network.model_file import ModelFile
+from mafl_cli.network.reasons import is_out_of_memory
 from mafl_cli.network.segmenter import KEPT_GRAPHS, Segmenter
 
 CPU = torch.device("cpu")
@@ -724,6 +726,41 @@ def test_loading_says_nothing_about_torchscripts_age(tmp_path: Path) -> None:
     assert [str(warning.message) for warning in heard] == []
 
 
+# --- memory -------------------------------------------------------------------------------------------------------
+
+
+class Greedy(torch.nn.Module):
+    """Asks for more memory than there is, in the words of a GPU, for more than `most` voxels."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 2, 3, padding=1)
+        self.most = most
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.numel() > self.most:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return self.conv(x)
+
+
+def test_a_sample_that_does_not_fit_is_one_sentence_and_not_a_matter_of_its_size(tmp_path: Path) -> None:
+    torch.jit.script(Greedy(5 * 64**2).eval()).save(tmp_path / "net.ts")
+    with pytest.raises(ModelError, match=r"^net\.ts: one sample of this size needs more memory than there is: choose"):
+        load(tmp_path / "net.ts", device=CPU, size=lambda dims: (160,) * dims)
+
+
+def test_two_samples_that_do_not_fit_go_one_at_a_time_and_more_later_are_the_batchs_matter(tmp_path: Path) -> None:
+    card = ModelCard(dims=2, channels=("image",))
+    network = Greedy(5 * 64**2).eval().requires_grad_(False)
+    file = ModelFile(network, network, "torch.nn", "", (2, 1, 3, 3), None)
+    _, info, _ = describe(file, "net", CPU, card, size=lambda dims: (128,) * dims)
+    assert "batch: two samples need more memory than there is; one goes at a time" in info.assumptions
+    segmenter = Segmenter(file, "net", Output(0, bounded=False), CPU)
+    with pytest.raises(RuntimeError, match="CUDA out of memory") as caught:
+        segmenter(torch.rand(2, 1, 128, 128))
+    assert is_out_of_memory(caught.value)
+
+
 # --- devices ------------------------------------------------------------------------------------------------------
 
 
@@ -738,6 +775,48 @@ def test_cuda_without_cuda_is_refused(choice: str, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UsageError, match=rf"^--device {choice}: ") as caught:
         pick_device(choice)
     assert caught.value.exit_code == 2
+
+
+def test_a_gpu_has_its_number_as_tensors_on_it_give_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    for name, value in {"is_available": True, "device_count": 2, "current_device": 1}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    found = {choice: pick_device(choice) for choice in ("auto", "cuda", "gpu", "cuda:0", "gpu:1")}
+    assert found == {
+        "auto": torch.device("cuda:1"), "cuda": torch.device("cuda:1"), "gpu": torch.device("cuda:1"),
+        "cuda:0": torch.device("cuda:0"), "gpu:1": torch.device("cuda:1"),
+    }  # fmt: skip
+    with pytest.raises(UsageError, match=r"^--device cuda:2: there are 2 CUDA devices\.$"):
+        pick_device("cuda:2")
+
+
+@pytest.mark.parametrize("kinds", [False, True])
+def test_a_gpu_computes_in_float32_only_meanwhile(kinds: bool) -> None:
+    cudnn: Any = torch.backends.cudnn
+    if kinds and not hasattr(cudnn, "conv"):
+        pytest.skip("this PyTorch has one switch for all kinds of operators")
+    try:
+        if kinds:
+            cudnn.conv.fp32_precision = "ieee"
+            cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = "tf32", "ieee"
+        with exactly(torch.device("cuda:0")):
+            assert cudnn.deterministic
+            assert cudnn.conv.fp32_precision == "ieee" if kinds else not cudnn.allow_tf32
+        assert not cudnn.deterministic
+        assert cudnn.conv.fp32_precision == "tf32" if kinds else cudnn.allow_tf32
+    finally:
+        cudnn.allow_tf32 = True
+
+
+@pytest.mark.parametrize(("version", "warned"), [(90100, False), (91002, True), (91500, False), (None, False)])
+def test_a_cudnn_that_is_wrong_in_bf16_is_warned_of(
+    version: int | None, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)
+    said = caution(torch.device("cuda:0"), "bf16", 3)
+    assert (said is not None) == warned
+    assert said is None or said.startswith("precision bf16: cuDNN 9.10.2 computes large 3-D convolutions wrongly")
+    assert caution(torch.device("cuda:0"), "bf16", 2) is caution(torch.device("cuda:0"), "fp16", 3) is None
 
 
 @pytest.mark.parametrize("choice", ["", "cuda-0", "gpus", "tpu", "mps", "meta", "cuda:x", "cpu cuda"])
