@@ -347,3 +347,10 @@ def test_orientations(codes: str, said: str) -> None:
 def test_orientations_that_are_refused(codes: str) -> None:
     with pytest.raises(UsageError, match="is not three axis codes"):
         check_orientation(codes)
+
+
+def test_native_spacing_and_no_windows_take_away_what_a_card_says() -> None:
+    card = ModelCard(spacing=(1.5, 1.5, 2.0), roi=(96, 96, 96))
+    assert card.merged(spacing="native", roi="none") == ModelCard()
+    assert card.merged(spacing=(1.0, 1.0), roi=[8, 8]) == ModelCard(spacing=(1.0, 1.0), roi=(8, 8))
+    assert card.merged(overlap=None) == card

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -121,8 +121,9 @@ class View:
     intensity: scaling between the image and the network, as "zscore", "window:-57,164", ...; None is the card's, else
         none at all: the network gets the image as it is.
     roi, overlap: sliding windows of this size, voxels along each spatial axis, which overlap by a share in [0, 1). None
-        is the card's roi, else the image goes through the network in one piece.
-    spacing: mm along the spatial axes, for what counts as low frequency; None where voxels are as long as wide.
+        is the card's roi, else the image goes through the network in one piece, as with "none".
+    spacing: mm along the spatial axes, for what counts as low frequency; None or "native" where voxels are as long as
+        wide.
     tap: layer whose features are compared, NAME or NAME:WEIGHT, several separated by commas; auto takes the deepest.
     precision: of the search; the result is judged in float32.
     activation: softmax for classes that exclude each other, sigmoid for regions that may overlap; None follows from the
@@ -131,9 +132,9 @@ class View:
     """
 
     intensity: str | Intensity | None = None
-    roi: Sequence[int] | None = None
+    roi: Sequence[int] | Literal["none"] | None = None
     overlap: float | None = None
-    spacing: Sequence[float] | None = None
+    spacing: Sequence[float] | Literal["native"] | None = None
     tap: str = "auto"
     precision: Precision = "float32"
     activation: Activation | None = None
@@ -240,12 +241,13 @@ def _problem(network: _Network, clean: Tensor, asked: Asked, say: Say) -> ArrayP
             "`target` is one-hot, one class at each voxel: use target.argmax(1), or `activation` sigmoid for regions."
         )
     card = view.seen_by(network.card, regions=regions)
-    for name, numbers in (("roi", card.roi), ("spacing", view.spacing)):
-        if numbers is not None and any(numbers) and len(numbers) != dims:
+    spacing = None if view.spacing is None or isinstance(view.spacing, str) else tuple(view.spacing)
+    for name, numbers in (("roi", card.roi), ("spacing", spacing)):
+        if numbers is not None and len(numbers) != dims:
             raise UsageError(f"`{name}` must have a number for each of the {dims} spatial axes, got {len(numbers)}.")
     if card.dims not in (None, dims):
         raise InputError(f"`image` has {dims} spatial axes, the model takes {card.dims}.")
-    tiling = Tiling(card.roi, card.overlap, card.blend) if card.roi is not None and any(card.roi) else None
+    tiling = Tiling(card.roi, card.overlap, card.blend) if card.roi is not None else None
     segmenter, info, card = describe(
         network.file,
         network.name,
@@ -275,7 +277,7 @@ def _problem(network: _Network, clean: Tensor, asked: Asked, say: Say) -> ArrayP
         clean_labels=labels,
         guide=None if asked.guide is None else guide_tensor(asked.guide, clean),
         limits=_limits(preprocessing, clean, asked, info),
-        spacing=tuple(view.spacing) if view.spacing is not None and any(view.spacing) else None,
+        spacing=spacing,
     )
 
 

@@ -112,7 +112,7 @@ def _run_attack(
                 "save_as": case.save_as,
                 "device": request.device,
                 "precision": request.precision,
-                "spacing": case.card.spacing if case.card.spacing else None,
+                "spacing": case.card.spacing,
                 "roi": case.tiling.roi if case.tiling else None,
                 "overlap": case.tiling.overlap if case.tiling else None,
                 "blend": case.tiling.blend if case.tiling else None,

@@ -10,7 +10,15 @@ from typing import Any, get_args
 
 from mafl_cli.config import Activation, AttackConfig, Mode, Precision, SaveAs, SliceAxisChoice
 from mafl_cli.errors import UsageError
-from mafl_cli.network.card import check_orientation, check_overlap, check_roi, check_spacing, read_taps
+from mafl_cli.network.card import (
+    Spacing,
+    WindowSize,
+    check_orientation,
+    check_overlap,
+    check_roi,
+    check_spacing,
+    read_taps,
+)
 from mafl_cli.network.intensity import Intensity
 from mafl_cli.scans.masks import Masks
 from mafl_cli.scans.recipes import Recipe
@@ -23,7 +31,7 @@ DEMO_MODEL = Path(__file__).parents[1] / "demo" / "model.ts"
 class ModelRequest:
     """A model and how it is to see scans. `None` for a property of the model means: what its card says.
 
-    spacing: mm, along the model's axes, or (0,) for the scan's own. roi: voxels of a window, or (0,) for no windows.
+    spacing: mm, along the model's axes. roi: voxels of a window.
     """
 
     model: Path = DEMO_MODEL
@@ -32,8 +40,8 @@ class ModelRequest:
     precision: Precision = "float32"
     orientation: str | None = None
     intensity: Intensity | None = None
-    spacing: tuple[float, ...] | None = None
-    roi: tuple[int, ...] | None = None
+    spacing: Spacing | None = None
+    roi: WindowSize | None = None
     overlap: float | None = None
     tap: str = "auto"
 
@@ -95,11 +103,10 @@ def seen_as(options: Mapping[str, Any]) -> dict[str, Any]:
         found["intensity"] = _intensity(found["intensity"])
     if "orientation" in found:
         found["orientation"] = check_orientation(str(found["orientation"]))
-    if "spacing" in found:
-        native = found["spacing"] == "native"
-        found["spacing"] = (0.0,) if native else check_spacing(_numbers("spacing", found["spacing"]))
-    if "roi" in found:
-        found["roi"] = (0,) if found["roi"] == "none" else check_roi(_numbers("roi", found["roi"]))
+    if "spacing" in found and found["spacing"] != "native":
+        found["spacing"] = check_spacing(_numbers("spacing", found["spacing"]))
+    if "roi" in found and found["roi"] != "none":
+        found["roi"] = check_roi(_numbers("roi", found["roi"]))
     if "overlap" in found:
         found["overlap"] = check_overlap(*_numbers("overlap", [found["overlap"]]))
     if "tap" in found:

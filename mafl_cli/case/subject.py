@@ -188,7 +188,7 @@ def read_channels(
 
 def _grids(card: ModelCard, layout: Layout, scan: Volume, shape: tuple[int, ...]) -> Grids:
     """The scan's grid along the batch's axes, and the network's at the spacing it was trained with."""
-    if card.spacing is None or not any(card.spacing):
+    if card.spacing is None:
         return Grids.same(shape)
     if len(card.spacing) not in (len(shape), 3):
         raise UsageError(f"spacing has {len(card.spacing)} numbers, the model {len(shape)} dimensions.")
@@ -196,7 +196,7 @@ def _grids(card: ModelCard, layout: Layout, scan: Volume, shape: tuple[int, ...]
 
 
 def _tiling(card: ModelCard, dims: int) -> Tiling | None:
-    if card.roi is None or not any(card.roi):
+    if card.roi is None:
         return None
     if len(card.roi) != dims:
         raise UsageError(f"roi has {len(card.roi)} numbers, the model {dims} dimensions.")

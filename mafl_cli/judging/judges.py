@@ -43,8 +43,8 @@ def _as_attacked(model: ModelRequest, sha256: str, pair: Pair) -> ModelRequest:
         slice_axis=model.slice_axis or settings.slice_axis,
         orientation=model.orientation or orientation,
         intensity=model.intensity or intensity,
-        spacing=model.spacing or settings.spacing or (0,),
-        roi=model.roi or settings.roi or (0,),
+        spacing=model.spacing or settings.spacing or "native",
+        roi=model.roi or settings.roi or "none",
         overlap=settings.overlap if model.overlap is None else model.overlap,
     )
 

@@ -10,11 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from mafl_cli.config import Activation, Blend, Resampling, SliceAxisChoice
 from mafl_cli.errors import UsageError
 from mafl_cli.network.intensity import Intensity
+
+Spacing = Sequence[float] | Literal["native"]
+"""mm along the model's axes, or the scan's own, whatever a card says."""
+WindowSize = Sequence[int] | Literal["none"]
+"""Voxels of sliding windows, or no windows, whatever a card says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +53,14 @@ class ModelCard:
     said: tuple[str, ...] = field(default=(), compare=False)
     """What could not be read there."""
 
-    def merged(self, **flags: Any) -> ModelCard:
-        """The card with every flag that was given (is not None) put in its place."""
-        return replace(self, **{name: value for name, value in flags.items() if value is not None})
+    def merged(self, *, spacing: Spacing | None = None, roi: WindowSize | None = None, **properties: Any) -> ModelCard:
+        """The card with every property that was given (is not None) put in its place."""
+        given = {name: value for name, value in properties.items() if value is not None}
+        if spacing is not None:
+            given["spacing"] = None if isinstance(spacing, str) else tuple(spacing)
+        if roi is not None:
+            given["roi"] = None if isinstance(roi, str) else tuple(roi)
+        return replace(self, **given)
 
     def with_assumptions(self) -> tuple[ModelCard, tuple[str, ...]]:
         """Fill what is not stated; returns the full card and one sentence per assumption made."""

@@ -86,10 +86,10 @@ def _problem(found: Report) -> str | None:
     of_channels = (found.model.channels, case.space.native_units_per_model_unit, case.metrics.size_per_channel)
     if any(len(each) != len(case.inputs) for each in of_channels):
         return "its numbers of channels differ"
-    spacing, roi = settings.spacing or (0,), settings.roi
     if settings.mode != f"{dims}d" or case.space.mode != f"{dims}d":
         return f"its mode is not that of a {dims}-D model"
-    if (roi is not None and len(roi) != dims) or (any(spacing) and len(spacing) not in (dims, 3)):
+    spacing, roi = settings.spacing, settings.roi
+    if (roi is not None and len(roi) != dims) or (spacing is not None and len(spacing) not in (dims, 3)):
         return f"its spacing or roi is not that of a {dims}-D model"
     return None
 

@@ -46,7 +46,7 @@ class Settings(AttackConfig):
     save_as: SaveAs
     device: str
     precision: str
-    spacing: Annotated[tuple[Length, ...], Len(1, 3)] | None
+    spacing: Annotated[tuple[Positive, ...], Len(2, 3)] | None
     """mm along the network's axes; null and [0]: the scan's own."""
     roi: Annotated[tuple[Annotated[int, Interval(ge=1)], ...], Len(2, 3)] | None
     """Voxels of a window; null: no windows."""
