@@ -74,7 +74,7 @@ class Attacked(Generic[A]):
 class Loaded:
     """A model file that is loaded, to be given to several attacks; see `load_model`.
 
-    info: what is known about it: dims, channels, classes, activation, divisor, and what was assumed.
+    info: what is known about it: dims, channels, classes.names, activation, divisor, and the assumptions.
     """
 
     path: Path
