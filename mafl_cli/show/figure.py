@@ -26,6 +26,7 @@ from mafl_cli.show import plots
 from mafl_cli.show.choice import Look, Slice, change_per_slice, choose, count_per_slice
 from mafl_cli.show.display import CLASS_COLOURS
 from mafl_cli.show.plots import number, short_numbers
+from mafl_cli.show.sheet import Sheet
 from mafl_cli.show.slices import in_plane, oriented_slice, position
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = (".png", ".pdf", ".svg")
-DPI = 120
 
 
 def panel(
@@ -107,17 +107,6 @@ def check_format(path: Path) -> None:
         raise UsageError(f"{public_name(path)}: pictures are written as {', '.join(FORMATS)}; choose one of these.")
 
 
-_WIDTH, _LOWEST, _HIGHEST = 2.9, 1.2, 4.4
-_GAP = 0.08
-_LEFT, _RIGHT = 1.15, 0.12
-_TITLE_LINE = 0.26
-_HEAD = 0.66
-_COLOUR_BAR = 0.62
-_LEGEND_LINE = 0.28
-# The plots: space above for name and legend, height, space below for the axis, between them, and right of the last.
-_PLOT_HEAD, _PLOT, _PLOT_FOOT, _PLOT_GAP, _PLOT_RIGHT = 0.8, 1.9, 0.62, 1.0, 0.75
-_FOOT = 0.42
-
 # Outlines: width in points, opacity. They run this far up the step from 0 outside to 1 inside a mask: at one half,
 # those of two classes that touch would lie on one another and mix their colours.
 _BAND, _LINE = (4.0, 0.45), (1.2, 1.0)
@@ -132,75 +121,68 @@ def _draw(
     class_names: Sequence[str],
     title: str,
 ) -> Figure:
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
-
     colours, left_out = _colours(slices)
     legend = _legend_entries(colours, left_out, class_names)
-    height = float(np.clip(_WIDTH * look.ratio(slices[0].aspect), _LOWEST, _HIGHEST))
-    width = _LEFT + 5 * _WIDTH + 4 * _GAP + _RIGHT
-    columns = max(1, int((width - _LEFT) / (0.7 + 0.09 * max(len(label) for _, label in legend))))
-    title_lines = textwrap.wrap(title, int(width * 8)) or [""]
-    top = 0.12 + _TITLE_LINE * len(title_lines) + _HEAD
-    end = top + len(slices) * (height + _GAP)
-    strip = end + _COLOUR_BAR + _LEGEND_LINE * -(-len(legend) // columns) + _PLOT_HEAD
-    total = strip + _PLOT + _PLOT_FOOT + _FOOT
-    figure = Figure(figsize=(width, total), dpi=DPI, facecolor="white")
-
-    def text(x: float, y: float, words: str, **style: Any) -> None:
-        """At inches from the left and from the top. What users write is never read as TeX."""
-        figure.text(x / width, 1 - y / total, words, parse_math=False, **style)
-
-    def axes(x: float, y: float, across: float, down: float) -> Axes:
-        return figure.add_axes((x / width, 1 - (y + down) / total, across / width, down / total))
-
-    text(_LEFT, 0.12, "\n".join(title_lines), size=14, weight="bold", va="top")
-    lefts = [_LEFT + n * (_WIDTH + _GAP) for n in range(5)]
-    for left, (name, detail) in zip(lefts, _heads(look), strict=True):
-        text(left + _WIDTH / 2, top - 0.36, name, size=13, ha="center", va="bottom")
-        text(left + _WIDTH / 2, top - 0.12, detail, size=10, ha="center", va="bottom", color="0.3")
-
+    sheet = Sheet(len(slices), look.ratio(slices[0].aspect), title, [label for _, label in legend])
+    for column, (name, detail) in enumerate(_heads(look)):
+        sheet.head(column, name, detail)
     for row, item in enumerate(slices):
-        upper = top + row * (height + _GAP)
-        text(_LEFT - 0.1, upper + height / 2, item.label, size=11, ha="right", va="center", linespacing=1.5)
-        clean, adversarial, difference, before, after = (axes(left, upper, _WIDTH, height) for left in lefts)
-        _draw_scan(clean, item.clean, item, look, look.box)
-        _draw_scan(adversarial, item.adversarial, item, look, look.box)
-        image = _draw_difference(difference, item, look)
-        for ax, scan, prediction in ((before, item.clean, item.before), (after, item.adversarial, item.after)):
-            _draw_scan(ax, scan, item, look, look.zoom)
-            for index, colour in colours.items():
-                _outline(ax, item.target == index, colour, *_BAND)
-            for index, colour in colours.items():
-                _outline(ax, prediction == index, colour, *_LINE)
-        if look.zoomed:
-            down, across = look.zoom
-            clean.add_patch(
-                Rectangle(
-                    (across.start - 0.5, down.start - 0.5),
-                    across.stop - across.start,
-                    down.stop - down.start,
-                    fill=False,
-                    edgecolor="white",
-                    linestyle=(0, (4, 3)),
-                )
-            )
+        image = _draw_row(sheet.pictures(row, item.label), item, look, colours)
 
-    bar = axes(lefts[2] + 0.15, end + 0.06, _WIDTH - 0.3, 0.12)
-    figure.colorbar(image, cax=bar, orientation="horizontal", extend="both" if look.reach < look.largest else "neither")
+    bar = sheet.colour_bar(look.unit)
+    sheet.figure.colorbar(
+        image, cax=bar, orientation="horizontal", extend="both" if look.reach < look.largest else "neither"
+    )
     short_numbers(bar.xaxis, most=4)
     bar.tick_params(labelsize=10)
-    text(lefts[3] + 0.05, end + 0.12, look.unit, size=10, va="center")
+    _draw_legend(sheet, legend)
+    by_size, by_frequency, by_step = sheet.plots(plots.TITLES)
+    plots.draw_histogram(by_size, change, look.unit)
+    plots.draw_spectra(by_frequency, change, look.unit)
+    plots.draw_trace(by_step, trace)
+    sheet.foot(_footer(slices[0].plane))
+    return sheet.figure
 
+
+def _draw_row(places: Sequence[Axes], item: Slice, look: Look, colours: dict[int, str]) -> Any:
+    """The five pictures of a slice; returns what the colour bar explains."""
+    from matplotlib.patches import Rectangle
+
+    clean, adversarial, difference, before, after = places
+    _draw_scan(clean, item.clean, item, look, look.box)
+    _draw_scan(adversarial, item.adversarial, item, look, look.box)
+    image = _draw_difference(difference, item, look)
+    for ax, scan, prediction in ((before, item.clean, item.before), (after, item.adversarial, item.after)):
+        _draw_scan(ax, scan, item, look, look.zoom)
+        for index, colour in colours.items():
+            _outline(ax, item.target == index, colour, *_BAND)
+        for index, colour in colours.items():
+            _outline(ax, prediction == index, colour, *_LINE)
+    if look.zoomed:
+        down, across = look.zoom
+        clean.add_patch(
+            Rectangle(
+                (across.start - 0.5, down.start - 0.5),
+                across.stop - across.start,
+                down.stop - down.start,
+                fill=False,
+                edgecolor="white",
+                linestyle=(0, (4, 3)),
+            )
+        )
+    return image
+
+
+def _draw_legend(sheet: Sheet, legend: Sequence[tuple[Any, str]]) -> None:
     # Matplotlib fills a legend column by column; people read it row by row.
-    by_row = [entry for column in range(columns) for entry in legend[column::columns]]
+    by_row = [entry for column in range(sheet.legend_columns) for entry in legend[column :: sheet.legend_columns]]
     handles, labels = zip(*by_row, strict=True)
-    box = figure.legend(
+    box = sheet.figure.legend(
         handles,
         labels,
         loc="upper left",
-        bbox_to_anchor=(_LEFT / width, 1 - (end + _COLOUR_BAR) / total),
-        ncols=columns,
+        bbox_to_anchor=sheet.legend_corner,
+        ncols=sheet.legend_columns,
         fontsize=11,
         frameon=False,
         borderpad=0,
@@ -208,17 +190,6 @@ def _draw(
     )
     for entry in box.get_texts():
         entry.set_parse_math(False)
-
-    wide = (width - _LEFT - _RIGHT - _PLOT_RIGHT - 2 * _PLOT_GAP) / 3
-    places = [_LEFT + n * (wide + _PLOT_GAP) for n in range(3)]
-    by_size, by_frequency, by_step = (axes(left, strip, wide, _PLOT) for left in places)
-    plots.draw_histogram(by_size, change, look.unit)
-    plots.draw_spectra(by_frequency, change, look.unit)
-    plots.draw_trace(by_step, trace)
-    for left, name in zip(places, plots.TITLES, strict=True):
-        text(left + wide / 2, strip - 0.32, name, size=13, ha="center", va="bottom")
-    text(_LEFT, total - 0.12, _footer(slices[0].plane), size=10, va="bottom", color="0.3")
-    return figure
 
 
 def _heads(look: Look) -> tuple[tuple[str, str], ...]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from itertools import combinations
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib
@@ -16,6 +17,7 @@ import pytest
 import SimpleITK
 from bodies import ORIENTATIONS, case, ras, stored_as, stored_slice
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from nibabel.affines import apply_affine
 from nibabel.quaternions import angle_axis2mat
@@ -166,17 +168,16 @@ def draw(path: Any, volumes: Any = None, affine: Any = None, **changes: Any) -> 
     return panel(**(case() if volumes is None else volumes), **settings)
 
 
-def column(pixels: Any, number: Any) -> Any:
-    """The first row of one column of pictures, without its frame, cut from a rendered PNG."""
-    left = figures._LEFT + number * (figures._WIDTH + figures._GAP)
-    top = 0.12 + figures._TITLE_LINE + figures._HEAD
-    y, x, high, wide = (round(n * figures.DPI) for n in (top, left, figures._LOWEST, figures._WIDTH))
-    return pixels[y + 3 : y + high - 3, x + 3 : x + wide - 3, :3]
+def pixels_of(ax: Any) -> tuple[slice, slice]:
+    """Rows and columns of a rendered figure that a picture has, without its frame."""
+    bottom = ax.get_figure().bbox.height
+    down = slice(round(bottom - ax.bbox.y1) + 3, round(bottom - ax.bbox.y0) - 3)
+    return down, slice(round(ax.bbox.x0) + 3, round(ax.bbox.x1) - 3)
 
 
-def test_a_mark_at_the_patients_right_front_is_drawn_at_the_upper_left(tmp_path: Path) -> None:
-    draw(tmp_path / "a.png", window=(100, 200))
-    picture = column(imread(tmp_path / "a.png"), 0).min(axis=2)
+def test_a_mark_at_the_patients_right_front_is_drawn_at_the_upper_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = layout(None, monkeypatch, window=(100, 200))
+    picture = np.asarray(figure.canvas.buffer_rgba())[pixels_of(figure.axes[0])][..., :3].min(axis=2) / 255
     # Without the letters, which are white as well.
     rows, columns = np.nonzero(picture[40:, 40:-40] == 1)
     assert len(rows) > 100
@@ -186,7 +187,9 @@ def test_a_mark_at_the_patients_right_front_is_drawn_at_the_upper_left(tmp_path:
 @pytest.mark.parametrize(
     "number", [5, 17, 31, 46], ids=lambda n: "".join(nib.orientations.ornt2axcodes(ORIENTATIONS[n]))
 )
-def test_the_picture_does_not_depend_on_how_the_scan_is_stored(tmp_path: Path, number: Any) -> None:
+def test_the_picture_does_not_depend_on_how_the_scan_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: Any
+) -> None:
     volumes, affine = case(), ras()
     orientation = ORIENTATIONS[number]
     turned = {name: stored_as(orientation, volume, affine)[0] for name, volume in volumes.items()}
@@ -201,7 +204,7 @@ def test_the_picture_does_not_depend_on_how_the_scan_is_stored(tmp_path: Path, n
     shape = volumes["clean"].shape
     assert [stored_slice(orientation, shape, 2, index)[1] for index in first] == second
     # Left of the pictures stand the array's own indices, which do depend on it.
-    left = round(figures._LEFT * figures.DPI)
+    left = pixels_of(layout(volumes, monkeypatch, rows=2).axes[0])[1].start - 3
     a, b = (imread(tmp_path / name)[:, left:] for name in ("a.png", "b.png"))
     np.testing.assert_array_equal(a, b)
 
@@ -306,13 +309,13 @@ def test_pyplot_is_not_imported_and_importing_the_module_is_light(tmp_path: Path
 
 
 def layout(volumes: Any, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Any:
-    """The figure that would be written."""
-    caught = []
-    monkeypatch.setattr(figures, "_save", lambda figure, path: caught.append(figure))
-    draw(Path("a.png"), volumes, **changes)
-    figure = caught[0]
-    FigureCanvasAgg(figure).draw()
-    return figure
+    """The figure that would be written, rendered."""
+    caught: list[Figure] = []
+    with monkeypatch.context() as patch, TemporaryDirectory() as folder:
+        patch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: caught.append(figure))
+        draw(Path(folder) / "a.png", volumes, **changes)
+    FigureCanvasAgg(caught[0]).draw()
+    return caught[0]
 
 
 @pytest.mark.parametrize(
