@@ -34,7 +34,7 @@ class Outcome(Code):
     REACHED = "reached", "The goal was reached."
     STEP_LIMIT = (
         "step_limit",
-        "The goal was not reached; the closest result was kept. More --steps or a lower --goal-iou may help.",
+        "The goal was not reached; the closest result was kept. More steps or a lower goal may help.",
     )
     NO_GRADIENT = "no_gradient", "The model gives no gradient towards the target here; nothing was changed."
 
@@ -78,4 +78,4 @@ class Untested(Code):
     )
     OTHER_NUMBERS = "other_numbers", "{}, so the report is not about these files"
     OTHER_MODEL = "other_model", "{}, so it is not what was attacked"
-    NO_MODEL = "no_model", "only the folder says what {} draws, for it is not at hand; give it with --model"
+    NO_MODEL = "no_model", "only the folder says what {} draws, for it is not at hand; give the model too"

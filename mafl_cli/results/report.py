@@ -198,7 +198,7 @@ class Bounds:
     norm: Norm | None
     within: MaskFile | None
     body_voxels: Count | None
-    """Voxels that --body-only takes for the body."""
+    """Voxels that are taken for the body, where only it may change."""
     allowed_voxels: Count | None
     """Voxels that may change, of the whole grid."""
     padding_voxels: tuple[Count, ...]

@@ -185,7 +185,7 @@ def test_where_nothing_can_be_read_it_is_bad_input(work: Path, tmp_path: Path, s
 def test_without_the_model_no_gate_passes(work: Path) -> None:
     result = judge(work, work / "held", model=False)
     assert result.exit_code == 5
-    assert "only the folder says what model.ts draws, for it is not at hand; give it with --model" in result.stderr
+    assert "only the folder says what model.ts draws, for it is not at hand; give the model too" in result.stderr
 
 
 def test_masks_that_were_put_in_with_their_hashes_pass_no_gate(work: Path, tmp_path: Path) -> None:
