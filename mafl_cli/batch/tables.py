@@ -21,21 +21,13 @@ from mafl_cli.results.batch_report import Batch, BatchAggregate, BatchCase, Batc
 from mafl_cli.results.envelope import NOTICE, SCHEMA_VERSION, TOOL
 from mafl_cli.results.files import FAILED, REPORT, RUN
 from mafl_cli.results.folder import staged, write_text, written_to
-from mafl_cli.results.quantities import QUANTITIES, value_of
+from mafl_cli.results.quantities import HEADLINES, QUANTITIES, TABLE, value_of
 from mafl_cli.results.report import Case
 from mafl_cli.system import locks
 from mafl_cli.system.records import to_json
 
-TABLE = "cases.csv"
+CASES = "cases.csv"
 FAILURES = "failed.txt"
-
-# What the table and the statistics have of each case, in this order.
-COLUMNS = (
-    "goal_reached", "target_iou_clean", "target_iou", "hit_rate", "collateral", "l2_model", "l2_native", "linf_model",
-    "linf_native", "psnr_db", "ssim", "ssim_worst", "low_frequency_share", "forward", "backward",
-)  # fmt: skip
-# What a few lines on a run speak of.
-_SAID = ("target_iou", "hit_rate", "l2_model", "linf_model", "psnr_db", "ssim")
 
 
 def _known(run: Path) -> CaseList:
@@ -78,11 +70,11 @@ def _write_tables(out: Path, known: CaseList) -> Batch:
             **counts,
             cases=len(rows),
             goal_reached=sum(bool(each["goal_reached"]) for each in figures),
-            figures={name: summary([each[name] for each in figures]) for name in COLUMNS if name != "goal_reached"},
+            figures={name: summary([each[name] for each in figures]) for name in TABLE if name != "goal_reached"},
         ),
     )
     write_text(out / REPORT, to_json(whole))
-    write_text(out / TABLE, _table(rows))
+    write_text(out / CASES, _table(rows))
     failures = [f"{row.case_id}\t{one_line(row.error.message)}\n" for row in rows if row.error is not None]
     write_text(out / FAILURES, "".join(failures))
     return whole
@@ -102,16 +94,16 @@ def _row(out: Path, case_id: str) -> tuple[BatchCase, BatchModel | None]:
 
 
 def figures(case: Case) -> dict[str, bool | float | None]:
-    """What the table has of a case, by the names of `COLUMNS`."""
-    return {name: value_of(QUANTITIES[name].of_attack(case)) for name in COLUMNS}
+    """What the table has of a case, by the names of `TABLE`."""
+    return {name: value_of(QUANTITIES[name].of_attack(case)) for name in TABLE}
 
 
 def _table(rows: Sequence[BatchCase]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["case_id", "status", "error", *COLUMNS])
+    writer.writerow(["case_id", "status", "error", *TABLE])
     for row in rows:
-        found = row.figures or dict.fromkeys(COLUMNS)
+        found = row.figures or dict.fromkeys(TABLE)
         values = ["" if value is None else repr(float(value)) for value in found.values()]
         error = "" if row.error is None else row.error.message
         writer.writerow([cell(row.case_id), row.status, cell(error), *values])
@@ -125,7 +117,7 @@ def format_run(whole: Batch) -> str:
         f"{counts.ok} of {counts.cases} cases done, {counts.failed} failed, {counts.pending} not run yet; "
         f"the goal was reached in {counts.goal_reached}"
     ]
-    for name in _SAID:
+    for name in HEADLINES:
         found = counts.figures[name]
         if found.n:
             lines.append(f"  {name:<12} mean {found.mean:.5g}, lowest {found.min:.5g}, highest {found.max:.5g}")

@@ -14,15 +14,7 @@ from mafl_cli.measure.value import Value
 from mafl_cli.names import cell, harmless, in_one_line
 from mafl_cli.results.envelope import NOTICE
 from mafl_cli.results.evaluation_report import Evaluation, FailedCase, JudgedCase, JudgingModel
-from mafl_cli.results.quantities import EVALUATED
-
-# What a card shows of the statistics, in this order; the JSON has all.
-_CARD = (
-    "target_iou", "hit_rate", "collateral", "prediction_drop", "dice_clean", "dice_adversarial", "dice_drop",
-    "linf_native", "linf_model", "l2_model", "psnr_db", "ssim", "ssim_worst", "low_frequency_share",
-    "psnr_at_goal", "linf_at_goal", "l2_at_goal", "curve_area", "curve_hit_area",
-    "transfer_target_iou", "survival_target_iou",
-)  # fmt: skip
+from mafl_cli.results.quantities import CARD, EVALUATED
 
 # What it shows of each case.
 _OF_CASE = ("target_iou", "hit_rate", "psnr_db")
@@ -79,7 +71,7 @@ def _gates(report: Evaluation) -> str:
 
 def _results(report: Evaluation) -> str:
     rows = []
-    for name in _CARD:
+    for name in CARD:
         found, quantity = report.aggregate.figures.get(name), EVALUATED[name]
         if found is None or not found.n:
             continue

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mafl_cli.config import AttackConfig, config_hash
 from mafl_cli.names import stem
 from mafl_cli.results.envelope import NOTICE, SCHEMA_VERSION, TOOL, Environment
-from mafl_cli.results.quantities import QUANTITIES, Quantity, value_of
+from mafl_cli.results.quantities import HEADLINES, QUANTITIES, Quantity, value_of
 from mafl_cli.results.report import (
     Aggregate,
     Case,
@@ -74,11 +74,8 @@ def aggregate(cases: Sequence[Case]) -> Aggregate:
         ok=len(cases),
         failed=0,
         goal_reached=sum(case.attack.goal_reached for case in cases),
-        metrics={name: _summary(QUANTITIES[name], cases) for name in _HEADLINES},
+        metrics={name: _summary(QUANTITIES[name], cases) for name in HEADLINES},
     )
-
-
-_HEADLINES = ("target_iou", "hit_rate", "l2_model", "linf_model", "psnr_db", "ssim")
 
 
 def _summary(quantity: Quantity, cases: Sequence[Case]) -> Summary:

@@ -2,7 +2,7 @@
 
 A *quantity* is one number of a case. The table says what it means, where the typed reports have it, which way is better
 for an attack, what values it can have, and how it is printed. A new row is known to gates and to the CSV of an
-evaluation at once; a card, a page or the table of a batch chooses by name what it shows.
+evaluation at once; what a card, a page and the table of a batch show is listed below it, by name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mafl_cli.results.report import Case, Metrics
 Number = Value | float
 """As a report has it."""
 
-Form = Literal[".4f", ".5f", ".2f", ".4g", "d"]
+Form = Literal[".4f", ".5f", ".2f", ".4g", ".0f"]
 """How a number is printed, as Python's `format` has it; the page knows these."""
 
 
@@ -196,6 +196,10 @@ QUANTITIES: Mapping[str, Quantity] = {
         "collateral", "share of the other voxels that changed class all the same",
         _metrics(lambda m: m.post_write.collateral), "lower",
     ),
+    "collateral_voxels": Quantity(
+        "collateral, voxels", "other voxels that changed class all the same",
+        _metrics(lambda m: m.post_write.collateral.count), "lower", ".0f", "voxels", _LENGTH,
+    ),
     "target_hd95": Quantity(
         "target HD95, mm", "HD95 between prediction and target, of the worst class", _metrics(_worst_distance),
         "lower", ".2f", "mm", _LENGTH,
@@ -286,11 +290,11 @@ QUANTITIES: Mapping[str, Quantity] = {
     ),
     "forward": Quantity(
         "forward", "forward passes of the search", _searched(lambda case: case.attack.passes.forward),
-        "lower", "d", "passes", _LENGTH,
+        "lower", ".0f", "passes", _LENGTH,
     ),
     "backward": Quantity(
         "backward", "backward passes of the search", _searched(lambda case: case.attack.passes.backward),
-        "lower", "d", "passes", _LENGTH,
+        "lower", ".0f", "passes", _LENGTH,
     ),
 }  # fmt: skip
 """By the names that reports and gates use."""
@@ -299,3 +303,21 @@ EVALUATED: Mapping[str, Quantity] = {
     name: quantity for name, quantity in QUANTITIES.items() if quantity.read.evaluation is not None
 }
 """What gates, and statistics of an evaluation, know."""
+
+# What is shown where, in this order.
+HEADLINES = ("target_iou", "hit_rate", "l2_model", "linf_model", "psnr_db", "ssim")
+"""The aggregate of a report, and the few lines on a batch."""
+TABLE = (
+    "goal_reached", "target_iou_clean", "target_iou", "hit_rate", "collateral", "l2_model", "l2_native", "linf_model",
+    "linf_native", "psnr_db", "ssim", "ssim_worst", "low_frequency_share", "forward", "backward",
+)  # fmt: skip
+"""The table and the statistics of a batch."""
+CARD = (
+    "target_iou", "hit_rate", "collateral", "prediction_drop", "dice_clean", "dice_adversarial", "dice_drop",
+    "linf_native", "linf_model", "l2_model", "psnr_db", "ssim", "ssim_worst", "low_frequency_share",
+    "psnr_at_goal", "linf_at_goal", "l2_at_goal", "curve_area", "curve_hit_area",
+    "transfer_target_iou", "survival_target_iou",
+)  # fmt: skip
+"""The statistics on a robustness card."""
+PAGE = ("target_iou", "hit_rate", "collateral_voxels", "l2_model", "linf_model", "psnr_db", "ssim_worst")
+"""The table of cases on a page."""

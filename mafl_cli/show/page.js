@@ -58,7 +58,7 @@
   }
 
   // How the table of quantities has them printed.
-  const FORMS = { ".4f": share, ".5f": share, ".2f": fixed(2), ".4g": significant, "d": count };
+  const FORMS = { ".4f": share, ".5f": share, ".2f": fixed(2), ".4g": significant, ".0f": count };
 
   // A quantity by its name.
   function quantity(report, name, after = "") {
@@ -275,13 +275,7 @@
   const COLUMNS = [
     ["Case", (report) => report.case_id],
     ["Goal", (report) => (report.metrics ? (report.attack.goal_reached ? "reached" : "not reached") : "failed")],
-    column("target_iou"),
-    column("hit_rate"),
-    ["Collateral", "metrics.post_write.collateral.count", count],
-    column("l2_model"),
-    column("linf_model"),
-    column("psnr_db"),
-    column("ssim_worst"),
+    ...data.columns.map(column),
   ];
   const sorting = { column: -1, down: false };
 

@@ -16,7 +16,7 @@ import html
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from mafl_cli.codes import Outcome, Reason
 from mafl_cli.errors import UsageError, cannot_be_written
 from mafl_cli.names import one_line
 from mafl_cli.results.envelope import NOTICE, Tool
-from mafl_cli.results.quantities import QUANTITIES
+from mafl_cli.results.quantities import PAGE, QUANTITIES, Form
 from mafl_cli.results.report import Case, Model, Run
 from mafl_cli.show.display import MAX_MB
-from mafl_cli.show.planes import PageVolumes, Stack
+from mafl_cli.show.planes import PageVolumes, Stack, Viewer
 from mafl_cli.system.records import plain
 
 __all__ = ["PageCase", "PageVolumes", "Unread", "write"]
@@ -63,6 +63,69 @@ class PageCase:
     """Called once, when the case's turn comes, so that many cases never lie in memory together."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Shared:
+    """What several cases have in common."""
+
+    model: Model
+    run: Run
+    tool: Tool
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """A case as the script finds it. shared: its number in the list of these."""
+
+    report: Case | Unread
+    shared: int
+    viewer: Viewer | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Printed:
+    """How a quantity is named and printed, and where a report has it."""
+
+    title: str
+    form: Form
+    place: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Index:
+    """All that the script knows but the planes. columns: names of the quantities in the table of cases."""
+
+    notice: str
+    sentences: dict[str, str]
+    quantities: dict[str, _Printed]
+    columns: tuple[str, ...]
+    shared: list[_Shared]
+    cases: list[_Entry]
+    said: str = ""
+
+
+def _index(cases: Sequence[PageCase]) -> _Index:
+    shared: list[_Shared] = []
+    entries = []
+    for case in cases:
+        facts = _Shared(model=case.model, run=case.run, tool=case.tool, classes=tuple(case.classes))
+        if facts not in shared:
+            shared.append(facts)
+        entries.append(_Entry(report=case.case, shared=shared.index(facts)))
+    return _Index(
+        notice=NOTICE,
+        sentences={**Outcome.sentences(), **Reason.sentences()},
+        quantities={
+            name: _Printed(title=quantity.title, form=quantity.form, place=quantity.place)
+            for name, quantity in QUANTITIES.items()
+            if quantity.place is not None
+        },
+        columns=PAGE,
+        shared=shared,
+        cases=entries,
+    )
+
+
 def write(
     path: Path,
     cases: Sequence[PageCase],
@@ -83,25 +146,7 @@ def write(
     Returns: one sentence on the size, what was left out and what was reduced; it stands on the page, too.
     Raises: UsageError when not even the numbers fit; OutputError when the file cannot be written.
     """
-    shared: list[str] = []
-    entries: list[dict[str, Any]] = []
-    for case in cases:
-        facts = _json({"model": case.model, "run": case.run, "tool": case.tool, "classes": case.classes})
-        if facts not in shared:
-            shared.append(facts)
-        entries.append({"report": plain(case.case), "shared": shared.index(facts), "viewer": None})
-    index = {
-        "notice": NOTICE,
-        "sentences": {**Outcome.sentences(), **Reason.sentences()},
-        "quantities": {
-            name: {"title": quantity.title, "form": quantity.form, "place": quantity.place}
-            for name, quantity in QUANTITIES.items()
-            if quantity.place is not None
-        },
-        "shared": [json.loads(facts) for facts in shared],
-        "cases": entries,
-        "said": "",
-    }
+    index = _index(cases)
     left = int(max_mb * _MB) - len(_page(title, index, {})) - _RESERVE
     if left < 0:
         raise UsageError(f"the numbers of {len(cases)} cases alone need more than {max_mb:g} MB; allow a larger page.")
@@ -112,16 +157,17 @@ def write(
         share = max(left // (len(cases) - number), min(left, _LEAST_SHARE))
         found = _viewer(case.volumes, share, window) if isinstance(case.case, Case) else None
         if found is not None:
-            entries[number]["viewer"], planes[number] = found
-            left -= _cost(found[0]) + _cost(found[1])
-            if found[0]["reduced"]:
-                reduced.append(str(found[0]["reduced"]))
+            viewer, planes[number] = found
+            index.cases[number] = replace(index.cases[number], viewer=viewer)
+            left -= _cost(viewer) + _cost(planes[number])
+            if viewer.reduced:
+                reduced.append(viewer.reduced)
     said = _said(len(cases), sum(isinstance(case.case, Case) for case in cases) - len(planes), reduced)
 
     # The size stands on the page, and says itself how many digits it has.
     size = 0
     for _ in range(3):
-        index["said"] = said.format(size=f"{max(size / _MB, 0.1):.1f} MB")
+        index = replace(index, said=said.format(size=f"{max(size / _MB, 0.1):.1f} MB"))
         text = _page(title, index, planes)
         if len(text) == size:
             break
@@ -130,7 +176,7 @@ def write(
         path.write_bytes(text.encode("ascii"))
     except OSError as exc:
         raise cannot_be_written(path.name, exc) from exc
-    return str(index["said"])
+    return index.said
 
 
 def _said(cases: int, without: int, reduced: Sequence[str]) -> str:
@@ -160,7 +206,7 @@ def _cost(value: Any) -> int:
     return len(_json(value)) + 100
 
 
-def _page(title: str, index: Mapping[str, Any], planes: Mapping[int, Sequence[str | None]]) -> str:
+def _page(title: str, index: _Index, planes: Mapping[int, Sequence[str | None]]) -> str:
     """The whole file, ASCII only."""
     style, script, template = (
         (_FILES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js", "page.html")
@@ -189,18 +235,18 @@ def _hash(text: str) -> str:
 
 def _viewer(
     volumes: Callable[[], PageVolumes], limit: int, window: tuple[float, float] | None
-) -> tuple[dict[str, Any], list[str | None]] | None:
+) -> tuple[Viewer, list[str | None]] | None:
     """What the page needs to show a case, and its slices, within `limit` bytes; None where that cannot be."""
     if limit < 20_000:
         return None
     stack = Stack(volumes(), window)
-    facts = stack.facts()
+    whole = stack.viewer()
     near = stack.near()
     many = len(stack.order)
     for keep, halved in ((range(many), False), (near, False), (range(many), True), (near, True)):
-        facts |= {"halved": halved, "reduced": _reduced(many - len(keep), halved)}
+        viewer = replace(whole, halved=halved, reduced=_reduced(many - len(keep), halved))
         planes: list[str | None] = [None] * many
-        left = limit - _cost(facts) - 5 * many
+        left = limit - _cost(viewer) - 5 * many
         for place in keep:
             text = stack.encoded(place, halved)
             planes[place] = text
@@ -208,7 +254,7 @@ def _viewer(
             if left < 0:
                 break
         if left >= 0:
-            return facts, planes
+            return viewer, planes
     return None
 
 

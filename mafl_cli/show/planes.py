@@ -54,6 +54,39 @@ class PageVolumes:
     """Named on the page where a scan has several."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Viewer:
+    """All but the planes of a case, for the script; lists of slices are by place. Values are native."""
+
+    rows: int
+    columns: int
+    aspect: float
+    letters: tuple[str, ...]
+    plane: str
+    axis: str
+    unit: str
+    channel: str | None
+    window: tuple[float, float]
+    range: tuple[float, float]
+    reach: float
+    largest: float
+    offset: float
+    step: float
+    difference_step: float
+    labels: Sequence[int]
+    colours: Sequence[str]
+    index: Sequence[int]
+    position: Sequence[str]
+    change: Sequence[float]
+    asked: Sequence[int]
+    missed: Sequence[int]
+    start: int
+    halved: bool = False
+    """The scans are at half their resolution."""
+    reduced: str = ""
+    """What is left out, or at half its resolution, in words."""
+
+
 class Stack:
     """The slices of one case from foot to head, back to front or left to right, however they are stored."""
 
@@ -133,8 +166,8 @@ class Stack:
         around = {p + shift for p in busy for shift in range(-_NEIGHBOURS, _NEIGHBOURS + 1)}
         return sorted(p for p in around if 0 <= p < len(self.order))
 
-    def facts(self) -> dict[str, Any]:
-        """All but the planes, for the script. Slices are lists by place."""
+    def viewer(self) -> Viewer:
+        """Of the whole stack."""
         volumes = self._volumes
         axis = volumes.slice_axis
         _, letters, aspect = oriented_slice(volumes.clean, volumes.affine, axis, 0)
@@ -142,31 +175,31 @@ class Stack:
         sides = (POSITIVE[body_axis], NEGATIVE[body_axis])
         down, across = self._box
         weight: Sequence[float] | None = next((w for w in (self.change, self.asked, self.missed) if any(w)), None)
-        return {
-            "rows": down.stop - down.start,
-            "columns": across.stop - across.start,
-            "aspect": round(aspect, 6),
-            "letters": list(letters),
-            "plane": PLANES[body_axis],
-            "axis": "ijk"[axis],
-            "unit": volumes.unit,
-            "channel": volumes.channel,
-            "window": [_rounded(value) for value in self.window],
-            "range": [_rounded(value) for value in self._range],
-            "reach": _rounded(self._reach),
-            "largest": _rounded(self._largest),
-            "offset": self._offset,
-            "step": self._step,
-            "difference_step": self._difference_step,
-            "labels": self._labels,
-            "colours": [class_colour(label) for label in self._labels],
-            "index": self.order,
-            "position": [f"{sides[round(mm, 1) < 0]} {abs(mm):.1f} mm" for mm in self._mm],
-            "change": [_rounded(value) for value in self.change],
-            "asked": self.asked,
-            "missed": self.missed,
-            "start": int(np.argmax(weight)) if weight else len(self.order) // 2,
-        }
+        return Viewer(
+            rows=down.stop - down.start,
+            columns=across.stop - across.start,
+            aspect=round(aspect, 6),
+            letters=tuple(letters),
+            plane=PLANES[body_axis],
+            axis="ijk"[axis],
+            unit=volumes.unit,
+            channel=volumes.channel,
+            window=(_rounded(self.window[0]), _rounded(self.window[1])),
+            range=(_rounded(self._range[0]), _rounded(self._range[1])),
+            reach=_rounded(self._reach),
+            largest=_rounded(self._largest),
+            offset=self._offset,
+            step=self._step,
+            difference_step=self._difference_step,
+            labels=self._labels,
+            colours=[class_colour(label) for label in self._labels],
+            index=self.order,
+            position=[f"{sides[round(mm, 1) < 0]} {abs(mm):.1f} mm" for mm in self._mm],
+            change=[_rounded(value) for value in self.change],
+            asked=self.asked,
+            missed=self.missed,
+            start=int(np.argmax(weight)) if weight else len(self.order) // 2,
+        )
 
     def encoded(self, place: int, halved: bool) -> str:
         """One slice, see the module. Halved: both scans as means of 2 x 2 pixels, the masks as they are."""

@@ -28,6 +28,7 @@ from mafl_cli.errors import InputError
 from mafl_cli.results import read as records
 from mafl_cli.results import recorded
 from mafl_cli.results.files import FAILED, TICKET
+from mafl_cli.results.quantities import TABLE
 from mafl_cli.results.report import Report
 
 AFFINE = np.diag([2.0, 2, 3, 1])
@@ -292,7 +293,7 @@ def test_a_report_with_any_value_in_any_place_is_read_or_refused_by_name(
         require_sentence(str(exc))
     # What a table reads of it, and resuming, is whole or as if it were not there.
     found = records.finished(run)
-    assert found is None or tables.figures(found.case).keys() == set(tables.COLUMNS)
+    assert found is None or tables.figures(found.case).keys() == set(TABLE)
 
 
 WRONG = {
