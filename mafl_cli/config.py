@@ -346,6 +346,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 def preset(name: str, **overrides: Any) -> AttackConfig:
     """The settings of a method, with some of them changed.
 
+        config = mafl.preset("pgd", eps=0.05, eps_unit="model", steps=40)
+
     What only makes sense with a setting that is replaced goes with it: the sizes of another kind of step, and the
     weight of the low-frequency penalty under the hard constraint.
     Raises: UsageError for an unknown name, and for settings that do not go together.

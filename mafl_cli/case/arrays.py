@@ -87,6 +87,9 @@ class Loaded:
 def load_model(path: str | Path, *, device: str = "auto") -> Loaded:
     """Load a TorchScript or .pt2 file and find out what it takes and gives.
 
+        model = mafl.load_model("model.ts", device="cpu")
+        model.info.dims, model.info.classes.names, model.info.assumptions
+
     A model file is a program: load only files you trust.
     Raises: ModelError with the reason if it cannot be attacked; UsageError for a device that is not there.
     """

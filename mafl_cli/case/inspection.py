@@ -21,7 +21,13 @@ _MODEL_SUFFIXES = (
 
 
 def inspect(file: str | Path) -> dict[str, Any]:
-    """Facts about a model, a scan or a mask, JSON-ready. Raises InputError or ModelError if it is none of them."""
+    """Facts about a model, a scan or a mask, JSON-ready: what `mafl inspect` shows.
+
+        facts = mafl.inspect("model.ts")
+        facts["kind"], facts["dims"], facts["classes"]
+
+    Raises: InputError or ModelError if it is none of them.
+    """
     file = Path(file)
     if not file.exists():
         raise InputError(f"{public_name(file)}: no such file.")

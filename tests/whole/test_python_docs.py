@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
+import itertools
 import json
 import re
 from pathlib import Path
@@ -48,6 +50,18 @@ def test_the_page_runs(names: dict[str, Any]) -> None:
     assert "True" in lines
     assert "target_iou > 0.5 fail" in said.getvalue()
     assert lines[-1] == "`target` must be (B, *spatial), (3, 16, 12), on the grid of the image, got (3, 15, 12)."
+
+
+@pytest.mark.parametrize("name", ["attack", "attack_scan", "evaluate", "inspect", "load_model", "preset", "read_scan"])
+def test_examples_of_docstrings_run(name: str, names: dict[str, Any]) -> None:
+    names |= {"mafl": mafl_cli, "MyUNet": lambda: Threshold(2)}
+    if name == "evaluate":
+        mafl_cli.attack_scan("scan.nii.gz", "erase:1", model="model.ts", out="mafl-out", steps=4)
+    lines = inspect.cleandoc(getattr(mafl_cli, name).__doc__ or "").splitlines()[2:]
+    example = list(itertools.takewhile(lambda line: line.startswith("    "), lines))
+    assert example
+    for line in example:
+        exec(line.strip(), names)
 
 
 def test_the_page_names_every_option_and_class() -> None:
