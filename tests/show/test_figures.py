@@ -179,8 +179,9 @@ def test_a_mark_at_the_patients_right_front_is_drawn_at_the_upper_left(monkeypat
     figure = layout(None, monkeypatch, window=(100, 200))
     picture = np.asarray(figure.canvas.buffer_rgba())[pixels_of(figure.axes[0])][..., :3].min(axis=2) / 255
     # Without the letters, which are white as well.
-    rows, columns = np.nonzero(picture[40:, 40:-40] == 1)
+    rows, columns = np.nonzero(picture[40:-40, 40:-40] == 1)
     assert len(rows) > 100
+    assert rows.max() + 40 < picture.shape[0] / 2
     assert columns.max() + 40 < picture.shape[1] / 2
 
 
