@@ -25,9 +25,12 @@ from mafl_cli.case.request import (
     SEEN_AS,
     AttackRequest,
     ModelRequest,
-    require_choice,
+    path_of,
+    paths_of,
     require_known,
     seen_as,
+    with_types,
+    words_of,
 )
 from mafl_cli.case.searching import Progress
 from mafl_cli.config import AttackConfig, preset
@@ -84,7 +87,7 @@ def attack(
     steps: int | None = None,
     guide: Array | None = None,
     within: Array | None = None,
-    attack_channels: Sequence[str | int] | None = None,
+    attack_channels: str | int | Sequence[str | int] | None = None,
     config: AttackConfig | None = None,
     say: Say = _silent,
     on_progress: Callable[[Progress], None] | None = None,
@@ -177,12 +180,16 @@ def attack_scan(
 
     def run(folder: Path) -> Report:
         request = attack_request(scan, target, model=model, out=folder, **options)
+        if not request.images:
+            raise UsageError("`scan` must name at least one file.")
+        if request.recipe is None and not request.targets:
+            raise UsageError("`target` must be a mask file, or a recipe such as erase:1.")
         return run_attack(request, say=say, detail=detail, on_progress=on_progress)
 
     # The seed is that of the attack, and no caller's random numbers are to change with it.
     with torch.random.fork_rng(devices=()):
         if out is not None:
-            return run(Path(out))
+            return run(path_of("out", out))
         with tempfile.TemporaryDirectory(prefix="mafl-") as folder:
             return run(Path(folder) / "results")
 
@@ -210,27 +217,22 @@ def attack_request(
     """
     for name in options:
         require_known(name, SETTINGS | SCAN_OPTIONS)
-    options = {name: value for name, value in options.items() if value is not None}
+    if isinstance(model, torch.nn.Module):
+        raise UsageError("`model` must be a file for a scan: an nn.Module is attacked on arrays, by `mafl.attack`.")
+    options = with_types({name: value for name, value in options.items() if value is not None})
     chosen = {name: options.pop(name) for name in SETTINGS & set(options)}
     masks = Masks(options.pop("resample_target", False), options.pop("label_map", {}))
-    if "save_as" in options:
-        require_choice("save_as", options["save_as"])
-    if "within" in options:
-        options["within"] = Path(options["within"])
-    if "attack_channels" in options:
-        options["attack_channels"] = tuple(map(str, options["attack_channels"]))
     volumes, images = _scans(scan)
     if isinstance(target, str):
         target = recipes.parse(target) or target
     return AttackRequest(
         images=images,
         volumes=volumes,
-        guides=_paths(options.pop("guides", ())),
-        targets=() if target is None or isinstance(target, Recipe) else _paths(target),
+        targets=() if target is None or isinstance(target, Recipe) else paths_of("target", target),
         recipe=target if isinstance(target, Recipe) else None,
         masks=masks,
-        model=model.path if isinstance(model, Loaded) else Path(model),
-        out=Path(out),
+        model=model.path if isinstance(model, Loaded) else path_of("model", model),
+        out=path_of("out", out),
         config=settings(method, chosen, config),
         **{**options, **seen_as(options)},
     )
@@ -238,15 +240,13 @@ def attack_request(
 
 def _scans(given: Files | Volume | Sequence[Volume]) -> tuple[tuple[Volume, ...], tuple[Path, ...]]:
     """What was read already, and the files, or their names. Raises UsageError for some of both."""
-    scans = (given,) if isinstance(given, (str, Path, Volume)) else tuple(given)
+    scans: tuple[Any, ...] = (given,) if isinstance(given, Volume) or not isinstance(given, Sequence) else tuple(given)
     volumes = tuple(scan for scan in scans if isinstance(scan, Volume))
-    if volumes and len(volumes) < len(scans):
+    if not volumes:
+        return (), paths_of("scan", given)
+    if len(volumes) < len(scans):
         raise UsageError("`scan` must be files or volumes, got some of both: read all of them first.")
-    return volumes, tuple(Path(scan.name if isinstance(scan, Volume) else scan) for scan in scans)
-
-
-def _paths(given: Files) -> tuple[Path, ...]:
-    return (Path(given),) if isinstance(given, (str, Path)) else tuple(map(Path, given))
+    return volumes, tuple(Path(scan.name) for scan in volumes)
 
 
 def evaluate(
@@ -257,8 +257,8 @@ def evaluate(
     target: str | Path | None = None,
     model: Files = (),
     ground_truth: str | Path | None = None,
-    fail_if: Sequence[str | Gate] = (),
-    trials: Trials | Sequence[str] = (),
+    fail_if: str | Gate | Sequence[str | Gate] = (),
+    trials: Trials | str | Sequence[str] = (),
     say: Say = _silent,
     on_case: Callable[[int, int], None] | None = None,
     **options: Any,
@@ -281,17 +281,20 @@ def evaluate(
     """
     for name in options:
         require_known(name, EVALUATE_OPTIONS)
-    view = seen_as(options)
+    view, models = seen_as(options), paths_of("model", model)
+    if original is not None and not models and not runs:
+        raise UsageError("`model` must name the model that draws the predictions of a pair of scans.")
+    rules = (fail_if,) if isinstance(fail_if, (str, Gate)) else fail_if
     request = EvaluateRequest(
-        runs=_paths(runs),
+        runs=paths_of("runs", runs),
         original=None if original is None else str(original),
         adversarial=None if adversarial is None else str(adversarial),
         target=None if target is None else str(target),
-        models=tuple(ModelRequest(model=each, **view) for each in _paths(model)),
-        at_hand=tuple(ModelRequest(model=each, **view) for each in _paths(options.get("at_hand", ()))),
-        device=options.get("device", "auto"),
-        ground_truth=None if ground_truth is None else Path(ground_truth),
-        trials=trials if isinstance(trials, Trials) else Trials(transforms=transforms.parse(trials)),
-        gates=tuple(each if isinstance(each, Gate) else gates.parse(each) for each in fail_if),
+        models=tuple(ModelRequest(model=each, **view) for each in models),
+        at_hand=tuple(ModelRequest(model=each, **view) for each in paths_of("at_hand", options.get("at_hand", ()))),
+        device=str(options.get("device", "auto")),
+        ground_truth=None if ground_truth is None else path_of("ground_truth", ground_truth),
+        trials=trials if isinstance(trials, Trials) else Trials(transforms=transforms.parse(words_of(trials))),
+        gates=tuple(rule if isinstance(rule, Gate) else gates.parse(rule) for rule in rules),
     )
     return run_evaluation(request, say=say, on_case=on_case)

@@ -212,7 +212,7 @@ class AttackConfig:
             kind = hints[each.name]
             if get_origin(kind) is Literal and value not in get_args(kind):
                 raise UsageError(f"{each.name} {value!r} is not one of: {', '.join(get_args(kind))}.")
-            _require_type(each.name, value, kind)
+            require_type(each.name, value, kind)
             if about.low is not None and value is not None and not about.low <= value <= about.high:
                 raise UsageError(f"{each.name} = {value} is outside [{about.low:g}, {about.high:g}].")
 
@@ -260,7 +260,7 @@ class AttackConfig:
             raise UsageError(f"{sentence}.")
 
 
-def _require_type(name: str, value: object, kind: object) -> None:
+def require_type(name: str, value: object, kind: object) -> None:
     """Raise UsageError for a number, a bool or a text in the place of another; kind: the annotation of the field."""
     if value is None and type(None) in get_args(kind):
         return

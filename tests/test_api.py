@@ -389,6 +389,13 @@ def test_errors_are_public() -> None:
         ({"tap": "x:0"}, "tap"),
         ({"roi": (1, 2, "a")}, "`roi` must be numbers"),
         ({"orientation": "up"}, "orientation"),
+        ({"model": Threshold(2)}, "an nn.Module is attacked on arrays"),
+        ({"model": None}, "`model` must be a path, as str or Path, got NoneType"),
+        ({"within": IMAGE}, "`within` must be a path, as str or Path, got ndarray"),
+        ({"guides": [3]}, "`guides` must be a path, as str or Path, got int"),
+        ({"overwrite": "no"}, "`overwrite` must be True or False, got 'no'"),
+        ({"size_limit": "3"}, "`size_limit` must be a number, got '3'"),
+        ({"label_map": "0:1"}, "`label_map` must be a dict"),
     ],
 )
 def test_a_wrong_option_is_said_before_a_scan_is_read(options: dict[str, Any], said: str) -> None:
@@ -401,6 +408,34 @@ def test_a_scan_is_files_or_volumes(tmp_path: Path) -> None:
     both: list[Any] = [mafl_cli.read_scan(path), path]
     with pytest.raises(UsageError, match="`scan` must be files or volumes"):
         mafl_cli.attack_scan(both, "erase:1")
+
+
+@pytest.mark.parametrize(
+    ("scan", "target", "said"),
+    [
+        (IMAGE, "erase:1", "`scan` must be a path, as str or Path, got ndarray"),
+        ([], "erase:1", "`scan` must name at least one file"),
+        ("scan.nii.gz", None, "`target` must be a mask file, or a recipe"),
+        ("scan.nii.gz", [], "`target` must be a mask file, or a recipe"),
+        ("scan.nii.gz", IMAGE, "`target` must be a path, as str or Path, got ndarray"),
+    ],
+)
+def test_a_scan_and_a_target_are_files(scan: Any, target: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        mafl_cli.attack_scan(scan, target)
+
+
+def test_a_pair_needs_a_model_and_a_single_word_is_a_list_of_one(tmp_path: Path) -> None:
+    torch.jit.script(Threshold(2)).save(tmp_path / "model.ts")
+    scan = save(tmp_path / "scan.nii.gz", scan_array())
+    mask = save(tmp_path / "mask.nii.gz", np.zeros(scan_array().shape, np.uint8))
+    pair: dict[str, Any] = {"original": scan, "adversarial": scan, "target": mask}
+    with pytest.raises(UsageError, match="`model` must name the model"):
+        mafl_cli.evaluate(**pair)
+    with pytest.raises(UsageError, match="there is no option 'spacings': did you mean spacing"):
+        mafl_cli.evaluate(**pair, spacings=1)
+    verdict = mafl_cli.evaluate(**pair, model=tmp_path / "model.ts", fail_if="target_iou > 0.5", trials="blur:1")
+    assert len(verdict.gates) == len(verdict.survival) == 1
 
 
 def test_random_numbers_of_the_caller_are_left_alone(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mafl_cli.case.array_input import Array, guide_tensor, image_tensor, target_tensor, within_tensor
 from mafl_cli.case.problem import Problem, Say, Seen, kept_channels
-from mafl_cli.case.request import require_choice, seen_as
+from mafl_cli.case.request import path_of, require_choice, seen_as, words_of
 from mafl_cli.case.searching import Found, Progress, search
 from mafl_cli.classes import Classes
 from mafl_cli.config import Activation, AttackConfig, Precision
@@ -93,7 +93,7 @@ def load_model(path: str | Path, *, device: str = "auto") -> Loaded:
     A model file is a program: load only files you trust.
     Raises: ModelError with the reason if it cannot be attacked; UsageError for a device that is not there.
     """
-    path, where = Path(path), pick_device(device)
+    path, where = path_of("path", path), pick_device(str(device))
     card = find_card(path)
     file = read_model(path, where)
     with exactly(where):
@@ -166,7 +166,7 @@ class Asked:
     target: Array
     guide: Array | None = None
     within: Array | None = None
-    attack_channels: Sequence[str | int] | None = None
+    attack_channels: str | int | Sequence[str | int] | None = None
     view: View
 
 
@@ -315,7 +315,7 @@ def _limits(preprocessing: Preprocessing, clean: Tensor, asked: Asked, info: Mod
     """The box is the range of the batch, channel by channel."""
     low, frozen = preprocessing.low.clone(), preprocessing.keep(clean)
     names = asked.attack_channels
-    frozen = frozen | kept_channels(None if names is None else [str(name) for name in names], info.channels, clean)
+    frozen = frozen | kept_channels(None if names is None else words_of(names), info.channels, clean)
     if asked.within is not None:
         frozen = frozen | ~within_tensor(asked.within, clean).unsqueeze(1)
     if preprocessing.nonzero_only and not bool((clean < 0).any()):

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
-from mafl_cli.config import Activation, AttackConfig, Mode, Precision, SaveAs, SliceAxisChoice
+from mafl_cli.config import Activation, AttackConfig, Mode, Precision, SaveAs, SliceAxisChoice, require_type
 from mafl_cli.errors import UsageError
 from mafl_cli.network.card import (
     Spacing,
@@ -129,6 +129,25 @@ def require_known(name: str, known: Iterable[str]) -> None:
         raise UsageError(f"there is no option {name!r}: {there}")
 
 
+def path_of(name: str, value: object) -> Path:
+    """The file or folder that a parameter names. Raises UsageError for what is not a path."""
+    if not isinstance(value, (str, Path)):
+        raise UsageError(f"`{name}` must be a path, as str or Path, got {type(value).__name__}.")
+    return Path(value)
+
+
+def paths_of(name: str, values: object) -> tuple[Path, ...]:
+    """One path, or several. Raises UsageError for what is not a path."""
+    if isinstance(values, (str, Path)) or not isinstance(values, Iterable):
+        return (path_of(name, values),)
+    return tuple(path_of(name, value) for value in values)
+
+
+def words_of(values: str | int | Iterable[str | int]) -> tuple[str, ...]:
+    """One word, or several."""
+    return (str(values),) if isinstance(values, (str, int)) else tuple(map(str, values))
+
+
 def _intensity(value: str | Intensity) -> Intensity:
     if isinstance(value, Intensity):
         return value
@@ -144,3 +163,28 @@ def _numbers(name: str, values: Any) -> list[float]:
     except (TypeError, ValueError):
         pass
     raise UsageError(f"`{name}` must be numbers, such as (96, 96), got {values!r}.")
+
+
+_BOOLS = ("allow_gaps", "body_only", "redact", "overwrite", "resample_target")
+
+
+def with_types(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of one case, of the types that an `AttackRequest` has. Raises UsageError for what has another one."""
+    found = dict(options)
+    for name in set(_BOOLS) & set(found):
+        require_type(name, found[name], bool)
+    if "save_as" in found:
+        require_choice("save_as", found["save_as"])
+    if "size_limit" in found:
+        require_type("size_limit", found["size_limit"], float)
+    if "within" in found:
+        found["within"] = path_of("within", found["within"])
+    if "guides" in found:
+        found["guides"] = paths_of("guides", found["guides"])
+    if "attack_channels" in found:
+        found["attack_channels"] = words_of(found["attack_channels"])
+    for name in {"series", "device"} & set(found):
+        found[name] = str(found[name])
+    if not isinstance(found.get("label_map", {}), Mapping):
+        raise UsageError(f"`label_map` must be a dict of whole numbers, as {{255: 1}}, got {found['label_map']!r}.")
+    return found
