@@ -277,7 +277,7 @@ def evaluate(
             models among which the one that a run attacked is looked for.
         on_case: called with how many cases are done, and how many there are.
     Returns: the report of the evaluation, see `results.evaluation_report` and docs/evaluate.md.
-    Raises: the errors of `mafl_cli.errors`. A failed gate is no error: it stands in the report.
+    Raises: the errors of `mafl_cli.errors`. A failed gate is not an error: it stands in the report.
     """
     for name in options:
         require_known(name, EVALUATE_OPTIONS)

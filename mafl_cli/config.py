@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mafl_cli.errors import UsageError
+from mafl_cli.names import outside
 
 # What every changed scan says of itself, in NIfTI and in DICOM.
 NOTE = "MAFL ADVERSARIAL - NOT FOR CLINICAL USE"
@@ -38,8 +39,8 @@ Precision = Literal["float32", "bf16", "fp16"]
 class Setting:
     """What is known of one setting, beside its type and default.
 
-    help: its meaning, one or two sentences. low, high: its range; low is None for what is no number. heading: where
-    the command's help shows it; None for a setting that is no option of its own. usual: whether many people use it.
+    help: its meaning, one or two sentences. low, high: its range; low is None unless it is a number. heading: where
+    the command's help shows it; None for a setting without an option of its own. usual: whether many people use it.
     """
 
     help: str
@@ -86,18 +87,19 @@ class AttackConfig:
     )  # fmt: skip
     aim: float | None = setting(
         None,
-        "Score to hold while the change is made smaller: the least of IoU, hit rate and removal. Without it 1, every "
-        "voxel, if both goals are at least 0.99, for the last percent costs little; else the lower goal.",
+        "Score to keep while the change is made smaller: the least of IoU, hit rate and removal. Without it 1, "
+            "which is "
+        "every voxel, if both goals are at least 0.99; else the lower goal.",
         0, 1, heading="Goal",
     )  # fmt: skip
     after_goal: AfterGoal = setting(
         "shrink",
-        "Once the goal is reached: shrink the change (dynamic step only), stop, or continue and keep the best.",
+        "Once the goal is reached: shrink the change (`step` dynamic only), stop, or continue and keep the best.",
         heading="Goal",
     )
 
     mask_loss: MaskLoss = setting(
-        "margin", "Loss that drives the prediction to the target; logit is ASMA's, see mafl_cli.search.losses."
+        "margin", "Loss that drives the prediction to the target; docs/method.md says which method has which."
     )
     kappa: float = setting(
         0.1,
@@ -119,26 +121,28 @@ class AttackConfig:
     )
     l2_weight: float = setting(
         1.0,
-        "Weight of half the squared L2 length of the change; 0 switches it off. (With raw gradients in shares of the "
-        "scan's range, as for ASMA, whose term is the whole square: 2.)",
+        "Weight of half the squared L2 length of the change; 0 switches it off. ASMA has the whole square, which is 2 "
+        "with raw gradients.",
         0, 1e6,
     )  # fmt: skip
     peak_weight: float = setting(
         0.2,
-        "How much more the largest voxels count in that length: lower Linf for a little L2; 0 is plain L2.",
+        "How much more the largest voxels count in the L2 term, for a lower Linf at a little more L2; 0 is plain L2.",
         0,
         1000,
     )
 
     gradient_norm: GradientNorm = setting(
         "distance",
-        "What the gradient of the mask loss is divided by, per sample: nothing, its L1 norm (MI-FGSM), its L2 norm, or "
-        "once for all steps by what makes the first one as long as the way to the target that it suggests.",
+        "What the gradient of the mask loss is divided by, per sample: nothing (none), its L1 norm (l1, as "
+        "MI-FGSM), its "
+        "L2 norm (l2), or one number for all steps that makes the first gradient as long as the way to the target that "
+        "it suggests (distance).",
     )
     momentum: float = setting(
         0.9,
-        "Share of the previous direction kept in the next. With rms this is for 150 steps or more; the memory of "
-        "1 / (1 - momentum) steps shortens with fewer.",
+        "Share of the previous direction kept in the next. With `direction` rms this holds for 150 steps or more; with "
+        "fewer steps the memory of 1 / (1 - momentum) steps is shortened.",
         0, 1,
     )  # fmt: skip
     direction: Direction = setting(
@@ -149,20 +153,25 @@ class AttackConfig:
 
     step: Step = setting(
         "dynamic",
-        "Step length. dynamic: step_size for 150 steps, shorter when there are more, bounded by what the first "
-        "gradient suggests, falling with a cosine. cosine: from step_size to 0. asma: tau + beta * IoU of the iterate.",
+        "Step length. dynamic: `step_size` for 150 steps, shorter for more, at most what the first gradient suggests, "
+        "falling with a cosine. constant: `step_size`. cosine: from `step_size` to 0. asma: `tau` + `beta` * IoU "
+        "of the "
+        "iterate.",
     )
     step_size: float | None = setting(
         0.03,
         "Length of a step as a share of the scan's range: per voxel for sign, linf and rms, L2 length for l2, a factor "
-        "of the gradient for raw. Without it 2.5 eps / steps (Madry et al., ICLR 2018).",
+        "of the gradient for raw. Without it 2.5 `eps` / `steps` (Madry et al., ICLR 2018).",
         1e-12, 1e6,
     )  # fmt: skip
-    tau: float = setting(0.0, "ASMA step: its part that does not depend on the IoU, in the unit of step_size.", 0, 1e6)
-    beta: float = setting(0.0, "ASMA step: its factor of the IoU, in the unit of step_size.", 0, 1e6)
+    tau: float = setting(
+        0.0, "ASMA step: its part that does not depend on the IoU, in the unit of `step_size`.", 0, 1e6
+    )
+    beta: float = setting(0.0, "ASMA step: its factor of the IoU, in the unit of `step_size`.", 0, 1e6)
     patience: int = setting(
         40,
-        "With shrink, a slice or volume is finished when its change has not become 0.5 % smaller for this many steps; "
+        "With `after_goal` shrink, a slice or volume is finished when its change has not become 0.5 % smaller "
+            "for this many steps; "
         "the first half of the steps is always taken.",
         1, 1_000_000, heading=None,
     )  # fmt: skip
@@ -173,17 +182,18 @@ class AttackConfig:
     )  # fmt: skip
 
     eps: float | None = setting(
-        None, "Radius of the ball around the clean scan that the change stays in, in eps_unit.", 1e-12, 1e9,
+        None, "Radius of the ball around the clean scan that the change stays in, in `eps_unit`.", 1e-12, 1e9,
         heading=None,
     )  # fmt: skip
     eps_unit: EpsUnit = setting(
         "model",
-        "Unit of eps: model units, native units (HU for CT), or a share of the scan's range, channel by channel.",
+        "Unit of `eps`: model units, native units (HU for CT), or a share of the scan's range, channel by channel.",
         heading=None,
     )
     norm: Norm = setting(
         "linf",
-        "How the size of the change is measured for eps: largest voxel (linf), or L2 length over the slice or volume.",
+        "How the size of the change is measured for `eps`: largest voxel (linf), or L2 length over the slice or "
+            "volume.",
         heading="Budget",
     )  # fmt: skip
     random_start: bool = setting(
@@ -211,10 +221,12 @@ class AttackConfig:
             value, about = getattr(self, each.name), each.metadata["setting"]
             kind = hints[each.name]
             if get_origin(kind) is Literal and value not in get_args(kind):
-                raise UsageError(f"{each.name} {value!r} is not one of: {', '.join(get_args(kind))}.")
+                raise UsageError(
+                    f"`{each.name}` must be one of {', '.join(get_args(kind))}, got {outside(str(value))!r}."
+                )
             require_type(each.name, value, kind)
             if about.low is not None and value is not None and not about.low <= value <= about.high:
-                raise UsageError(f"{each.name} = {value} is outside [{about.low:g}, {about.high:g}].")
+                raise UsageError(f"`{each.name}` must be from {about.low:g} to {about.high:g}, got {value}.")
 
     def _check_combinations(self) -> None:
         """Settings that each make sense but not together."""
@@ -225,33 +237,38 @@ class AttackConfig:
         )
         self._refuse(
             self.after_goal == "shrink" and self.l2_weight == 0,
-            "after_goal shrink needs an l2_weight, for nothing else makes the change smaller; say stop or continue",
+            "`after_goal` shrink needs an `l2_weight` above 0, for nothing else makes the change smaller: set "
+            "it, or choose "
+            "stop or continue",
         )
         self._refuse(
             dynamic and (direction != "rms" or self.step_size is None),
-            "the dynamic step needs the direction rms and a step_size",
+            "`step` dynamic needs `direction` rms and a `step_size`",
         )
         self._refuse(
             self.mask_loss in ("logit", "dag") and (dynamic or self.gradient_norm == "distance"),
-            f"the dynamic step and gradient_norm distance need a loss that falls to 0, which {self.mask_loss} does not",
+            f"`step` dynamic and `gradient_norm` distance need a loss that falls to 0: {self.mask_loss} does not",
         )
         self._refuse(
             self.adaptive_weights and self.mask_loss != "margin",
-            f"adaptive_weights weigh the voxels of the margin loss; {self.mask_loss} has its own",
+            f"`adaptive_weights` are for the margin loss, not for {self.mask_loss}: switch them off",
         )
         self._refuse(
-            self.step_size is not None and step == "asma", "step_size is not for asma steps: they have tau and beta"
+            self.step_size is not None and step == "asma",
+            "`step_size` is not for `step` asma: set `tau` and `beta` instead",
         )
         self._refuse(
             by_size and self.step_size is None and not like_the_ball,
-            f"a {step} step along {direction} needs a step_size, unless there is an eps of the same norm",
+            f"`step` {step} along {direction} needs a `step_size`, or an `eps` of the same norm",
         )
-        self._refuse(step == "asma" and self.tau + self.beta == 0, "the asma step needs tau or beta")
-        self._refuse(step != "asma" and self.tau + self.beta > 0, f"tau and beta are for asma steps, not for {step}")
-        self._refuse(self.random_start and self.eps is None, "random_start draws from a ball: it needs an eps")
+        self._refuse(step == "asma" and self.tau + self.beta == 0, "`step` asma needs `tau` or `beta` above 0")
+        self._refuse(
+            step != "asma" and self.tau + self.beta > 0, f"`tau` and `beta` are for `step` asma, not for {step}"
+        )
+        self._refuse(self.random_start and self.eps is None, "`random_start` needs an `eps`: it draws from that ball")
         self._refuse(
             self.low_frequency == "hard" and self.low_frequency_weight > 0,
-            "low_frequency hard leaves nothing to penalise: low_frequency_weight must be 0",
+            "`low_frequency` hard leaves nothing to penalise: `low_frequency_weight` must be 0",
         )
 
     @staticmethod
@@ -353,7 +370,7 @@ def preset(name: str, **overrides: Any) -> AttackConfig:
     Raises: UsageError for an unknown name, and for settings that do not go together.
     """
     if name not in PRESETS:
-        raise UsageError(f"method {name!r} is not one of: {', '.join(PRESETS)}.")
+        raise UsageError(f"`method` must be one of {', '.join(PRESETS)}, got {name!r}.")
     settings = {**PRESETS[name], "method": name}
     if overrides.get("mask_loss", "margin") != "margin":
         settings["adaptive_weights"] = False

@@ -94,7 +94,7 @@ def cannot_be_written(name: str, exc: OSError) -> OutputError:
 
 
 def disk_full(name: str) -> DiskFullError:
-    """name: of what could not be written."""
+    """The error for a full disk. name: what could not be written."""
     return DiskFullError(f"{name}: no space left on the disk; make room, and give the command again.")
 
 

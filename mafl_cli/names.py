@@ -1,6 +1,6 @@
-"""What files are called where others can read it: names that are UIDs are never shown, and with `--redact` none is.
+"""What files are called where others can read it: names that are UIDs are never shown, and with `redact` none is.
 
-Names and words of files come from anybody: `one_line` takes out of them what is no text, `harmless` also what a CI job
+Names and words of files come from anybody: `one_line` takes out of them what is not text, `harmless` also what a CI job
 would obey. Hashes of a file's contents stand for its name then: equal files keep equal names.
 """
 
@@ -32,12 +32,12 @@ _COMMAND = re.compile(r"^(?P<space>\s*:)(?=:)|##(?=\w*\[)")
 
 
 def public_name(path: Path) -> str:
-    """A file's or folder's name without its folder, as text; of one that is a UID, as PACS exports have, the suffix."""
-    return _UID.sub("dicom", one_line(path.name or path.resolve().name))
+    """The name of a file or folder without its folder, as messages hold it; UIDs, as PACS exports have, are hidden."""
+    return _UID.sub("dicom", outside(path.name or path.resolve().name))
 
 
 def is_there(path: Path) -> bool:
-    """As Path.exists, which raises an error for names that no disk can have."""
+    """Whether a path exists; unlike Path.exists without errors for names that no disk can have."""
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -74,6 +74,25 @@ def one_line(text: str) -> str:
     return _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def outside(text: str) -> str:
+    """Text from outside as a message holds it: `one_line`, without backticks, which enclose parameters there."""
+    return one_line(text).replace("`", "'")
+
+
+# Backticks in a message enclose a parameter of the library, and nothing else.
+_PARAMETER = re.compile(r"`(\w+)`")
+
+
+def renamed(message: str, name: Callable[[str], str]) -> str:
+    """A message with what `name` gives in the place of each parameter and its backticks."""
+    return _PARAMETER.sub(lambda found: name(found[1]), message)
+
+
+def as_keys(message: str) -> str:
+    """A message about what stands in a file: a parameter is a key there, and nobody gave it as one."""
+    return renamed(message, lambda parameter: parameter)
+
+
 def harmless(line: str) -> str:
     """`one_line`, with a space in what a runner of CI jobs would take for a command of ours."""
     return _COMMAND.sub(lambda found: f"{found['space'] or '##'} ", one_line(line))
@@ -105,7 +124,7 @@ class Redaction:
         self._tokens.pop("", None)
         # Longest first, so that no name is taken for a longer one it begins.
         names = sorted(self._tokens, key=len, reverse=True)
-        self._pattern = re.compile(r"(?<!\w)(" + "|".join(map(re.escape, names)) + r")(?!\w)")
+        self._pattern = re.compile(r"(?<![\w`])(" + "|".join(map(re.escape, names)) + r")(?![\w`])")
 
     def __call__(self, text: str) -> str:
         """The text with every name in it replaced."""
@@ -127,7 +146,7 @@ def _inner_names(path: Path) -> Iterator[str]:
 
 
 def digest(path: Path) -> str:
-    """Of a file's bytes, or of the bytes of all files below a folder; of the name where there is nothing to read."""
+    """SHA-256 of a file's bytes, or of all files below a folder; of the name where nothing can be read."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     try:
         return sha256(*files)
@@ -199,7 +218,7 @@ def distinct_ids(names: Sequence[str]) -> list[str]:
     numbers: Counter[str] = Counter()
     for index, first in enumerate(ids):
         if folded(first) in seen:
-            # Nobody loses a name of his own to a number.
+            # A generated number never takes a name that a case has.
             while folded(ids[index]) in taken:
                 numbers[folded(first)] += 1
                 ids[index] = f"{first}-{numbers[folded(first)] + 1}"

@@ -13,7 +13,8 @@ PACKAGE = Path(mafl_cli.__file__).parent
 # From the ground up. What stands in one line imports what stands above it, and nothing else but its own room.
 ORDER = [
     {"errors", "codes"},
-    {"names", "config", "classes"},
+    {"names", "classes"},
+    {"config"},
     {"system"},
     {"scans", "network", "measure"},
     {"field", "results", "listing"},

@@ -42,7 +42,9 @@ _NOT_HASHED = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class BatchRequest:
-    """attack: what all cases share; images, targets and out are put in for each. part: (index, count) of the cases.
+    """What is asked of a batch.
+
+    attack: what all cases share; images, targets and out are put in for each. part: (index, count) of the cases.
 
     threads: of each worker; None shares the cores out. cluster: where the workers are, None for this machine.
     case_timeout: seconds, on this machine only.
@@ -119,11 +121,12 @@ def _attack(request: BatchRequest, jobs: Sequence[Job], on_row: Callable[[str, R
 
 
 def request_hash(attack: AttackRequest) -> str:
-    """Of everything that is the same for all cases and may change results; not of where things lie, nor the device."""
+    """A hash of everything that all cases share and that may change results; neither the places of files nor the
+    device."""
     plain = {key: value for key, value in vars(attack).items() if key not in _NOT_HASHED}
     mask = attack.recipe.mask if attack.recipe else None
     shared = (*attack.targets, *attack.guides, *(path for path in (attack.within, mask) if path is not None))
-    # Of their contents: touched or copied, they are the same.
+    # Hashes of their contents: touched or copied, they are the same.
     files = [digest(path) for path in shared]
     chosen = {key: asdict(value) if hasattr(value, "__dataclass_fields__") else value for key, value in plain.items()}
     recipe = attack.recipe.text if attack.recipe else None
@@ -152,8 +155,8 @@ def _plan(
         staging.recover(folder)
         if folder.exists() and not folder.is_dir():
             raise UsageError(
-                f"{public_name(request.out)}: a file lies where the results of {case.case_id} belong; move it, or "
-                "choose another folder with -o."
+                f"{public_name(request.out)}: a file lies where the results of {case.case_id} belong: move it, or "
+                "choose another folder with `out`."
             )
         ticket = Ticket(request=settings, files=tuple(fingerprint(path) for path in _files(case)))
         if case.problem is not None:
@@ -185,9 +188,9 @@ def _files(case: CaseFiles) -> tuple[Path, ...]:
 
 
 def fingerprint(path: Path) -> str:
-    """Of size, time and number on the disk of a file, or of all files below a folder, without reading them.
+    """A hash of size, time and number on the disk of a file, or of all files below a folder, without reading them.
 
-    Not of size and time alone: what comes out of one archive often has both in common. Empty if there is nothing.
+    Size and time alone would not do: files out of one archive often have both in common. Empty if there is nothing.
     """
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     try:
@@ -212,7 +215,7 @@ def _is_done(folder: Path, ticket: Ticket, case: CaseFiles, *, overwrite: bool =
     if said is None:
         return False
     found = said.case
-    # Of a series its folder: a data set may have a million slices.
+    # For a series its folder alone: a data set may have a million slices.
     if not all((folder / PurePosixPath(file.name).parts[0]).exists() for file in found.files):
         return False
     if before.files == ticket.files:
@@ -230,7 +233,7 @@ def _has_failed(folder: Path, ticket: Ticket) -> bool:
 
 
 def _settle(folder: Path, job: Job, row: Row) -> None:
-    """Leave word of a failure; of a success the results themselves are word enough."""
+    """Write down a failure; a success needs no word beside its results."""
     if row.error is None:
         (folder / FAILED).unlink(missing_ok=True)
         return
@@ -268,14 +271,14 @@ def _part_held(out: Path, part: tuple[int, int]) -> Iterator[None]:
                 own.mkdir(exist_ok=True)
                 stack.enter_context(locks.held(own / f"part-{index}-of-{count}.lock"))
                 stack.enter_context(locks.held(parts, shared=True))
-                # Of another number of parts, some have the same cases.
+                # Parts of another number have some of the same cases.
                 for path in own.glob("parts-of-*.lock"):
                     if path != parts:
                         with locks.held(path):
                             pass
         except BlockingIOError as exc:
             raise UsageError(
-                f"{public_name(out)}: another mafl works on it now; wait for it, or choose another part."
+                f"{public_name(out)}: another mafl process is using it: wait, or choose another part or folder."
             ) from exc
         yield
 
@@ -284,12 +287,12 @@ def _claim(request: BatchRequest, settings: str) -> None:
     """Write down what the run is about; raises UsageError if an earlier one in this folder was about something else."""
     out, path = request.out, request.out / RUN
     if (out / TARGET).exists():
-        raise UsageError(f"{public_name(out)}: holds the results of one case; choose another folder with -o.")
+        raise UsageError(f"{public_name(out)}: holds the results of one case: choose another folder with `out`.")
     before = read.read_run(out)
     if before is not None and before.settings != settings and not request.overwrite:
         raise UsageError(
-            f"{public_name(out)}: holds results of other settings or another model; choose another folder with -o, "
-            "or add --overwrite to make them again."
+            f"{public_name(out)}: holds results of other settings or another model: choose another folder with `out`, "
+            "or add `overwrite` to make them again."
         )
     ids = [case.case_id for case in request.cases]
     known = [] if before is None else [each for each in before.cases if each not in set(ids)]

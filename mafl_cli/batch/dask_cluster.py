@@ -22,7 +22,7 @@ from typing import Any
 from mafl_cli import __version__
 from mafl_cli.batch.local import Job, Row, attack_one
 from mafl_cli.errors import InputError, MaflError, UsageError
-from mafl_cli.names import one_line, public_name
+from mafl_cli.names import outside, public_name
 from mafl_cli.results.folder import written_to
 from mafl_cli.system import staging
 from mafl_cli.system.documents import read_toml
@@ -78,7 +78,8 @@ def run(
                 future.release()
         except (CancelledError, CommClosedError) as exc:
             raise MaflError(
-                "the Dask scheduler has gone; what is finished is kept, and the same command goes on from there."
+                "the Dask scheduler does not answer any more; finished cases are kept, and the same command goes "
+                "on from there."
             ) from exc
 
 
@@ -95,7 +96,9 @@ def check(cluster: Cluster) -> None:
 
     command = SLURMCluster.job_cls.submit_command
     if shutil.which(command) is None:
-        raise UsageError(f"--slurm: there is no {command} here; give the command on a login node of the cluster.")
+        raise UsageError(
+            f"`slurm` needs {command}, which is not here: give the command on a login node of the cluster."
+        )
     script = _job(settings).job_script()
     with tempfile.TemporaryDirectory(prefix="mafl-") as folder:
         path = Path(folder) / "job.sh"
@@ -132,7 +135,7 @@ def _row_of(future: Any, job: Job) -> Row:
         row: Row = future.result()
         return row
     kind = type(future.exception()).__name__
-    message = f"{job.case_id}: its worker died each time it was tried ({kind})."
+    message = f"{job.case_id}: its worker ended each time it was tried ({kind})."
     return Row.failed("Crashed", message)
 
 
@@ -141,7 +144,7 @@ def _client(cluster: Cluster) -> Iterator[Any]:
     try:
         from distributed import Client
     except ImportError as exc:
-        raise UsageError("--engine dask needs Dask: pip install 'mafl[dask]'.") from exc
+        raise UsageError("a Dask cluster needs Dask: pip install 'mafl[dask]'.") from exc
     # What it has to say of a scheduler that is gone is a traceback.
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     made = None
@@ -151,19 +154,21 @@ def _client(cluster: Cluster) -> Iterator[Any]:
             client = Client(made)
         elif cluster.scheduler is None:
             raise UsageError(
-                "--engine dask needs --scheduler tcp://HOST:PORT, a scheduler file, or --slurm cluster.toml."
+                "a Dask cluster needs `scheduler` (tcp://HOST:PORT, or a scheduler file) or `slurm` (a TOML file)."
             )
         elif Path(cluster.scheduler).is_file():
             client = Client(scheduler_file=cluster.scheduler, timeout=30)
         else:
             client = Client(cluster.scheduler, timeout=30)
     except (OSError, ValueError) as exc:
-        raise UsageError(f"--scheduler: no Dask scheduler answers there ({type(exc).__name__}).") from exc
+        raise UsageError(
+            f"`scheduler`: no Dask scheduler answers there ({type(exc).__name__}): check the address."
+        ) from exc
     try:
         with suppress(TimeoutError):
             client.wait_for_workers(1, timeout=60 if made is None else 3600)
         if not client.scheduler_info()["workers"]:
-            raise UsageError("--scheduler: the Dask cluster has no workers.")
+            raise UsageError("`scheduler`: the Dask cluster does not have workers: start some.")
         yield client
     finally:
         client.close()
@@ -192,7 +197,7 @@ def slurm_settings(path: Path) -> dict[str, Any]:
     try:
         import dask_jobqueue  # noqa: F401
     except ImportError as exc:
-        raise UsageError("--slurm needs dask-jobqueue: pip install 'mafl[dask]'.") from exc
+        raise UsageError("`slurm` needs dask-jobqueue: pip install 'mafl[dask]'.") from exc
     found = read_toml(path).get("slurm")
     if not isinstance(found, dict):
         raise InputError(
@@ -217,7 +222,7 @@ def _job(settings: Mapping[str, Any]) -> Any:
 
 
 def _refused(path: Path, why: str, who: str = "dask_jobqueue.SLURMCluster") -> InputError:
-    first = one_line((why.strip() or "it does not say why").splitlines()[0])[:200].rstrip(".:")
+    first = outside((why.strip() or "it does not say why").splitlines()[0])[:200].rstrip(".:")
     return InputError(f"{public_name(path)}: {who} refuses its table [slurm]: {first}.")
 
 
@@ -228,15 +233,15 @@ def _require_alike(client: Any, out: Path) -> None:
             answers = client.run(_answer, str(work.new.resolve()))
         except Exception as exc:
             raise UsageError(
-                f"--scheduler: the workers cannot run mafl ({type(exc).__name__}): install it there."
+                f"`scheduler`: the workers cannot run mafl ({type(exc).__name__}): install it there."
             ) from exc
     for version, sees in answers.values():
         if version != __version__:
-            raise UsageError(f"--scheduler: a worker has mafl {version}, this is {__version__}; they must be equal.")
-        if not sees:
             raise UsageError(
-                "--scheduler: a worker does not see the results folder; it must lie on a shared file system."
+                f"`scheduler`: a worker has mafl {version}, this is {__version__}: install the same version on both."
             )
+        if not sees:
+            raise UsageError("`scheduler`: a worker does not see the results folder: put it on a shared file system.")
 
 
 def _answer(folder: str) -> tuple[str, bool]:
@@ -244,6 +249,6 @@ def _answer(folder: str) -> tuple[str, bool]:
 
 
 def _resources(client: Any) -> dict[str, int] | None:
-    """One GPU a job, if the workers were started with `--resources GPU=1`."""
+    """One GPU for each job, if the workers have a resource of that name."""
     workers = client.scheduler_info()["workers"].values()
     return {"GPU": 1} if any("GPU" in worker["resources"] for worker in workers) else None

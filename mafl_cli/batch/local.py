@@ -183,7 +183,7 @@ def _step(
             if row is None:
                 continue
         elif late:
-            message = f"took longer than {timeout:g} s (--case-timeout)"
+            message = f"took longer than {timeout:g} s (`case_timeout`)"
             row = _ended(worker, "TimeoutError", message)
         else:
             continue

@@ -33,7 +33,9 @@ FAILURES = "failed.txt"
 def _known(run: Path) -> CaseList:
     known = read.read_run(run)
     if known is None:
-        raise InputError(f"{public_name(run)}: is not the folder of a batch; give the -o folder of `mafl attack`.")
+        raise InputError(
+            f"{public_name(run)}: is not the folder of a batch: give the folder that an attack on several scans wrote."
+        )
     return known
 
 
@@ -179,14 +181,16 @@ def merge(runs: Sequence[Path], out: Path) -> Batch:
     """
     known = [_known(run) for run in runs]
     if len({each.settings for each in known}) > 1:
-        raise UsageError("the runs have different settings or models: they are not parts of one.")
+        raise UsageError("the runs have different settings or models, so they are not parts of one batch.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{public_name(out)}: is not empty; choose a new folder with -o.")
+        raise UsageError(f"{public_name(out)}: is not empty: choose a new folder with `out`.")
     ids = list(dict.fromkeys(case_id for each in known for case_id in each.cases))
     there = {case_id: [run for run in runs if _row(run, case_id)[0].status != "pending"] for case_id in ids}
     twice = [case_id for case_id, where in there.items() if len(where) > 1]
     if twice:
-        raise UsageError(f"{twice[0]}: is in {len(there[twice[0]])} of the runs; they are not parts of one.")
+        raise UsageError(
+            f"{twice[0]}: is done in {len(there[twice[0]])} of the runs, so they are not parts of one batch."
+        )
     with staged(out, overwrite=False) as stage:
         for case_id, where in there.items():
             for run in where:

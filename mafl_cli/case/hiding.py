@@ -45,12 +45,12 @@ def require_elsewhere(request: AttackRequest) -> None:
         if folder is None:
             continue
         if out == folder or (folder in out.parents and formats.is_whole_folder(image)):
-            raise UsageError(f"-o {shown}: lies in the scan's own folder; choose another place.")
+            raise UsageError(f"`out` {shown} lies in the scan's own folder: choose another place.")
     earlier = {path.resolve() for path in files.there(out)} if out.is_dir() else set()
     for path in _inputs(request):
         place = path.resolve()
         if earlier & {place, *place.parents}:
-            raise UsageError(f"-o {shown}: holds {public_name(path)}, which is an input; choose another place.")
+            raise UsageError(f"`out` {shown} holds {public_name(path)}, which is an input: choose another place.")
 
 
 def _inputs(request: AttackRequest) -> list[Path]:

@@ -30,7 +30,7 @@ def inspect(file: str | Path) -> dict[str, Any]:
     """
     file = Path(file)
     if not file.exists():
-        raise InputError(f"{public_name(file)}: no such file.")
+        raise InputError(f"{public_name(file)}: does not exist: check the path.")
     zipped = file.is_file() and file.suffix.lower() != ".zip" and zipfile.is_zipfile(file)
     if file.suffix.lower() in _MODEL_SUFFIXES or zipped:
         return {"kind": "model", **_inspect_model(file)}
@@ -51,7 +51,7 @@ def write_card(model: Path, *, overwrite: bool) -> Path:
 
     path = model.with_suffix(".toml")
     if path.exists() and not overwrite:
-        raise UsageError(f"{public_name(path)}: is there already; add --overwrite.")
+        raise UsageError(f"{public_name(path)}: is there already: add `overwrite` to replace it.")
     stated = find_card(model)
     roi = stated.roi
     _, info, found = load(model, device=torch.device("cpu"), size=None if roi is None else lambda _: roi)

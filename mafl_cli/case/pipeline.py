@@ -147,7 +147,7 @@ def show_target(
 def _show_target(request: AttackRequest, say: Say, detail: Say, names: Callable[[str], str]) -> report.DryRun:
     require_elsewhere(request)
     device = pick_device(request.device)
-    advice = "--dry-run never replaces those of an attack: choose another folder with -o"
+    advice = "a target alone never takes the place of an attack: choose another folder with `out`"
     with (
         staged(request.out, overwrite=False, advice=advice) as stage,
         exactly(device),

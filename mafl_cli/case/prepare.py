@@ -70,9 +70,14 @@ def prepare(
     scan = scans[0]
     save_as = request.save_as or ("source" if any(each.format == "dicom" for each in scans) else "float32")
     if save_as == "float32" and any(each.format == "dicom" for each in scans):
-        raise UsageError("--save-as float32: DICOM holds the integers of its source; leave the option out.")
+        raise UsageError(
+            "`save_as` float32 cannot be used for DICOM, which holds the integers of its source: leave it out."
+        )
     if request.guides and request.config.feature_weight == 0:
-        raise UsageError(f"--guide needs a feature term, which {request.config.method} has not: give --feature-weight.")
+        raise UsageError(
+            f"`guides` have no effect without a feature term, which {request.config.method} does not have: set "
+            "`feature_weight` above 0."
+        )
     subject = prepare_subject(scans, request, device, say)
     lap("lift")
     info, layout = subject.info, subject.layout
@@ -128,13 +133,17 @@ def _bounds(request: AttackRequest, scan: volume.Volume, say: Say) -> Bounds:
             say(warning)
         allowed = labels > 0
         if not allowed.any():
-            raise InputError(f"{source.name}: is empty, so --within it no voxel may change.")
+            raise InputError(
+                f"{source.name} labels no voxel, so none may change: `within` needs a mask with labels above 0."
+            )
     if request.body_only:
         inside = body.body_mask(scan.name, scan.data, scan.padding)
         voxels = int(inside.sum())
         allowed = inside if allowed is None else allowed & inside
         if not allowed.any():
-            raise InputError(f"{scan.name}: no voxel of --within lies in the body, so none may change.")
+            raise InputError(
+                f"{scan.name}: no voxel of `within` lies in the body, so none may change: leave out `body_only`."
+            )
     return Bounds(allowed=allowed, within=source, body_voxels=voxels)
 
 
@@ -146,7 +155,9 @@ def _guide(
     Raises: GeometryError when it lies on another grid; InputError when it cannot be read or scaled.
     """
     if len(request.guides) != len(scans):
-        raise UsageError(f"--guide: {counted(len(request.guides), 'file')} given for {counted(len(scans), 'channel')}.")
+        raise UsageError(
+            f"`guides` must be one file for each of {counted(len(scans), 'channel')}, got {len(request.guides)}."
+        )
     guides = read_channels(request.guides, say, allow_gaps=request.allow_gaps)
     scan, guide = scans[0], guides[0]
     require_same_grid(scan, guide)

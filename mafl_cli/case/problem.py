@@ -23,6 +23,7 @@ from mafl_cli.field.samples import Drawn, Samples, equal_bits
 from mafl_cli.field.tiling import Tiling
 from mafl_cli.field.whole import Whole
 from mafl_cli.field.windows import Windows
+from mafl_cli.names import outside
 from mafl_cli.network.load import ModelInfo
 from mafl_cli.network.reasons import REFUSALS
 from mafl_cli.network.segmenter import Segmenter
@@ -77,7 +78,7 @@ class Seen:
         return max(1, 2**20 // int(np.prod(self.tiling.roi))) if self.clean.device.type == "cpu" else 4
 
     def groups(self, rows: Tensor, work: Callable[[Tensor, float], None]) -> None:
-        """Do `work` for a few samples at a time, with the share that is done before; fewer when memory is short."""
+        """Call `work` for a few samples at a time, with the share of them done before; fewer when memory is short."""
         size, done = self.together, 0
         while done < len(rows):
             try:
@@ -162,7 +163,9 @@ def kept_channels(attacked: Sequence[str] | None, channels: Sequence[str], clean
         numbers |= {str(index): index for index in range(len(channels))}
         for name in attacked:
             if name not in numbers:
-                raise UsageError(f"`attack_channels`: the model has no channel {name!r}; it has {', '.join(channels)}.")
+                raise UsageError(
+                    f"`attack_channels`: the model has no channel {outside(name)!r}; it has {', '.join(channels)}."
+                )
         if not attacked:
             raise UsageError("`attack_channels` must name at least one channel: leave it out to attack all.")
         keep[:] = True

@@ -57,7 +57,7 @@ def search(
     Statistics that are recomputed from the changed file (z-scores) drift a little from the frozen ones, and a few
     voxels with them; so does a search in lower precision. Samples that lose their goal by this are attacked again,
     in float32 and with the statistics frozen at the changed scan. The trace is that of the first round: later ones
-    begin anew with the few samples that are left, and are no continuation of it.
+    begin anew with the few samples that are left, and do not continue it.
     """
     flat = case.clean.flatten(1)
     constant = (flat == flat[:, :1]).all(dim=1)

@@ -84,7 +84,7 @@ def prepare_subject(scans: Sequence[Volume], request: ModelRequest, device: torc
     )
     dims = {"2d": 2, "3d": 3}.get(request.mode, card.dims)
     if card.dims not in (None, dims):
-        raise UsageError(f"--mode {request.mode}: the model is {card.dims}-D.")
+        raise UsageError(f"`mode` {request.mode} cannot be used: the model is {card.dims}-D.")
     slices = choose_slice_axis(scan.affine, scan.shape, request.slice_axis or card.slice_axis)
 
     def laid_out(dims: int) -> tuple[Layout, Grids, Tiling | None]:
@@ -116,7 +116,7 @@ def prepare_subject(scans: Sequence[Volume], request: ModelRequest, device: torc
     if card.intensity.kind == "none" and card.source is None and largest > 100:
         say(
             f"{scan.name}: values up to {largest:.6g} go into the model unscaled; "
-            "most networks expect scaled input: see --intensity."
+            "most networks expect scaled input: see `intensity`."
         )
     batch = stacked([each.data for each in scans], layout)
     return Subject(
@@ -191,7 +191,7 @@ def _grids(card: ModelCard, layout: Layout, scan: Volume, shape: tuple[int, ...]
     if card.spacing is None:
         return Grids.same(shape)
     if len(card.spacing) not in (len(shape), 3):
-        raise UsageError(f"spacing has {len(card.spacing)} numbers, the model {len(shape)} dimensions.")
+        raise UsageError(f"`spacing` must be {len(shape)} numbers for this model, got {len(card.spacing)}.")
     return Grids.at_spacing(shape, layout.batch_spacing(scan.affine), card.spacing[-len(shape) :], card.resample)
 
 
@@ -199,7 +199,7 @@ def _tiling(card: ModelCard, dims: int) -> Tiling | None:
     if card.roi is None:
         return None
     if len(card.roi) != dims:
-        raise UsageError(f"roi has {len(card.roi)} numbers, the model {dims} dimensions.")
+        raise UsageError(f"`roi` must be {dims} numbers for this model, got {len(card.roi)}.")
     return Tiling(card.roi, card.overlap, card.blend)
 
 

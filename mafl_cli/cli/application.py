@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mafl_cli import __version__
-from mafl_cli.cli.console import Voice
-from mafl_cli.cli.reading import model_at_hand
 from mafl_cli.system.streams import prepared
 
 EXIT_CODES = """
@@ -21,7 +17,7 @@ SIGTERM, 129 by SIGHUP).
 
 app = typer.Typer(
     name="mafl",
-    help="How small a change to a scan makes a segmentation model draw the mask an attacker chose?",
+    help="Find the smallest change to a scan that makes a segmentation model draw the mask an attacker chose.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -49,16 +45,3 @@ def main() -> None:
     """Entry point of the console command."""
     with prepared():
         app()
-
-
-def model_or_default(flag: Path | None, voice: Voice) -> Path:
-    """The model to use: the flag, else $MAFL_MODEL, else the one that comes with mafl."""
-    if flag is not None:
-        return flag
-    found = model_at_hand()
-    voice.say(
-        f"model: {found.name} (from $MAFL_MODEL)"
-        if os.environ.get("MAFL_MODEL")
-        else "model: the small brain-tissue model that comes with mafl (no --model given)"
-    )
-    return found

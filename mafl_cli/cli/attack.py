@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mafl_cli.cli.application import EXIT_CODES, app, model_or_default
+from mafl_cli.cli.application import EXIT_CODES, app
 from mafl_cli.cli.attack_options import Batch, Budget, Files, Images, Method, Network, Output, Settings
 from mafl_cli.cli.batch import attack_all, show_cases
 from mafl_cli.cli.console import Voice, deliver, progress_of_steps, reported
 from mafl_cli.cli.groups import Grouped, HelpAll, expanded, given
 from mafl_cli.cli.options import View, Words
 from mafl_cli.cli.reading import (
+    model_or_default,
     read_images,
     read_settings,
     read_target,
@@ -85,7 +86,7 @@ def attack(
                 _attack_one(scan, target, asked | {"model": model}, output.json_file, voice, method.require_success)
             return
         if files.dry_run:
-            raise UsageError("--dry-run is for one scan; --list shows the cases of a batch.")
+            raise UsageError("--dry-run is for one scan: --list shows the cases of a batch.")
         from mafl_cli import api
 
         asked_of_all = batch.request(found, api.attack_request((), target, model=model, **asked))

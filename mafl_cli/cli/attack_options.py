@@ -52,7 +52,8 @@ class Files:
             "--target",
             "-t",
             metavar="MASK|DIR|RECIPE",
-            help="What the model shall draw. A label map (NIfTI or DICOM SEG); for regions that may overlap one mask "
+            help="Mask that the model shall draw. A label map (NIfTI or DICOM SEG); for regions that may overlap "
+            "one mask "
             "each, separated by commas, or one bit-coded mask (1, 2, 4, ... added up). Or a recipe that changes the "
             "clean prediction: erase:CLASS, shift:CLASS:X,Y,Zmm, dilate:CLASS:Rmm, erode:CLASS:Rmm, swap:CLASS,CLASS, "
             "copy:MASK, each with :sphere@X,Y,Z,R to limit it. In a batch also a folder of masks by the names of the "
@@ -75,7 +76,7 @@ class Files:
     size_limit: SizeLimit = None
     dry_run: Annotated[
         bool,
-        under(FILES, "--dry-run", help="Write the clean prediction and the target, say what would change, and stop."),
+        under(FILES, "--dry-run", help="Write the clean prediction and the target, print what would change, and stop."),
     ] = False
     channels: Annotated[
         MaybeStr,
@@ -95,12 +96,14 @@ class Files:
             rare=True,
         ),
     ] = None
-    guide: Annotated[
+    guides: Annotated[
         MaybeStr,
         under(
             FILES,
+            "--guide",
             metavar="IMAGE",
-            help="Scan on the image's grid that has what the target shows, a file for each channel; the feature term "
+            help="Scan on the image's grid in which the target is really there, a file for each channel; the "
+            "feature term "
             "pulls towards it.",
             rare=True,
         ),
@@ -120,24 +123,29 @@ class Files:
         under(
             FILES,
             metavar="N|UID",
-            help="DICOM series to read, by its number in the list that is shown, or its UID.",
+            help="DICOM series to read, by its number in the list that mafl prints, or by its UID.",
             rare=True,
         ),
     ] = None
     allow_gaps: Annotated[
         bool,
-        under(FILES, "--allow-gaps", help="Take DICOM slices at uneven distances as if they were even.", rare=True),
+        under(
+            FILES,
+            "--allow-gaps",
+            help="Read DICOM slices with uneven distances as if they were evenly spaced.",
+            rare=True,
+        ),
     ] = False
 
     def given(self) -> dict[str, Any]:
-        """As options of the library."""
+        """The group as options of the library."""
         names = self.attack_channels
         return {
             "out": self.out,
             "overwrite": self.overwrite,
             "size_limit": self.size_limit,
             "label_map": read_label_map(self.label_map),
-            "guides": () if self.guide is None else files_between_commas(self.guide, "--guide"),
+            "guides": () if self.guides is None else files_between_commas(self.guides, "--guide"),
             "attack_channels": None if names is None else between_commas(names, "--attack-channels"),
             "resample_target": self.resample_target,
             "series": self.series,
@@ -166,21 +174,28 @@ class Budget:
 
     eps: Annotated[
         MaybeFloat,
-        under(BUDGET, "--eps", help="Largest size of the change, in model units; see --norm. [default: the method's]"),
+        under(
+            BUDGET,
+            "--eps",
+            help="Largest size of the change, in model units, measured by --norm. [default: the method's]",
+        ),
     ] = None
-    eps_hu: Annotated[MaybeFloat, under(BUDGET, "--eps-hu", help="The same in the file's own units: HU for CT.")] = None
+    eps_hu: Annotated[MaybeFloat, under(BUDGET, "--eps-hu", help="--eps in the file's own units: HU for CT.")] = None
     eps_range: Annotated[
-        MaybeFloat, under(BUDGET, "--eps-range", help="The same as a share of the scan's range.", rare=True)
+        MaybeFloat, under(BUDGET, "--eps-range", help="--eps as a share of the scan's range, 0 to 1.", rare=True)
     ] = None
     budget_eps: Annotated[
         MaybeFloat,
-        under(BUDGET, help="The best result within this radius, model units: --eps with a goal of 1, then stop."),
+        under(
+            BUDGET, help="Find the best result within this radius, in model units: --eps with a goal of 1, then stop."
+        ),
     ] = None
     within: Annotated[
-        MaybePath, under(BUDGET, metavar="MASK", help="Only voxels that this mask labels may change.", rare=True)
+        MaybePath,
+        under(BUDGET, metavar="MASK", help="Mask of the voxels that may change: those with labels above 0.", rare=True),
     ] = None
     body_only: Annotated[
-        bool, under(BUDGET, "--body-only", help="Only voxels of the body may change, not the air around it.")
+        bool, under(BUDGET, "--body-only", help="Change only voxels of the body, not the air around it.")
     ] = False
 
     def where(self) -> dict[str, Any]:
@@ -218,7 +233,7 @@ class Network:
     ] = "float32"
 
     def given(self) -> dict[str, Any]:
-        """As options of the library."""
+        """The group as options of the library."""
         return asdict(self)
 
 
@@ -227,10 +242,24 @@ class Batch:
     """How a batch is worked through."""
 
     list_cases: Annotated[bool, under(BATCH, "--list", help="Print the cases, one per line, and stop.")] = False
-    workers: Annotated[int, under(BATCH, "--workers", "-j", min=1, help="Cases at the same time; one GPU each.")] = 1
+    workers: Annotated[
+        int,
+        under(
+            BATCH,
+            "--workers",
+            "-j",
+            min=1,
+            help="Cases that run at the same time, each with a GPU of its own where there are several.",
+        ),
+    ] = 1
     threads: Annotated[
         MaybeInt,
-        under(BATCH, min=1, help="CPU threads of each worker. [default: the cores, shared out; dask: 1]", rare=True),
+        under(
+            BATCH,
+            min=1,
+            help="CPU threads of each worker. [default: the cores divided by the workers; dask: 1]",
+            rare=True,
+        ),
     ] = None
     engine: Annotated[
         Literal["local", "dask"],
@@ -243,35 +272,43 @@ class Batch:
     slurm: Annotated[
         MaybePath,
         under(
-            BATCH, metavar="TOML", help="Start --workers Dask workers by SLURM, as the table [slurm] says.", rare=True
+            BATCH,
+            metavar="TOML",
+            help="Start --workers Dask workers by SLURM, with the settings in the table [slurm] of this file.",
+            rare=True,
         ),
     ] = None
     case_timeout: Annotated[
         MaybeFloat,
-        under(BATCH, "--case-timeout", metavar="SECONDS", help="A case that takes longer has failed.", rare=True),
+        under(
+            BATCH,
+            "--case-timeout",
+            metavar="SECONDS",
+            help="Longest time of a case, in seconds; one that takes longer counts as failed.",
+            rare=True,
+        ),
     ] = None
     resume: Annotated[
         bool,
         under(
             BATCH,
             "--resume/--no-resume",
-            help="Go on where an earlier run of the same settings stopped, or refuse.",
+            help="Go on where an earlier run of the same settings stopped; --no-resume refuses a folder with results.",
             rare=True,
         ),
     ] = True
-    retry_failed: Annotated[
-        bool, under(BATCH, "--retry-failed", help="Try cases again that failed before.", rare=True)
-    ] = False
+    retry_failed: Annotated[bool, under(BATCH, "--retry-failed", help="Try failed cases again.", rare=True)] = False
     num_parts: Annotated[
         MaybeInt,
         under(
             BATCH,
             min=1,
-            help="Only every N-th case, for several machines. [default: those of a SLURM array]",
+            help="Number of parts, for several machines: each works on every N-th case. [default: those of a "
+            "SLURM array]",
             rare=True,
         ),
     ] = None
-    part_id: Annotated[MaybeInt, under(BATCH, min=0, help="Which of the parts, from 0.", rare=True)] = None
+    part_id: Annotated[MaybeInt, under(BATCH, min=0, help="Number of this part, from 0.", rare=True)] = None
     log_format: Annotated[
         LogFormat,
         under(BATCH, help="Format of messages on stderr: text, or one JSON object per line.", rare=True),
@@ -283,7 +320,7 @@ class Batch:
         from mafl_cli.listing.cases import redacted
 
         if self.case_timeout is not None and not 0 < self.case_timeout < float("inf"):
-            raise UsageError("--case-timeout: must be more than 0 seconds.")
+            raise UsageError(f"--case-timeout must be above 0 seconds, got {self.case_timeout:g}.")
         return BatchRequest(
             cases=tuple(redacted(cases) if attack.redact else cases),
             attack=attack,
@@ -304,7 +341,7 @@ class Batch:
                 raise UsageError("--scheduler and --slurm are for --engine dask.")
             return None
         if self.case_timeout is not None:
-            raise UsageError("--case-timeout is for --engine local; give your scheduler a limit of its own.")
+            raise UsageError("--case-timeout is for --engine local: set a time limit in your scheduler instead.")
         if (self.scheduler is None) == (self.slurm is None):
             raise UsageError(
                 "--engine dask needs either --scheduler (an address or a scheduler file) or --slurm FILE.toml."
@@ -331,11 +368,11 @@ class Output:
         under(
             OUTPUT,
             "--redact",
-            help="Hashes instead of the names of scans and masks; no text in headers, no patient or study in DICOM.",
+            help="Write hashes instead of names of scans and masks, and no text, patient or study in headers.",
         ),
     ] = False
     json_file: Json = None
 
     def given(self) -> dict[str, Any]:
-        """As options of the library."""
+        """The group as options of the library."""
         return {"save_as": self.save_as, "redact": self.redact}

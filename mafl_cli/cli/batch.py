@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mafl_cli.cli.console import Voice, deliver, progress_of_cases, show_text
+from mafl_cli.cli.flags import in_flags
 from mafl_cli.errors import GateError, PartialError, UsageError
 from mafl_cli.names import public_name
 
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 
 def show_cases(found: Sequence[CaseFiles], several: bool) -> None:
     if not several:
-        raise UsageError("--list shows the cases of a batch; this is one scan.")
+        raise UsageError("--list shows the cases of a batch: this is one scan.")
     for case in found:
-        show_text(f"{case.case_id}\t{','.join(map(public_name, case.images))}\t{case.problem or ''}".rstrip())
+        show_text(f"{case.case_id}\t{','.join(map(public_name, case.images))}\t{in_flags(case.problem or '')}".rstrip())
 
 
 def attack_all(
@@ -30,7 +31,10 @@ def attack_all(
 
     index, count = request.part
     if not resume and any((request.out / case.case_id).exists() for case in request.cases[index::count]):
-        raise UsageError(f"{request.out.name}: already holds results, and --no-resume was given.")
+        raise UsageError(
+            f"{public_name(request.out)}: already holds results, and --no-resume was given: choose another "
+            "folder with -o."
+        )
     if count > 1:
         voice.say(f"part {index} of {count}")
     seen = {"done": 0}

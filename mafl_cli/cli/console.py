@@ -14,6 +14,7 @@ from typing import Any
 
 import typer
 
+from mafl_cli.cli.flags import in_flags
 from mafl_cli.errors import Interrupted, MaflError, disk_full, is_disk_full, place_of
 from mafl_cli.names import escaped, harmless
 from mafl_cli.system import interrupts, quiet, streams
@@ -42,6 +43,7 @@ class Voice:
         self._put("error", line if self.as_json else f"mafl: {line}", {})
 
     def _put(self, level: str, line: str, facts: Mapping[str, Any]) -> None:
+        line = in_flags(line)
         if self.as_json:
             now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
             line = escaped(json.dumps({"time": now, "level": level, "message": line, **facts}, ensure_ascii=False))
@@ -118,7 +120,7 @@ class Bar:
         self._bar = bar
 
     def show(self, done: int, total: int | None) -> None:
-        """How far it is; a total of None is what it was."""
+        """Update the bar; a total of None keeps the total."""
         if self._bar is not None:
             self._bar.total = self._bar.total if total is None else total
             self._bar.n = done
@@ -167,7 +169,7 @@ def deliver(report: object, summary: str, json_file: str | None, voice: Voice) -
 
         write_text(Path(json_file), to_json(report))
     if voice.level >= 0:
-        show_text(summary)
+        show_text(in_flags(summary))
 
 
 def write_all(texts: Mapping[str | None, Callable[[], str]]) -> None:
@@ -193,4 +195,4 @@ def tell_github(summary: str, alerts: list[str], voice: Voice) -> None:
     if os.environ.get("GITHUB_ACTIONS") == "true":
         # GitHub reads them from stderr too, and stdout may be JSON.
         for line in alerts:
-            print(line, file=sys.stderr)
+            print(in_flags(line), file=sys.stderr)

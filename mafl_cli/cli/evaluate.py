@@ -8,11 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from mafl_cli.cli.application import EXIT_CODES, app, model_or_default
+from mafl_cli.cli.application import EXIT_CODES, app
 from mafl_cli.cli.console import Voice, progress_of_cases, reported, show_text, tell_github, write_all
+from mafl_cli.cli.flags import in_flags
 from mafl_cli.cli.groups import FILES, GATES, OUTPUT, TRIALS, Grouped, HelpAll, expanded, under
 from mafl_cli.cli.options import Json, MaybePath, MaybeStr, SizeLimit, View, Words
-from mafl_cli.cli.reading import files_between_commas, models_at_hand, require_folders, require_no_input, require_view
+from mafl_cli.cli.reading import (
+    files_between_commas,
+    model_or_default,
+    models_at_hand,
+    require_folders,
+    require_no_input,
+    require_view,
+)
 from mafl_cli.errors import GateError, PartialError, UsageError
 from mafl_cli.system import sizes
 
@@ -40,18 +48,20 @@ class Files:
         ),
     ] = None
     adversarial: Annotated[
-        MaybeStr, under(FILES, metavar="SCAN|DIR", help="The changed scan, or a folder; matched by name.")
+        MaybeStr, under(FILES, metavar="SCAN|DIR", help="The adversarial scan, or a folder of them, matched by name.")
     ] = None
     target: Annotated[
         MaybeStr,
-        under(FILES, "--target", "-t", metavar="MASK|DIR", help="What was to be drawn, or a folder; matched by name."),
+        under(
+            FILES, "--target", "-t", metavar="MASK|DIR", help="The target mask, or a folder of masks, matched by name."
+        ),
     ] = None
     ground_truth: Annotated[
         MaybePath,
         under(
             FILES,
             metavar="MASK|DIR|FILE",
-            help="What is really there, on the scan's grid; or a folder of masks by the names of the cases; or the "
+            help="The ground truth, a mask on the scan's grid; or a folder of masks by the names of the cases; or the "
             "manifest or dataset.json that the batch was made from.",
         ),
     ] = None
@@ -62,7 +72,7 @@ class Files:
             "--model",
             "-m",
             metavar="FILE",
-            help="TorchScript or .pt2 model that draws the predictions; the first judges, more are asked whether they "
+            help="TorchScript or .pt2 model that draws the predictions; the first judges, others show whether they "
             "are fooled too. It is a program: use only files you trust. [default: $MAFL_MODEL, else the model that "
             "comes with mafl; a RUN that attacked another one passes no gate without it]",
         ),
@@ -82,10 +92,11 @@ class Files:
 class Asked:
     """What is asked of the model beside its prediction."""
 
-    transform: Annotated[
+    transforms: Annotated[
         Optional[list[str]],  # noqa: UP045
         under(
             TRIALS,
+            "--transform",
             metavar="KIND[:STRENGTH]",
             help="Judge again after: blur:VOXELS, median:VOXELS, resample:FACTOR, bits:N, jpeg:QUALITY, "
             "jpeg2000:RATIO, noise:SHARE, gamma:EXPONENT, crop:VOXELS, lowpass:SHARE; all; several usual strengths "
@@ -96,7 +107,12 @@ class Asked:
         bool, under(TRIALS, "--detect", help="Can a mild blur tell adversarial scans from clean ones?")
     ] = False
     curve: Annotated[
-        bool, under(TRIALS, "--curve", help="Target IoU of smaller multiples of the change, and the smallest at goal.")
+        bool,
+        under(
+            TRIALS,
+            "--curve",
+            help="Target IoU of smaller multiples of the change, and the smallest one that reaches the goal.",
+        ),
     ] = False
 
     def trials(self) -> Trials:
@@ -104,7 +120,7 @@ class Asked:
         from mafl_cli.judging import transforms
         from mafl_cli.judging.trials import Trials
 
-        return Trials(transforms=transforms.parse(self.transform or ()), detect=self.detect, curve=self.curve)
+        return Trials(transforms=transforms.parse(self.transforms or ()), detect=self.detect, curve=self.curve)
 
 
 @dataclass
@@ -118,11 +134,11 @@ class Gates:
             "--fail-if",
             metavar="EXPR",
             help='Exit with 5 if true, as "target_iou > 0.5" for the worst case, "mean(dice_drop) > 0.1", also median '
-            "and p95. What is not known counts as true. docs/evaluate.md has the figures.",
+            "and p95. A figure that is missing or undefined fails too. docs/evaluate.md lists the figures.",
         ),
     ] = None
     gates_file: Annotated[
-        MaybePath, under(GATES, "--gates", metavar="TOML", help='A table [gates] of lines: name = "EXPR".')
+        MaybePath, under(GATES, "--gates", metavar="TOML", help='File with a table [gates] of lines: name = "EXPR".')
     ] = None
 
     def rules(self) -> list[Gate]:
@@ -144,7 +160,7 @@ class Output:
     csv_file: Annotated[MaybeStr, under(OUTPUT, "--csv", metavar="FILE", help="A row for each case.")] = None
 
     def files(self) -> dict[str, str | None]:
-        """By option."""
+        """The files that were asked for, by option; None for those that were not."""
         return {"--json": self.json_file, "--junit": self.junit_file, "--card": self.card_file, "--csv": self.csv_file}
 
     def require(self, read: list[Path]) -> None:
@@ -154,7 +170,9 @@ class Output:
         require_folders(self.files())
         given = [file for file in self.files().values() if file is not None]
         if len({Path(file).resolve() for file in given}) < len(given):
-            raise UsageError("--json, --junit, --card and --csv: two of them are the same file, or both are stdout.")
+            raise UsageError(
+                "--json, --junit, --card and --csv must be different files, and only one of them can be stdout."
+            )
         # The scans of a pair may lie in a run, beside its report.
         reports = [Path(file) for file in given if Path(file).is_file() and "run" in (read_object(Path(file)) or ())]
         require_no_input(self.files(), [*read, *reports])
@@ -228,7 +246,7 @@ def _tell(measured: Evaluation, voice: Voice, *, as_text: bool) -> None:
         for line in dict.fromkeys([*case.differences, *untested]):
             voice.say(f"{case.case_id}: {line}")
     if voice.level >= 0 and as_text:
-        show_text(terminal.terminal(measured))
+        show_text(in_flags(terminal.terminal(measured)))
     tell_github(robustness_card.summary(measured), ci.alerts(measured), voice)
 
 

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Optional, get_type_hints
 import typer
 import typer.core
 
+from mafl_cli.cli.flags import in_flags
 from mafl_cli.config import AttackConfig
 
 # Headings of --help, in their order.
@@ -51,7 +52,8 @@ class Grouped(typer.core.TyperCommand):
             record = _shown(parameter, ctx) if hidden else parameter.get_help_record(ctx)
             if record is not None:
                 other = ARGUMENTS if parameter.param_type_name == "argument" else OTHER
-                sections[getattr(parameter, "rich_help_panel", None) or other].append(record)
+                names, about = record
+                sections[getattr(parameter, "rich_help_panel", None) or other].append((names, in_flags(about)))
         for heading, records in sections.items():
             if records:
                 with formatter.section(heading):

@@ -9,6 +9,7 @@ import typer
 
 from mafl_cli.cli.application import EXIT_CODES, app
 from mafl_cli.cli.console import Voice, reported, show_text
+from mafl_cli.cli.flags import in_flags
 from mafl_cli.cli.groups import Grouped
 from mafl_cli.cli.options import Debug, SizeLimit
 from mafl_cli.system import sizes
@@ -39,4 +40,4 @@ def inspect(
         if as_json:
             put(to_json(facts))
         else:
-            show_text(inspection.format_facts(facts))
+            show_text(in_flags(inspection.format_facts(facts)))

@@ -20,8 +20,8 @@ MaybeFloat = Optional[float]  # noqa: UP045
 MaybeStr = Optional[str]  # noqa: UP045
 MaybePath = Optional[Path]  # noqa: UP045
 
-Quiet = Annotated[bool, under(OUTPUT, "--quiet", "-q", help="Say only what went wrong.")]
-Verbose = Annotated[bool, under(OUTPUT, "--verbose", "-v", help="Say more.")]
+Quiet = Annotated[bool, under(OUTPUT, "--quiet", "-q", help="Print errors only.")]
+Verbose = Annotated[bool, under(OUTPUT, "--verbose", "-v", help="Print more.")]
 Debug = Annotated[bool, under(OUTPUT, "--debug", help="Show tracebacks.")]
 Json = Annotated[MaybeStr, under(OUTPUT, "--json", metavar="FILE", help="Also write the report there; - is stdout.")]
 Overwrite = Annotated[bool, under(FILES, "--overwrite", help="Replace results that are there already.")]
@@ -29,10 +29,10 @@ SizeLimit = Annotated[
     MaybeFloat,
     under(
         FILES,
-        sizes.OPTION,
+        "--size-limit",
         metavar="GIB",
         envvar="MAFL_SIZE_LIMIT",
-        help="Largest scan, mask or archive, as it would be in memory; above it a file is refused before it is "
+        help="Largest scan, mask or archive, as it would be in memory; larger files are refused before they are "
         f"unpacked. [default: {sizes.DEFAULT_GIB:g}]",
     ),
 ]
@@ -63,7 +63,7 @@ class View:
         under(
             MODEL_INPUT,
             "--slice-axis",
-            help="Where 2-D slices are cut. auto: across the largest spacing, else axial. "
+            help="Axis along which 2-D slices are cut. auto: the one with the largest spacing, else axial. "
             "[default: the model card's, else auto]",
             rare=True,
         ),
@@ -105,12 +105,18 @@ class View:
     ] = None
     overlap: Annotated[
         MaybeFloat,
-        under(MODEL_INPUT, help="Of the windows, as a share of their size. [default: card, else 0.5]", rare=True),
+        under(
+            MODEL_INPUT,
+            help="Overlap of neighbouring windows, as a share of their size, 0 to 1. [default: card, else 0.5]",
+            rare=True,
+        ),
     ] = None
-    device: Annotated[str, under(MODEL_INPUT, "--device", "-d", help="auto, cpu, cuda or cuda:N.")] = "auto"
+    device: Annotated[
+        str, under(MODEL_INPUT, "--device", "-d", help="Device that runs the model: auto, cpu, cuda or cuda:N.")
+    ] = "auto"
 
     def given(self) -> dict[str, Any]:
-        """As options of the library; what was not given is left out."""
+        """The view as options of the library, without what was not given."""
         found = given(self)
         for name, word in (("spacing", "native"), ("roi", "none")):
             if found.get(name, word) != word:

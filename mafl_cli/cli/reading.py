@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mafl_cli.cli.console import Voice
 from mafl_cli.config import AttackConfig, Norm, budget, preset
 from mafl_cli.errors import UsageError
-from mafl_cli.names import between, is_there
+from mafl_cli.names import between, is_there, outside, public_name
 
 if TYPE_CHECKING:
     from mafl_cli.scans.recipes import Recipe
@@ -20,7 +21,7 @@ def require_folders(files: Mapping[str, str | None]) -> None:
     """Before anything is computed: the folders that files will be written to must be there."""
     for option, file in files.items():
         if file not in (None, "-") and not Path(str(file)).parent.is_dir():
-            raise UsageError(f"{option}: the folder of this file does not exist.")
+            raise UsageError(f"{option}: the folder of this file does not exist: make it, or choose another.")
 
 
 def require_view(seen_as: Mapping[str, Any]) -> None:
@@ -43,14 +44,16 @@ def require_no_input(files: Mapping[str, str | None], read: Sequence[Path]) -> N
         scan = place.name.endswith((".nii", ".nii.gz", ".dcm"))
         report = place.name in ("report.json", "cases.csv") and place.exists() and inputs & set(place.parents)
         if place in inputs or scan or report:
-            raise UsageError(f"{option} {place.name}: is an input, a scan or the report of a run; choose another name.")
+            raise UsageError(
+                f"{option} {public_name(place)} is an input, a scan or the report of a run: choose another name."
+            )
 
 
 def between_commas(text: str, option: str) -> tuple[str, ...]:
     """What stands between commas. Raises UsageError where nothing does."""
     parts = tuple(part.strip() for part in text.split(","))
     if not all(parts):
-        raise UsageError(f"{option}: there is nothing before or after a comma.")
+        raise UsageError(f"{option} has an empty entry in its comma-separated list.")
     return parts
 
 
@@ -58,7 +61,7 @@ def files_between_commas(text: str, option: str) -> tuple[Path, ...]:
     """Files between commas; a file that is there may have commas in its name. Raises as `between_commas`."""
     found = between(text, ",", lambda name: is_there(Path(name)))
     if found is None:
-        raise UsageError(f"{option}: there is nothing before or after a comma.")
+        raise UsageError(f"{option} has an empty entry in its comma-separated list.")
     return tuple(map(Path, found))
 
 
@@ -67,16 +70,21 @@ def numbers(text: str, option: str) -> list[float]:
     try:
         return [float(part) for part in between_commas(text, option)]
     except ValueError:
-        raise UsageError(f"{option} {text!r} is not a list of numbers, separated by commas.") from None
+        raise UsageError(f"{option} must be numbers separated by commas, got {outside(text)!r}.") from None
 
 
 def read_label_map(text: str | None) -> dict[int, int]:
     """ "255:1,2:0" -> {255: 1, 2: 0}."""
     found: dict[int, int] = {}
-    for part in between_commas(text, "--label-map") if text is not None else ():
+    if text is None:
+        return found
+    for part in between_commas(text, "--label-map"):
         old, _, new = part.partition(":")
         if not (old.isdecimal() and new.isdecimal()) or int(old) in found:
-            raise UsageError(f"--label-map {text!r} is not a list of OLD:NEW, whole numbers, each OLD once.")
+            raise UsageError(
+                "--label-map must be OLD:NEW, whole numbers, separated by commas, each OLD once, got "
+                f"{outside(text)!r}."
+            )
         found[int(old)] = int(new)
     return found
 
@@ -85,7 +93,9 @@ def read_images(given: list[str], channels: str | None) -> tuple[Path, ...]:
     """The files of all channels: those listed, or the numbered siblings of IMAGE, or IMAGE alone."""
     listed = () if channels is None else files_between_commas(channels, "--channels")
     if len(given) > 1:
-        raise UsageError("--channels are those of one scan; several IMAGEs are a batch, with numbered channels.")
+        raise UsageError(
+            "--channels are those of one scan: for several IMAGEs, a batch, number the files of the channels."
+        )
     if not given:
         if not listed:
             raise UsageError("no scan: give IMAGE, or the files of all channels with --channels.")
@@ -118,11 +128,11 @@ def read_target(text: str | None, *, keep_folders: bool) -> Recipe | tuple[Path,
 def read_part(count: int | None, index: int | None) -> tuple[int, int]:
     """(index, count): the options, else what SLURM says of an array, else all."""
     if (count is None) != (index is None):
-        raise UsageError("--num-parts and --part-id go together.")
+        raise UsageError("--num-parts and --part-id must be given together.")
     if count is None or index is None:
         return _part_of_array() or (0, 1)
     if index >= count:
-        raise UsageError(f"--part-id {index}: the {count} parts are 0 to {count - 1}.")
+        raise UsageError(f"--part-id must be 0 to {count - 1} for {count} parts, got {index}.")
     return index, count
 
 
@@ -135,7 +145,7 @@ def _part_of_array() -> tuple[int, int] | None:
     first, step = task.get("MIN", 0), max(task.get("STEP", 1), 1)
     count = (task["MAX"] - first) // step + 1 if "MAX" in task else task.get("COUNT")
     if count is None:
-        raise UsageError(f"SLURM says which task of an array this is, but not of how many; {advice}")
+        raise UsageError(f"SLURM says which task of an array this is, but not how many there are; {advice}")
     if task.get("COUNT", count) != count:
         raise UsageError(
             f"the SLURM array has {task['COUNT']} tasks, but their numbers are not evenly spaced: cases would be left "
@@ -143,7 +153,7 @@ def _part_of_array() -> tuple[int, int] | None:
         )
     index, rest = divmod(task["ID"] - first, step)
     if rest or not 0 <= index < count:
-        raise UsageError(f"SLURM's task {task['ID']} is none of the {count} of its array, from {first} on; {advice}")
+        raise UsageError(f"SLURM's task {task['ID']} is not one of the {count} of its array, from {first} on; {advice}")
     return index, count
 
 
@@ -151,7 +161,7 @@ def read_settings(method: str, ball: Mapping[str, Any], given: Mapping[str, Any]
     """The method's settings with what was given on the command line in their place."""
     config = preset(method, **given, **ball)
     if "norm" in given and config.eps is None:
-        raise UsageError("--norm is that of a ball: give --eps, --eps-hu, --eps-range or --budget-eps too.")
+        raise UsageError("--norm needs a limit: give --eps, --eps-hu, --eps-range or --budget-eps too.")
     return config
 
 
@@ -167,9 +177,7 @@ def read_ball(radii: dict[str, float | None], norm: Norm | None, goals: Mapping[
         return {"eps": radius, "eps_unit": {"--eps": "model", "--eps-hu": "native", "--eps-range": "range"}[option]}
     for goal, value in goals.items():
         if value is not None:
-            raise UsageError(
-                f"--budget-eps asks for the best result within a ball, so {goal} has no meaning beside it."
-            )
+            raise UsageError(f"--budget-eps asks for the best result within its radius: leave out {goal}.")
     return budget(radius, norm or "linf")
 
 
@@ -181,7 +189,20 @@ def model_at_hand() -> Path:
 
 
 def models_at_hand() -> tuple[Path, ...]:
-    """Those among which the one that a run attacked is looked for."""
+    """Models among which the one that a run attacked is looked for."""
     from mafl_cli.case.request import DEMO_MODEL
 
     return tuple(dict.fromkeys((model_at_hand(), DEMO_MODEL)))
+
+
+def model_or_default(flag: Path | None, voice: Voice) -> Path:
+    """The model to use: the flag, else $MAFL_MODEL, else the one that comes with mafl."""
+    if flag is not None:
+        return flag
+    found = model_at_hand()
+    voice.say(
+        f"model: {outside(found.name)} (from $MAFL_MODEL)"
+        if os.environ.get("MAFL_MODEL")
+        else "model: the small brain-tissue model that comes with mafl (no --model given)"
+    )
+    return found

@@ -34,9 +34,10 @@ def visualize(
             "network. [default: figure.png in the run; page.html for several]",
         ),
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, max=20, help="Slices of a figure.")] = 3,
+    rows: Annotated[int, typer.Option(min=1, max=20, help="Number of slices in a figure.")] = 3,
     max_mb: Annotated[
-        float, typer.Option("--max-mb", min=0.1, help="Size of a page at most; what is left out for it is said.")
+        float,
+        typer.Option("--max-mb", min=0.1, help="Largest size of a page, in MB; the page lists what was left out."),
     ] = MAX_MB,
     window: Annotated[
         MaybeStr,
@@ -53,7 +54,7 @@ def visualize(
         typer.Option(
             "--open",
             help="Print the command line that opens the adversarial scan and its prediction there, and write the "
-            "labels' names and colours for it into RUN; no figure without -o.",
+            "labels' names and colours for it into RUN; a figure is drawn only with -o.",
         ),
     ] = None,
     overwrite: Overwrite = False,

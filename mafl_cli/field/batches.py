@@ -15,7 +15,7 @@ def fewer(batch: int, exc: Exception, say: Say, name: str, sample: str) -> int:
     if not is_out_of_memory(exc):
         raise ModelError(f"{name}: cannot go on: {meaning(exc)}.") if is_of_network(exc) else exc
     if batch == 1:
-        raise ModelError(f"{name}: one {sample}: needs more memory than there is; choose a smaller --roi.") from exc
+        raise ModelError(f"{name}: one {sample} needs more memory than there is: choose a smaller `roi`.") from exc
     say(f"not enough memory: going on with {batch // 2} at a time")
     return batch // 2
 

@@ -26,7 +26,7 @@ from mafl_cli.judging.trials import Trials
 from mafl_cli.measure import agreement
 from mafl_cli.measure.records import Reach, Size
 from mafl_cli.measure.value import Value, defined, undefined
-from mafl_cli.names import sha256
+from mafl_cli.names import outside, sha256
 from mafl_cli.network.device import exactly, pick_device
 from mafl_cli.network.reasons import enough_memory
 from mafl_cli.results.envelope import NOTICE, SCHEMA_VERSION, TOOL, Environment, Failure
@@ -47,7 +47,7 @@ from mafl_cli.scans.masks import Masks, read_masks
 
 # Share of the clean prediction that the attacked model may draw otherwise now: machines round differently.
 _MOST_DRIFT = 0.02
-# Of the data range: no larger change is there for a 32-bit float.
+# Share of the data range below which a change is rounding of a 32-bit float.
 _ROUNDING = 2.0**-23
 
 
@@ -137,14 +137,18 @@ def run_evaluation(
 
 
 def _sources(request: EvaluateRequest) -> list[Source]:
-    files = {"--original": request.original, "--adversarial": request.adversarial, "--target": request.target}
-    missing = [option for option, value in files.items() if value is None]
+    files = {"`original`": request.original, "`adversarial`": request.adversarial, "`target`": request.target}
+    missing = [parameter for parameter, value in files.items() if value is None]
     if request.runs:
         if len(missing) < len(files):
-            raise UsageError("a RUN brings its own files: leave out --original, --adversarial and --target.")
+            raise UsageError(
+                "with `runs`, leave out `original`, `adversarial` and `target`: they are in the result folders."
+            )
         return of_runs(request.runs)
     if missing:
-        raise UsageError(f"give RUN, or all of --original, --adversarial and --target ({', '.join(missing)} missing).")
+        raise UsageError(
+            f"give `runs`, or all of `original`, `adversarial` and `target`: {', '.join(missing)} missing."
+        )
     assert request.original is not None
     assert request.adversarial is not None
     assert request.target is not None
@@ -152,12 +156,15 @@ def _sources(request: EvaluateRequest) -> list[Source]:
 
 
 def _attacked(pair: Pair, request: EvaluateRequest, hashes: Mapping[Path, str]) -> tuple[ModelRequest, ...]:
-    """Of the models at hand the one that a result folder's run attacked, if it is there."""
+    """The model that a result folder's run attacked, if it is among those at hand."""
     assert pair.recorded is not None
     said = pair.recorded.report.model
     found = tuple(model for model in request.at_hand if hashes[model.model] == said.sha256)
     if request.trials.any and not found:
-        raise UsageError(f"--transform, --detect and --curve ask the model: give {said.name} with --model.")
+        raise UsageError(
+            f"`transforms`, `detect` and `curve` need the model that was attacked: give {outside(said.name)} as "
+            "`model`."
+        )
     return found[:1]
 
 
@@ -259,7 +266,7 @@ def _untested(code: Untested, what: str = "") -> ProvesNothing:
 
 
 def _unchanged(compared: Comparison) -> ProvesNothing | None:
-    """Why the pair shows nothing: there is no change, or none that is more than rounding."""
+    """Why the pair proves nothing: nothing changed, or rounding alone."""
     channels = compared.size_per_channel
     if not any(size.l0.count for size in channels):
         return _untested(Untested.UNCHANGED)
@@ -277,7 +284,7 @@ def _redrawn(recorded: Recorded, compared: Comparison) -> tuple[list[str], str |
     ):
         other = int(np.count_nonzero(now != was)) if now.shape == was.shape else now.size
         if other:
-            differences.append(f"{name}: the model draws {other} voxels otherwise")
+            differences.append(f"{name}: the model draws {other} voxels differently")
         # Other settings, or another model: the attack was made for what is not here.
         if name == PREDICTION_CLEAN and other > _MOST_DRIFT * max(int(np.count_nonzero(was)), 1):
             reason = differences[-1]

@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
 from mafl_cli.codes import Reason
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.measure.statistics import quantile
-from mafl_cli.names import one_line, public_name
+from mafl_cli.names import outside, public_name
 from mafl_cli.results.evaluation_report import FailedCase, GateCase, GateResult, JudgedCase, Operator, Over
 from mafl_cli.results.quantities import EVALUATED
 from mafl_cli.system.documents import read_toml
@@ -54,7 +54,7 @@ class Gate:
 
     @property
     def expression(self) -> str:
-        """As the user would write it, in one way."""
+        """The rule as a user would write it, always in the same way."""
         figure = self.figure if self.aggregate == "worst" else f"{self.aggregate}({self.figure})"
         return f"{figure} {self.operator} {repr(self.threshold).removesuffix('.0')}"
 
@@ -64,28 +64,35 @@ def parse(text: str, name: str | None = None) -> Gate:
 
     Raises UsageError for anything else, and for a rule that every value of its figure, or none, would break.
     """
+    try:
+        gate = _parsed(text)
+    except UsageError as exc:
+        raise UsageError(f"`fail_if` {exc}") from None
+    return gate if name is None else replace(gate, name=name)
+
+
+def _parsed(text: str) -> Gate:
+    """A gate called as its rule. Raises UsageError with the rule as its subject."""
     found = _EXPRESSION.fullmatch(text)
-    said = repr(text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "...")
+    said = repr(outside(text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "..."))
     if found is None:
         raise UsageError(
-            f"--fail-if {said} is not understood: write FIGURE > NUMBER (or <, >=, <=), "
+            f"{said} is not understood: write FIGURE > NUMBER (or <, >=, <=), "
             f"FIGURE alone or in {', '.join(f'{each}(...)' for each in get_args(Over))}."
         )
     figure, aggregate = found["inner"] or found["figure"], found["aggregate"] or "worst"
     if figure not in EVALUATED:
-        raise UsageError(f"--fail-if {said}: there is no figure {figure[:_MOST_SHOWN]!r}; use {', '.join(EVALUATED)}.")
+        raise UsageError(f"{said}: the figure {figure[:_MOST_SHOWN]!r} does not exist: use {', '.join(EVALUATED)}.")
     if aggregate not in get_args(Over):
-        raise UsageError(f"--fail-if {said}: {aggregate[:_MOST_SHOWN]!r} is none of {', '.join(get_args(Over))}.")
+        raise UsageError(f"{said}: {aggregate[:_MOST_SHOWN]!r} must be one of {', '.join(get_args(Over))}.")
     gate = Gate("", figure, found["operator"], float(found["threshold"]), aggregate)  # type: ignore[arg-type]
     if not math.isfinite(gate.threshold):
-        raise UsageError(f"--fail-if {said}: the number is too large.")
+        raise UsageError(f"{said}: the number is too large.")
     outcomes = _outcomes(gate)
     if len(outcomes) == 1:
         how = "always fails" if outcomes == {True} else "can never fail"
-        raise UsageError(
-            f"--fail-if {said} {how}: {figure} is {EVALUATED[figure].range}; choose a number that it can cross."
-        )
-    return Gate(name or gate.expression, gate.figure, gate.operator, gate.threshold, gate.aggregate)
+        raise UsageError(f"{said} {how}: {figure} is {EVALUATED[figure].range}; choose a number that it can cross.")
+    return replace(gate, name=gate.expression)
 
 
 def _outcomes(gate: Gate) -> set[bool]:
@@ -104,12 +111,17 @@ def read(path: Path) -> tuple[Gate, ...]:
         raise InputError(f'{name}: must hold one table, [gates], with lines like: fooled = "target_iou > 0.5".')
     for key, text in gates.items():
         if not isinstance(text, str):
-            key = one_line(key)[:_MOST_SHOWN]
+            key = outside(key)[:_MOST_SHOWN]
             raise InputError(f'{name}: {key} must be an expression in quotes, like "target_iou > 0.5".')
+    return tuple(_listed(name, key, text) for key, text in gates.items())
+
+
+def _listed(file: str, key: str, text: str) -> Gate:
+    """A gate of a file under the name that it has there."""
     try:
-        return tuple(parse(text, key) for key, text in gates.items())
+        return replace(_parsed(text), name=key)
     except UsageError as exc:
-        raise InputError(f"{name}: {exc}") from exc
+        raise InputError(f"{file}: {outside(key)[:_MOST_SHOWN]} = {exc}") from exc
 
 
 def judge(gate: Gate, cases: Sequence[JudgedCase | FailedCase]) -> GateResult:
@@ -137,7 +149,7 @@ def _verdict(gate: Gate, cases: Sequence[GateCase]) -> tuple[float | None, str, 
         return None, "there is no case", False
     if unknown:
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-        return None, f"not known, so it fails: {unknown[0].case_id}: {unknown[0].problem}{more}", False
+        return None, f"cannot be measured, so it fails: {unknown[0].case_id}: {unknown[0].problem}{more}", False
     beyond = EVALUATED[gate.figure].beyond
     values = [value for case in cases if (value := beyond if case.value is None else case.value) is not None]
     observed = _aggregated(gate, sorted(values))
@@ -181,7 +193,7 @@ def _middle(ordered: Sequence[float]) -> Sequence[float]:
 def _reason(gate: Gate, observed: float, cases: Sequence[GateCase]) -> str:
     unreached = sum(case.value is None for case in cases)
     if math.isnan(observed):
-        return f"not known, so it fails: no {gate.aggregate}, for the goal was not reached in {unreached} cases"
+        return f"the {gate.aggregate} is undefined, so it fails: {unreached} cases did not reach the goal"
     where = cases[0].case_id if len(cases) == 1 else f"{gate.aggregate} of {len(cases)} cases"
     if gate.aggregate == "worst" and len(cases) > 1:
         at = None if math.isinf(observed) else observed

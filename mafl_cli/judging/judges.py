@@ -15,7 +15,7 @@ from mafl_cli.errors import InputError, UsageError
 from mafl_cli.measure import agreement as metrics
 from mafl_cli.measure import perturbation
 from mafl_cli.measure.records import Agreement, Reach, Size
-from mafl_cli.names import public_name
+from mafl_cli.names import as_keys, public_name
 from mafl_cli.network.card import check_orientation
 from mafl_cli.network.intensity import Intensity
 from mafl_cli.results import files
@@ -36,7 +36,7 @@ def _as_attacked(model: ModelRequest, sha256: str, pair: Pair) -> ModelRequest:
         orientation = check_orientation(said.orientation)
         intensity = Intensity(**given)
     except UsageError as exc:
-        raise InputError(f"{public_name(recorded.folder)}/{files.REPORT}: {exc}") from exc
+        raise InputError(f"{public_name(recorded.folder)}/{files.REPORT}: {as_keys(str(exc))}") from exc
     return replace(
         model,
         mode=settings.mode if model.mode == "auto" else model.mode,
@@ -73,7 +73,7 @@ class Judge:
         return Judge(subject, clean, adversarial, target)
 
     def verdict(self) -> Transfer:
-        """Of a model that was not attacked."""
+        """What a model that was not attacked draws, and whether the attack fools it."""
         info = self.subject.info
 
         def reach(labels: Labels) -> Reach:
@@ -94,10 +94,13 @@ def _target(pair: Pair, subject: Subject, say: Say) -> Labels:
         return found.labels
     target, classes, named = pair.recorded.target, info.classes, pair.recorded.report.model.drawn
     if named.overlapping != classes.overlapping:
-        raise InputError(f"{info.name}: its classes are of another kind than those of the attacked model.")
+        raise InputError(
+            f"{info.name}: cannot be compared with the attacked model: one has overlapping regions, the other does not."
+        )
     if not classes.hold(target):
         raise InputError(
-            f"{info.name}: draws {', '.join(classes.names)}; the target of {pair.case_id} has more classes than these."
+            f"{info.name}: draws {', '.join(classes.names)}; the target of {pair.case_id} has more classes: give "
+            "a model with the same."
         )
     if classes != named:
         say(

@@ -24,13 +24,13 @@ def of_files(original: str, adversarial: str, target: str) -> list[Source]:
     Raises InputError if nothing is found, UsageError for a folder beside a file or a comma beside nothing.
     """
     one, other, mask = Path(original), Path(adversarial), Path(target)
-    masks = _listed(target, "--target")
+    masks = _listed(target, "target")
     if not other.is_dir() or holds_slices(contents(other)):
-        scan, changed = _listed(original, "--original"), _listed(adversarial, "--adversarial")
+        scan, changed = _listed(original, "original"), _listed(adversarial, "adversarial")
         return [Source(stem(public_name(scan[0])), original=scan, adversarial=changed, target=masks)]
     if not one.is_dir():
         raise UsageError(
-            f"--adversarial {public_name(other)} is a folder, so --original must be the folder of its scans."
+            f"`adversarial` {public_name(other)} is a folder: `original` must be the folder of its clean scans."
         )
     changed_by, scan_by = by_case(other), by_case(one)
     if not changed_by:
@@ -42,9 +42,9 @@ def of_files(original: str, adversarial: str, target: str) -> list[Source]:
         wanted = masks if named is None else named.find([name])
         # A scan that nobody has attacked, or whose file was lost, must not be passed over.
         what = (
-            "scan in --original" if name not in scan_by
-            else "scan in --adversarial" if name not in changed_by
-            else None if wanted else "mask in --target"
+            "scan in `original`" if name not in scan_by
+            else "scan in `adversarial`" if name not in changed_by
+            else None if wanted else "mask in `target`"
         )  # fmt: skip
         found.append(
             Source(
@@ -66,7 +66,7 @@ def mask_of(path: Path, case_id: str) -> Path:
     if path.suffix.lower() in (*MANIFESTS, ".json") and not path.is_dir():
         mask = _listed_masks(path).get(case_id)
         if mask is None:
-            raise InputError(f"{public_name(path)}: names no ground truth for {case_id}.")
+            raise InputError(f"{public_name(path)}: does not name a ground truth for {case_id}.")
         return mask
     if not holds_cases(path):
         return path
@@ -81,9 +81,9 @@ def _listed_masks(path: Path) -> dict[str, Path | None]:
     return {case.case_id: case.ground_truth for case in find([str(path)])}
 
 
-def _listed(text: str, option: str) -> tuple[Path, ...]:
+def _listed(text: str, parameter: str) -> tuple[Path, ...]:
     """Files separated by commas; one that is there may have commas in its name."""
     parts = between(text, ",", lambda name: is_there(Path(name)))
     if parts is None:
-        raise UsageError(f"{option}: there is nothing before or after a comma.")
+        raise UsageError(f"`{parameter}` has an empty entry in its comma-separated list.")
     return tuple(map(Path, parts))

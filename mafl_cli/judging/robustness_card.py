@@ -21,9 +21,9 @@ _OF_CASE = ("target_iou", "hit_rate", "psnr_db")
 
 _LIMITS = (
     "White-box: the attacker knows the model. Somebody who only sees its output needs more, or a larger change.",
-    "A goal that was not reached was not reached by this search within its steps; it is no proof that none exists.",
+    "A goal that was not reached was not reached by this search within its steps; a longer search may reach it.",
     "The numbers are those of these scans and targets. They say nothing about other scanners, tasks or patients.",
-    "A robust model may still be wrong: this is no evidence of clinical performance.",
+    "A robust model may still be wrong: these numbers say nothing about clinical performance.",
 )
 
 

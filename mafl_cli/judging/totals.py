@@ -27,7 +27,7 @@ Entry = TypeVar("Entry", Transfer, Survival)
 
 
 def judged(cases: Sequence[JudgedCase | FailedCase]) -> list[JudgedCase]:
-    """Those that were measured."""
+    """The cases that were measured."""
     return [case for case in cases if isinstance(case, JudgedCase)]
 
 

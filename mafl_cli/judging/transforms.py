@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mafl_cli.errors import UsageError
+from mafl_cli.names import outside
 from mafl_cli.scans.body import blanked
 
 Array = NDArray[np.float32]
@@ -83,10 +84,10 @@ def parse(texts: Sequence[str]) -> tuple[Transform, ...]:
     for text in texts:
         kind, given, strength = text.partition(":")
         if kind == "all" and given:
-            raise UsageError(f"--transform {text}: all has no strength.")
+            raise UsageError(f"`transforms` {outside(text)!r}: all takes no strength.")
         for name in KINDS if text == "all" else (kind,):
             if name not in KINDS:
-                raise UsageError(f"--transform {text!r}: there is no {kind!r}; use all, {', '.join(KINDS)}.")
+                raise UsageError(f"`transforms` {outside(text)!r} is not known: use all, {', '.join(KINDS)}.")
             wanted = (_strength(text, strength),) if given else KINDS[name].usual
             for each in wanted:
                 transform = Transform(name, each)
@@ -102,7 +103,9 @@ def _strength(text: str, strength: str) -> float:
         value = float("nan")
     if not kind.low <= value <= kind.high or (kind.whole and value != int(value)):
         whole = "a whole number" if kind.whole else "a number"
-        raise UsageError(f"--transform {text}: {kind.meaning}: {whole} from {kind.low:g} to {kind.high:g}.")
+        raise UsageError(
+            f"`transforms` {outside(text)!r}: {kind.meaning} must be {whole} from {kind.low:g} to {kind.high:g}."
+        )
     return value
 
 
@@ -187,7 +190,7 @@ def _noise(slices: Slices, share: float) -> Slices:
 
 
 def _gamma(slices: Slices, gamma: float) -> Slices:
-    """Of the values from the lowest to the highest, scaled to [0, 1]."""
+    """A power of the values, scaled from the lowest to the highest to [0, 1]."""
     low, high = float(slices.min()), float(slices.max())
     if low == high:
         return slices
@@ -199,7 +202,10 @@ def _crop(slices: Slices, voxels: float) -> Slices:
     """Cut rows and columns off on one side, pad as many on the other: all moves, and the edge is repeated."""
     n = int(voxels)
     if n >= min(slices.shape[1:]):
-        raise UsageError(f"--transform crop:{n}: the slices have {slices.shape[1]} x {slices.shape[2]} voxels.")
+        raise UsageError(
+            f"`transforms` crop:{n} leaves nothing of slices of {slices.shape[1]} x {slices.shape[2]} voxels: "
+            "cut off less."
+        )
     moved: Slices = np.pad(slices[:, n:, n:], ((0, 0), (0, n), (0, n)), mode="edge")
     return moved
 

@@ -61,7 +61,7 @@ class Trials:
         return bool(self.transforms) or self.detect or self.curve
 
     def asked(self) -> TrialsAsked:
-        """As the report has it."""
+        """What was asked, as the report has it."""
         return TrialsAsked(
             transforms=tuple(each.name for each in self.transforms),
             detector=DETECTOR.name if self.detect else None,
@@ -242,7 +242,8 @@ def areas(points: Iterable[Point]) -> Area:
 
 
 def smallest_of(curves: Sequence[Curve]) -> SmallestAtGoal:
-    """Of several runs the change at the goal whose largest voxel changes least, of equal ones the shortest."""
+    """The change at the goal, from several runs, whose largest voxel changes least; the shortest where these are
+    equal."""
     at_goal = [curve.smallest_at_goal for curve in curves if curve.smallest_at_goal.value is not None]
     return min(at_goal, key=lambda each: each.extent, default=curves[0].smallest_at_goal)
 

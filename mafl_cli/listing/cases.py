@@ -93,7 +93,7 @@ def find(
         else:
             found += [each for source in run for each in _of_source(source, stdin)]
     if not found:
-        raise InputError("there is no case: give scans, a folder of them, or a manifest.")
+        raise InputError("no cases: give scans, a folder of them, or a manifest.")
     if len(sources) > 1:
         found = _once(found)
     if target is not None and is_folder(Path(target)):
@@ -119,7 +119,7 @@ def redacted(found: Sequence[CaseFiles]) -> list[CaseFiles]:
         replace(
             case,
             case_id=case_id,
-            problem=case.problem and f"{case_id}: its files are not in order; `mafl attack --list` says why.",
+            problem=case.problem and f"{case_id}: its files are not in order; the list of cases says why.",
         )
         for case_id, case in zip(
             distinct_ids([token(case.images[0] if case.images else Path(case.case_id)) for case in found]),
@@ -204,7 +204,7 @@ def _of_files(paths: Sequence[Path]) -> list[Found]:
     for path in paths:
         if not (is_nifti(path) or formats.is_dicom(path)):
             raise InputError(
-                f"{public_name(path)}: is no scan (NIfTI, DICOM, a zip of DICOM) and no manifest "
+                f"{public_name(path)}: is neither a scan (NIfTI, DICOM, a zip of DICOM) nor a manifest "
                 f"({', '.join(MANIFESTS)}, dataset.json)."
             )
     begun: dict[Path, set[str]] = {}
@@ -343,9 +343,12 @@ def _with_targets(found: Sequence[Found], folder: Path) -> list[Found]:
 
 
 def _with_ground_truth(found: Sequence[Found], folder: Path) -> list[Found]:
-    """As the targets. What a manifest names wins; what was found in a data set does not."""
+    """Cases with masks of a folder as ground truth. What a manifest names wins; what was found in a data set does
+    not."""
     if not folder.is_dir():
-        raise InputError(f"--ground-truth {public_name(folder)}: is no folder; give one of masks, named as the cases.")
+        raise InputError(
+            f"`ground_truth` {public_name(folder)} is not a folder: give a folder of masks, named as the cases."
+        )
     masks = MaskFolder(folder)
     own = [masks.find(each.names) for each in found]
     changed = []

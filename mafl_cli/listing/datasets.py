@@ -77,7 +77,7 @@ def of_dataset(folder: Path, file: Path | None) -> list[Found]:
     name = public_name(folder if file is None else file)
     if file is not None and not facts.keys() & set(_SAID):
         raise InputError(
-            f"{name}: is no data set of nnU-Net or of the Medical Segmentation Decathlon: it has none of "
+            f"{name}: is not a data set of nnU-Net or of the Medical Segmentation Decathlon: it has none of "
             f"{', '.join(_SAID)}."
         )
     ending = facts.get("file_ending")
@@ -116,14 +116,14 @@ def _facts(file: Path) -> Mapping[str, Any]:
     try:
         facts = json.loads(decoded(name, read_bytes(file)))
     except (ValueError, RecursionError):
-        raise InputError(f"{name}: is damaged: it is no JSON.") from None
+        raise InputError(f"{name}: is damaged: it is not JSON.") from None
     if not isinstance(facts, dict):
-        raise InputError(f"{name}: is damaged: it is no JSON object.")
+        raise InputError(f"{name}: is damaged: it is not a JSON object.")
     return facts
 
 
 def _entries(name: str, places: Places, listed: object) -> list[_Entry]:
-    """Of a list with paths, or with {"image": path or paths, "label": path}."""
+    """The cases of a list of paths, or of {"image": path or paths, "label": path}."""
     if not isinstance(listed, list):
         return []
     return [
@@ -135,7 +135,7 @@ def _entries(name: str, places: Places, listed: object) -> list[_Entry]:
 
 
 def _named_entries(name: str, places: Places, listed: object) -> list[_Entry]:
-    """Of nnU-Net's {case: {"images": [paths], "label": path}}."""
+    """The cases of nnU-Net's {case: {"images": [paths], "label": path}}."""
     if not isinstance(listed, dict):
         return []
     entries = []

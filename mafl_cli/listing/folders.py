@@ -47,7 +47,7 @@ class Found:
 
 
 def is_folder(path: Path) -> bool:
-    """As Path.is_dir, without errors."""
+    """Whether there is a folder; like Path.is_dir, without errors."""
     return is_there(path) and path.is_dir()
 
 
@@ -136,7 +136,7 @@ def contents(folder: Path) -> Contents:
 
 
 def may_be_dicom(path: Path) -> bool:
-    """By its name. A DICOMDIR is the table of contents of what lies beside it."""
+    """Whether a file may be DICOM by its name. A DICOMDIR is the table of contents of what lies beside it."""
     return not _BESIDE.fullmatch(path.suffix) and path.name.upper() != "DICOMDIR"
 
 
@@ -198,7 +198,8 @@ def holds_cases(path: Path) -> bool:
 def by_case(folder: Path) -> dict[str, tuple[Path, ...]]:
     """Files of each case of a folder, by the case's name and in the order of their channels.
 
-    Of two cases with one name (a.nii and a.nii.gz) the first counts. Raises InputError when it cannot be read.
+    Where two cases have one name (a.nii and a.nii.gz), the first counts. Raises InputError for a folder that cannot be
+    read.
     """
     found: dict[str, tuple[Path, ...]] = {}
     for each in scans_in(folder):
@@ -285,7 +286,7 @@ class MaskFolder:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Of a file. Raises InputError when it cannot be read."""
+    """The bytes of a file. Raises InputError when it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as exc:

@@ -125,9 +125,9 @@ def _json_rows(name: str, text: str) -> _Rows:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
-            raise InputError(f"{name}: line {number} is no JSON.") from None
+            raise InputError(f"{name}: line {number} is not JSON.") from None
         if not isinstance(row, dict):
-            raise InputError(f"{name}: line {number} is no JSON object.")
+            raise InputError(f"{name}: line {number} is not a JSON object.")
         cells = {_column(key): _cell(name, number, key, value) for key, value in row.items()}
         if len(cells) < len(row):
             raise InputError(f"{name}: line {number} has a column twice.")
@@ -197,7 +197,7 @@ def _of_rows(name: str, rows: _Rows, folder: Path) -> list[Found]:
         lines[nfc(case)] = number
         found.append(_of_row(f"{name}: line {number}", row, channels, places))
     if not found:
-        raise InputError(f"{name}: lists no case.")
+        raise InputError(f"{name}: lists no cases.")
     return found
 
 
@@ -209,10 +209,10 @@ def _of_row(where: str, row: Mapping[str, Cell], channels: Sequence[str], places
     target = row.get("target")
     if isinstance(target, str) and _is_recipe(target) and places.find(target) is None:
         raise InputError(
-            f"{where}: the target is a recipe, but a manifest names masks: give a recipe for all cases with --target."
+            f"{where}: the target is a recipe, a manifest names masks: give one recipe for all cases with `target`."
         )
     if len(truth) > 1:
-        raise InputError(f"{where}: the ground truth is one file.")
+        raise InputError(f"{where}: ground_truth must be one file, got {len(truth)}.")
     if not images:
         problem: str | None = "has no image."
     elif "" in cells:
@@ -230,7 +230,7 @@ def _paths(where: str, row: Mapping[str, Cell], column: str, places: Places) -> 
         return tuple(map(places.path, cell))
     found = between(cell, ";", lambda text: places.find(text) is not None)
     if found is None:
-        raise InputError(f"{where}: {column}: there is nothing before or after a semicolon.")
+        raise InputError(f"{where}: {column} has an empty entry in its list, separated by semicolons.")
     return tuple(map(places.path, found))
 
 

@@ -50,7 +50,7 @@ _BLOCK = 1 << 20
 def agreement(
     prediction: Labels, target: Labels, clean: Labels, classes: Classes, *, spacing: Sequence[float]
 ) -> Agreement:
-    """Compare a prediction with the target. Of regions that may overlap every voxel counts once for each.
+    """Compare a prediction with the target. Where regions may overlap, every voxel counts once for each.
 
     Args:
         prediction: (M, I, J, K); the clean prediction here tells how far away the target was.
@@ -256,7 +256,7 @@ class _Pieces:
 
     @staticmethod
     def of(prediction: Labels, target: Labels, clean: Labels) -> _Pieces:
-        """Of all maps: a piece lies in one of them."""
+        """Voxels and hits of each piece of all maps; a piece lies in one of them."""
         counts = [_count_pieces(*maps) for maps in zip(prediction, target, clean, strict=True)]
         return _Pieces(*(np.concatenate(each) for each in zip(*counts, strict=True)))
 
@@ -280,7 +280,7 @@ class _Pieces:
 
 
 def _count_pieces(prediction: Map, target: Map, clean: Map) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of one map: voxels and hits of each piece."""
+    """Voxels and hits of each piece of one map."""
     from scipy import ndimage
 
     changed = target != clean

@@ -312,7 +312,7 @@ def _ssim(
     The mean of the map leaves out a border of 5 pixels, where the window would leave the slice, and what is padding.
 
     Args:
-        measured: (H, W), what is no padding; None for all.
+        measured: (H, W), True outside of padding; None for all.
     """
     from skimage.metrics import structural_similarity
 

@@ -12,10 +12,10 @@ from mafl_cli.system.records import Count
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Of `n` numbers; None where there is none.
+    """What `n` numbers are like together; None where there is none.
 
-    ci95: of the mean, percentile bootstrap over cases (Efron 1979), 2000 resamples with a fixed seed; None for fewer
-    than 2 numbers.
+    ci95: confidence interval of the mean, percentile bootstrap over cases (Efron 1979), 2000 resamples with a fixed
+    seed; None for fewer than 2 numbers.
     """
 
     n: Count
@@ -56,7 +56,7 @@ def _bootstrap(values: Sequence[float], resamples: int = 2000) -> tuple[float, f
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """Between the two nearest cases, linear; beside an infinite one, the one further out."""
+    """A quantile, linear between the two nearest numbers; beside an infinite one, the one further out."""
     place = share * (len(ordered) - 1)
     low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
     if low == high or not (math.isfinite(low) and math.isfinite(high)):

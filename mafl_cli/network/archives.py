@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mafl_cli.errors import ModelError
+from mafl_cli.names import outside
 
 _LARGEST_RATIO = 20
 """Bytes unpacked for each byte of the file: PyTorch stores weights as they are, only code is compressed."""
@@ -55,7 +56,8 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
         total, most = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size * _LARGEST_RATIO
         if total > most + _ALLOWANCE:
             raise ModelError(
-                f"{path.name}: would unpack to {total / 2**30:.1f} GiB, more than {_LARGEST_RATIO} times its size, "
+                f"{outside(path.name)}: would unpack to {total / 2**30:.1f} GiB, more than {_LARGEST_RATIO} "
+                "times its size, "
                 "which no model file does; save it anew with PyTorch."
             )
         yield archive

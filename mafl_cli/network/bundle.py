@@ -20,7 +20,7 @@ from mafl_cli.network.intensity import Intensity
 from mafl_cli.system import sizes
 
 _LARGEST = 2**22
-"""Bytes: an extra file that is longer is no description."""
+"""Bytes: an extra file that is longer is not a description."""
 
 
 def read_bundle(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from mafl_cli.config import Activation, Blend, Resampling, SliceAxisChoice
 from mafl_cli.errors import UsageError
+from mafl_cli.names import outside
 from mafl_cli.network.intensity import Intensity
 
 Spacing = Sequence[float] | Literal["native"]
@@ -85,9 +86,9 @@ def short(value: Any) -> str:
 
 
 def check_divisor(value: int) -> int:
-    """Raises UsageError unless it is a size that networks ask for: 1 to 512 voxels."""
+    """The divisor, as it was given. Raises UsageError unless networks ask for such a size: 1 to 512 voxels."""
     if not 1 <= value <= _LARGEST_DIVISOR:
-        raise UsageError(f"divisor {short(value)} is not between 1 and {_LARGEST_DIVISOR} voxels.")
+        raise UsageError(f"divisor must be from 1 to {_LARGEST_DIVISOR} voxels, got {short(value)}.")
     return value
 
 
@@ -97,27 +98,27 @@ _LARGEST_WINDOW = 2**28
 
 
 def check_spacing(numbers: Sequence[float]) -> tuple[float, ...]:
-    """mm. Raises UsageError unless they are two or three numbers above 0, a micrometre to a metre."""
+    """Spacing in mm, as it was given. Raises UsageError unless it is two or three numbers, a micrometre to a metre."""
     if len(numbers) not in (2, 3) or not all(0 < number < math.inf for number in numbers):
-        raise UsageError(f"spacing {_shown(numbers)} is not two or three numbers above 0, mm.")
+        raise UsageError(f"`spacing` must be two or three numbers above 0, in mm, got {_shown(numbers)}.")
     if not all(1e-3 <= number <= 1e3 for number in numbers):
-        raise UsageError(f"spacing {_shown(numbers)} is not between 0.001 and 1000 mm.")
+        raise UsageError(f"`spacing` must be from 0.001 to 1000 mm, got {_shown(numbers)}.")
     return tuple(float(number) for number in numbers)
 
 
 def check_roi(numbers: Sequence[float]) -> tuple[int, ...]:
-    """Voxels. Raises UsageError unless they are two or three whole numbers above 0."""
+    """The size of a window in voxels. Raises UsageError unless it is two or three whole numbers above 0."""
     if len(numbers) not in (2, 3) or not all(1 <= each < math.inf and each == int(each) for each in numbers):
-        raise UsageError(f"roi {_shown(numbers)} is not two or three whole numbers of voxels.")
+        raise UsageError(f"`roi` must be two or three whole numbers of voxels, got {_shown(numbers)}.")
     if math.prod(numbers) > _LARGEST_WINDOW:
-        raise UsageError(f"roi {_shown(numbers)} is larger than any window: at most {_LARGEST_WINDOW} voxels in all.")
+        raise UsageError(f"`roi` must have at most {_LARGEST_WINDOW} voxels in all, got {_shown(numbers)}.")
     return tuple(int(number) for number in numbers)
 
 
 def check_overlap(value: float) -> float:
-    """Share of a window. Raises UsageError unless it is at least 0 and below 1."""
+    """The overlap, a share of a window. Raises UsageError unless it is at least 0 and below 1."""
     if not 0 <= value < 1:
-        raise UsageError(f"overlap {value:g} is not at least 0 and below 1.")
+        raise UsageError(f"`overlap` must be at least 0 and below 1, got {value:g}.")
     return float(value)
 
 
@@ -132,11 +133,13 @@ def check_orientation(codes: str) -> str:
     upper = codes.upper()
     if len(upper) == 3 and all(len(set(upper) & set(pair)) == 1 for pair in ("LR", "PA", "IS")):
         return upper
-    raise UsageError(f"orientation {short(codes)} is not three axis codes such as RAS or LPS, nor native.")
+    raise UsageError(
+        f"`orientation` must be three axis codes, such as RAS or LPS, or native, got {outside(short(codes))}."
+    )
 
 
 def read_taps(text: str) -> tuple[tuple[str, float], ...]:
-    """NAME or NAME:WEIGHT, several separated by commas. Raises UsageError for a weight that is no number above 0."""
+    """Read NAME or NAME:WEIGHT, several separated by commas. Raises UsageError unless weights are numbers above 0."""
     found = []
     for part in text.split(","):
         name, _, weight = part.strip().partition(":")
@@ -145,6 +148,6 @@ def read_taps(text: str) -> tuple[tuple[str, float], ...]:
         except ValueError:
             value = 0.0
         if not name or not 0 < value < math.inf:
-            raise UsageError(f"tap {text!r} is not understood: use NAME or NAME:WEIGHT, separated by commas.")
+            raise UsageError(f"`tap` must be NAME or NAME:WEIGHT, several separated by commas, got {outside(text)!r}.")
         found.append((name, value))
     return tuple(found)

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from mafl_cli.config import Activation, Blend, Resampling, SliceAxisChoice
 from mafl_cli.errors import InputError, ModelError, UsageError
+from mafl_cli.names import as_keys, outside
 from mafl_cli.network.bundle import read_bundle
 from mafl_cli.network.card import (
     ModelCard,
@@ -39,7 +40,9 @@ def find_card(model: Path) -> ModelCard:
         gaps |= {key: check(gaps[key]) for key, check in _CHECKS.items() if key in gaps}
     except UsageError as exc:
         raise ModelError(
-            f"{model.name}: its bundle says {str(exc).rstrip('.')}; state it in a TOML file beside the model."
+            f"{outside(model.name)}: in its bundle, {as_keys(str(exc)).rstrip('.')}: state it in a TOML file "
+            "beside the "
+            "model."
         ) from exc
     source = f"{card.source}, then its bundle" if card.source else "its bundle"
     return replace(card, **gaps, source=source, said=said)
@@ -52,7 +55,7 @@ def read_card(path: Path) -> ModelCard:
     except InputError as exc:
         raise ModelError(str(exc)) from exc
     except UsageError as exc:
-        raise ModelError(f"{path.name}: {exc}") from exc
+        raise ModelError(f"{outside(path.name)}: {as_keys(str(exc))}") from exc
 
 
 _INPUT = (
@@ -149,7 +152,7 @@ def _only(table: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
 def _typed(table: Mapping[str, Any], key: str, kind: type) -> Any:
     value = table.get(key)
     if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-        raise UsageError(f"{key} = {short(value)} must be {_KINDS[kind]}.")
+        raise UsageError(f"{key} must be {_KINDS[kind]}, got {short(value)}.")
     return value
 
 
@@ -157,7 +160,7 @@ def _choice(table: Mapping[str, Any], key: str, choices: tuple[Any, ...]) -> Any
     value = table.get(key)
     # The type counts too: 2.0 equals 2 and is no number of dimensions.
     if value is not None and not any(value == choice and type(value) is type(choice) for choice in choices):
-        raise UsageError(f"{key} = {short(value)} is not one of: {', '.join(map(str, choices))}.")
+        raise UsageError(f"{key} must be one of {', '.join(map(str, choices))}, got {short(value)}.")
     return value
 
 
@@ -204,7 +207,7 @@ def _names(table: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
     if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
         raise UsageError(f"{key} must be a list of names.")
     if len(value) > _MOST_NAMES:
-        raise UsageError(f"{key} has {len(value)} names; at most {_MOST_NAMES} are taken.")
+        raise UsageError(f"{key} must be at most {_MOST_NAMES} names, got {len(value)}.")
     return tuple(value)
 
 
@@ -254,7 +257,7 @@ def _pair(value: Any, key: str) -> tuple[float, float]:
 def _number(value: Any, key: str) -> float:
     # Far more than any scanner gives, and far from where float32 overflows.
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= _LARGEST_NUMBER:
-        raise UsageError(f"{key} = {short(value)} must be a number, between -1e15 and 1e15.")
+        raise UsageError(f"{key} must be a number from -1e15 to 1e15, got {short(value)}.")
     return float(value)
 
 

@@ -11,6 +11,7 @@ import torch
 
 from mafl_cli.config import Precision
 from mafl_cli.errors import UsageError
+from mafl_cli.names import outside
 
 
 def pick_device(choice: str) -> torch.device:
@@ -29,17 +30,17 @@ def pick_device(choice: str) -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"--device {choice} is not known: use auto, cpu, cuda or cuda:N.")
+        raise UsageError(f"`device` must be auto, cpu, cuda or cuda:N, got {outside(choice)!r}.")
     if device.type == "cuda":
         if torch.version.cuda is None:
-            raise UsageError(f"--device {choice}: this PyTorch is a CPU-only build; install a CUDA build.")
+            raise UsageError(
+                f"`device` {choice} cannot be used: this PyTorch is a CPU-only build; install a CUDA build."
+            )
         if not torch.cuda.is_available():
-            raise UsageError(f"--device {choice}: no usable CUDA device (no GPU, or its driver is missing).")
+            raise UsageError(f"`device` {choice} cannot be used: there is no GPU, or its driver is missing.")
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
-            raise UsageError(
-                f"--device {choice}: there {'is 1 CUDA device' if count == 1 else f'are {count} CUDA devices'}."
-            )
+            raise UsageError(f"`device` {choice} does not exist: the last of this machine is cuda:{count - 1}.")
         device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     return device
 

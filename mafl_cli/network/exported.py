@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from mafl_cli.errors import ModelError
+from mafl_cli.names import outside
 from mafl_cli.network.archives import Damaged, open_archive, read_record
 
 OLD = "serialized_exported_program.json"
@@ -37,11 +38,11 @@ def read_exported(path: Path) -> torch.export.ExportedProgram:
     with open_archive(path) as archive:
         names = archive.namelist()
         if OLD in names:
-            clean = _old_format(archive, path.name)
+            clean = _old_format(archive, outside(path.name))
         elif any(name.partition("/")[2] == _NEW for name in names):
-            clean = _new_format(archive, names[0].partition("/")[0], path.name)
+            clean = _new_format(archive, names[0].partition("/")[0], outside(path.name))
         elif any("aotinductor/" in name for name in names):
-            raise ModelError(f"{path.name}: is compiled (AOTInductor), which has no gradient; {_REMEDY}.")
+            raise ModelError(f"{outside(path.name)}: is compiled (AOTInductor), which has no gradient; {_REMEDY}.")
         else:
             raise Damaged("its program is missing")
     with _silence() as heard:
@@ -66,7 +67,8 @@ def _old_format(archive: zipfile.ZipFile, name: str) -> io.BytesIO:
 
 
 def _new_format(archive: zipfile.ZipFile, root: str, name: str) -> io.BytesIO:
-    """Since PyTorch 2.8: tensors are bytes, described in JSON; sample inputs and all that is no tensor are pickles."""
+    """Since PyTorch 2.8: tensors are bytes, described in JSON; sample inputs and all that is not a tensor are
+    pickles."""
     have = set(archive.namelist())
 
     def record(inside: str) -> bytes:
@@ -188,11 +190,11 @@ def _json(data: bytes, name: str) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as exc:
-        raise Damaged("its program is no JSON that can be read") from exc
+        raise Damaged("its program is not JSON that can be read") from exc
 
 
 def _refused(name: str, what: str) -> ModelError:
-    return ModelError(f"{name}: {what} in its program is no part of a network; {_REMEDY}.")
+    return ModelError(f"{name}: {what} in its program is not part of a network; {_REMEDY}.")
 
 
 def _walk(value: Any, key: str, name: str) -> Any:
@@ -221,7 +223,7 @@ def _check_text(text: str, key: str, name: str) -> None:
         if not _OPERATOR.fullmatch(text) or _REACHING.match(text):
             shown = text.removeprefix("torch.ops.") if _WORDS.fullmatch(text) else "with a strange name"
             raise ModelError(
-                f"{name}: calls the operator {shown}, which is none of PyTorch's for networks; export without it."
+                f"{name}: calls the operator {shown}, which is not one of PyTorch's for networks; export without it."
             )
     elif key in ("expr_str", "guards_code"):
         if not is_arithmetic(text):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from mafl_cli.errors import UsageError
+from mafl_cli.names import outside
 
 IntensityKind = Literal["none", "minmax", "zscore", "window", "percentile", "ct"]
 Region = Literal["all", "nonzero"]
@@ -41,7 +42,9 @@ class Intensity:
         for name, choices in (("kind", IntensityKind), ("region", Region)):
             if getattr(self, name) not in get_args(choices):
                 allowed = ", ".join(get_args(choices))
-                raise UsageError(f"intensity {name} {getattr(self, name)!r} is not one of: {allowed}.")
+                raise UsageError(
+                    f"`intensity` {name} must be one of {allowed}, got {outside(str(getattr(self, name)))!r}."
+                )
         for low, high, what in (
             (self.min, self.max, "window min and max"),
             (*self.to, "window to"),
@@ -50,9 +53,11 @@ class Intensity:
             (0, self.std, "std"),
         ):
             if not low < high:
-                raise UsageError(f"intensity {what}: {low:g} is not below {high:g}.")
+                raise UsageError(f"`intensity` {what} must rise: {low:g} is not below {high:g}.")
         if self.kind == "percentile" and not 0 <= self.lower < self.upper <= 100:
-            raise UsageError(f"intensity percentiles {self.lower:g} and {self.upper:g} are not within 0 to 100.")
+            raise UsageError(
+                f"`intensity` percentiles must lie within 0 to 100, got {self.lower:g} and {self.upper:g}."
+            )
 
     def facts(self) -> dict[str, object]:
         """The settings that matter for this kind, JSON-ready."""
@@ -85,7 +90,7 @@ class Intensity:
             if kind == "ct" and len(numbers) == 4:
                 lower, upper, mean, std = numbers
                 return Intensity(kind="ct", lower=lower, upper=upper, mean=mean, std=std)
-        raise UsageError(f"--intensity {text!r} is not understood: use {_FORMS} (for example window:-57,164).")
+        raise UsageError(f"`intensity` must be {_FORMS} (for example window:-57,164), got {outside(text)!r}.")
 
 
 _FORMS = "none, minmax, zscore, zscore-nonzero, window:MIN,MAX, percentile:LOWER,UPPER or ct:LOWER,UPPER,MEAN,STD"

@@ -35,7 +35,7 @@ Gives = Literal["logits", "softmax", "sigmoid", "probabilities"]
 class Lifted:
     """A network as a graph for one input shape: (B, C, *spatial) -> (raw segmentation, features of each tap).
 
-    gives: what the network's own output is. Of a last "softmax" or "sigmoid" the graph returns the argument.
+    gives: what the network's own output is. For a last "softmax" or "sigmoid" the graph returns its argument.
     decides: whether the network looks at values of its input to decide what to compute (an `if`, a loop, a random
     number); then the graph is what it did with the input it was recorded with.
     """

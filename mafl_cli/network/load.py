@@ -13,6 +13,7 @@ from torch import Tensor
 from mafl_cli.classes import Classes
 from mafl_cli.config import Activation, Precision
 from mafl_cli.errors import ModelError
+from mafl_cli.names import outside
 from mafl_cli.network.card import ModelCard, read_taps
 from mafl_cli.network.card_file import find_card
 from mafl_cli.network.intensity import Intensity
@@ -74,7 +75,7 @@ def load(
     Raises ModelError with the reason if the file cannot be attacked.
     """
     card = find_card(path) if card is None else card
-    return describe(read_model(path, device), path.name, device, card, size=size, tap=tap, precision=precision)
+    return describe(read_model(path, device), outside(path.name), device, card, size=size, tap=tap, precision=precision)
 
 
 def describe(
@@ -87,7 +88,7 @@ def describe(
     tap: str = "auto",
     precision: Precision = "float32",
 ) -> tuple[Segmenter, ModelInfo, ModelCard]:
-    """As `load`, of a network that is loaded already. name: what it is called in messages."""
+    """Like `load`, for a network that is loaded already. name: what it is called in messages."""
     with enough_memory(name, "one sample of this size"):
         return _describe(file, name, device, card, size, tap, precision)
 
@@ -111,7 +112,9 @@ def _describe(
     if card.divisor is None and divisor > 1:
         said.append(f"divisor: not stated, found by trying: sizes are padded to multiples of {divisor}")
     elif card.divisor is not None and divisor > card.divisor:
-        said.append(f"divisor: {card.divisor} makes this size too small for it; padded to multiples of {divisor}")
+        said.append(
+            f"divisor: {card.divisor} gives a size that is too small for the network; padded to multiples of {divisor}"
+        )
     said += _said_of_grid(output)
     count = raw.shape[1]
     segmenter = Segmenter(file, name, output, device, wanted, precision)
@@ -143,11 +146,11 @@ def _describe(
         segmenter.take_one_by_one()
         said.append(f"batch: {why}; one goes at a time")
     info = ModelInfo(
-        name=card.name or name,
+        name=outside(card.name or name),
         sha256=file.sha256,
         format=file.format,
         dims=dims,
-        channels=card.channels or tuple(f"channel {index}" for index in range(channels)),
+        channels=tuple(map(outside, card.channels or (f"channel {index}" for index in range(channels)))),
         orientation=card.orientation or "native",
         classes=classes,
         activation=activation,
@@ -158,7 +161,7 @@ def _describe(
         assumptions=tuple(said),
     )
     if segmenter.decides:
-        segmenter.forget()  # Recorded with what is no scan.
+        segmenter.forget()  # Recorded with what is not a scan.
     return segmenter, info, card
 
 
@@ -184,7 +187,7 @@ def _classes(card: ModelCard, count: int, overlapping: bool, name: str) -> Class
     if len(card.classes) != needed:
         kind = "regions" if overlapping else "classes"
         raise ModelError(f"{name}: gives {needed} {kind}, its card names {len(card.classes)}.")
-    return Classes(card.classes, overlapping)
+    return Classes(tuple(map(outside, card.classes)), overlapping)
 
 
 def _said_of_grid(output: Output) -> list[str]:

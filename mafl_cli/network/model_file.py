@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 
 from mafl_cli.errors import ModelError, reason_of
-from mafl_cli.names import sha256
+from mafl_cli.names import outside, sha256
 from mafl_cli.network import archives, exported
 from mafl_cli.network.reasons import meaning
 
@@ -62,11 +62,11 @@ def read_model(path: Path, device: torch.device) -> ModelFile:
             else:
                 module = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
     except archives.Damaged as exc:
-        raise ModelError(f"{path.name}: is damaged or cut off: {exc}; copy or export it anew.") from exc
+        raise ModelError(f"{outside(path.name)}: is damaged or cut off: {exc}; copy or export it anew.") from exc
     except ModelError:
         raise
     except Exception as exc:  # Damaged programs make PyTorch raise nearly any class.
-        raise ModelError(f"{path.name}: PyTorch cannot load it: {meaning(exc)}.") from exc
+        raise ModelError(f"{outside(path.name)}: PyTorch cannot load it: {meaning(exc)}.") from exc
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     # Looked up before freezing, which turns parameters into constants.
@@ -134,11 +134,11 @@ def _digest(path: Path) -> str:
     try:
         return sha256(path)
     except IsADirectoryError as exc:
-        raise ModelError(f"{path.name}: is a folder, not a model file.") from exc
+        raise ModelError(f"{outside(path.name)}: is a folder, not a model file.") from exc
     except FileNotFoundError as exc:
-        raise ModelError(f"{path.name}: no such model file.") from exc
+        raise ModelError(f"{outside(path.name)}: no such model file.") from exc
     except OSError as exc:
-        raise ModelError(f"{path.name}: cannot be read ({reason_of(exc)}).") from exc
+        raise ModelError(f"{outside(path.name)}: cannot be read ({reason_of(exc)}).") from exc
 
 
 def _sniff(path: Path) -> Format:
@@ -149,21 +149,21 @@ def _sniff(path: Path) -> Format:
     with path.open("rb") as file:
         head = file.read(512)
     if not zipfile.is_zipfile(path):
-        raise ModelError(f"{path.name}: {_without_archive(head, path.suffix.lower())}.")
+        raise ModelError(f"{outside(path.name)}: {_without_archive(head, path.suffix.lower())}.")
     with archives.open_archive(path) as archive:
         names = archive.namelist()
         inside = {name.partition("/")[2] for name in names}
         if "constants.pkl" in inside:
             archives.check_whole(archive)
-            archives.check_torchscript(archive, path.name)
+            archives.check_torchscript(archive, outside(path.name))
             return "torchscript"
         if "archive_format" in inside or exported.OLD in names:
             return "torch.export"
-    raise ModelError(f"{path.name}: {_other_archive(set(names), inside)}.")
+    raise ModelError(f"{outside(path.name)}: {_other_archive(set(names), inside)}.")
 
 
 def _without_archive(head: bytes, suffix: str) -> str:
-    """What a file is that is no zip archive, and what to do."""
+    """What a file that is not a zip archive is, and what to do."""
     text = head.lstrip().lower()
     if head.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not the model; fetch the file itself with `git lfs pull`"

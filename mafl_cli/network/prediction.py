@@ -60,5 +60,5 @@ def drawn(logits: Tensor, dim: int = 1, *, compact: bool = False) -> Tensor:
 
 
 def kept_type(classes: int) -> torch.dtype:
-    """Of labels in [0, classes) that are kept for whole scans."""
+    """The type in which labels in [0, classes) of whole scans are kept."""
     return torch.uint8 if classes <= 256 else torch.int16

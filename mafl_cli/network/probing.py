@@ -179,14 +179,14 @@ def _refusal(
         fixed = file.example[2:]
         return ModelError(
             f"{name}: was exported for {' x '.join(map(str, fixed))} voxels, not {shown}: "
-            f"use --roi {','.join(map(str, fixed))}."
+            f"use `roi` {','.join(map(str, fixed))}."
         )
     given = padded(size, card.divisor or 32)
     outputs = run(file.module, torch.zeros(1, channels, *given, device=device))
     if isinstance(outputs, Exception):
         reason = meaning(outputs)
     elif any(isinstance(leaf, Tensor) and not _is_plain(leaf) for leaf in leaves(outputs)):
-        reason = "its output is no plain (dense) tensor; export it with .to_dense() at its end"
+        reason = "its output is not a plain (dense) tensor; export it with .to_dense() at its end"
     else:
         reason = _unlike_the_input([tuple(leaf.shape) for leaf in leaves(outputs) if isinstance(leaf, Tensor)], given)
     what = f"{channels} channel(s) of size {shown}"
@@ -195,7 +195,7 @@ def _refusal(
         tried = f"does not accept {what} padded to multiples of {card.divisor}"
     # What says how to export it needs no other advice.
     advice = (
-        "" if "export it" in reason or "convert it" in reason else "; if it was made for one size, give that with --roi"
+        "" if "export it" in reason or "convert it" in reason else "; if it was made for one size, give that with `roi`"
     )
     return ModelError(f"{name}: {tried}: {reason}{advice}.")
 

@@ -171,7 +171,7 @@ def enough_memory(name: str, what: str) -> Iterator[None]:
         if not is_out_of_memory(exc):
             raise
         raise ModelError(
-            f"{name}: {what} needs more memory than there is: choose a smaller --roi, or another --device."
+            f"{name}: {what} needs more memory than there is: choose a smaller `roi`, or another `device`."
         ) from exc
 
 
@@ -199,7 +199,7 @@ def _own_words(text: str) -> str:
     telling = [line for line in lines if len(line) > 3 and not _NO_WORDS.search(line)]
     line = _FOLDERS.sub("", (telling or lines or [""])[-1])
     line = re.sub(r"^(?:builtins\.)?\w*(?:Error|Exception): ", "", line)
-    return "".join(letter for letter in line if letter.isprintable()).rstrip(". ")[:200]
+    return "".join(letter for letter in line if letter.isprintable() and letter != "`").rstrip(". ")[:200]
 
 
 _NO_WORDS = re.compile(

@@ -122,7 +122,7 @@ def _renamed_file(file: MaskFile, names: Callable[[str], str]) -> MaskFile:
 
 
 def renamed_target(target: Target, names: Callable[[str], str]) -> Target:
-    """As `renamed`, of a case's target."""
+    """Like `renamed`, for a case's target."""
     recipe = target.recipe
     if recipe is not None and recipe.startswith("copy:"):
         recipe = names(recipe)

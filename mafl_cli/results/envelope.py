@@ -46,7 +46,7 @@ class Environment:
 
     @staticmethod
     def here(device: torch.device) -> Environment:
-        """That of this process."""
+        """The environment of this process."""
         import torch
 
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()

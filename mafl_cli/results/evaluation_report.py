@@ -58,7 +58,7 @@ class ProvesNothing:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """As the attack judges it, on the whole scan."""
+    """The goal as the attack judges it, on the whole scan."""
 
     iou: Share
     hit: Share
@@ -130,7 +130,7 @@ class Survival:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Of a slice, or of the volume (slice null), in the clean and in the adversarial scan."""
+    """Scores of a slice, or of the volume (slice null), in the clean and in the adversarial scan."""
 
     slice: Count | None
     clean: Share
@@ -240,7 +240,7 @@ class FailedCase:
 
 @dataclass(frozen=True, kw_only=True)
 class FigureStatistics(Statistics):
-    """Over the cases that have the figure. reasons: why the others have not, as codes."""
+    """Statistics over the cases that have the figure. reasons: why the others do not have it, as codes."""
 
     undefined: Count
     reasons: tuple[Reason, ...]
@@ -258,7 +258,7 @@ class JudgedAggregate:
 
 @dataclass(frozen=True, kw_only=True)
 class TransferMeans:
-    """Of one model that was not attacked."""
+    """Means of one model that was not attacked."""
 
     model: str
     sha256: Sha256
@@ -270,7 +270,7 @@ class TransferMeans:
 
 @dataclass(frozen=True, kw_only=True)
 class SurvivalMeans:
-    """Of one transform."""
+    """Means of one transform."""
 
     transform: str
     n: Count

@@ -27,7 +27,7 @@ def listed(stage: Path) -> list[dict[str, str]]:
     return [{"name": path.relative_to(stage).as_posix(), "sha256": sha256(path)} for path in files]
 
 
-_OVERWRITE = "choose another folder with -o or add --overwrite"
+_OVERWRITE = "choose another folder with `out`, or add `overwrite`"
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def check_writable(out: Path, *, overwrite: bool, advice: str = _OVERWRITE) -> l
     """
     recover(out)
     found = there(out) if out.is_dir() else []
-    # Masks alone are what `--dry-run` leaves: nothing that took an attack to make.
+    # Masks alone are what `show_target` leaves: nothing that took an attack to make.
     kept = [path for path in found if path.name not in (PREDICTION_CLEAN, TARGET)]
     if kept and not overwrite:
         raise UsageError(f"{public_name(out)}: already holds results ({kept[0].name}); {advice}.")
@@ -125,7 +125,7 @@ def written_to(out: Path) -> Iterator[None]:
 def write_through(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file beside `path`, then rename it there, so that `path` is whole or untouched.
 
-    A link stays a link: the file behind it is replaced. What is no file is written to: root could rename a file over
+    A link stays a link: the file behind it is replaced. What is not a file is written to: root could rename a file over
     /dev/null.
 
     Raises UsageError if the folder cannot be written to, DiskFullError if the disk is full.
@@ -149,7 +149,7 @@ def write_text(path: Path, text: str) -> None:
     write_through(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors=streams.ESCAPED))
 
 
-def _cannot_write(path: Path, exc: OSError, advice: str = "choose another folder with -o") -> MaflError:
+def _cannot_write(path: Path, exc: OSError, advice: str = "choose another folder with `out`") -> MaflError:
     name = public_name(path)
     if is_disk_full(exc):
         return disk_full(name)

@@ -144,7 +144,7 @@ def _curve(pick: Callable[[Area], Value]) -> Read:
 
 
 def _highest(values: list[Value], otherwise: Reason) -> Value:
-    """Of several judges or transforms the one that the attack fools most: the threat that is left."""
+    """The value of the judge or transform that the attack fools most: the threat that is left."""
     missing = [value for value in values if value.value is None]
     if missing or not values:
         return missing[0] if missing else undefined(otherwise)
@@ -152,7 +152,7 @@ def _highest(values: list[Value], otherwise: Reason) -> Value:
 
 
 def _at_goal(smallest: Callable[[SmallestAtGoal], Number | None], whole: Callable[[JudgedMetrics], Number]) -> Read:
-    """Of the smallest change known that reaches the goal: on the curve if there is one, else the file's own."""
+    """A figure of the smallest change known to reach the goal: from the curve if there is one, else the file's own."""
 
     def pick(case: JudgedCase) -> Number:
         if case.curve is not None:

@@ -39,7 +39,7 @@ def read_report(run: Path) -> Report:
     name = public_name(run)
     staging.recover(run)
     if not run.is_dir():
-        raise InputError(f"{name}: no such run folder; give the -o folder of `mafl attack`.")
+        raise InputError(f"{name}: is not a result folder: give the folder that an attack wrote.")
     failure = read_failure(run)
     if failure is not None:
         why = failure.message.rstrip(".!? ")
@@ -119,13 +119,13 @@ def read_failure(folder: Path) -> Failure | None:
     try:
         said = records.read(Failure, (read_object(path) or {}).get("error"), FAILED)
     except InputError:
-        damaged = f"{public_name(folder)}: failed, but its {FAILED} is damaged, so that nobody knows why."
+        damaged = f"{public_name(folder)}: failed, but its {FAILED} is damaged, so the reason is lost."
         return Failure(type=InputError.__name__, message=damaged)
     return Failure(type=one_line(said.type)[:_LONGEST], message=one_line(said.message)[:_LONGEST])
 
 
 def read_run(run: Path) -> CaseList | None:
-    """What a batch knows of itself; None for a folder that is no batch. Raises InputError when it is damaged."""
+    """What a batch knows of itself; None for a folder that is not a batch. Raises InputError when it is damaged."""
     if not (run / RUN).is_file():
         return None
     known = read_record(CaseList, run / RUN)
@@ -135,7 +135,7 @@ def read_run(run: Path) -> CaseList | None:
 
 
 def batch_cases(run: Path) -> list[tuple[str, str | None]] | None:
-    """The cases of a batch, and of each why it has no results, as a sentence; None for a folder that is no batch.
+    """The cases of a batch, and of each why it has no results, as a sentence; None for a folder that is not a batch.
 
     Raises: as `read_run`.
     """

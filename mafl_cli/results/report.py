@@ -198,7 +198,7 @@ class Bounds:
     norm: Norm | None
     within: MaskFile | None
     body_voxels: Count | None
-    """Voxels that are taken for the body, where only it may change."""
+    """Voxels that `body_only` takes for the body."""
     allowed_voxels: Count | None
     """Voxels that may change, of the whole grid."""
     padding_voxels: tuple[Count, ...]
@@ -234,10 +234,10 @@ class Trace:
     step: Annotated[tuple[Count, ...], Len(0, 200)]
     """Updates made so far."""
     loss: Annotated[tuple[float | None, ...], Len(0, 200)]
-    """Of this step's iterate: the mask loss, with the feature term where that is on. Its weights change from step to
-    step."""
+    """Loss of this step's iterate: the mask loss, with the feature term where that is on. Its weights change from step
+    to step."""
     score: Annotated[tuple[AtMostOne | None, ...], Len(0, 200)]
-    """Of the best iterate so far: the least of IoU, hit rate and removal; what does not apply is 1."""
+    """Score of the best iterate so far: the least of IoU, hit rate and removal; what does not apply is 1."""
     reached: Annotated[tuple[Share, ...], Len(0, 200)]
     """Share of the samples at their goal."""
     l2_model: Annotated[tuple[Length | None, ...], Len(0, 200)]
@@ -260,7 +260,7 @@ class Attack:
 
 @dataclass(frozen=True, kw_only=True)
 class InMemory:
-    """Of the prediction of what the search found, before it was written."""
+    """How well the prediction of what the search found, before it was written, agrees with the target."""
 
     target_iou: Value
     hit_rate: Value
@@ -272,7 +272,7 @@ class Metrics:
     clean: Agreement
     in_memory: InMemory
     post_write: Agreement
-    """Of the prediction of the written file, read again."""
+    """Agreement of the prediction of the written file, read again."""
     size: Size
     size_per_channel: Annotated[tuple[Size, ...], Len(1)]
 

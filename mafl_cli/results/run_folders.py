@@ -88,7 +88,7 @@ def _look(visit: _Visit, *, named: bool) -> tuple[list[Place], list[_Visit]]:
     if (here / RUN).is_file():
         found = _batch(here, name)
         cases = {each.folder.name for each in found}
-        # Of a list that is damaged nobody knows what it names.
+        # Nobody knows what a damaged list names.
         outer = None if found[0].folder == here else name
     elif visit.case:
         outer = name
@@ -98,7 +98,7 @@ def _look(visit: _Visit, *, named: bool) -> tuple[list[Place], list[_Visit]]:
         found = [Place(name, here, _out_of_place(name, visit))]
         outer = name
     elif not there and not named and outer is None and not visit.hidden:
-        found = [Place(name, here, f"{name}: is empty, so that nothing was attacked here.")]
+        found = [Place(name, here, f"{name}: is empty: the results of an attack are missing here.")]
     if outer == name:
         # What lies in a series is compared with the report, file by file.
         inner = [each for each in inner if not changed_scans([each])]
@@ -120,7 +120,7 @@ def _batch(here: Path, name: str) -> list[Place]:
     except InputError as exc:
         return [Place(name, here, str(exc))]
     return [Place(case_id, here / case_id, missing) for case_id, missing in known or ()] or [
-        Place(name, here, f"{name}: is a batch without a case.")
+        Place(name, here, f"{name}: is a batch without cases.")
     ]
 
 
@@ -152,9 +152,12 @@ def _command(here: Path, files: Sequence[str]) -> object:
 def _out_of_place(name: str, visit: _Visit) -> str | None:
     if visit.outer is not None:
         return (
-            f"{name}: lies inside the results of {visit.outer}, and is not judged with them; move it elsewhere, or "
-            "name it too."
+            f"{name}: lies inside the results of {visit.outer}, and is not judged with them: move it elsewhere, or "
+            "give it by name too."
         )
     if visit.hidden:
-        return f"{name}: is behind a name with a dot, and is not judged; rename it, or name it."
+        return (
+            f"{name}: is in a hidden folder (a name with a dot), so it is not judged: rename that folder, or give "
+            f"{name} by name."
+        )
     return None

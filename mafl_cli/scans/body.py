@@ -31,7 +31,8 @@ def body_mask(name: str, data: NDArray[np.float32], padding: NDArray[np.bool_] |
     """Voxels of the body, what it encloses included.
 
     Above -300 HU where a scan has HU (values below -500); above its lowest value where at least 5 % of the voxels share
-    that; else above Otsu's threshold. Of that the large connected parts, filled slice by slice along all three axes.
+    that; else above Otsu's threshold. The large connected parts of that are kept, and filled slice by slice along all
+    three axes.
 
     Args:
         data: (I, J, K), native units. padding: voxels that hold no measurement, or None.
@@ -59,7 +60,7 @@ def body_mask(name: str, data: NDArray[np.float32], padding: NDArray[np.bool_] |
             body |= _filled(body, axis)
     body &= inside
     if not body.any() or body[inside].all():
-        raise InputError(f"{name}: body and air cannot be told apart; give --within MASK instead of --body-only.")
+        raise InputError(f"{name}: body and air cannot be told apart: give a mask as `within` instead of `body_only`.")
     return body
 
 

@@ -48,7 +48,7 @@ class Forms:
 
 
 class Placed(Protocol):
-    """A scan or a mask. forms: None for what is no NIfTI."""
+    """A scan or a mask. forms: None unless it is NIfTI."""
 
     @property
     def name(self) -> str: ...
@@ -187,7 +187,7 @@ def _differing_forms(a: Placed, b: Placed, coded: bool) -> str | None:
         # What does not count tells where the maker of b saw a, but nothing else: it is often the same default.
         if all(used) or ((coded or not used[1]) and not (one.coded and other.coded)):
             continue
-        if one.name == other.name == _SIZES:  # Of equal voxels these are always alike.
+        if one.name == other.name == _SIZES:  # These are always alike for equal voxels.
             continue
         if geometry.same_space(a.shape, one.affine, b.shape, other.affine):
             return _told(a, one, b, other, used)

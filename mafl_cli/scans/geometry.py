@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from mafl_cli.config import SliceAxisChoice
 from mafl_cli.errors import GeometryError, UsageError
+from mafl_cli.names import outside
 
 Affine = NDArray[np.float64]
 
@@ -181,7 +182,7 @@ def choose_slice_axis(affine: Affine, shape: Sequence[int], choice: SliceAxisCho
     if choice in planes:
         return axis(planes.index(choice), f"{choice} slices were asked for")
     if choice != "auto":
-        raise UsageError(f"slice axis {choice!r} is not one of: auto, i, j, k, axial, coronal, sagittal.")
+        raise UsageError(f"`slice_axis` must be auto, i, j, k, axial, coronal or sagittal, got {outside(choice)!r}.")
     single = [index for index, n in enumerate(shape) if n == 1]
     if len(single) == 1:
         return axis(single[0], "the scan is a single slice")
@@ -206,7 +207,7 @@ def turn_to(affine: Affine, codes: str) -> NDArray[np.float64]:
 def _orientation(codes: str) -> NDArray[np.float64]:
     if sorted(codes.translate(str.maketrans("LPI", "RAS"))) != sorted("RAS"):
         raise UsageError(
-            f"orientation {codes!r} is not understood: use native, or one letter of each pair R/L, A/P, S/I, as RAS."
+            f"`orientation` must be native, or one letter of each pair R/L, A/P, S/I, as RAS, got {outside(codes)!r}."
         )
     ornt: NDArray[np.float64] = axcodes2ornt(codes)
     return ornt

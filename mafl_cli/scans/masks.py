@@ -63,8 +63,8 @@ class Masks:
         """Labels (I, J, K) on the grid of `like`, where they came from, and what the user should know.
 
         coded: bit codes are wanted, so the segments of a SEG may overlap.
-        Raises: GeometryError when the grids differ and may not; InputError when the file is no label map, or no
-            label lies inside the image; UsageError for a --label-map of labels that are not there.
+        Raises: GeometryError when the grids differ and may not; InputError when the file is not a label map, or no
+            label lies inside the image; UsageError for a `label_map` of labels that are not there.
         """
         mask = _read(path, like, coded)
         mask, notes = self._renamed(mask)
@@ -77,7 +77,7 @@ class Masks:
             labels = geometry.nearest_labels(mask.labels, mask.affine, like.shape, like.affine)
             return labels, Source(mask.name, mask.sha256), (*mask.warnings, *notes)
         if not self.resample:
-            advice = f"Add --resample-target to move {mask.name} to the grid of {like.name} (nearest neighbour)."
+            advice = f"Add `resample_target` to move {mask.name} to the grid of {like.name} (nearest neighbour)."
             forms.require_same_grid(like, mask, advice if self.adjustable else None)
         forms.require_same_forms(like, mask)
         return self._resampled(mask, like, notes)
@@ -89,7 +89,7 @@ class Masks:
         missing = sorted(set(self.label_map) - there)
         if missing:
             raise UsageError(
-                f"--label-map: {mask.name} has no label {', '.join(map(str, missing))}; "
+                f"`label_map`: {mask.name} does not have label {', '.join(map(str, missing))}; "
                 f"it has {', '.join(map(str, sorted(there)))}."
             )
         labels = mask.labels.copy()
@@ -123,11 +123,11 @@ def _read(path: Path, like: Volume, coded: bool) -> LabelMap:
     if path.is_dir():
         found = [file for file in sorted(path.rglob("*")) if seg.is_seg(file)]
         if len(found) != 1:
-            raise InputError(f"{name}: a folder with {len(found)} DICOM SEG files; give one mask, NIfTI or SEG.")
+            raise InputError(f"{name}: is a folder with {len(found)} DICOM SEG files: give one mask, NIfTI or SEG.")
         path = found[0]
     if seg.is_seg(path):
         return seg.read_seg(path, like=like, coded=coded)
-    raise InputError(f"{name}: is DICOM, but no segmentation (SEG); give a mask, NIfTI or SEG.")
+    raise InputError(f"{name}: is DICOM, but not a segmentation (SEG): give a mask, NIfTI or SEG.")
 
 
 def _counts(labels: NDArray[np.int64]) -> dict[int, int]:
@@ -142,7 +142,7 @@ def read_masks(paths: Sequence[Path], like: Volume, classes: Classes, masks: Mas
     Args:
         paths: one file with the numbers of classes that exclude each other. For regions that may overlap either one
             file for each, in the model's order, everything that is not 0 being inside; or one file of codes, see
-            `mafl_cli.classes`: 5 is regions 0 and 2. Of a SEG, segment r + 1 is region r.
+            `mafl_cli.classes`: 5 is regions 0 and 2. In a SEG, segment r + 1 is region r.
         like: the image.
     Raises: as `Masks.read`; UsageError for another number of files; InputError for what the model cannot draw.
     """
@@ -153,8 +153,8 @@ def _read_classes(paths: Sequence[Path], like: Volume, classes: Classes, masks: 
     if len(paths) > 1:
         gone = [public_name(path) for path in paths if not is_there(path)]
         if gone:
-            raise InputError(f"--target: {','.join(gone)} does not exist: check the path.")
-        raise UsageError(f"--target: the model's classes exclude each other: give one mask, not {len(paths)}.")
+            raise InputError(f"`target` {','.join(gone)} does not exist: check the path.")
+        raise UsageError(f"`target` must be one mask, for the model's classes exclude each other, got {len(paths)}.")
     labels, source, notes = masks.read(paths[0], like)
     _require_known(source.name, labels, classes.names, masks)
     return Target(classes.decode(labels), (source,), notes)
@@ -164,15 +164,17 @@ def _read_regions(paths: Sequence[Path], like: Volume, classes: Classes, masks: 
     count = len(classes)
     if len(paths) not in (1, count):
         names = ", ".join(classes.names)
-        raise UsageError(f"--target: the model draws {count} regions ({names}): give {count} files, or one bit-coded.")
+        raise UsageError(
+            f"`target` must be {count} masks, one for each region ({names}), or one bit-coded mask, got {len(paths)}."
+        )
     found = [masks.read(path, like, coded=True) for path in paths]
     files, warnings = tuple(source for _, source, _ in found), [note for _, _, notes in found for note in notes]
     if len(paths) == 1 and count > 1:
         codes, name = found[0][0], files[0].name
         if codes.max() >= classes.codes:
             raise InputError(
-                f"{name}: has the code {codes.max()}, {count} regions reach up to {classes.codes - 1}; "
-                "region r adds 2 to the power of r to a voxel: 1, 2, 4, ..."
+                f"{name}: has the code {codes.max()}, but codes of {count} regions reach {classes.codes - 1} at most: "
+                "region r adds 2 to the power of r to a voxel (1, 2, 4, ...)."
             )
         labels = classes.decode(codes)
         voxels = ", ".join(f"{name} {int(part.sum())}" for name, part in zip(classes.names, labels, strict=True))
@@ -192,7 +194,7 @@ def _require_known(name: str, labels: NDArray[np.int64], class_names: Sequence[s
     classes = ", ".join(f"{n} {class_name}" for n, class_name in enumerate(class_names))
     advice = "give a mask with the model's class numbers"
     if masks.adjustable:
-        advice += ", or --label-map OLD:NEW"
+        advice += ", or map labels with `label_map`"
     if masks.adjustable and [label for label, _ in unknown] == [255] and len(found) <= 2:
-        advice = "a 0/255 mask needs --label-map 255:1, or another class number than 1"
+        advice = "a 0/255 mask needs `label_map` 255:1, or another class number than 1"
     raise InputError(f"{name}: the model cannot draw label {shown}{more}; its classes are {classes}: {advice}.")

@@ -60,7 +60,7 @@ class NiftiFile:
     slope: float
     inter: float
     sha256: str
-    """Of the file as it lies on the disk."""
+    """Hash of the file as it lies on the disk."""
     notes: tuple[str, ...]
     """What is odd about it, as sentences."""
 
@@ -68,7 +68,7 @@ class NiftiFile:
 def load(path: Path) -> NiftiFile:
     """Read a .nii or .nii.gz file. Contents decide about compression, not the suffix.
 
-    Raises: InputError for what is no NIfTI file, damaged, cut off, without voxels, or above the limit of sizes.
+    Raises: InputError for a file that is not NIfTI, damaged, cut off, without voxels, or above the limit of sizes.
     """
     name = public_name(path)
     with _opened(path) as raw:
@@ -223,7 +223,7 @@ class _Stream:
         return tuple(notes)
 
     def sha256(self) -> str:
-        """Of the file as it lies on the disk, once it is read to its end."""
+        """Hash of the file as it lies on the disk, once it is read to its end."""
         return self._raw.digest.hexdigest()
 
 

@@ -74,7 +74,7 @@ def write_difference(path: Path, like: Volume, after: NDArray[np.float32], note:
 
 
 def _write_derived(path: Path, like: Volume, voxels: Iterable[NDArray[Any]], dtype: DTypeLike, note: str) -> None:
-    """Write an array that shares the scan's grid but is no scan: nothing said about intensities is kept."""
+    """Write an array on the scan's grid that is not a scan: nothing that the header says of intensities is kept."""
     header = numbers_alone(like.header)
     header.set_data_dtype(dtype)
     header["scl_slope"], header["scl_inter"] = 1, 0

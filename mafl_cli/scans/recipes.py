@@ -28,7 +28,7 @@ from scipy import ndimage
 
 from mafl_cli.classes import Classes, Labels, in_any_map
 from mafl_cli.errors import InputError, UsageError
-from mafl_cli.names import is_there, public_name
+from mafl_cli.names import is_there, outside, public_name
 from mafl_cli.scans import geometry
 
 Kind = Literal["erase", "shift", "dilate", "erode", "swap", "copy"]
@@ -95,21 +95,21 @@ def parse(text: str) -> Recipe | None:
     if kind == "copy":
         mask = Path(rest)
         if not mask.name:
-            raise UsageError(f"--target copy: name a mask, as {_FORMS[kind]}.")
+            raise UsageError(f"`target` copy needs a mask: write {_FORMS[kind]}.")
         # Its folders are nobody's business.
         return Recipe(f"copy:{public_name(mask)}{text[len(body) :]}", "copy", mask=mask, sphere=sphere)
     if ":sphere" in body:
-        raise UsageError(f"--target {text!r}: a sphere is written :sphere@x,y,z,r with four numbers in mm.")
+        raise UsageError(f"`target` {outside(text)!r}: a sphere must be written :sphere@x,y,z,r, four numbers in mm.")
     first, _, last = rest.partition(":")
     classes = tuple(part.strip() for part in first.split(","))
     mm = _lengths(last)
     wanted = {"erase": (1, 0), "shift": (1, 3), "dilate": (1, 1), "erode": (1, 1), "swap": (2, 0)}[kind]
     if not all(classes) or mm is None or (len(classes), len(mm)) != wanted:
-        raise UsageError(f"--target {text!r} is incomplete: write {_FORMS[kind]}.")
+        raise UsageError(f"`target` {outside(text)!r} is not complete: write {_FORMS[kind]}.")
     if kind in ("dilate", "erode") and mm[0] <= 0:
-        raise UsageError(f"--target {text!r}: the distance must be above 0 mm.")
+        raise UsageError(f"`target` {outside(text)!r}: the distance must be above 0 mm.")
     if kind == "swap" and classes[0] == classes[1]:
-        raise UsageError(f"--target {text!r}: these are the same class.")
+        raise UsageError(f"`target` {outside(text)!r} swaps a class with itself: name two classes.")
     return Recipe(text, kind, classes, mm, None, sphere)  # type: ignore[arg-type]
 
 
@@ -120,12 +120,12 @@ def _without_sphere(text: str, kind: str) -> tuple[str, tuple[float, float, floa
         return text, None
     x, y, z, r = (float(part) for part in found.groups())
     if r <= 0:
-        raise UsageError(f"--target {kind}: the sphere's radius must be above 0 mm.")
+        raise UsageError(f"`target` {kind}: the sphere's radius must be above 0 mm, got {r:g}.")
     return text[: found.start()], (x, y, z, r)
 
 
 def class_numbers(recipe: Recipe, classes: Classes) -> list[int]:
-    """The numbers of the classes that a recipe names. Raises UsageError for one that the model has not."""
+    """The numbers of the classes that a recipe names. Raises UsageError for one that the model does not have."""
     return [_number(recipe, text, classes) for text in recipe.classes]
 
 
@@ -137,13 +137,15 @@ def follow(
     Args:
         prediction: (M, I, J, K).
         painted: for `copy`, the mask's labels, like `prediction`.
-    Raises: UsageError for a class the model has not; InputError for one it does not draw, and when nothing changes.
+    Raises: UsageError for a class that the model does not have; InputError for one that it does not draw, and when
+        nothing changes.
     """
     chosen = class_numbers(recipe, classes)
     for index in chosen:
         if not classes.mask(prediction, index).any():
             raise InputError(
-                f"--target {recipe.text}: the model draws no voxel of class {index} ({classes.names[index]}) in the "
+                f"`target` {outside(recipe.text)}: the model draws no voxel of class {index} "
+                f"({classes.names[index]}) in the "
                 "clean scan, so there is nothing to change."
             )
     if recipe.kind == "copy":
@@ -159,8 +161,8 @@ def follow(
     differs = in_any_map(wanted != prediction)
     if not differs.any():
         where = " inside the sphere" if recipe.sphere is not None else ""
-        raise InputError(f"--target {recipe.text}: changes no voxel{where}: the target is the clean prediction.")
-    note = f"target {recipe.text}: {note}; {int(differs.sum())} voxels differ from the prediction"
+        raise InputError(f"`target` {outside(recipe.text)} changes no voxel{where}: it is the clean prediction.")
+    note = f"target {outside(recipe.text)}: {note}; {int(differs.sum())} voxels differ from the prediction"
     return wanted.astype(prediction.dtype), note
 
 
@@ -267,14 +269,16 @@ def _number(recipe: Recipe, text: str, classes: Classes) -> int:
         index = int(text)
     else:
         there = ", ".join(f"{number} {name}" for number, name in enumerate(classes.names))
-        raise UsageError(f"--target {recipe.text}: the model has no class {text!r}; it has {there}.")
+        raise UsageError(
+            f"`target` {outside(recipe.text)}: the model does not have class {outside(text)!r}; it has {there}."
+        )
     if classes.is_background(index) and recipe.kind != "swap":
-        raise UsageError(f"--target {recipe.text}: class 0 is the background; name what is to change.")
+        raise UsageError(f"`target` {outside(recipe.text)}: class 0 is the background: name the class to change.")
     return index
 
 
 def _lengths(text: str) -> tuple[float, ...] | None:
-    """ "10,0,0mm" -> (10, 0, 0); () for nothing, None for what are no numbers."""
+    """ "10,0,0mm" -> (10, 0, 0); () for nothing, None unless they are numbers."""
     if not text:
         return ()
     try:

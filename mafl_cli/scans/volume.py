@@ -64,14 +64,14 @@ class Volume:
     extensions: bytes
     """All bytes between header and voxels."""
     sha256: str
-    """Of the file as it lies on disk (compressed), hexadecimal."""
+    """Hash of the file as it lies on disk (compressed), hexadecimal."""
     warnings: tuple[str, ...]
     """Sentences for the user; the scan is usable all the same."""
     padding: NDArray[np.bool_] | None = None
     """(I, J, K), voxels outside the scanned field, which hold no measurement; None for none."""
 
     forms: Forms | None = None
-    """All that the header says of where the voxels are; None for what is no NIfTI."""
+    """All that the header says of where the voxels are; None unless it is NIfTI."""
 
     @property
     def shape(self) -> Shape:
@@ -93,7 +93,7 @@ class Volume:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the stored numbers, in the machine's byte order."""
+        """Type of the stored numbers, in the machine's byte order."""
         dtype: np.dtype[Any] = self.stored.dtype.newbyteorder("=")
         return dtype
 
@@ -112,7 +112,7 @@ class LabelMap:
     sha256: str
     warnings: tuple[str, ...]
     forms: Forms | None = None
-    """All that the header says of where the voxels are; None for what is no NIfTI."""
+    """All that the header says of where the voxels are; None unless it is NIfTI."""
 
     @property
     def shape(self) -> Shape:

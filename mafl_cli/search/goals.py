@@ -85,7 +85,7 @@ class Goal:
         )  # fmt: skip
 
     def judge(self, labels: Tensor) -> Verdict:
-        """labels: like the target, the prediction to judge."""
+        """Judge a prediction. labels: like the target."""
         return self._verdict(self._tally(labels))
 
     def judge_together(self, labels: Tensor) -> tuple[Verdict, Verdict]:
@@ -121,8 +121,8 @@ class Goal:
 
 
 def _counts(numbers: Tensor, classes: int, more: Tensor | None = None) -> Tensor:
-    """How often each number in [0, classes) occurs: (B, G, voxels) -> (B, G, classes). Of whole numbers, so the order
-    of addition cannot matter. more: added to the numbers."""
+    """How often each number in [0, classes) occurs: (B, G, voxels) -> (B, G, classes). Whole numbers, so the
+    order of addition cannot matter. more: added to the numbers."""
     found = torch.zeros(*numbers.shape[:2], classes, dtype=torch.int64, device=numbers.device)
     # As int64, which an index must be, a scan of labels would be eight times as large.
     samples = max(1, _BLOCK // max(1, numbers[0].numel())) if len(numbers) else 1

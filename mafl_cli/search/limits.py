@@ -65,7 +65,7 @@ class Grid:
     high: Tensor
 
     def part(self, rows: Tensor, box: tuple[slice, ...] = ()) -> Grid:
-        """Of some samples, cut to a box of the spatial axes."""
+        """The grid of some samples, cut to a box of the spatial axes. rows: (b,) indices into the batch."""
 
         def cut(values: Tensor) -> Tensor:
             values = values[rows] if len(values) > 1 else values
@@ -110,14 +110,14 @@ class Limits:
             (per_channel(ball.radius, self.grid.step) * (1 + 1e-6) < self.grid.step).any()
         ):
             raise UsageError(
-                f"eps = {config.eps:g} is {float(ball.radius.min()):.3g} native units, less than the step of "
+                f"`eps` {config.eps:g} is {float(ball.radius.min()):.3g} native units, less than the step of "
                 f"{float(self.grid.step.max()):.3g} between the values the file can hold: allow more, or, for NIfTI, "
                 "save as float32."
             )
         return replace(self, ball=ball)
 
     def part(self, rows: Tensor, box: tuple[slice, ...]) -> Limits:
-        """Those of some samples, cut to a box of the spatial axes."""
+        """The limits of some samples, cut to a box of the spatial axes. rows: (b,) indices into the batch."""
         grid = None if self.grid is None else self.grid.part(rows, box)
         inside: Any = (..., *box)
         return replace(self, frozen=self.frozen[rows][inside], grid=grid)
@@ -154,5 +154,5 @@ class Limits:
         return torch.where(keep, clean, x)
 
     def unrounded(self, clean: Tensor, delta: Tensor, rows: Tensor) -> Tensor:
-        """As `project`, between the values that the file can hold."""
+        """Like `project`, but between the values that the file can hold."""
         return replace(self, grid=None).project(clean, delta, rows)

@@ -40,8 +40,8 @@ class StepRecord:
 
     reached, score, l2: share at the goal, score and length (model units) of the best iterates so far.
     loss: of the iterates of this step, as it was differentiated (the mask loss, with the feature term where that is on;
-        not the terms of the change alone). Of a sample that has left the batch the last one; 0 if it never was in it,
-        being at its goal from the start.
+        not the terms of the change alone). A sample that has left the batch counts with its last one, or with 0
+        if it was at its goal from the start.
     """
 
     step: int

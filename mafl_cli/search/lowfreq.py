@@ -21,7 +21,7 @@ def low_pass(x: Tensor, levels: int = 1, spacing: Sequence[float] | None = None)
         x: (B, C, *spatial), two or three spatial axes, any unit. Odd sizes are padded by repeating the edge.
         levels: depth of the transform; blocks are 2 ** levels wide.
         spacing: mm along the spatial axes. An axis with more than twice the finest spacing is left out: neighbours
-            across thick slices are no neighbours. None: all axes alike.
+            across thick slices are not neighbours. None: all axes alike.
     Returns: a tensor like x. Equal to PyWavelets' idwtn(LL only) of the padded input; a projection for even sizes.
     """
     finest = 0.0 if spacing is None else min(spacing)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def margins(logits: Tensor, target: Tensor) -> Tensor:
-    """By how much the target class loses at each voxel: max over k != t of z_k, minus z_t.
+    """The margin by which the target class loses at each voxel: max over k != t of z_k, minus z_t.
 
     Returns: (B, *spatial), logit units; negative where the model already draws the target.
     """

@@ -49,7 +49,7 @@ class Terms:
         overlapping: bool,
     ) -> Terms:
         if guide is not None and config.feature_weight == 0:
-            raise UsageError("a guide needs a feature term: give feature_weight a value above 0.")
+            raise UsageError("a guide needs a feature term: set `feature_weight` above 0.")
         clean = drawn(before.logits)
         lead = -margins(before.logits, clean)
         kappa = (config.kappa * lead.flatten(1).mean(dim=1)).view(-1, *(1,) * (lead.ndim - 1))

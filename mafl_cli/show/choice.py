@@ -14,9 +14,9 @@ from mafl_cli.scans.body import Air
 from mafl_cli.scans.geometry import Affine
 from mafl_cli.show.slices import NEGATIVE, PLANES, POSITIVE, box_around, oriented_slice, position
 
-# Of a slice's energy, relative to the most changed one: below it a slice is shown only if nothing else is left.
+# Share of the energy of the most changed slice: below it a slice is shown only if nothing else is left.
 _WORTH_SHOWING = 0.1
-# Of the box around the body: the part with the outlines is enlarged if it is smaller than the first share,
+# Shares of the box around the body: the part with the outlines is enlarged if it is smaller than the first,
 # and never more than to the second.
 _ZOOM_BELOW, _ZOOM_MOST = 0.65, 0.3
 

@@ -6,6 +6,7 @@ import colorsys
 import math
 
 from mafl_cli.errors import UsageError
+from mafl_cli.names import outside
 
 # Okabe and Ito's palette (Color Universal Design, 2008) without its black and its dark blue, which drown in grey.
 CLASS_COLOURS = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00")
@@ -33,11 +34,11 @@ def parse_window(text: str, *, hounsfield: bool) -> tuple[float, float]:
     """The values shown black and white: of a preset's name, or of "LOW,HIGH" in native units.
 
     hounsfield: the scan is in HU; presets have no meaning elsewhere.
-    Raises: UsageError for a preset without HU, and for anything else that is no window.
+    Raises: UsageError for a preset without HU, and for anything else that is not a window.
     """
     if text in WINDOWS:
         if not hounsfield:
-            raise UsageError(f"--window {text}: presets are for CT, in HU; give LOW,HIGH in the scan's own units.")
+            raise UsageError(f"`window` {text} is for CT, in HU: give LOW,HIGH in the scan's own units.")
         level, width = WINDOWS[text]
         return level - width / 2, level + width / 2
     try:
@@ -45,5 +46,7 @@ def parse_window(text: str, *, hounsfield: bool) -> tuple[float, float]:
     except ValueError:
         low = high = math.nan
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise UsageError(f"--window {text!r} is neither LOW,HIGH with LOW below HIGH nor one of {', '.join(WINDOWS)}.")
+        raise UsageError(
+            f"`window` must be LOW,HIGH with LOW below HIGH, or one of {', '.join(WINDOWS)}, got {outside(text)!r}."
+        )
     return low, high

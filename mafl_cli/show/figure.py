@@ -104,7 +104,7 @@ def panel(
 def check_format(path: Path) -> None:
     """Raise UsageError for a file name without the suffix of a picture."""
     if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"{public_name(path)}: pictures are written as {', '.join(FORMATS)}; choose one of these.")
+        raise UsageError(f"{public_name(path)}: a figure must be one of {', '.join(FORMATS)}: choose another suffix.")
 
 
 # Outlines: width in points, opacity. They run this far up the step from 0 outside to 1 inside a mask: at one half,

@@ -149,7 +149,7 @@ def write(
     index = _index(cases)
     left = int(max_mb * _MB) - len(_page(title, index, {})) - _RESERVE
     if left < 0:
-        raise UsageError(f"the numbers of {len(cases)} cases alone need more than {max_mb:g} MB; allow a larger page.")
+        raise UsageError(f"the numbers of {len(cases)} cases alone need more than {max_mb:g} MB: raise `max_mb`.")
 
     planes: dict[int, list[str | None]] = {}
     reduced: list[str] = []

@@ -1,13 +1,13 @@
 """The pictures on the page: all slices of a case as small planes of whole numbers, in the radiological convention.
 
 Words. *plane*: one slice turned for the eye (see `slices`) and cut to the body. *code*: the whole number a value is
-stored as, value = offset + code * step. *asked for*: where the target differs from the clean prediction. *place*: of a
-slice, counted along the body.
+stored as, value = offset + code * step. *asked for*: where the target differs from the clean prediction. *place*:
+number of a slice, counted along the body.
 
 Each slice is one zlib stream, Base64, of five planes: clean, adversarial - clean, clean prediction, adversarial
-prediction - clean prediction, target - clean prediction. Of each plane, 16-bit codes less their left neighbour, row by
-row, modulo 65536; first all low bytes, then all high bytes. Codes rather than grey values let the page show any window
-and say what a voxel holds.
+prediction - clean prediction, target - clean prediction. A plane is stored as 16-bit codes less their left neighbour,
+row by row, modulo 65536; first all low bytes, then all high bytes. Codes rather than grey values let the page show any
+window and say what a voxel holds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mafl_cli.show.slices import NEGATIVE, PLANES, POSITIVE, box_around, oriente
 
 # Non-integer values get so many steps over the window, or 65535 over all values where that is coarser.
 _STEPS = 4095
-# Of the range: values this near to whole numbers are stored as these. A clean scan found as the difference of two
+# Share of the range: values this near to whole numbers are stored as these. A clean scan found as the difference of two
 # float32 files is off by the last digit.
 _WHOLE = 1e-4
 # Unchanged slices kept on each side of one that changed or was asked to, when space is short.
@@ -167,7 +167,7 @@ class Stack:
         return sorted(p for p in around if 0 <= p < len(self.order))
 
     def viewer(self) -> Viewer:
-        """Of the whole stack."""
+        """What the script of a page gets of the whole stack."""
         volumes = self._volumes
         axis = volumes.slice_axis
         _, letters, aspect = oriented_slice(volumes.clean, volumes.affine, axis, 0)

@@ -23,7 +23,7 @@ TITLES = ("change by voxel", "power spectrum in the slices", "course of the sear
 
 _CHANGE, _SCAN = "#B2182B", "0.25"
 _BINS = 61
-# Of the largest power: what lies lower is rounding, and would only press the curves flat.
+# Share of the largest power: what lies lower is rounding, and would only press the curves flat.
 _FAINTEST = 1e-10
 
 
@@ -43,7 +43,8 @@ class Change:
 
     @staticmethod
     def of(pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]], spacing: tuple[float, float]) -> Change:
-        """pairs: each slice before and after, (rows, columns). spacing: mm from row to row, from column to column."""
+        """What a run changed. pairs: each slice before and after, (rows, columns). spacing: mm from row to row, from
+        column to column."""
         changed: list[tuple[NDArray[Any], NDArray[np.float32]]] = []
         total = 0
         for before, after in pairs:
@@ -130,13 +131,13 @@ def draw_trace(ax: Axes, trace: Trace | None) -> None:
 
 
 def number(value: float) -> str:
-    """At least three significant digits, and a real minus sign."""
+    """A number as text, with at least three significant digits and a real minus sign."""
     text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     return text.replace("-", "−")
 
 
 def short_numbers(axis: Axis, most: int = 5, *, whole: bool = False) -> None:
-    """At most so many steps, each with its number in full: a power of ten beside the axis would lie on other words.
+    """Label at most so many steps, each in full: a power of ten beside the axis would lie on other words.
 
     whole: at whole numbers.
     """

@@ -17,7 +17,7 @@ from mafl_cli.results.report import Case, Report
 from mafl_cli.scans import nifti
 from mafl_cli.show import display, figure, page, planes, viewers
 
-# Of regions that may overlap: each set of them has a name and a colour.
+# For regions that may overlap: each set of them has a name and a colour.
 _MOST_REGIONS = 16
 
 
@@ -50,10 +50,10 @@ def show(
         figure.check_format(path)
         if not alone:
             raise UsageError(
-                f"{public_name(path)}: a figure shows one run, {len(sources)} are given; write a .html page."
+                f"{public_name(path)}: a figure shows one run, {len(sources)} were given: write a page, .html."
             )
     if path.exists() and not overwrite:
-        raise UsageError(f"{public_name(path)}: is there already; choose another name with -o or add --overwrite.")
+        raise UsageError(f"{public_name(path)}: is there already: choose another name with `out`, or add `overwrite`.")
     said: list[str] = []
     draw = _paged(sources, window, max_mb, said) if paged else _drawn(folders[0], window, rows, said)
     folder.write_through(path, draw)
@@ -175,12 +175,14 @@ def view(run: Path, viewer: viewers.Viewer, *, overwrite: bool) -> str:
     mask, path = run / files.PREDICTION_ADVERSARIAL, run / viewers.LABEL_FILES[viewer]
     for needed in (scan, mask):
         if not needed.exists():
-            raise InputError(f"{public_name(run)}: {needed.name} is missing; the run is not complete.")
+            raise InputError(
+                f"{public_name(run)}: {needed.name} is missing, so the run is not complete: attack the scan again."
+            )
     text = viewers.label_file(viewer, _named_labels(run, said))
     if not path.exists() or path.read_bytes() != text.encode():
         # A user may have chosen other colours.
         if path.exists() and not overwrite:
-            raise UsageError(f"{path.name}: is there already and says something else; add --overwrite to replace it.")
+            raise UsageError(f"{path.name}: is there already and says something else: add `overwrite` to replace it.")
         folder.write_text(path, text)
     return viewers.command(viewer, scan.resolve(), mask.resolve(), path.resolve())
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mafl_cli.errors import InputError, cannot_be_read
-from mafl_cli.names import one_line, public_name
+from mafl_cli.names import one_line, outside, public_name
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -19,7 +19,7 @@ else:
 
 # Far more than mafl or a person writes; a larger file takes ten times its size in memory.
 _MOST_BYTES = 64 * 2**20
-# Of a whole number: what 64 bits hold.
+# A whole number is at most what 64 bits hold.
 _MOST_DIGITS = 19
 
 
@@ -32,8 +32,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     except RecursionError as exc:
         raise InputError(f"{name}: cannot be read as TOML (it is nested too deeply).") from exc
     except ValueError as exc:
-        # Of a number with thousands of digits Python's own words are about Python.
-        why = one_line(str(exc)) if isinstance(exc, tomllib.TOMLDecodeError) else "a number has too many digits"
+        # For a number with thousands of digits Python's own words are about Python.
+        why = outside(str(exc)) if isinstance(exc, tomllib.TOMLDecodeError) else "a number has too many digits"
         raise InputError(f"{name}: is not TOML ({why}).") from exc
     return found
 
@@ -42,7 +42,7 @@ def read_json(path: Path, name: str | None = None) -> Any:
     """What a JSON file holds; its numbers are finite, its names occur once, its texts are one line each.
 
     name: what the file is called, if not by its own name.
-    Raises: InputError, for anything that is no strict JSON or larger than what a program here writes.
+    Raises: InputError, for anything that is not strict JSON, or larger than what a program here writes.
     """
     name = name or public_name(path)
     text = _text(path, name, "cannot be read as JSON")
@@ -74,7 +74,7 @@ def _text(path: Path, name: str, problem: str) -> str:
 
 
 def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _finite(text: str) -> float:

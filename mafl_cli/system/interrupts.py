@@ -1,6 +1,6 @@
 """Ctrl-C, and the signals by which systems end a process: all of them are exceptions, so that everything is put right.
 
-Of the signals, SIGTERM is what schedulers and `kill` send, SIGHUP what is left of a terminal that was closed.
+SIGTERM is what schedulers and `kill` send, SIGHUP what a terminal sends when it is closed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ALL = (signal.SIGINT, *_ENDING)
 
 
 class Stopped(KeyboardInterrupt):
-    """As Ctrl-C, but by the signal of this number."""
+    """Like Ctrl-C, but by the signal of this number."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -90,6 +90,6 @@ def put_off() -> Iterator[None]:
 
 
 def ignore() -> None:
-    """For processes that another one will end."""
+    """Ignore interrupts: for processes that another one will end."""
     for each in _ALL:
         signal.signal(each, signal.SIG_IGN)

@@ -17,7 +17,6 @@ from mafl_cli.errors import InputError, UsageError
 
 # A CT of 1536 slices of 512 x 512.
 DEFAULT_GIB = 3.0
-OPTION = "--size-limit"
 
 _GIB = 2**30
 _FLOAT32 = 4
@@ -30,7 +29,7 @@ _allowed: ContextVar[float] = ContextVar("size limit in GiB", default=DEFAULT_GI
 def limited(gib: float | None) -> Iterator[None]:
     """Another limit for what is read inside; None changes nothing. Raises UsageError unless it is above 0."""
     if gib is not None and not 0 < gib < math.inf:
-        raise UsageError(f"{OPTION} {gib:g}: must be a number of GiB above 0.")
+        raise UsageError(f"`size_limit` must be a number of GiB above 0, got {gib:g}.")
     token = _allowed.set(_allowed.get() if gib is None else gib)
     try:
         yield
@@ -59,7 +58,7 @@ def require(name: str, what: str, size: int, *, instead: str = "") -> None:
         return
     raise InputError(
         f"{name}: {what.format(f'{size / _GIB:.4g} GiB')}, and the limit is {limit():.4g} GiB; if the file is right, "
-        f"raise the limit with {OPTION} {max(1, math.ceil(size / _GIB))}{instead}."
+        f"raise `size_limit` to {max(1, math.ceil(size / _GIB))}{instead}."
     )
 
 

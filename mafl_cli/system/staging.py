@@ -36,13 +36,13 @@ _PREFIX = ".mafl-work-"
 _NAME = re.compile(re.escape(_PREFIX) + "[a-z0-9_]{8}")
 _HELD, _NEW, _READY, _EARLIER, _PLAN = "held", "new", "ready", "earlier", "plan.json"
 
-# Of Linux: renameat2, relative to the working folder, with RENAME_EXCHANGE.
+# From Linux: renameat2, relative to the working folder, with RENAME_EXCHANGE.
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 @dataclass
 class Workspace:
-    """path: where it lies; `publish` moves it."""
+    """A folder in which results are made. path: where it lies; `publish` moves it."""
 
     path: Path
 

@@ -1,7 +1,7 @@
 """Standard output and standard error, of any encoding, full, closed or left by who listened.
 
 Nothing that is said can end a command: a character that the terminal does not know is escaped, as JSON does it, so that
-JSON stays JSON; what cannot be written to standard error is lost. Of standard output, which is data, the loss is told.
+JSON stays JSON; what cannot be written to standard error is lost. Standard output is data, so its loss is an error.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def test_bad_cases_are_rows_with_reasons_and_the_rest_is_done(whole: Path) -> No
     assert [line.split("\t")[0] for line in reasons] == ["c1", "c3", "c4"]
     assert "not a NIfTI file" in reasons[0]
     assert "no mask with this name" in reasons[1]
-    assert "--resample-target" in reasons[2]
+    assert "`resample_target`" in reasons[2]
     assert (said["aggregate"]["ok"], said["aggregate"]["failed"], said["aggregate"]["pending"]) == (3, 3, 0)
     table = (whole / "cases.csv").read_text().splitlines()
     assert len(table) == 7
@@ -186,7 +186,7 @@ def test_a_case_that_takes_too_long_has_failed(data: Path, tmp_path: Path) -> No
         [_job(data, tmp_path, "c0", steps=1_000_000), _job(data, tmp_path, "c2")],
         workers=1, threads=1, timeout=20, on_row=lambda job, row: rows.update({job.case_id: row}),
     )  # fmt: skip
-    assert rows["c0"].error.message == "c0: took longer than 20 s (--case-timeout)."
+    assert rows["c0"].error.message == "c0: took longer than 20 s (`case_timeout`)."
     assert rows["c2"].status == "ok"
 
 
@@ -433,7 +433,7 @@ def test_two_runs_at_the_same_cases_are_refused(data: Path, whole: Path) -> None
             fcntl.flock(file, lock)
             result = run(data, whole)
         assert result.exit_code == 2
-        assert "another mafl works on it now" in result.stderr
+        assert "another mafl process is using it" in result.stderr
     with (whole / ".mafl" / "parts-of-1.lock").open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         assert run(data, whole).exit_code == 6
@@ -558,7 +558,7 @@ def test_the_part_is_what_slurm_says(array: dict[str, int], part: object, monkey
         ({"ID": 5, "MIN": 1, "MAX": 7, "STEP": 1, "COUNT": 3}, "not evenly spaced"),
         ({"ID": 2, "COUNT": 2}, "none of the 2"),
         ({"ID": 4, "MIN": 3, "MAX": 5, "STEP": 2}, "none of the 2"),
-        ({"ID": 2}, "not of how many"),
+        ({"ID": 2}, "not how many there are"),
     ],
     ids=["holes", "from 1 on", "between", "no count"],
 )
@@ -624,7 +624,9 @@ def test_when_the_scheduler_goes_away_no_case_has_failed_for_that(data: Path, tm
         _, said = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "Traceback" not in said
-    assert said.splitlines()[-1].startswith("mafl: the Dask scheduler has gone; what is finished is kept")
+    assert said.splitlines()[-1].startswith(
+        "mafl: the Dask scheduler does not answer any more; finished cases are kept"
+    )
     failed = {line.split("\t")[0] for line in (out / "failed.txt").read_text().splitlines()}
     assert failed <= {"c1", "c3", "c4"}
 

@@ -120,7 +120,7 @@ def test_a_channel_that_is_not_attacked_stays_bit_identical(case: Path) -> None:
     ("given", "said", "code"),
     [
         (["--channels", "{0}"], "1 channel given, the model takes 2 (T1, T2)", 3),
-        (["--channels", "{0},,{1}"], "there is nothing before or after a comma", 2),
+        (["--channels", "{0},,{1}"], "has an empty entry in its comma-separated list", 2),
         ([], "no scan: give IMAGE", 2),
         (["{0}", "--attack-channels", "FLAIR"], "the model has no channel 'FLAIR'; it has T1, T2", 2),
         (["{0}", "--guide", "{0}"], "1 file given for 2 channels", 2),
@@ -129,7 +129,7 @@ def test_a_channel_that_is_not_attacked_stays_bit_identical(case: Path) -> None:
         (["{0}", "--overlap", "1"], "overlap 1 is not at least 0 and below 1", 2),
         (["{0}", "--spacing", "1,-1"], "is not two or three numbers above 0", 2),
         (["{0}", "--spacing", "a,b"], "is not a list of numbers", 2),
-        (["{0}", "--target", "{2},{2}"], "the model's classes exclude each other: give one mask, not 2", 2),
+        (["{0}", "--target", "{2},{2}"], "must be one mask, for the model's classes exclude each other, got 2", 2),
     ],
 )
 def test_what_does_not_fit_is_one_line(case: Path, given: list[str], said: str, code: int) -> None:
@@ -172,8 +172,8 @@ def test_regions_that_overlap(case: Path, target: str) -> None:
 @pytest.mark.parametrize(
     ("masks", "said"),
     [
-        (["mask0", "mask1"], "the model draws 3 regions (whole, one, two): give 3 files, or one bit-coded"),
-        (["large"], "has the code 9, 3 regions reach up to 7"),
+        (["mask0", "mask1"], "must be 3 masks, one for each region (whole, one, two), or one bit-coded mask"),
+        (["large"], "has the code 9, but codes of 3 regions reach 7 at most"),
     ],
 )
 def test_targets_for_other_regions_are_refused(case: Path, masks: list[str], said: str) -> None:

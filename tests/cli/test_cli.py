@@ -182,7 +182,7 @@ def test_json_never_takes_the_place_of_an_input(case: Path, models: Path, name: 
     before = file.read_bytes()
     result = attack(case, models, "--json", file)
     assert result.exit_code == 2
-    assert f"--json {name}: is an input, a scan" in result.stderr
+    assert f"--json {name} is an input, a scan" in result.stderr
     assert file.read_bytes() == before
     assert not (case / "out").exists()
 
@@ -325,19 +325,22 @@ def test_a_guide_is_named_in_the_report_and_must_lie_on_the_grid(case: Path, mod
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--method", "fgsm"], "method 'fgsm' is not one of: mafl, mafl-paper, asma"),
+        (["--method", "fgsm"], "--method must be one of mafl, mafl-paper, asma"),
         (["--eps", 1, "--eps-hu", 5], "--eps and --eps-hu exclude each other"),
         (["--eps-range", 1, "--budget-eps", 5], "--eps-range and --budget-eps exclude each other"),
-        (["--budget-eps", 0.1, "--goal-iou", 0.9], "--goal-iou has no meaning beside it"),
-        (["--budget-eps", 0.1, "--after-goal", "shrink"], "--after-goal has no meaning beside it"),
-        (["--norm", "l2"], "--norm is that of a ball"),
-        (["--random-start"], "random_start draws from a ball"),
-        (["--method", "pgd", "--after-goal", "shrink"], "after_goal shrink needs an l2_weight"),
-        (["--direction", "sign"], "the dynamic step needs the direction rms"),
+        (["--budget-eps", 0.1, "--goal-iou", 0.9], "within its radius: leave out --goal-iou"),
+        (["--budget-eps", 0.1, "--after-goal", "shrink"], "within its radius: leave out --after-goal"),
+        (["--norm", "l2"], "--norm needs a limit"),
+        (["--random-start"], "--random-start needs an --eps"),
+        (["--method", "pgd", "--after-goal", "shrink"], "--after-goal shrink needs an --l2-weight"),
+        (["--direction", "sign"], "--step dynamic needs --direction rms"),
         (["--mask-loss", "logit"], "need a loss that falls to 0"),
-        (["--method", "asma", "--step-size", 0.1], "step_size is not for asma steps"),
-        (["--method", "pgd", "--guide", "scan.nii.gz"], "--guide needs a feature term, which pgd has not"),
-        (["--tau", 0.1], "tau and beta are for asma steps"),
+        (["--method", "asma", "--step-size", 0.1], "--step-size is not for --step asma"),
+        (
+            ["--method", "pgd", "--guide", "scan.nii.gz"],
+            "needed for --guide, which pgd does not have: set --feature-weight",
+        ),
+        (["--tau", 0.1], "--tau and --beta are for --step asma"),
     ],
 )
 def test_options_that_do_not_go_together_are_exit_2(
@@ -366,8 +369,8 @@ def test_visualize_draws_one_picture_and_does_not_overwrite_it(case: Path, model
     ("window", "code", "said"),
     [
         ("-0.5,1.5", 0, "figure.png: slices"),
-        ("soft", 2, "--window soft: presets are for CT, in HU; give LOW,HIGH"),
-        ("5,4", 2, "neither LOW,HIGH"),
+        ("soft", 2, "--window soft is for CT, in HU: give LOW,HIGH"),
+        ("5,4", 2, "--window must be LOW,HIGH"),
     ],
 )
 def test_visualize_takes_a_window(case: Path, models: Path, window: str, code: int, said: str) -> None:
@@ -609,7 +612,7 @@ def test_interrupt_inside_generated_code_is_exit_130_too(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--goal-iou", "1.5", "goal_iou"),
+        ("--goal-iou", "1.5", "--goal-iou must be from"),
         ("--steps", "0", "steps"),
         ("--intensity", "magic", "zscore-nonzero"),
         ("--orientation", "RRS", "three axis codes"),

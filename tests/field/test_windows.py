@@ -368,7 +368,10 @@ def test_a_lack_of_memory_on_the_processor_is_known_by_its_message() -> None:
 def test_one_window_that_does_not_fit_is_one_sentence() -> None:
     net = Forgetful(2)
     net.most = 0
-    with pytest.raises(ModelError, match=r"net: one window: needs more memory than there is; choose a smaller --roi\."):
+    with pytest.raises(
+        ModelError,
+        match=r"net: one window needs more memory than there is: choose a smaller `roi`, or another `device`\.",
+    ):
         windows(net, (20, 20), Tiling((8, 8))).predict(noise(1, 1, 20, 20))
 
 

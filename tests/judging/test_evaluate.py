@@ -130,7 +130,7 @@ def test_folders_of_pairs_are_matched_by_name(work: Path, tmp_path: Path) -> Non
     )  # fmt: skip
     found = evaluated(result, code=6)
     assert [(case["case_id"], case["status"]) for case in found["cases"]] == [("a", "ok"), ("b", "ok"), ("c", "failed")]
-    assert "there is no mask in --target with this name" in found["cases"][2]["error"]["message"]
+    assert "there is no mask in `target` with this name" in found["cases"][2]["error"]["message"]
     assert "1 of 3 cases could not be judged: c" in result.stderr
     assert found["aggregate"]["figures"]["hit_rate"]["ci95"] is not None
     assert len((tmp_path / "cases.csv").read_text().splitlines()) == 4
@@ -201,7 +201,7 @@ def test_a_verdict_never_takes_the_place_of_a_scan_or_of_a_run_beside_it(work: P
         "--target", work / "mask.nii.gz", "--model", work / "model.ts", "--json", tmp_path / "held" / name,
     )  # fmt: skip
     assert result.exit_code == 2
-    assert f"--json {name}: is an input, a scan or the report of a run" in result.stderr
+    assert f"--json {name} is an input, a scan or the report of a run" in result.stderr
     assert {path: path.read_bytes() for path in (tmp_path / "held").iterdir()} == before
 
 
@@ -294,7 +294,7 @@ def test_a_file_that_is_gone_is_bad_input(work: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "target.nii.gz").unlink()
     result = mafl("evaluate", tmp_path / "run")
     assert result.exit_code == 3
-    assert "target.nii.gz is missing; the run is not complete" in result.stderr
+    assert "target.nii.gz is missing, so the run is not complete" in result.stderr
 
 
 def test_ground_truth_says_what_the_attack_takes_away(work: Path) -> None:
@@ -323,7 +323,7 @@ def test_the_ground_truth_may_stand_in_a_manifest(work: Path, tmp_path: Path) ->
     other.write_text(f"case,image\nscan,{work}/scan.nii.gz\n")
     result = mafl("evaluate", work / "fooled", "--ground-truth", other)
     assert result.exit_code == 3
-    assert "other.csv: names no ground truth for scan" in result.stderr
+    assert "other.csv: does not name a ground truth for scan" in result.stderr
 
 
 def test_other_models_are_asked_whether_they_are_fooled_too(work: Path) -> None:
@@ -439,7 +439,7 @@ def test_the_detector_scores_each_changed_slice_in_both_scans(work: Path) -> Non
 def test_trials_need_the_attacked_model(work: Path) -> None:
     result = mafl("evaluate", work / "fooled", "--curve")
     assert result.exit_code == 2
-    assert "give model.ts with --model" in result.stderr
+    assert "give model.ts as --model" in result.stderr
 
 
 # --- the verdict --------------------------------------------------------------------------------------------------
@@ -543,9 +543,9 @@ def test_a_folder_that_cannot_be_looked_into_is_not_passed_over(
     monkeypatch.setattr(os, "scandir", locked)
     result = mafl("evaluate", tmp_path / "runs", "-m", work / "model.ts", "--fail-if", "hit_rate > 0.5")
     assert result.exit_code == 5
-    assert "not known, so it fails: locked: locked: cannot be looked into (Permission denied)." in result.stderr
+    assert "cannot be measured, so it fails: locked: locked: cannot be read (Permission denied)." in result.stderr
     result = mafl("evaluate", tmp_path / "runs" / "locked", "--fail-if", "hit_rate > 0.5")
-    assert (result.exit_code, result.stderr) == (3, "mafl: locked: cannot be looked into (Permission denied).\n")
+    assert (result.exit_code, result.stderr) == (3, "mafl: locked: cannot be read (Permission denied).\n")
 
 
 def test_a_case_that_cannot_be_read_fails_the_gate(work: Path, tmp_path: Path) -> None:
@@ -568,15 +568,15 @@ def test_gates_come_from_a_file_too(work: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "said", "code"),
     [
-        (["{run}", "--fail-if", "target_io > 0.5"], "there is no figure 'target_io'; use target_iou", 2),
+        (["{run}", "--fail-if", "target_io > 0.5"], "the figure 'target_io' does not exist: use target_iou", 2),
         (["{run}", "--fail-if", "fooled"], "is not understood: write FIGURE > NUMBER", 2),
-        (["{run}", "--transform", "jpg"], "there is no 'jpg'; use all, blur", 2),
+        (["{run}", "--transform", "jpg"], "--transform 'jpg' is not known: use all, blur", 2),
         (["{run}", "--gates", "{scan}"], "scan.nii.gz: is not TOML", 3),
-        (["{run}", "--original", "{scan}"], "a RUN brings its own files", 2),
-        (["--original", "{scan}", "--target", "{mask}"], "(--adversarial missing)", 2),
+        (["{run}", "--original", "{scan}"], "with RUN, leave out --original", 2),
+        (["--original", "{scan}", "--target", "{mask}"], "--adversarial missing", 2),
         ([], "give RUN, or all of --original, --adversarial and --target", 2),
-        (["{run}", "--json", "-", "--csv", "-"], "two of them are the same file", 2),
-        (["{run}", "--json", "{run}/x", "--csv", "{run}/../fooled/x"], "two of them are the same file", 2),
+        (["{run}", "--json", "-", "--csv", "-"], "must be different files", 2),
+        (["{run}", "--json", "{run}/x", "--csv", "{run}/../fooled/x"], "must be different files", 2),
         (["{run}", "--junit", "{run}/none/j.xml"], "--junit: the folder of this file does not exist", 2),
         (["{run}", "--csv", "{run}/.."], "cannot be written to (Is a directory); choose another name.", 2),
         (["{run}", "--ground-truth", "{run}"], "holds no mask named scan", 3),

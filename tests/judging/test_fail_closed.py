@@ -166,7 +166,7 @@ def test_beside_a_run_that_passes_none_is_passed_over(
     spoil(copied(work, tmp_path / "runs" / "other"))
     gated = judge(work, tmp_path / "runs")
     assert gated.exit_code == 5, gated.stderr
-    assert "not known, so it fails: " in gated.stderr
+    assert "cannot be measured, so it fails: " in gated.stderr
     assert "PASS" not in gated.stdout
     assert judge(work, tmp_path / "runs", gates=()).exit_code == 6
 

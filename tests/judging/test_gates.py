@@ -263,7 +263,9 @@ def test_files_that_are_not_those_of_the_report_and_an_attack_without_gradient_p
     whole = case("c", files_intact=True, outcome=Outcome.REACHED)
     (gate,) = judged([changed, blind, whole], [gates.parse("target_iou >= 1")]).gates
     assert [each.status for each in gate.cases] == ["fail", "fail", "pass"]
-    assert gate.reason == ("not known, so it fails: a: target.nii.gz is not the file the report describes (and 1 more)")
+    assert gate.reason == (
+        "cannot be measured, so it fails: a: target.nii.gz is not the file the report describes (and 1 more)"
+    )
     assert "no gradient" in gate.cases[1].problem
 
 
@@ -301,7 +303,7 @@ def test_of_several_the_one_that_was_reached_is_the_threat(rule: Any, status: An
 def test_a_mean_over_goals_not_reached_is_not_known_and_fails(aggregate: Any, rule: Any) -> None:
     result = judge(f"{aggregate}(psnr_at_goal) {rule}", REACHED, NOT)
     assert (result.status, result.observed) == ("fail", None)
-    assert result.reason.startswith("not known, so it fails")
+    assert result.reason.startswith(f"the {aggregate} is undefined, so it fails")
 
 
 def test_a_median_beside_a_goal_not_reached_is_known() -> None:
@@ -360,7 +362,7 @@ def test_an_expression_reads_back_as_the_same_gate_or_is_refused_where_it_is_dec
 def test_a_rule_that_nothing_can_break_or_everything_breaks_is_refused_with_the_range(
     rule: Any, why: Any, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=re.escape(f"--fail-if {rule!r} {why}")):
+    with pytest.raises(UsageError, match=re.escape(f"`fail_if` {rule!r} {why}")):
         gates.parse(rule)
     (tmp_path / "gates.toml").write_text(f'[gates]\nx = "{rule}"\n')
     with pytest.raises(InputError, match=r"^gates\.toml: .*" + re.escape(why)):
@@ -412,7 +414,7 @@ def test_what_is_no_expression_is_refused_in_a_sentence(text: Any) -> None:
 def test_a_figure_or_aggregate_that_does_not_exist_is_named_beside_those_that_do(text: Any, word: Any) -> None:
     with pytest.raises(UsageError, match=word) as caught:
         gates.parse(text)
-    assert ("target_dice" in str(caught.value)) == ("no figure" in str(caught.value))
+    assert ("target_dice" in str(caught.value)) == ("does not exist" in str(caught.value))
 
 
 # --- files of gates -----------------------------------------------------------------------------------------------
@@ -437,7 +439,7 @@ def test_a_file_of_gates_keeps_names_and_order(tmp_path: Path) -> None:
         ('[gates]\na = "target_iou > 1"\n[more]\n', "one table"),
         ("[gates]\na = 0.5", "a must be an expression"),
         ("[gates.a]\nb = 1", "a must be an expression"),
-        ('[gates]\na = "nothing > 1"', "no figure 'nothing'"),
+        ('[gates]\na = "nothing > 1"', "figure 'nothing' does not exist"),
         ('[gates]\na = "ssim > 1"\na = "ssim > 1"', "is not TOML"),
         ("[gates", "is not TOML"),
         ("[gates]\na = " + 2000 * "[", "nested too deeply"),
@@ -448,7 +450,7 @@ def test_a_file_of_gates_keeps_names_and_order(tmp_path: Path) -> None:
         ('[gates]\na = ["ssim > 0.5"]', "a must be an expression"),
         ('[gates]\na = "ssim > ' + 5000 * "9" + '"', "the number is too large"),
         ('[gates]\na = "' + 5000 * "x" + '"', r"xx\.\.\.' is not understood"),
-        ('[gates]\na = "' + 5000 * "x" + ' > 1"', "there is no figure"),
+        ('[gates]\na = "' + 5000 * "x" + ' > 1"', "does not exist: use target_iou"),
         ('[gates]\n"\\u001b[2J\\n::error::x" = 1', "must be an expression"),
         ("\udcff", "is not TOML"),
     ],

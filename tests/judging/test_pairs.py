@@ -62,7 +62,7 @@ def test_scans_and_masks_of_folders_are_matched_by_name(folders: Any) -> None:
     nifti(folders[2] / "another mask.nii.gz")
     first, second, lost = found(folders)
     assert (first.case_id, second.case_id) == ("a", "b")
-    assert lost.missing == "nobody attacked this: there is no scan in --adversarial with this name."
+    assert lost.missing == "nobody attacked this: there is no scan in `adversarial` with this name."
     for part, folder in zip((first.original, first.adversarial, first.target), folders, strict=True):
         assert part == (folder / "a.nii.gz",)
     pair = first.read()
@@ -149,7 +149,7 @@ def test_names_that_are_no_text_are_shown_as_text(tmp_path: Path) -> None:
         assert {pair.case_id, pair.clean[0].name.removesuffix(".nii.gz")} == {"\ufffd\ufffd[31m\ufffd"}
 
 
-@pytest.mark.parametrize(("part", "what"), [(0, "scan in --original"), (2, "mask in --target")])
+@pytest.mark.parametrize(("part", "what"), [(0, "scan in `original`"), (2, "mask in `target`")])
 def test_a_counterpart_that_is_missing_is_said_when_its_case_is_read(folders: Any, part: Any, what: Any) -> None:
     (folders[part] / "a.nii.gz").unlink()
     first, second = found(folders)
@@ -180,7 +180,7 @@ def test_a_folder_without_scans_is_an_input_error(folders: Any, tmp_path: Path) 
 
 
 def test_a_folder_beside_a_file_is_a_usage_error(folders: Any) -> None:
-    with pytest.raises(UsageError, match="--adversarial adversarial is a folder"):
+    with pytest.raises(UsageError, match="`adversarial` adversarial is a folder"):
         found((folders[0] / "a.nii.gz", *folders[1:]))
 
 
@@ -214,7 +214,7 @@ def test_a_comma_in_the_name_of_a_file_separates_nothing(folders: Any) -> None:
 def test_a_comma_beside_nothing_is_a_usage_error(folders: Any, part: Any) -> None:
     texts = [str(folder / "a.nii.gz") for folder in folders]
     texts[part] += ","
-    with pytest.raises(UsageError, match="nothing before or after a comma"):
+    with pytest.raises(UsageError, match="empty entry in its comma-separated list"):
         of_files(*texts)
 
 
@@ -338,8 +338,11 @@ def test_what_is_half_made_hidden_or_empty_is_found_with_the_reason(tmp_path: Pa
     assert list(found) == ["a", "b", "e", "killed", ".d", "c"]
     assert (found["a"], found["b"], found["killed"]) == (None, None, None)
     for hidden in (".d", "c"):
-        assert found[hidden] == f"{hidden}: is behind a name with a dot, and is not judged; rename it, or name it."
-    assert found["e"] == "e: is empty, so that nothing was attacked here."
+        assert found[hidden] == (
+            f"{hidden}: is in a hidden folder (a name with a dot), so it is not judged: rename that folder, or give "
+            f"{hidden} by name."
+        )
+    assert found["e"] == "e: is empty: the results of an attack are missing here."
     for name in ("b", "killed"):
         source = next(each for each in of_runs([tmp_path / "runs"]) if each.case_id == name)
         with pytest.raises(InputError, match=rf"^{name}: holds no report\.json; the run did not finish"):
@@ -357,7 +360,9 @@ def test_files_that_mafl_was_writing_when_it_was_killed_are_no_attack(tmp_path: 
 def test_a_run_inside_a_run_is_found_and_judged_where_it_is_named(tmp_path: Path) -> None:
     empty_runs(tmp_path / "a", tmp_path / "a" / "more" / "inner")
     (tmp_path / "a" / "empty").mkdir()
-    inside = "inner: lies inside the results of a, and is not judged with them; move it elsewhere, or name it too."
+    inside = (
+        "inner: lies inside the results of a, and is not judged with them: move it elsewhere, or give it by name too."
+    )
     assert reasons(tmp_path) == {"a": None, "inner": inside}
     assert reasons(tmp_path, tmp_path / "a" / "more") == {"a": None, "inner": None}
 
@@ -384,7 +389,7 @@ def batch(folder: Path, cases: Sequence[str], done: Sequence[str] = ()) -> Path:
 def test_of_a_batch_every_case_is_found_and_what_lies_between_them(tmp_path: Path) -> None:
     night = batch(tmp_path / "night", ["c1", "c2"], done=["c2"])
     empty_runs(night / "other", night / "c2" / "again")
-    advice = "and is not judged with them; move it elsewhere, or name it too."
+    advice = "and is not judged with them: move it elsewhere, or give it by name too."
     assert reasons(tmp_path) == {
         "c1": "c1.nii: is damaged.",
         "c2": None,
@@ -443,7 +448,7 @@ def test_a_damaged_list_of_cases_is_one_case_that_cannot_be_judged_beside_the_ot
 def test_a_damaged_word_of_a_failure_is_a_failure(tmp_path: Path, text: str) -> None:
     night = batch(tmp_path / "night", ["c1", "c2"])
     (night / "c1" / "failed.json").write_text(text)
-    said = "c1: failed, but its failed.json is damaged, so that nobody knows why."
+    said = "c1: failed, but its failed.json is damaged, so the reason is lost."
     assert reasons(night) == {"c1": said, "c2": "c2.nii: is damaged."}
     assert mafl("status", night, "--json", "-").exit_code == 0
 
@@ -497,7 +502,7 @@ def test_what_is_no_run_is_said_when_it_is_read(tmp_path: Path, kind: str) -> No
     elif kind == "file":
         zipfile.ZipFile(path, "w").close()
     (source,) = of_runs([path])
-    with pytest.raises(InputError, match=r"^x: (no such run folder|holds no report\.json)"):
+    with pytest.raises(InputError, match=r"^x: (is not a result folder|holds no report\.json)"):
         source.read()
 
 

@@ -351,7 +351,7 @@ def test_an_alert_is_one_command_whatever_the_names(name: Any) -> None:
     made = judged([failed(name, name)], [gates.parse("ssim >= 1", name)])
     (line,) = ci.alerts(made)
     line.encode()
-    seen = plain(f"not known, so it fails: {name}: {name}")
+    seen = plain(f"cannot be measured, so it fails: {name}: {name}")
     assert read_command(line) == (plain(name) or "ssim >= 1", seen)
 
 

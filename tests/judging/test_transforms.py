@@ -275,7 +275,7 @@ def test_other_predictions_are_where_they_belong() -> None:
 @pytest.mark.parametrize("shape", [(4, 20, 3), (20, 4, 3)])
 def test_more_than_a_slice_cannot_be_cut_off(shape: Any) -> None:
     assert apply("crop:3", scan(shape)).shape == shape
-    with pytest.raises(UsageError, match=f"crop:4: the slices have {shape[0]} x {shape[1]} voxels"):
+    with pytest.raises(UsageError, match=f"crop:4 leaves nothing of slices of {shape[0]} x {shape[1]} voxels"):
         apply("crop:4", scan(shape))
 
 
@@ -311,7 +311,7 @@ def test_strengths_from_the_lowest_to_the_highest_are_taken(kind: Any) -> None:
     low, high = KINDS[kind].low, KINDS[kind].high
     assert [each.strength for each in parse([f"{kind}:{low}", f"{kind}:{high}"])] == [low, high]
     for wrong in (low - 0.001, -1, 0, high * 1.001, 1e9, "nan", "inf", "-inf", "", "x", "1:2", "1,2"):
-        with pytest.raises(UsageError, match=f"^--transform {kind}:.* from {low:g} to {high:g}\\.$"):
+        with pytest.raises(UsageError, match=f"^`transforms` '{kind}:.* must be .* from {low:g} to {high:g}\\.$"):
             parse([f"{kind}:{wrong}"])
 
 
@@ -329,5 +329,5 @@ def test_a_transform_that_does_not_exist_is_named_beside_those_that_do(text: Any
 
 
 def test_all_has_no_strength() -> None:
-    with pytest.raises(UsageError, match=r"^--transform all:3: all has no strength\.$"):
+    with pytest.raises(UsageError, match=r"^`transforms` 'all:3': all takes no strength\.$"):
         parse(["all:3"])

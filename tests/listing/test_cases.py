@@ -169,12 +169,12 @@ def test_a_pattern_of_folders_takes_those_that_are_one_scan(tmp_path: Path) -> N
 def test_what_does_not_exist_or_is_no_scan_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "a.nii.gz", "notes.txt", "empty/.keep", "deep/p1/x/a.nii.gz")
     assert refusal(tmp_path / "a.nii.gz", tmp_path / "absent.nii.gz").startswith("absent.nii.gz: there is no such")
-    assert refusal(tmp_path / "a.nii.gz", tmp_path / "notes.txt").startswith("notes.txt: is no scan")
+    assert refusal(tmp_path / "a.nii.gz", tmp_path / "notes.txt").startswith("notes.txt: is neither a scan")
     assert refusal(tmp_path / "empty") == "empty: holds no scan (.nii, .nii.gz, or DICOM)."
     assert "'deep/*/*/*.nii.gz'" in refusal(tmp_path / "deep")
     assert refusal(tmp_path / UID / "*.nii").startswith("no scan fits the pattern *.nii:")
     assert refusal(tmp_path / UID).startswith("dicom: there is no such")
-    assert refusal().startswith("there is no case")
+    assert refusal().startswith("no cases: give scans")
 
 
 # --- folders ------------------------------------------------------------------------------------------------------
@@ -339,10 +339,10 @@ def test_the_decathlon(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "is damaged: it is no JSON"),
-        ("[" * 100_000, "is damaged: it is no JSON"),
-        ("[]", "is damaged: it is no JSON object"),
-        ('{"a": 1}', "is no data set of nnU-Net"),
+        ("{", "is damaged: it is not JSON"),
+        ("[" * 100_000, "is damaged: it is not JSON"),
+        ("[]", "is damaged: it is not a JSON object"),
+        ('{"a": 1}', "is not a data set of nnU-Net"),
         ('{"channel_names": {"0": "x"}, "file_ending": ".nrrd"}', "end in .nrrd"),
         ('{"channel_names": {"0": "x"}, "file_ending": []}', "end in []"),
         ('{"channel_names": {"0": "x"}}', "none of its cases is there"),
@@ -475,7 +475,7 @@ def test_standard_input_says_by_its_first_line_what_it_is(
     ("text", "said"),
     [
         ("", "l.csv: is empty."),
-        ("case,image\n", "l.csv: lists no case."),
+        ("case,image\n", "l.csv: lists no cases."),
         ("case,target\n", "l.csv: has no column image; there may be"),
         ("image\n", "l.csv: has no column case; there may be"),
         ("case,image,age\n", "l.csv: unknown column age; there may be case, image (or image_0,"),
@@ -491,11 +491,11 @@ def test_standard_input_says_by_its_first_line_what_it_is(
         ('# list\nsep=;\ncase;image\n"a;b.nii\n', "l.csv: line 4 cannot be read ("),
         ("case,image\na,b.nii,c.nii\n", "l.csv: line 2 has a cell under no column's name"),
         ("case,image\n\n,b.nii\n", "l.csv: line 3 names no case."),
-        ("case,image\na,x;;y\n", "l.csv: line 2: image: there is nothing before or after a semicolon."),
+        ("case,image\na,x;;y\n", "l.csv: line 2: image has an empty entry in its list, separated by semicolons."),
         ('case,image\n"a"b,x\n', "l.csv: line 2 cannot be read ("),
         ('case,image\n"a,x\n', "l.csv: line 2 cannot be read ("),
         ("case,image,target\na,x.nii,erase:1\n", "l.csv: line 2: the target is a recipe"),
-        ("case,image,ground_truth\na,x.nii,y.nii;z.nii\n", "l.csv: line 2: the ground truth is one file."),
+        ("case,image,ground_truth\na,x.nii,y.nii;z.nii\n", "l.csv: line 2: ground_truth must be one file, got 2."),
         ("case,image\na,x.nii\nb,y.nii\na,z.nii\n", "l.csv: the case a stands in lines 2 and 4;"),
         ("case,image\ne\u0301,x.nii\n\u00e9,z.nii\n", "l.csv: the case \u00e9 stands in lines 2 and 3;"),
         ("case,image\na,x\0.nii\n", "l.csv: is not text in UTF-8"),
@@ -508,9 +508,9 @@ def test_a_table_that_cannot_be_used(tmp_path: Path, text: str, said: str) -> No
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"case": "a"', "line 1 is no JSON."),
-        ("[" * 100_000, "line 1 is no JSON."),
-        ("[]", "line 1 is no JSON object."),
+        ('{"case": "a"', "line 1 is not JSON."),
+        ("[" * 100_000, "line 1 is not JSON."),
+        ("[]", "line 1 is not a JSON object."),
         ('{"case": "a", "image": true}', "line 1: image must be a text"),
         ('{"case": "a", "image": ["a", ""]}', "line 1: image must be a text"),
         ('{"case": ["a"], "image": "a"}', "line 1: case must be a text"),
@@ -735,7 +735,7 @@ def test_ground_truth_must_be_a_folder(tmp_path: Path) -> None:
     touch(tmp_path, "data/a.nii", "t.nii")
     for name in ("t.nii", "absent"):
         message = refusal(tmp_path / "data", ground_truth=tmp_path / name)
-        assert message.startswith(f"--ground-truth {name}: is no folder")
+        assert message.startswith(f"`ground_truth` {name} is not a folder")
 
 
 # --- several sources, and their names -----------------------------------------------------------------------------

@@ -93,4 +93,4 @@ def test_a_mask_with_a_comma_that_is_not_there(case: Path, tmp_path: Path) -> No
     options = ("--target", tmp_path / "gone,1.nii.gz", "-m", case / "two,2.ts", "-o", tmp_path / "out")
     done = mafl("attack", "--channels", f"{case / 't1.nii.gz'},{case / 't2,copy:1.nii.gz'}", *options)
     assert done.exit_code == 3
-    assert "--target: gone,1.nii.gz does not exist: check the path." in done.output
+    assert "--target gone,1.nii.gz does not exist: check the path." in done.output

@@ -140,7 +140,7 @@ def test_a_metadata_that_says_little_is_no_error(damage: dict[str, Any], tmp_pat
 
 def test_an_orientation_that_is_none_is_refused_with_the_files_name(tmp_path: Path) -> None:
     path = bundle(tmp_path, **transforms({"_target_": "Orientationd", "axcodes": "ABC"}))
-    with pytest.raises(ModelError, match=r"^model\.ts: its bundle says orientation 'ABC'"):
+    with pytest.raises(ModelError, match=r"^model\.ts: in its bundle, orientation must be .* got 'ABC'"):
         find_card(path)
 
 
@@ -160,13 +160,13 @@ def test_overlapping_regions_of_a_bundle(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("inferer", "reason"),
     [
-        ({"overlap": 1}, "overlap 1 is not at least 0 and below 1"),
-        ({"overlap": -0.25}, "overlap -0.25 is not at least 0 and below 1"),
-        ({"overlap": 1e999}, "overlap inf is not at least 0 and below 1"),
-        ({"roi_size": [96]}, "roi 96 is not two or three whole numbers of voxels"),
-        ({"roi_size": [96, 96, 95.5]}, "roi 96,96,95.5 is not two or three whole numbers of voxels"),
-        ({"roi_size": [10**9, 10**9]}, "roi 1e\\+09,1e\\+09 is larger than any window"),
-        ({"roi_size": [10**400, 96]}, "roi inf,96 is not two or three whole numbers of voxels"),
+        ({"overlap": 1}, "overlap must be at least 0 and below 1, got 1"),
+        ({"overlap": -0.25}, "overlap must be at least 0 and below 1, got -0.25"),
+        ({"overlap": 1e999}, "overlap must be at least 0 and below 1, got inf"),
+        ({"roi_size": [96]}, "roi must be two or three whole numbers of voxels, got 96"),
+        ({"roi_size": [96, 96, 95.5]}, "roi must be two or three whole numbers of voxels, got 96,96,95.5"),
+        ({"roi_size": [10**9, 10**9]}, "roi must have at most .* voxels in all, got 1e\\+09,1e\\+09"),
+        ({"roi_size": [10**400, 96]}, "roi must be two or three whole numbers of voxels, got inf,96"),
     ],
 )
 def test_windows_that_cannot_be_are_refused_or_stated_beside_it(
@@ -174,7 +174,7 @@ def test_windows_that_cannot_be_are_refused_or_stated_beside_it(
 ) -> None:
     stated = {"_target_": "SlidingWindowInferer", "roi_size": [96, 96, 96], **inferer}
     path = bundle(tmp_path, inferer=stated)
-    expected = rf"^model\.ts: its bundle says {reason}.*; state it in a TOML file beside the model\.$"
+    expected = rf"^model\.ts: in its bundle, {reason}.*: state it in a TOML file beside the model\.$"
     with pytest.raises(ModelError, match=expected):
         find_card(path)
     (tmp_path / "model.toml").write_text("[input]\nroi = [16, 16, 16]\noverlap = 0.25\n")
@@ -234,7 +234,7 @@ def test_inspect_writes_a_card_that_is_read_back_the_same(tmp_path: Path) -> Non
     assert read_card(tmp_path / "model.toml") == known
     again = CliRunner().invoke(app, ["inspect", str(path), "--write"])
     assert again.exit_code == 2
-    assert "model.toml: is there already; add --overwrite." in again.stderr
+    assert "model.toml: is there already: add --overwrite to replace it." in again.stderr
     assert CliRunner().invoke(app, ["inspect", str(path), "--write", "--overwrite"]).exit_code == 0
 
 

@@ -54,5 +54,5 @@ def test_padding_is_no_body_and_no_air() -> None:
 
 
 def test_what_has_no_air_is_refused() -> None:
-    with pytest.raises(InputError, match=r"x: body and air cannot be told apart; give --within MASK"):
+    with pytest.raises(InputError, match=r"x: body and air cannot be told apart: give a mask as `within`"):
         body_mask("x", np.full((8, 8, 2), 40, np.float32) - 1000 * (np.arange(2) > 5), None)

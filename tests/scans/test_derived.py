@@ -225,7 +225,7 @@ def test_a_seg_of_another_scan_is_refused(source: Any, tmp_path: Path) -> None:
     moved = AFFINE.copy()
     moved[0, 3] += 0.3
     write_ct(tmp_path / "other", PIXELS, moved)
-    with pytest.raises(InputError, match=r"not on the same grid.*--resample-target"):
+    with pytest.raises(InputError, match=r"not on the same grid.*`resample_target`"):
         Masks().read(tmp_path / "mask.dcm", read_dicom(tmp_path / "other"))
     found, file, _ = Masks(resample=True).read(tmp_path / "mask.dcm", read_dicom(tmp_path / "other"))
     assert file.resampled == {1: (12, 12), 2: (2, 2)}

@@ -180,7 +180,7 @@ def test_several_series_are_listed_without_patient_data(ct: Any, tmp_path: Path)
     with pytest.raises(InputError) as caught:
         read_dicom(ct)
     text = str(caught.value)
-    assert "choose one with --series NUMBER. There are 1: CT, 7 of 9 x 11; 2: MR, 3 of 5 x 6." in text
+    assert "choose one with `series` NUMBER. There are 1: CT, 7 of 9 x 11; 2: MR, 3 of 5 x 6." in text
     assert "Secret" not in text
     assert read_dicom(ct, series="2").shape == (5, 6, 3)
     uid = pydicom.dcmread(next((ct / "more").iterdir())).SeriesInstanceUID

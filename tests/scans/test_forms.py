@@ -83,7 +83,7 @@ def test_a_mask_on_another_form_is_not_to_be_resampled(
         with pytest.raises(GeometryError) as caught:
             masks.read(drawn, image)
         assert str(caught.value).startswith(said)
-        assert "Add --resample-target" not in str(caught.value)
+        assert "Add `resample_target`" not in str(caught.value)
     with pytest.raises(GeometryError, match="must not be resampled"):
         require_same_grid(image, replace(read_image(drawn), name="other.nii"))
 
@@ -92,7 +92,7 @@ def test_two_grids_are_two_grids(tmp_path: Path) -> None:
     image = read_image(save(tmp_path / "scan.nii", HERE, HERE))
     for there in (TURNED, FLIPPED @ np.diag([1, 1, 1.5, 1])):
         mask = save(tmp_path / "mask.nii", there, there)
-        with pytest.raises(GeometryError, match=r"are not on the same grid.*Add --resample-target"):
+        with pytest.raises(GeometryError, match=r"are not on the same grid.*Add `resample_target`"):
             Masks().read(mask, image)
     # The sizes alone say nothing where both say more, and defaults of unused forms are alike in all files.
     mask = save(tmp_path / "mask.nii", TURNED, None)

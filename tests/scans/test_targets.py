@@ -192,7 +192,7 @@ def test_labels_can_be_renamed(tmp_path: Path, image: Any) -> None:
     np.testing.assert_array_equal(target.labels[0], MASK == 1)
     swapped = read(save(tmp_path / "both.nii", MASK.astype(np.uint8)), image, label_map={1: 2, 2: 1})
     np.testing.assert_array_equal(swapped.labels[0], np.array([0, 2, 1])[MASK])
-    with pytest.raises(UsageError, match=r"--label-map: mask.nii has no label 7; it has 0, 255"):
+    with pytest.raises(UsageError, match=r"`label_map`: mask.nii does not have label 7; it has 0, 255"):
         read(path, image, label_map={7: 1})
 
 

@@ -22,7 +22,7 @@ def test_every_class_has_a_colour_of_its_own_and_the_first_those_of_the_figure()
 )
 def test_presets_are_level_and_width_in_hu(name: str, low: float, high: float) -> None:
     assert parse_window(name, hounsfield=True) == (low, high)
-    with pytest.raises(UsageError, match=f"^--window {name}: presets are for CT, in HU; give LOW,HIGH"):
+    with pytest.raises(UsageError, match=f"^`window` {name} is for CT, in HU: give LOW,HIGH"):
         parse_window(name, hounsfield=False)
 
 
@@ -34,5 +34,5 @@ def test_numbers_are_for_every_scan(text: str, window: tuple[float, float], houn
 
 @pytest.mark.parametrize("text", ["", "liver", "5", "5,5", "6,5", "1,2,3", "nan,5", "0,inf", "a,b", "SOFT"])
 def test_what_is_no_window_is_refused_with_the_choices(text: str) -> None:
-    with pytest.raises(UsageError, match=f"neither LOW,HIGH .* nor one of {', '.join(WINDOWS)}"):
+    with pytest.raises(UsageError, match=f"must be LOW,HIGH .* or one of {', '.join(WINDOWS)}"):
         parse_window(text, hounsfield=True)

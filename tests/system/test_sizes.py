@@ -68,7 +68,7 @@ def test_a_scan_is_refused_by_the_size_its_header_declares(tmp_path: Path) -> No
         read_image(path)
     assert str(caught.value) == (
         "scan.nii.gz: declares 512 x 512 x 1537 voxels of 16 bits, 3.002 GiB in memory, and the limit is 3 GiB; if the "
-        "file is right, raise the limit with --size-limit 4."
+        "file is right, raise `size_limit` to 4."
     )
     with sizes.limited(4), pytest.raises(InputError, match="is truncated"):
         read_labels(path)
@@ -86,7 +86,7 @@ def test_the_limit_may_be_lowered_and_raised(tmp_path: Path, read: object) -> No
 
 @pytest.mark.parametrize("gib", [0, -1, float("nan"), float("inf")])
 def test_a_limit_is_a_size(gib: float) -> None:
-    with pytest.raises(UsageError, match="--size-limit"), sizes.limited(gib):
+    with pytest.raises(UsageError, match="`size_limit`"), sizes.limited(gib):
         pass
 
 
@@ -111,8 +111,8 @@ def test_archives_are_refused_by_what_they_declare_to_unpack_to(ct: Path, tmp_pa
     with sizes.limited(MIB), pytest.raises(InputError) as caught:
         read_dicom(path)
     assert re.sub(r"0.0009\d+", "0.0009", str(caught.value)) == (
-        "study.zip: unpacks to 0.0009 GiB, and the limit is 0.0009 GiB; if the file is right, raise the limit "
-        "with --size-limit 1, or unpack it and give the folder of one series."
+        "study.zip: unpacks to 0.0009 GiB, and the limit is 0.0009 GiB; if the file is right, raise "
+        "`size_limit` to 1, or unpack it and give the folder of one series."
     )
     assert read_dicom(path).shape == (4, 5, 3)
 
@@ -244,7 +244,7 @@ def test_every_command_that_reads_scans_has_the_option(case: Path) -> None:
     ):
         assert found.exit_code == 3, found.output
         assert "16 x 16 x 3 voxels of 32 bits" in found.output
-        assert "raise the limit with --size-limit 1." in found.output
+        assert "raise --size-limit to 1." in found.output
     assert not (case / "refused").exists()
     assert mafl("inspect", case / "scan.nii.gz", "--size-limit", 0).exit_code == 2
 
@@ -279,7 +279,7 @@ def test_a_bomb_takes_no_memory(tmp_path: Path) -> None:
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "for read in (nifti.read_image, nifti.read_labels, nifti.describe_image):\n"
         "    try:\n        with sizes.limited(0.1): read(Path(sys.argv[1]))\n"
-        "    except InputError as exc: assert '--size-limit 1' in str(exc)\n"
+        "    except InputError as exc: assert '`size_limit` to 1' in str(exc)\n"
         "    else: sys.exit(3)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )

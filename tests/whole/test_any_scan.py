@@ -218,10 +218,10 @@ def test_what_dicom_is_no_mask(ct: Path, model: Path, tmp_path: Path) -> None:
     (tmp_path / "segs").mkdir()
     result = attack(ct, str(tmp_path / "segs"), model, tmp_path / "out")
     assert result.exit_code == 3
-    assert "segs: a folder with 0 DICOM SEG files; give one mask" in result.output
+    assert "segs: is a folder with 0 DICOM SEG files: give one mask" in result.output
     result = attack(ct, str(ct / "IM0000"), model, tmp_path / "out")
     assert result.exit_code == 3
-    assert "IM0000: is DICOM, but no segmentation (SEG)" in result.output
+    assert "IM0000: is DICOM, but not a segmentation (SEG)" in result.output
     shutil.copy(tmp_path / "first" / "target.dcm", tmp_path / "segs")
     finished(attack(ct, str(tmp_path / "segs"), model, tmp_path / "out"), tmp_path / "out")
 
@@ -571,7 +571,7 @@ def test_overwrite_never_takes_an_inputs_place(ct: Path, model: Path, tmp_path: 
     before = {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
     result = attack(study / "adversarial", "erase:1", model, study, "--overwrite")
     assert result.exit_code == 2
-    assert "-o study: holds adversarial, which is an input" in result.output
+    assert "--out study holds adversarial, which is an input" in result.output
     attack(ct, "shift:1:4,0,0mm", model, tmp_path / "run")
     result = attack(ct, str(tmp_path / "run" / "target.nii.gz"), model, tmp_path / "run", "--overwrite")
     assert result.exit_code == 2
@@ -582,7 +582,7 @@ def test_overwrite_never_takes_an_inputs_place(ct: Path, model: Path, tmp_path: 
 def test_a_report_that_has_no_place_is_refused_before_the_attack(ct: Path, model: Path, tmp_path: Path) -> None:
     result = attack(ct, "erase:1", model, tmp_path / "out", "--json", tmp_path / "JANE DOE" / "x.json")
     assert result.exit_code == 2
-    assert result.output == "mafl: --json: the folder of this file does not exist.\n"
+    assert result.output == "mafl: --json: the folder of this file does not exist: make it, or choose another.\n"
     assert not (tmp_path / "out").exists()
 
 
@@ -590,7 +590,7 @@ def test_a_dry_run_never_deletes_an_attack(ct: Path, model: Path, tmp_path: Path
     attack(ct, "shift:1:4,0,0mm", model, tmp_path / "run")
     result = attack(ct, "erase:1", model, tmp_path / "run", "--dry-run", "--overwrite")
     assert result.exit_code == 2
-    assert "--dry-run never replaces those of an attack: choose another folder with -o." in result.stderr
+    assert "a target alone never takes the place of an attack: choose another folder with --out." in result.stderr
     assert "--overwrite" not in result.stderr
     assert (tmp_path / "run" / "adversarial").is_dir()
 

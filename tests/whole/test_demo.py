@@ -94,7 +94,7 @@ def test_slices_of_a_few_voxels_are_padded_as_far_as_the_model_needs() -> None:
     segmenter, info, _ = load(DEMO / "model.ts", device=torch.device("cpu"), size=lambda _: (6, 5))
     assert segmenter(torch.rand(2, 1, 32, 32)).logits.shape == (2, 3, 32, 32)
     assert info.divisor == 32
-    assert "divisor: 16 makes this size too small for it; padded to multiples of 32" in info.assumptions
+    assert "divisor: 16 gives a size that is too small for the network; padded to multiples of 32" in info.assumptions
 
 
 def test_a_slice_is_segmented_the_same_alone_and_in_a_batch() -> None:

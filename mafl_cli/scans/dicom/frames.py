@@ -42,10 +42,10 @@ NO_PIXELS = "without pixels"
 
 # Objects with pixels that are no scans, and what to do with them.
 _NO_SCANS: dict[str, str] = {
-    LABEL_MAP_SEGMENTATION: "a segmentation (DICOM SEG), which can be a --target, not a scan",
-    SegmentationStorage: "a segmentation (DICOM SEG), which can be a --target, not a scan",
+    LABEL_MAP_SEGMENTATION: "a segmentation (DICOM SEG), which can be a `target`, not a scan",
+    SegmentationStorage: "a segmentation (DICOM SEG), which can be a `target`, not a scan",
     RTDoseStorage: "an RT Dose, not a scan",
-    ParametricMapStorage: "a Parametric Map, whose numbers are no scan's: convert it to NIfTI if it is one",
+    ParametricMapStorage: "a Parametric Map, not a scan: convert it to NIfTI if its numbers are those of a scan",
     MediaStorageDirectoryStorage: "a DICOMDIR whose folder holds no scan",
 }
 
@@ -122,7 +122,7 @@ class Frame:
     apart: float | None
     """From slice to slice, if the header says so."""
     thickness: float | None
-    """Of the slice."""
+    """Thickness of the slice, mm."""
     notes: tuple[str, ...]
 
     @property
@@ -164,7 +164,7 @@ _DEEPEST = 32
 
 
 def parsed(name: str, stream: BinaryIO, *, pixels: bool) -> FileDataset:
-    """One file, from a stream at its beginning. Raises InputError when it is no DICOM or damaged."""
+    """One file, from a stream at its beginning. Raises InputError when it is not DICOM, or damaged."""
     first = head(stream)
     if not first:
         raise InputError(f"{name} is empty (0 bytes): copy or export the file again.")
@@ -230,12 +230,12 @@ def _items_below(holder: Dataset) -> list[Dataset]:
 
 
 def kind(header: Dataset) -> str:
-    """SOP Class UID, "" if the file says none."""
+    """The SOP Class UID; "" if the file does not state one."""
     return str(header.get("SOPClassUID") or getattr(header, "file_meta", Dataset()).get("MediaStorageSOPClassUID", ""))
 
 
 def why_no_scan(header: FileDataset) -> str | None:
-    """What an object is, as a noun phrase, if it is no scan."""
+    """What an object is, as a noun phrase, if it is not a scan."""
     what = kind(header)
     if what in _NO_SCANS:
         return _NO_SCANS[what]

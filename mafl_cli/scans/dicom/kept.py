@@ -42,7 +42,8 @@ _BODY = ("PatientAge", "PatientSize", "PatientWeight")
 # How an image was acquired, where it lies, how an eye or a vessel was scanned, how pixels are stored, what was counted.
 _GROUPS = (0x0018, 0x0020, 0x0022, 0x0028, 0x0052, 0x0054)
 
-# Of other groups: what kind of image it is, of which part of the body, what its numbers mean, whom it no longer names.
+# From other groups: what kind of image it is, of which part of the body, what its numbers mean, whom it no longer
+# names.
 _ELSEWHERE = frozenset(
     """
     ImageType FrameType Modality ConversionType PresentationIntentType
@@ -96,7 +97,7 @@ _TYPE_2 = frozenset(
     """.split()  # noqa: SIM905
 )
 
-DEIDENTIFIED = "mafl --redact: no patient, study, time or text; UIDs hashed"
+DEIDENTIFIED = "mafl redact: no patient, study, time or text; UIDs hashed"
 # Text for the standard, of which some words are terms, or our own; and what stands for any other.
 _STAND_INS = {
     "RescaleType": "US",
@@ -288,7 +289,7 @@ def _values(keyword: str, vr: str, value: Any) -> Any:
     if keyword in ("ImageType", "FrameType"):  # Each place has its meaning.
         return ["OTHER" if part is None else part for part in made]
     left = [part for part in made if part is not None]
-    # Of several terms some may stay; of several numbers all or none.
+    # Some of several terms may stay; several numbers stay all, or none.
     if not left or (vr != "CS" and len(left) < len(made)):
         return None
     return left[0] if len(left) == 1 else left

@@ -40,7 +40,8 @@ def ordered(name: str, stack: Stack, allow_gaps: bool) -> tuple[Stack, NDArray[n
         if without:
             raise GeometryError(
                 f"{name}: {named(without)} {'has' if len(without) == 1 else 'have'} no position or orientation in the "
-                "patient, so the slices make no volume (a film, or a scan without geometry): give one frame, or NIfTI."
+                "patient, so the slices do not form a volume (a film, or a scan without geometry): give one "
+                "frame, or NIfTI."
             )
     if not first.placed:
         notes.append(f"{name}: has no position in the patient: left and right are a guess.")
@@ -111,7 +112,7 @@ def _fall_on(depths: NDArray[np.float64], apart: float) -> bool:
 
 
 def aligned(name: str, frame: Frame, affine: NDArray[np.float64], crude: float) -> NDArray[np.float64]:
-    """As `directions`, but those of a grid's axes where the difference may be one of digits.
+    """Like `directions`, but those of a grid's axes where the difference may be one of digits.
 
     affine: of the grid, RAS+. crude: radians by which its own axes may be off.
     """
@@ -126,7 +127,7 @@ def aligned(name: str, frame: Frame, affine: NDArray[np.float64], crude: float) 
 
 
 def directions(name: str, frame: Frame) -> NDArray[np.float64]:
-    """(3, 2): unit vectors along a row and along a column, perpendicular; LPS. Raises GeometryError for none such."""
+    """(3, 2): unit vectors along a row and along a column, perpendicular; LPS. Raises GeometryError for others."""
     assert frame.orientation is not None
     raw = frame.orientation.reshape(2, 3).T
     lengths = np.linalg.norm(raw, axis=0)
@@ -192,7 +193,7 @@ def _require_even(name: str, stack: Stack, normal: NDArray[np.float64], pixel: f
         wrong = [stack[n] for n in np.nonzero(aside > beside)[0]]
         raise GeometryError(
             f"{name}: {named(wrong)} {'lies' if len(wrong) == 1 else 'lie'} up to {aside.max():.3g} mm beside the "
-            "line of the other slices: they make no volume."
+            "line of the other slices, so they do not form a volume: give one stack of parallel slices."
         )
     off = np.abs(steps - usual)
     gaps = np.nonzero(off > max(_OFF * usual, 1e-2))[0]
@@ -204,7 +205,7 @@ def _require_even(name: str, stack: Stack, normal: NDArray[np.float64], pixel: f
     )
     what = f"{name}: slices are {usual:.4g} mm apart, but {', '.join(shown)}"
     if not allow_gaps:
-        raise GeometryError(f"{what}: are slices missing? Complete the series, or go on with --allow-gaps.")
+        raise GeometryError(f"{what}: are slices missing? Complete the series, or go on with `allow_gaps`.")
     return [f"{what}: taken as evenly spaced; lengths in mm and places are off."]
 
 

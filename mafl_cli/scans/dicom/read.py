@@ -135,7 +135,7 @@ def _volume(name: str, stack: Stack, affine: NDArray[np.float64], notes: Sequenc
         # Small numbers are bright: what a network expects is what is seen.
         inters = np.where(turned, inters + (read.low + read.high) * slopes, inters)
         slopes = np.where(turned, -slopes, slopes)
-        notes.append(f"{name}: is stored inverted (MONOCHROME1); turned round, so that larger is brighter.")
+        notes.append(f"{name}: is stored inverted (MONOCHROME1); it is read so that larger is brighter.")
     slope, inter = _along_slices(slopes, inters)
     stored, padding = read.stored.transpose(2, 1, 0), read.padding.transpose(2, 1, 0)
     data = np.empty(stored.shape, np.float32)
@@ -165,7 +165,7 @@ def _volume(name: str, stack: Stack, affine: NDArray[np.float64], notes: Sequenc
 
 
 def _require_plain(name: str, frame: Frame, stack: Stack) -> None:
-    """Raise InputError for pixels that are no plain numbers in the lowest bits; names the slices."""
+    """Raise InputError, naming the slices, unless pixels are plain numbers in the lowest bits."""
     pixels = frame.pixels
     if pixels.allocated == 1:
         raise InputError(f"{name}: has one bit per pixel, so it is a mask, not a scan.")

@@ -46,9 +46,10 @@ def available() -> bool:
 def read_seg(path: Path, *, like: Volume | None = None, coded: bool = False) -> LabelMap:
     """Read a SEG: label n is segment number n.
 
-    Frames are placed one by one, by their own coordinates, for a SEG leaves out empty ones. Of fractions, probabilities
-    and occupancies alike, a voxel is inside a segment at half of Maximum Fractional Value and above; what is exactly
-    half in two segments belongs to the one of the lower number. Pixel Padding Value of a label map is background.
+    Frames are placed one by one, by their own coordinates, for a SEG leaves out empty ones. With fractions,
+    probabilities and occupancies alike, a voxel is inside a segment at half of Maximum Fractional Value and above; what
+    is exactly half in two segments belongs to the one of the lower number. Pixel Padding Value of a label map is
+    background.
 
     Args:
         like: a scan. The mask is on its grid if every frame lies voxel on voxel in it, else on one of its own:
@@ -103,7 +104,7 @@ class _Segments:
             raise _damaged(name, exc) from exc
 
     def mask(self, like: Volume | None, *, coded: bool) -> LabelMap:
-        """As `read_seg`."""
+        """The mask, see `read_seg`."""
         if like is not None:
             labels = self._drawn(like.shape, like.affine, like.crude if isinstance(like, DicomVolume) else 0.0, coded)
             if labels is not None:
@@ -145,7 +146,7 @@ class _Segments:
                     share[spot] = np.maximum(share[spot], parts)
                 if clash.any():
                     raise InputError(
-                        f"{self.name}: its segments overlap, so it is no label map; export them as NIfTI masks."
+                        f"{self.name}: its segments overlap, so it is not a label map: export them as NIfTI masks."
                     )
                 labels[spot] = new
         except InputError:
@@ -300,7 +301,7 @@ def write_seg(
         except Exception as exc:  # highdicom asks more of the source than many scanners write.
             if isinstance(exc, OSError) or is_disk_full(exc):
                 raise
-            return _missing(exc) or f"highdicom makes no SEG that refers to this scan ({type(exc).__name__})"
+            return _missing(exc) or f"highdicom cannot make a SEG that refers to this scan ({type(exc).__name__})"
     return None
 
 

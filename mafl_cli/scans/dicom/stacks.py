@@ -63,7 +63,7 @@ def is_directory_file(path: Path) -> bool:
 
 
 def sop_class(path: Path) -> str:
-    """SOP Class UID of a single DICOM file; "" when it has none or is no such file."""
+    """SOP Class UID of a single DICOM file; "" when it has none, or is not such a file."""
     if not path.is_file() or not is_dicom(path):
         return ""
     try:
@@ -133,7 +133,7 @@ def _told_apart(frames: Sequence[Frame]) -> list[Frame]:
         id(source): source.name if once[source.name] == 1 else f"file {number} of {len(sources)}"
         for number, source in enumerate(sources, start=1)
     }
-    # Of several multi-frame files all, or frame 3 would be the one file's that has so many.
+    # With several multi-frame files all are named, or frame 3 would be that of the one file that has so many.
     many = {frame.series for frame in frames if names[frame.series, "frame 1"] > 1}
 
     def named_by_file(frame: Frame) -> Frame:
@@ -207,8 +207,8 @@ def choose(name: str, found: Found, series: str | None) -> tuple[Stack, tuple[st
     first = chosen[0]
     if first.flavour and first.modality in PHYSICAL and series is None:
         raise InputError(
-            f"{name} is {first.flavour} by its header, and no slices of a volume: give the series of slices, or "
-            f"--series {stacks.index(chosen) + 1} to take it as it is."
+            f"{name} is {first.flavour} by its header, not slices of a volume: give the series of slices, or "
+            f"choose `series` {stacks.index(chosen) + 1} to take it as it is."
         )
     between = [frame for stack in stacks if _interleaved(chosen, stack) for frame in stack]
     if between:
@@ -219,7 +219,7 @@ def choose(name: str, found: Found, series: str | None) -> tuple[Stack, tuple[st
         )
     notes = []
     if first.flavour:
-        notes.append(f"{name}: is {first.flavour} by its header, and no slices of a volume; taken as it is.")
+        notes.append(f"{name}: is {first.flavour} by its header, not slices of a volume; taken as it is.")
     aside = [f"{_counted(stack)} ({stack[0].flavour})" for stack in meant if stack not in slices]
     aside += [f"{count} x {re.split('[,:]', what)[0]}" for what, count in found.beside.items()]
     if aside:
@@ -244,7 +244,7 @@ def _meant(name: str, stacks: list[Stack], series: str | None) -> list[Stack]:
 def _several(name: str, candidates: list[Stack], stacks: list[Stack]) -> InputError:
     """Why several stacks are not one volume, and what to do."""
     if len({stack[0].series for stack in candidates}) > 1:
-        return InputError(f"{name} holds several series: choose one with --series NUMBER. {_listing(stacks)}")
+        return InputError(f"{name} holds several series: choose one with `series` NUMBER. {_listing(stacks)}")
     most = max(candidates, key=len)
     odd = [frame for stack in candidates if stack is not most for frame in stack]
     what = (
@@ -253,8 +253,10 @@ def _several(name: str, candidates: list[Stack], stacks: list[Stack]) -> InputEr
     )
     if any(_interleaved(one, other) for one in candidates for other in candidates):
         # To take every second slice would be to attack half a patient at twice the distances.
-        return GeometryError(f"{what}, and lie among them: no stack is a volume by itself: export the series again.")
-    return GeometryError(f"{what}: take one stack with --series NUMBER. {_listing(stacks)}")
+        return GeometryError(
+            f"{what}, and lie between them, so that no stack is a volume by itself: export the series again."
+        )
+    return GeometryError(f"{what}: take one stack with `series` NUMBER. {_listing(stacks)}")
 
 
 def _interleaved(stack: Stack, other: Stack) -> bool:
@@ -317,7 +319,7 @@ def describe(number: int, stack: Stack) -> dict[str, Any]:
 
 
 def siblings(name: str, path: Path, stack: Stack) -> tuple[str, ...]:
-    """A word for who gives one slice of a series and may mean all."""
+    """A warning for those who give one slice of a series and may mean all."""
     if not path.is_file() or len(stack) > 1 or stack[0].modality not in PHYSICAL:
         return ()
     others = sum(1 for file in path.parent.iterdir() if file != path and file.is_file() and is_dicom(file))

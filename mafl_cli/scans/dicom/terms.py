@@ -30,8 +30,8 @@ PHOTOMETRIC_INTERPRETATIONS = frozenset(
     )
 )
 
-# Of attributes that say how an image was made and what it is, in group 0018, 0020, 0022, 0028, 0052 and 0054, and of
-# Image Type; the usual words of vendors in Image Type and Rescale Type too.
+# Terms of attributes that say how an image was made and what it is, in group 0018, 0020, 0022, 0028, 0052 and 0054, and
+# of Image Type; the usual words of vendors in Image Type and Rescale Type too.
 WORDS = frozenset(
     """
     00 01 129XE 13C 19F 1CM 1D 1H 1PS 23NA 2D 2D_3D 2PS 31P 3D 3D_REBINNED 3HE 7LI ABDOMINAL ABORTED ACCELERATION
