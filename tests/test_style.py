@@ -13,6 +13,7 @@ import pytest
 
 import mafl_cli
 from mafl_cli import api
+from mafl_cli.case.arrays import View
 from mafl_cli.case.request import AttackRequest
 from mafl_cli.cli.flags import in_flags
 from mafl_cli.config import AttackConfig
@@ -20,7 +21,7 @@ from mafl_cli.config import AttackConfig
 PACKAGE = Path(mafl_cli.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PARAMETERS = {
-    *(each.name for settings in (AttackConfig, AttackRequest) for each in fields(settings)),
+    *(each.name for settings in (AttackConfig, AttackRequest, View) for each in fields(settings)),
     *(name for call in (api.attack, api.evaluate) for name in inspect.signature(call).parameters),
 }
 
@@ -61,4 +62,4 @@ def test_backticks_in_a_message_enclose_a_parameter_or_a_command(path: Path) -> 
         for text in (ast.unparse(node) for node in ast.walk(raised) if isinstance(node, (ast.JoinedStr, ast.Constant))):
             for inner in re.findall(r"`([^`]*)`", text):
                 known = inner in PARAMETERS or in_flags(f"`{inner}`") != f"`{inner}`"
-                assert known or inner.split()[0] in ("mafl", "git", "pip") or inner.startswith("{"), text
+                assert known or inner.split()[0] in ("mafl", "mafl.attack", "git", "pip") or inner.startswith("{"), text

@@ -43,7 +43,7 @@ def aggregate(out: Path) -> Batch:
     """Read every case's report, and write report.json, cases.csv and failed.txt of the run; returns the first.
 
     Nothing in them depends on the order, the number of workers, or how often the run was interrupted.
-    Raises InputError for a folder that is no batch, or has reports of another version of the schema.
+    Raises InputError for a folder that is not a batch, or has reports of another version of the schema.
     """
     known = _known(out)
     # Parts that end together: the tables of the last one must be the last.
@@ -130,7 +130,7 @@ def format_run(whole: Batch) -> str:
 def status(out: Path) -> Status:
     """How far a run is, finished or not, from its files.
 
-    Raises InputError for a folder that is no batch, or has reports of another version of the schema.
+    Raises InputError for a folder that is not a batch, or has reports of another version of the schema.
     """
     known = _known(out)
     at_work = not all(locks.is_free(path) for path in (out / RUN).parent.glob("part-*.lock"))

@@ -241,7 +241,7 @@ def _problem(network: _Network, clean: Tensor, asked: Asked, say: Say) -> ArrayP
     unstated = regions and view.activation is None and network.card.activation is None
     if unstated and bool((wanted.sum(dim=1) == 1).all()):
         raise InputError(
-            "`target` is one-hot, one class at each voxel: use target.argmax(1), or `activation` sigmoid for regions."
+            "`target` is one-hot, one class at each voxel: use target.argmax(1), or `activation` 'sigmoid' for regions."
         )
     card = view.seen_by(network.card, regions=regions)
     spacing = None if view.spacing is None or isinstance(view.spacing, str) else tuple(view.spacing)

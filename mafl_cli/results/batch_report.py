@@ -115,6 +115,6 @@ class Status:
     """A worker is at them."""
     pending: Count
     mean_seconds: dict[str, Length]
-    """Of each part of a case."""
+    """Seconds that each part of a case takes."""
     mean_passes: Length
     peak_resident_bytes: Count
