@@ -39,6 +39,7 @@ from mafl_cli.judging import gates, transforms
 from mafl_cli.judging.evaluation import EvaluateRequest, run_evaluation
 from mafl_cli.judging.gates import Gate
 from mafl_cli.judging.trials import Trials
+from mafl_cli.network.device import float32_by_default
 from mafl_cli.results.evaluation_report import Evaluation
 from mafl_cli.results.report import DryRun, Report
 from mafl_cli.scans import recipes
@@ -187,7 +188,7 @@ def attack_scan(
         return run_attack(request, say=say, detail=detail, on_progress=on_progress)
 
     # The seed is that of the attack, and no caller's random numbers are to change with it.
-    with torch.random.fork_rng(devices=()):
+    with torch.random.fork_rng(devices=()), float32_by_default():
         if out is not None:
             return run(path_of("out", out))
         with tempfile.TemporaryDirectory(prefix="mafl-") as folder:
@@ -297,4 +298,5 @@ def evaluate(
         trials=trials if isinstance(trials, Trials) else Trials(transforms=transforms.parse(words_of(trials))),
         gates=tuple(rule if isinstance(rule, Gate) else gates.parse(rule) for rule in rules),
     )
-    return run_evaluation(request, say=say, on_case=on_case)
+    with float32_by_default():
+        return run_evaluation(request, say=say, on_case=on_case)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -296,7 +296,19 @@ def test_a_target_of_any_whole_type(kind: Any) -> None:
     assert np.array_equal(found.adversarial, mafl_cli.attack(**cut()).adversarial)
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu")])
+@contextmanager
+def float64_by_default() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+        assert torch.get_default_dtype() is torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu"), float64_by_default]
+)
 def test_what_a_caller_has_switched_on_does_not_matter(mode: Callable[[], AbstractContextManager[object]]) -> None:
     plain, network = mafl_cli.attack(**cut()), Threshold(2)
     with mode():
@@ -304,6 +316,16 @@ def test_what_a_caller_has_switched_on_does_not_matter(mode: Callable[[], Abstra
         found = mafl_cli.attack(**cut(model=network, image=given, target=torch.from_numpy(erased()) * 1))
     assert np.array_equal(found.adversarial.numpy(), plain.adversarial)
     assert all(each.requires_grad for each in network.parameters())
+
+
+def test_a_caller_may_have_another_default_for_files_too(tmp_path: Path) -> None:
+    torch.jit.script(Threshold(2)).save(tmp_path / "model.ts")
+    scan = save(tmp_path / "scan.nii.gz", scan_array())
+    with float64_by_default():
+        assert mafl_cli.load_model(tmp_path / "model.ts", device="cpu").info.dims == 2
+        report = mafl_cli.attack_scan(scan, "erase:1", model=tmp_path / "model.ts", out=tmp_path / "out", steps=2)
+        verdict = mafl_cli.evaluate(tmp_path / "out", model=tmp_path / "model.ts")
+    assert verdict.judged[0].metrics.post_write.target_iou == report.case.metrics.post_write.target_iou
 
 
 def test_a_module_made_under_inference_mode_is_refused() -> None:

@@ -25,7 +25,7 @@ from mafl_cli.field.resample import Grids
 from mafl_cli.field.tiling import Tiling
 from mafl_cli.network.card import ModelCard
 from mafl_cli.network.card_file import find_card
-from mafl_cli.network.device import exactly, pick_device
+from mafl_cli.network.device import exactly, float32_by_default, pick_device
 from mafl_cli.network.intensity import Intensity
 from mafl_cli.network.load import ModelInfo, describe
 from mafl_cli.network.model_file import ModelFile, lent, read_model
@@ -96,7 +96,7 @@ def load_model(path: str | Path, *, device: str = "auto") -> Loaded:
     path, where = path_of("path", path), pick_device(str(device))
     card = find_card(path)
     file = read_model(path, where)
-    with exactly(where):
+    with exactly(where), float32_by_default():
         _, info, _ = describe(file, path.name, where, card)
     return Loaded(path, where, card, info, file)
 
@@ -182,6 +182,7 @@ def attack_arrays(
     """See `mafl_cli.attack`."""
     with ExitStack() as stack:
         # A caller's no_grad or inference_mode would leave nothing to search with, and autocast would be recorded.
+        stack.enter_context(float32_by_default())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         network = stack.enter_context(_network(model, image))

@@ -99,3 +99,14 @@ def caution(device: torch.device, precision: Precision, dims: int) -> str | None
         # github.com/pytorch/pytorch/issues/183815.
         return "precision bf16: PyTorch 2.13 is slower with it on a CPU than with float32."
     return None
+
+
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """New tensors are float32 in the block, whatever a caller of the library has for default."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
