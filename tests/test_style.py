@@ -22,7 +22,7 @@ PACKAGE = Path(mafl_cli.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PARAMETERS = {
     *(each.name for settings in (AttackConfig, AttackRequest, View) for each in fields(settings)),
-    *(name for call in (api.attack, api.evaluate) for name in inspect.signature(call).parameters),
+    *(name for call in (api.attack, api.attack_scan, api.evaluate) for name in inspect.signature(call).parameters),
 }
 
 

@@ -15,7 +15,7 @@ WINDOWS = {"soft": (40.0, 400.0), "lung": (-600.0, 1500.0), "bone": (400.0, 1800
 """Level and width, HU, as radiologists use them."""
 
 MAX_MB: float = 20
-"""Largest size of a page, unless the user says otherwise: it goes through mail gateways, and most of them stop larger ones."""
+"""Largest size of a page, unless a user says otherwise: it goes through mail gateways, and most stop larger ones."""
 
 
 def class_colour(label: int) -> str:
