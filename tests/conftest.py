@@ -26,3 +26,11 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("the development scans are not there")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("cuda") is not None:
+            item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))

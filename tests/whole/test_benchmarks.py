@@ -7,11 +7,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-NAMES = ("cases", "peers", "tables", "quality", "overhead")
+NAMES = ("cases", "peers", "tables", "quality", "overhead", "phantom")
 
 
 @pytest.fixture
@@ -101,3 +102,14 @@ def test_runs_that_are_known_are_not_run_again(benchmarks: Any, tmp_path: Path) 
     half_written = '{"key": "'
     store.write_text(json.dumps({"key": task.key, "rows": rows}) + "\n" + half_written)
     assert quality._solve_all([task], store, None, jobs=1) == (rows, 0)
+
+
+def test_the_made_up_ct_has_its_organs_and_the_network_nnunets_size(benchmarks: Any) -> None:
+    phantom = benchmarks["phantom"]
+    scan, labels = phantom.made_up((48, 48, 24))
+    assert set(np.unique(labels)) == set(range(len(phantom.CLASSES)))
+    assert [round(float(np.median(scan[labels == k])), -1) for k in (1, 2, 4)] == [110, 190, 600]
+    network = phantom.UNet(3, (32, 64, 128, 256, 320, 320))
+    assert 25e6 < sum(each.numel() for each in network.parameters()) < 35e6
+    with torch.no_grad():
+        assert phantom.UNet(2, (4, 8, 8))(torch.zeros(1, 1, 16, 24)).shape == (1, 5, 16, 24)
