@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mafl_cli.config import SaveAs
+from mafl_cli.errors import InputError
+from mafl_cli.names import public_name
 from mafl_cli.scans import geometry, nifti, nifti_write, volume
-from mafl_cli.scans.volume import Volume
+from mafl_cli.scans.volume import LabelMap, Volume
 
 
 def is_dicom(path: Path) -> bool:
@@ -63,6 +65,27 @@ def read_scan(path: str | Path, *, series: str | None = None, allow_gaps: bool =
     from mafl_cli.scans.dicom import read
 
     return read.read_dicom(path, series=series, allow_gaps=allow_gaps)
+
+
+def read_mask(path: Path, like: Volume, *, coded: bool) -> LabelMap:
+    """Read a mask: NIfTI, or a DICOM SEG, of which on the voxels of `like` all of its grid.
+
+    coded: its segments may overlap, and are codes; see `mafl_cli.classes`.
+    Raises: as `scans.nifti.read_labels` and `scans.dicom.seg.read_seg`.
+    """
+    if not is_dicom(path):
+        return nifti.read_labels(path)
+    from mafl_cli.scans.dicom import seg
+
+    name = public_name(path)
+    if path.is_dir():
+        found = [file for file in sorted(path.rglob("*")) if seg.is_seg(file)]
+        if len(found) != 1:
+            raise InputError(f"{name}: is a folder with {len(found)} DICOM SEG files: give one mask, NIfTI or SEG.")
+        path = found[0]
+    if seg.is_seg(path):
+        return seg.read_seg(path, like=like, coded=coded)
+    raise InputError(f"{name}: is DICOM, but not a segmentation (SEG): give a mask, NIfTI or SEG.")
 
 
 def read_written(path: Path) -> Volume:

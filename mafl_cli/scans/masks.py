@@ -18,8 +18,7 @@ from mafl_cli.classes import Classes, Labels
 from mafl_cli.errors import GeometryError, InputError, UsageError
 from mafl_cli.names import is_there, public_name
 from mafl_cli.scans import forms, geometry
-from mafl_cli.scans.formats import is_dicom
-from mafl_cli.scans.nifti import read_labels
+from mafl_cli.scans.formats import read_mask
 from mafl_cli.scans.volume import LabelMap, Volume
 
 
@@ -66,7 +65,7 @@ class Masks:
         Raises: GeometryError when the grids differ and may not; InputError when the file is not a label map, or no
             label lies inside the image; UsageError for a `label_map` of labels that are not there.
         """
-        mask = _read(path, like, coded)
+        mask = read_mask(path, like, coded=coded)
         mask, notes = self._renamed(mask)
         if geometry.same_space(like.shape, like.affine, mask.labels.shape, mask.affine):
             return mask.labels, Source(mask.name, mask.sha256), (*mask.warnings, *notes)
@@ -111,23 +110,6 @@ class Masks:
         gone = f"; label {', '.join(lost)} is lost" if lost else ""
         note = f"{mask.name}: moved to the grid of {like.name}; voxels: {shown or 'none labelled'}{gone}"
         return labels, Source(mask.name, mask.sha256, counts), (*mask.warnings, *notes, note)
-
-
-def _read(path: Path, like: Volume, coded: bool) -> LabelMap:
-    """A mask file; of a SEG on the voxels of `like`, all of its grid."""
-    if not is_dicom(path):
-        return read_labels(path)
-    from mafl_cli.scans.dicom import seg
-
-    name = public_name(path)
-    if path.is_dir():
-        found = [file for file in sorted(path.rglob("*")) if seg.is_seg(file)]
-        if len(found) != 1:
-            raise InputError(f"{name}: is a folder with {len(found)} DICOM SEG files: give one mask, NIfTI or SEG.")
-        path = found[0]
-    if seg.is_seg(path):
-        return seg.read_seg(path, like=like, coded=coded)
-    raise InputError(f"{name}: is DICOM, but not a segmentation (SEG): give a mask, NIfTI or SEG.")
 
 
 def _counts(labels: NDArray[np.int64]) -> dict[int, int]:
