@@ -75,7 +75,7 @@ def test_header_rounding_is_no_other_grid(tmp_path: Path, image: Any) -> None:
         (
             MASK,
             np.diag([-0.9, 0.8, 2.5, 1]),
-            r"RAS, .* LAS, .* Add --resample-target to move mask.nii to",
+            r"RAS, .* LAS, .* Add `resample_target` to move mask.nii to",
         ),
     ],
     ids=["shape", "spacing", "flip"],
@@ -91,7 +91,7 @@ def test_another_grid_is_refused(tmp_path: Path, image: Any, array: Any, affine:
     [
         (MASK, ("background", "lesion"), r"label 2 \(40 voxels\); its classes are 0 background, 1 lesion: give"),
         (MASK * 2, NAMES, r"label 4 \(40 voxels\)"),
-        ((MASK == 1) * 255, ("a", "b"), r"label 255 \(40 voxels\).* a 0/255 mask needs --label-map 255:1"),
+        ((MASK == 1) * 255, ("a", "b"), r"label 255 \(40 voxels\).* a 0/255 mask needs `label_map` 255:1"),
         (np.arange(120).reshape(SHAPE), NAMES, r"10 \(1 voxels\) and 109 more; its classes"),
     ],
     ids=["one", "gap", "0-255", "many"],
