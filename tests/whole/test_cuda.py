@@ -208,7 +208,7 @@ def test_devices_are_what_was_asked_for(case: Path) -> None:
         assert finished(result, case / "out")["environment"]["device"]["type"] == torch.device(DEVICE).type
     said = attack(case, "bright2d", "none", "cuda:99", "--steps", 2, "-q")
     assert said.exit_code == 2
-    assert said.stderr.startswith("mafl: --device cuda:99: there ")
+    assert said.stderr.startswith("mafl: --device cuda:99 does not exist: the last of this machine is cuda:")
     assert said.stderr.count("\n") == 1
     assert not (case / "none").exists()
 
