@@ -134,26 +134,28 @@ def status(out: Path) -> Status:
     """
     known = _known(out)
     at_work = not all(locks.is_free(path) for path in (out / RUN).parent.glob("part-*.lock"))
-    counts = dict.fromkeys(("ok", "failed", "running", "pending"), 0)
+    ok, failed, running, passes, memory = 0, 0, 0, 0, 0
     seconds: dict[str, float] = {}
-    passes, memory = 0, 0
     for case_id in known.cases:
         folder = out / case_id
         if (folder / FAILED).is_file():
-            counts["failed"] += 1
+            failed += 1
         elif (said := read.finished(folder)) is not None:
-            counts["ok"] += 1
+            ok += 1
             for part, value in said.case.timing_s.items():
                 seconds[part] = seconds.get(part, 0.0) + value
             passes += said.case.attack.passes.forward + said.case.attack.passes.backward
             memory = max(memory, said.case.memory.peak_resident_bytes or 0)
         else:
-            counts["running" if at_work and any(folder.glob(".mafl-*")) else "pending"] += 1
-    done = max(counts["ok"], 1)
+            running += at_work and any(folder.glob(".mafl-*"))
+    done = max(ok, 1)
     return Status(
         command="status",
         cases=len(known.cases),
-        **counts,
+        ok=ok,
+        failed=failed,
+        running=running,
+        pending=len(known.cases) - ok - failed - running,
         mean_seconds={part: round(value / done, 3) for part, value in seconds.items()},
         mean_passes=passes / done,
         peak_resident_bytes=memory,

@@ -37,17 +37,17 @@ def attack_all(
         )
     if count > 1:
         voice.say(f"part {index} of {count}")
-    seen = {"done": 0}
+    done: list[str] = []
     with progress_of_cases(voice, "case") as bar:
 
         def ended(case_id: str, row: Row) -> None:
-            seen["done"] += 1
+            done.append(case_id)
             what = "done" if row.error is None else f"failed: {row.error.message}"
             for line in row.said:
                 voice.detail(f"{case_id}: {line}", case_id=case_id)
             facts = {"case_id": case_id, "status": row.status, "seconds": row.seconds}
             bar.write(lambda: voice.say(f"{case_id}: {what} ({row.seconds:.1f} s)", **facts))
-            bar.show(seen["done"], None)
+            bar.show(len(done), None)
 
         whole = batch.run_batch(
             request,

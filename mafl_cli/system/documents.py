@@ -50,7 +50,7 @@ def read_json(path: Path, name: str | None = None) -> Any:
         found = json.loads(
             text, parse_constant=_no_number, parse_float=_finite, parse_int=_whole, object_pairs_hook=_once
         )
-        return _in_lines(found)
+        return found if _is_in_lines(text) else _in_lines(found)
     except RecursionError as exc:
         raise InputError(f"{name}: cannot be read as JSON (it is nested too deeply).") from exc
     except json.JSONDecodeError as exc:
@@ -95,6 +95,13 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError("a name stands twice in one object")
     return found
+
+
+def _is_in_lines(text: str) -> bool:
+    """Whether no text of a JSON file can need `one_line`, as in most: a batch has ten thousand reports to read."""
+    # What would end a line is space between values, or stands behind a backslash.
+    flat = text.replace("\n", " ").replace("\t", " ")
+    return "\\" not in flat and one_line(flat) == flat
 
 
 def _in_lines(value: Any) -> Any:
