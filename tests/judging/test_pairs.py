@@ -281,7 +281,8 @@ def test_a_result_folder_is_read_with_all_it_holds(run: Path) -> None:
     assert (source.case_id, pair.case_id) == ("run", "patient")
     np.testing.assert_allclose(pair.clean[0].data, scan_array((16, 14, 4)), atol=1e-6)
     for name in ("prediction_clean", "prediction_adversarial", "target"):
-        assert np.array_equal(getattr(pair.recorded, name), np.asarray(nib.load(run / f"{name}.nii.gz").dataobj))
+        drawn = np.asarray(nib.load(run / f"{name}.nii.gz").dataobj)
+        assert np.array_equal(getattr(pair.recorded, name), drawn[np.newaxis])
     assert changed_files(pair.recorded) == []
     assert pair.recorded.case.case_id == "patient"
 
