@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mafl_cli.errors import UsageError
@@ -216,7 +217,7 @@ class AttackConfig:
         self._check_combinations()
 
     def _check_ranges(self) -> None:
-        hints = get_type_hints(AttackConfig)  # What reports say of a run are these and more.
+        hints = _hints()
         for each in fields(AttackConfig):
             value, about = getattr(self, each.name), each.metadata["setting"]
             kind = hints[each.name]
@@ -275,6 +276,13 @@ class AttackConfig:
     def _refuse(wrong: bool, sentence: str) -> None:
         if wrong:
             raise UsageError(f"{sentence}.")
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    """Types of the settings. Of these alone: what reports say of a run are these and more."""
+    # Worked out once: each report that is read checks its settings.
+    return get_type_hints(AttackConfig)
 
 
 def require_type(name: str, value: object, kind: object) -> None:
