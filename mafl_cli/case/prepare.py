@@ -75,8 +75,8 @@ def prepare(
         )
     if request.guides and request.config.feature_weight == 0:
         raise UsageError(
-            f"`guides` have no effect without a feature term, which {request.config.method} does not have: set "
-            "`feature_weight` above 0."
+            f"a feature term is needed for `guides`, which {request.config.method} does not have: set `feature_weight` "
+            "above 0."
         )
     subject = prepare_subject(scans, request, device, say)
     lap("lift")

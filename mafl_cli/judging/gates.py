@@ -68,7 +68,7 @@ def parse(text: str, name: str | None = None) -> Gate:
         gate = _parsed(text)
     except UsageError as exc:
         raise UsageError(f"`fail_if` {exc}") from None
-    return gate if name is None else replace(gate, name=name)
+    return replace(gate, name=name) if name else gate
 
 
 def _parsed(text: str) -> Gate:
@@ -119,9 +119,10 @@ def read(path: Path) -> tuple[Gate, ...]:
 def _listed(file: str, key: str, text: str) -> Gate:
     """A gate of a file under the name that it has there."""
     try:
-        return replace(_parsed(text), name=key)
+        gate = _parsed(text)
     except UsageError as exc:
         raise InputError(f"{file}: {outside(key)[:_MOST_SHOWN]} = {exc}") from exc
+    return replace(gate, name=key) if key else gate
 
 
 def judge(gate: Gate, cases: Sequence[JudgedCase | FailedCase]) -> GateResult:

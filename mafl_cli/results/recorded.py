@@ -138,7 +138,9 @@ def read_run(run: Path) -> Pair:
     case, classes = report.case, report.model.drawn
     for file in case.files:
         if not (run / file.name).is_file():
-            raise InputError(f"{public_name(run)}: {file.name} is missing; the run is not complete.")
+            raise InputError(
+                f"{public_name(run)}: {file.name} is missing, so the run is not complete: attack the scan again."
+            )
     clean, adversarial = _volumes(run, case.inputs)
     masks = {}
     for name, codes in _codes(run, adversarial[0]).items():
