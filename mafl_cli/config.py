@@ -16,6 +16,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from mafl_cli.errors import UsageError
 from mafl_cli.names import outside
 
+# Worked out once, not for each report that is read.
+_hints = cache(get_type_hints)
+
 # What every changed scan says of itself, in NIfTI and in DICOM.
 NOTE = "MAFL ADVERSARIAL - NOT FOR CLINICAL USE"
 
@@ -217,7 +220,7 @@ class AttackConfig:
         self._check_combinations()
 
     def _check_ranges(self) -> None:
-        hints = _hints()
+        hints = _hints(AttackConfig)  # What reports say of a run are these and more.
         for each in fields(AttackConfig):
             value, about = getattr(self, each.name), each.metadata["setting"]
             kind = hints[each.name]
@@ -276,13 +279,6 @@ class AttackConfig:
     def _refuse(wrong: bool, sentence: str) -> None:
         if wrong:
             raise UsageError(f"{sentence}.")
-
-
-@cache
-def _hints() -> dict[str, Any]:
-    """Types of the settings. Of these alone: what reports say of a run are these and more."""
-    # Worked out once: each report that is read checks its settings.
-    return get_type_hints(AttackConfig)
 
 
 def require_type(name: str, value: object, kind: object) -> None:
