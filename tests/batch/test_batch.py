@@ -556,8 +556,8 @@ def test_the_part_is_what_slurm_says(array: dict[str, int], part: object, monkey
     [
         # --array=1,5,7: three tasks would do three of seven parts.
         ({"ID": 5, "MIN": 1, "MAX": 7, "STEP": 1, "COUNT": 3}, "not evenly spaced"),
-        ({"ID": 2, "COUNT": 2}, "none of the 2"),
-        ({"ID": 4, "MIN": 3, "MAX": 5, "STEP": 2}, "none of the 2"),
+        ({"ID": 2, "COUNT": 2}, "not one of the 2"),
+        ({"ID": 4, "MIN": 3, "MAX": 5, "STEP": 2}, "not one of the 2"),
         ({"ID": 2}, "not how many there are"),
     ],
     ids=["holes", "from 1 on", "between", "no count"],
@@ -724,7 +724,7 @@ def test_the_report_of_a_batch_is_typed_and_fits_its_schema(whole: Path) -> None
 @pytest.mark.parametrize(
     ("sbatch", "code", "words"),
     [
-        (None, 2, "mafl: --slurm: there is no sbatch here; give the command on a login node of the cluster.\n"),
+        (None, 2, "mafl: --slurm needs sbatch, which is not here: give the command on a login node of the cluster.\n"),
         (
             "echo 'sbatch: error: invalid partition specified: gpu' >&2; exit 1",
             3,
