@@ -254,7 +254,7 @@ def _require_passed(measured: Evaluation) -> None:
     """Raise GateError for a failed gate, else PartialError for a failed case."""
     failed = measured.failed_gates
     if failed:
-        first = f"fail if {failed[0].expression}: {failed[0].reason}"
+        first = f"fail if {failed[0].expression}: {failed[0].reason}".removesuffix(".")
         raise GateError(f"{len(failed)} of {len(measured.gates)} gates failed: {first}.")
     broken = [case.case_id for case in measured.cases if case.status != "ok"]
     if broken:

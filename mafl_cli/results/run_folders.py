@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mafl_cli.errors import InputError, reason_of
+from mafl_cli.errors import InputError, cannot_be_read
 from mafl_cli.names import public_name
 from mafl_cli.results import read
 from mafl_cli.results.files import FAILED, PREDICTION_ADVERSARIAL, REPORT, RUN, TICKET, changed_scans
@@ -79,7 +79,7 @@ def _look(visit: _Visit, *, named: bool) -> tuple[list[Place], list[_Visit]]:
         return [], []
     except OSError as exc:
         # It may hold the worst run.
-        return [Place(name, here, f"{name}: cannot be looked into ({reason_of(exc)}).")], []
+        return [Place(name, here, str(cannot_be_read(name, exc)))], []
     files = [each for each, is_folder in there if not is_folder]
     folders = [each for each, is_folder in there if is_folder]
     inner = [each for each in folders if not each.startswith(".mafl")]

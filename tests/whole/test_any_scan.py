@@ -254,7 +254,7 @@ def test_results_never_go_into_the_source(ct: Path, model: Path, place: str) -> 
 def test_a_dicom_file_of_floats_is_not_promised(ct: Path, model: Path, tmp_path: Path) -> None:
     result = attack(ct, "erase:1", model, tmp_path / "out", "--save-as", "float32")
     assert result.exit_code == 2
-    assert "DICOM holds the integers of its source" in result.output
+    assert "which holds the integers of its source" in result.output
     assert not (tmp_path / "out").exists()
 
 
@@ -385,7 +385,7 @@ def test_dry_run_shows_the_target_and_attacks_nothing(scan: Path, model: Path, t
     ("target", "code", "words"),
     [
         ("erase:1:sphere@900,0,0,3", 3, "changes no voxel inside the sphere"),
-        ("erase:5", 2, "no class '5'; it has 0 background, 1 ball"),
+        ("erase:5", 2, "does not have class '5'; it has 0 background, 1 ball"),
         ("shift:1:10mm", 2, "write shift:CLASS:X,Y,Zmm"),
         ("copy:nowhere.nii.gz", 3, "nowhere.nii.gz does not exist"),
     ],
@@ -440,7 +440,7 @@ def test_within_and_body_only(scan: Path, model: Path, tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(0 * roi, AFFINE), tmp_path / "empty.nii.gz")
     result = attack(scan, "erase:1", model, tmp_path / "no", "--within", tmp_path / "empty.nii.gz")
     assert result.exit_code == 3
-    assert "empty.nii.gz: is empty" in result.output
+    assert "empty.nii.gz labels no voxel" in result.output
 
 
 # --- privacy ------------------------------------------------------------------------------------------------------
