@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from types import EllipsisType
 
 import torch
 from torch import Tensor
@@ -12,10 +12,11 @@ from torch import Tensor
 from mafl_cli.case.problem import Problem
 from mafl_cli.codes import Outcome
 from mafl_cli.config import AttackConfig
-from mafl_cli.field.field import Scan
+from mafl_cli.field.field import Field, Scan
 from mafl_cli.field.samples import Changed, Drawn
 from mafl_cli.results.report import Trace
 from mafl_cli.search import traces
+from mafl_cli.search.limits import Limits
 from mafl_cli.search.loop import StepRecord, attack
 
 # How often statistics may be frozen anew at the changed scan before what is left is reported as it is.
@@ -122,20 +123,20 @@ def search(
 class _Part:
     """Some samples, cut to the part that the edit can reach; see `field.field.Focus`."""
 
-    field: Any
+    field: Field
     clean: Tensor
     wanted: Tensor
     guide: Tensor | None
-    limits: Any
+    limits: Limits
     whole: Tensor
-    box: Any
+    box: tuple[EllipsisType | slice, ...]
 
     @staticmethod
     def of(case: Problem, field: Scan, rows: Tensor) -> _Part:
         whole = case.clean[rows]
         edit = case.edit(rows)
         focus = field.focus(whole, edit)
-        box: Any = (..., *focus.box)
+        box: tuple[EllipsisType | slice, ...] = (..., *focus.box)
         limits = case.limits.part(rows, focus.box)
         if focus.frozen is not None:
             limits = replace(limits, frozen=limits.frozen | focus.frozen.unsqueeze(1))

@@ -28,10 +28,10 @@ from mafl_cli.field.preprocess import per_channel
 from mafl_cli.network import prediction
 from mafl_cli.search import steps
 from mafl_cli.search.best import Best, finished, search_scale
-from mafl_cli.search.goals import Goal, Verdict
+from mafl_cli.search.goals import Verdict
 from mafl_cli.search.limits import Limits
 from mafl_cli.search.lowfreq import low_pass
-from mafl_cli.search.terms import LowPass, Terms, pulled_back, span, without_low_frequency
+from mafl_cli.search.terms import FeatureGains, LowPass, Terms, pulled_back, span, without_low_frequency
 
 
 @dataclass(frozen=True)
@@ -96,22 +96,20 @@ def attack(
     before = field.predict(clean)
     overlapping = target.ndim == clean.ndim
     terms = Terms.of(config, field, before, target, guide, overlapping=overlapping)
-    classes, aims = before.logits.shape[1], {"iou": config.goal_iou, "hit": config.goal_hit}
-    goal = Goal.of(target, terms.clean, classes, **aims, overlapping=overlapping)
+    goal = terms.goal(before.logits.shape[1])
 
     low = partial(low_pass, levels=config.low_frequency_levels, spacing=spacing)
     delta = _begin(clean, limits, config, low)
     rule, scaling = _rule(config, limits, clean), steps.Scaling(config, clean)
     best = Best.at(clean, goal.judge(terms.clean), config.aimed, bounded=config.eps is not None)
     ever_reached = best.reached.clone()
-    feature_gain = torch.zeros(len(clean), device=clean.device)
-    loss = torch.zeros_like(feature_gain)
+    loss = torch.zeros(len(clean), device=clean.device)
     stuck = torch.zeros_like(ever_reached)
     rows = torch.nonzero(~best.reached).flatten()
     forward, backward = len(clean) * (1 if guide is None else 2), 0
     scale_search = min(config.scale_search, config.steps // 4)
     budget = config.steps - scale_search
-    compare_at = 1 + budget // 20
+    gains = FeatureGains(config.feature_weight, compare_at=1 + budget // 20, like=loss)
 
     for step in range(budget):
         if not len(rows):
@@ -120,12 +118,7 @@ def attack(
         origin = steps.those(clean, rows)
         x = limits.project(origin, steps.those(delta, rows), rows)
         here = (x - origin).div_(native)
-        searching = ~ever_reached[rows]
-        # One backward pass is enough for both terms once their gradients have been compared. Not close to the clean
-        # image: there the similarity to it is at its top, and its gradient next to nothing.
-        compare = config.feature_weight > 0 and step == compare_at
-        wanted = config.feature_weight > 0 and step >= compare_at and bool(searching.any())
-        gain = feature_gain[rows] * searching if wanted else None
+        gain, compare = gains.at(step, rows, ~ever_reached[rows]), gains.compare(step)
         slopes = field.slopes(x, terms.losses(rows, progress=step / budget, gain=gain, apart=compare))
         loss[rows] = slopes.values[0].to(loss)
         forward, backward = forward + len(rows), backward + len(rows) * len(slopes.gradients)
@@ -138,25 +131,20 @@ def attack(
         ever_reached[rows] |= verdict.reached
         # Who has not been at the goal by half time is pressed as hard as can be.
         overdue = ~ever_reached[rows] & (step >= budget // 2)
-        short = torch.where(overdue, 1.0, config.aimed - verdict.score)
-        if config.mask_loss == "margin":
-            terms.pressure.update(rows, short, (step + 1) / budget)
+        terms.press(rows, torch.where(overdue, 1.0, config.aimed - verdict.score), (step + 1) / budget)
 
         # 3. Direction: the terms' gradients weighed and added, with momentum.
         mask_gradient = steps.finite(slopes.gradients[0]).mul_(steps.those(free, rows))
         if step == 0:
             scaling.first(rows, slopes.values[0], mask_gradient)
         if compare:
-            other = steps.length(steps.finite(slopes.gradients[1]) * native)
-            feature_gain[rows] = config.feature_weight * steps.distance(steps.length(mask_gradient), other)
+            gains.measure(rows, mask_gradient, steps.finite(slopes.gradients[1]) * native)
         direction = scaling.of_gradient(rows, mask_gradient)
         direction = pulled_back(direction, here, size, mask_gradient, config, limits, low)
         direction = scaling.with_momentum(rows, direction, step)
 
         # 4. The step. Rounding is straight-through: a step may be finer than the stored grid.
-        exact = here
-        if limits.grid is not None:
-            exact = (limits.unrounded(origin, steps.those(delta, rows), rows) - origin).div_(native)
+        exact = _exact(limits, origin, steps.those(delta, rows), rows, native, here)
         now = steps.Now(step, budget, exact, direction, scaling.reach[rows], verdict.iou)
         delta[rows] = without_low_frequency(rule(now), config, low)
 
@@ -169,14 +157,25 @@ def attack(
         del origin, x, here, slopes, labels, mask_gradient, direction, exact, now
 
     forward += search_scale(field, clean, goal, limits, scale_search, best)
-    outcomes = tuple(
+    return AttackResult(best.x, best.verdict(), _outcomes(best, stuck), best.l2, forward, backward)
+
+
+def _outcomes(best: Best, stuck: Tensor) -> tuple[Outcome, ...]:
+    """Why the search ended for each sample. stuck: (B,), no gradient moved it from where it began."""
+    return tuple(
         Outcome.ALREADY if reached and l2 == 0
         else Outcome.REACHED if reached
         else Outcome.NO_GRADIENT if none
         else Outcome.STEP_LIMIT
         for reached, l2, none in zip(best.reached.tolist(), best.l2.tolist(), stuck.tolist(), strict=True)
     )  # fmt: skip
-    return AttackResult(best.x, best.verdict(), outcomes, best.l2, forward, backward)
+
+
+def _exact(limits: Limits, origin: Tensor, delta: Tensor, rows: Tensor, native: Tensor, here: Tensor) -> Tensor:
+    """The change before it is rounded to the stored grid, model units. here: after that."""
+    if limits.grid is None:
+        return here
+    return (limits.unrounded(origin, delta, rows) - origin).div_(native)
 
 
 def _begin(clean: Tensor, limits: Limits, config: AttackConfig, low: LowPass) -> Tensor:

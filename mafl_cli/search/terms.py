@@ -14,6 +14,7 @@ from mafl_cli.field.field import Field, Losses
 from mafl_cli.field.preprocess import per_channel
 from mafl_cli.network.prediction import Patch, Prediction, drawn
 from mafl_cli.search import losses, steps
+from mafl_cli.search.goals import Goal
 from mafl_cli.search.limits import Limits
 from mafl_cli.search.pressure import Pressure, margins
 
@@ -98,6 +99,46 @@ class Terms:
     def _missing(self, rows: Tensor, unmet: Tensor) -> Tensor:
         """Voxels that miss the target as a share of those that had to change, at most 1: (b,)."""
         return (unmet.flatten(1).sum(dim=1) / self.must[rows].clamp_min(1)).clamp_max(1)
+
+    def goal(self, classes: int) -> Goal:
+        """What counts as reached. classes: how many the network draws."""
+        return Goal.of(
+            self.target, self.clean, classes,
+            iou=self.config.goal_iou, hit=self.config.goal_hit, overlapping=self.overlapping,
+        )  # fmt: skip
+
+    def press(self, rows: Tensor, short: Tensor, progress: float) -> None:
+        """Let voxels that fail count more in the margin loss. short: (b,), how much of the score is missing."""
+        if self.config.mask_loss == "margin":
+            self.pressure.update(rows, short, progress)
+
+
+class FeatureGains:
+    """What the feature term counts beside the mask term, for each sample.
+
+    One backward pass is enough for both terms once their gradients have been compared. That is done once, and not close
+    to the clean image: there the similarity to it is at its top, and its gradient next to nothing.
+    """
+
+    def __init__(self, weight: float, compare_at: int, like: Tensor) -> None:
+        """weight: the feature term's length over the mask term's. compare_at: the step. like: (B,)."""
+        self._weight, self._compare_at = weight, compare_at
+        self._gains = torch.zeros_like(like)
+
+    def compare(self, step: int) -> bool:
+        """Whether both gradients are needed apart in this step."""
+        return self._weight > 0 and step == self._compare_at
+
+    def at(self, step: int, rows: Tensor, searching: Tensor) -> Tensor | None:
+        """The gains of some samples, 0 for those that search no more, (b,) bool; None where the term is off."""
+        if self._weight > 0 and step >= self._compare_at and bool(searching.any()):
+            return self._gains[rows] * searching
+        return None
+
+    def measure(self, rows: Tensor, mask_gradient: Tensor, feature_gradient: Tensor) -> None:
+        """Set the gains from both gradients, (b, C, *spatial), model units."""
+        mask, feature = steps.length(mask_gradient), steps.length(feature_gradient)
+        self._gains[rows] = self._weight * steps.distance(mask, feature)
 
 
 def span(limits: Limits, like: Tensor) -> Tensor:
