@@ -83,9 +83,10 @@ def total(parts: Iterable[Part]) -> Part:
         for name in ("inputs", "not_made", "kills", "cpu_s"):
             setattr(whole, name, getattr(whole, name) + getattr(part, name))
         whole.peak_bytes = max(whole.peak_bytes, part.peak_bytes)
-        for mine, theirs in ((whole.exits, part.exits), (whole.kinds, part.kinds)):
+        counted: Any = ((whole.exits, part.exits), (whole.kinds, part.kinds))
+        for mine, theirs in counted:
             for key, count in theirs.items():
-                mine[key] = mine.get(key, 0) + count  # type: ignore[index]
+                mine[key] = mine.get(key, 0) + count
     return whole
 
 
