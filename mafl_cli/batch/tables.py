@@ -22,7 +22,7 @@ from mafl_cli.results.envelope import NOTICE, SCHEMA_VERSION, TOOL
 from mafl_cli.results.files import FAILED, REPORT, RUN
 from mafl_cli.results.folder import staged, write_text, written_to
 from mafl_cli.results.quantities import HEADLINES, QUANTITIES, TABLE, value_of
-from mafl_cli.results.report import Case
+from mafl_cli.results.report import CaseRecord
 from mafl_cli.system import locks
 from mafl_cli.system.records import to_json
 
@@ -95,7 +95,7 @@ def _row(out: Path, case_id: str) -> tuple[BatchCase, BatchModel | None]:
     return BatchCase(case_id=case_id, status="ok", error=None, outcome=outcome, figures=figures(said.case)), model
 
 
-def figures(case: Case) -> dict[str, bool | float | None]:
+def figures(case: CaseRecord) -> dict[str, bool | float | None]:
     """What the table has of a case, by the names of `TABLE`."""
     return {name: value_of(QUANTITIES[name].of_attack(case)) for name in TABLE}
 

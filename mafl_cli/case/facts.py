@@ -20,7 +20,7 @@ from mafl_cli.measure.records import Agreement
 from mafl_cli.results import report
 from mafl_cli.results.assemble import case_id
 from mafl_cli.scans import volume
-from mafl_cli.scans.masks import Source
+from mafl_cli.scans.masks import MaskFile
 from mafl_cli.search.goals import Verdict
 
 # Voxels that are compared together.
@@ -33,7 +33,7 @@ def facts_of(
     found: Found,
     again: list[volume.Volume],
     post_labels: Tensor,
-) -> report.Case:
+) -> report.CaseRecord:
     """Everything the report says about the case, from the file that was written (`again`) and its prediction.
 
     What it took, and what is in the folder, is not known yet: `timing_s`, `memory` and `files` are empty.
@@ -56,7 +56,7 @@ def facts_of(
     # As a rule the file holds what was in memory, and the distances take long.
     same = torch.equal(found.drawn.labels, post_labels)
     in_memory = after if same else agreement(case.to_labels(found.drawn.labels))
-    return report.Case(
+    return report.CaseRecord(
         case_id=case_id(scan.name),
         status="ok",
         error=None,
@@ -67,7 +67,7 @@ def facts_of(
         attack=report.Attack(
             outcome=outcome,
             goal_reached=outcome in (Outcome.REACHED, Outcome.ALREADY),
-            samples=report.Samples(
+            samples=report.SamplesRecord(
                 kind="slices" if case.layout.sliced else "volume",
                 total=len(case.clean),
                 attacked=int(attacked.sum()),
@@ -112,8 +112,8 @@ def _input(channel: str, scan: volume.Volume) -> report.Input:
 def _space(case: Case, units: Sequence[float]) -> report.Space:
     return report.Space(
         mode="3d" if case.mode == "3d" else "2d",
-        slice_axis=report.SliceAxis(index=case.slices.index, name=case.slices.name, reason=case.slices.reason),
-        network_shape=tuple(case.grids.there.shape_out),
+        slice_axis=report.SliceAxisRecord(index=case.slices.index, name=case.slices.name, reason=case.slices.reason),
+        network_shape=tuple(case.grids.to_network.shape_out),
         native_units_per_model_unit=tuple(units),
         data_box_native=tuple(
             (float(low), float(high)) for low, high in zip(case.limits.low, case.limits.high, strict=True)
@@ -127,27 +127,27 @@ def voxels_of(case: Case, labels: Labels) -> dict[str, int]:
     return {name: int(mask.sum()) for name, mask in zip(classes.names, classes.masks(labels), strict=True)}
 
 
-def target_of(case: Case) -> report.Target:
+def target_of(case: Case) -> report.TargetRecord:
     target = case.target
-    return report.Target(
+    return report.TargetRecord(
         recipe=target.recipe,
         files=tuple(_source(file) for file in target.files),
         voxels=voxels_of(case, target.labels),
     )
 
 
-def _source(file: Source) -> report.MaskFile:
+def _source(file: MaskFile) -> report.MaskFileRecord:
     counts = None
     if file.resampled is not None:
         counts = {str(label): report.Resampled(before=old, after=new) for label, (old, new) in file.resampled.items()}
-    return report.MaskFile(name=file.name, sha256=file.sha256, resampled=counts)
+    return report.MaskFileRecord(name=file.name, sha256=file.sha256, resampled=counts)
 
 
-def bounds_of(case: Case, config: AttackConfig) -> report.Bounds:
+def bounds_of(case: Case, config: AttackConfig) -> report.BoundsRecord:
     """How far the change may go and where, per channel in both units; null where nothing limits it."""
     ball, bounds = case.limits.within(config).ball, case.bounds
     measured = True if case.scan.padding is None else ~case.scan.padding
-    return report.Bounds(
+    return report.BoundsRecord(
         eps_native=None if ball is None else tuple(float(each) for each in ball.radius),
         eps_model=None if ball is None else tuple(float(each) for each in ball.radius / case.limits.unit),
         norm=None if ball is None else ball.norm,

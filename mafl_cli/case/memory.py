@@ -45,7 +45,7 @@ def plan(case: Case) -> str:
 def _in_network(case: Case, attacked: int) -> tuple[int, int, str]:
     """Bytes of a step of the search, and of a window, slice or volume in it (what the backward pass keeps), and its
     size in voxels."""
-    shape = case.tiling.roi if case.tiling else padded(case.grids.there.shape_out, case.info.divisor)
+    shape = case.tiling.roi if case.tiling else padded(case.grids.to_network.shape_out, case.info.divisor)
     example = torch.zeros(1, len(case.info.channels), *shape, device=case.clean.device)
     each = case.segmenter.activation_bytes(example)
     samples = min(case.together, attacked)

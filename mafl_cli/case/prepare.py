@@ -21,7 +21,7 @@ from mafl_cli.field.samples import stacked
 from mafl_cli.scans import body, recipes, volume
 from mafl_cli.scans.formats import prepared
 from mafl_cli.scans.forms import require_same_grid
-from mafl_cli.scans.masks import Source, Target, read_masks
+from mafl_cli.scans.masks import MaskFile, Target, read_masks
 from mafl_cli.search.limits import Grid, Limits
 
 
@@ -33,7 +33,7 @@ class Bounds:
     """
 
     allowed: NDArray[np.bool_] | None = None
-    within: Source | None = None
+    within: MaskFile | None = None
     body_voxels: int | None = None
 
 
@@ -98,7 +98,7 @@ def prepare(
     lap("read")
     clean_labels = subject.drawn(subject.clean, subject.preprocessing).labels
     if recipe is not None:
-        frame = recipes.Frame(scan.affine, subject.slices.index if layout.sliced else None)
+        frame = recipes.PredictionGrid(scan.affine, subject.slices.index if layout.sliced else None)
         labels, note = recipes.follow(
             recipe, subject.to_labels(clean_labels), info.classes, frame, target.labels if target else None
         )

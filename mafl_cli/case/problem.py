@@ -16,7 +16,7 @@ from mafl_cli.config import AttackConfig
 from mafl_cli.errors import UsageError
 from mafl_cli.field.batches import fewer, slices_per_batch
 from mafl_cli.field.field import Say as Say
-from mafl_cli.field.field import Scan
+from mafl_cli.field.field import ScanField
 from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.resample import Grids
 from mafl_cli.field.samples import Drawn, Samples, equal_bits
@@ -55,7 +55,7 @@ class Seen:
         """The preprocessing with the statistics of another scan, (I, J, K) for each channel."""
         return Preprocessing.freeze(self.preprocessing.intensity, data, self.clean.device)
 
-    def field(self, preprocessing: Preprocessing | None = None, *, exact: bool = True) -> Scan:
+    def field(self, preprocessing: Preprocessing | None = None, *, exact: bool = True) -> ScanField:
         """The attacked function, with the statistics of the clean scan, or others, frozen in.
 
         exact: in float32, whatever the precision of the search.

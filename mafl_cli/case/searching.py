@@ -12,7 +12,7 @@ from torch import Tensor
 from mafl_cli.case.problem import Problem
 from mafl_cli.codes import Outcome
 from mafl_cli.config import AttackConfig
-from mafl_cli.field.field import Field, Scan
+from mafl_cli.field.field import Field, ScanField
 from mafl_cli.field.samples import Changed, Drawn
 from mafl_cli.results.report import Trace
 from mafl_cli.search import traces
@@ -75,7 +75,11 @@ def search(
         rounds.append(groups)
 
         def work(
-            rows: Tensor, share: float, field: Scan = field, todo: Tensor = todo, groups: list[traces.Group] = groups
+            rows: Tensor,
+            share: float,
+            field: ScanField = field,
+            todo: Tensor = todo,
+            groups: list[traces.Group] = groups,
         ) -> None:
             part = _Part.of(case, field, rows)
             records: list[StepRecord] = []
@@ -132,7 +136,7 @@ class _Part:
     box: tuple[EllipsisType | slice, ...]
 
     @staticmethod
-    def of(case: Problem, field: Scan, rows: Tensor) -> _Part:
+    def of(case: Problem, field: ScanField, rows: Tensor) -> _Part:
         whole = case.clean[rows]
         edit = case.edit(rows)
         focus = field.focus(whole, edit)

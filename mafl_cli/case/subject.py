@@ -96,7 +96,7 @@ def prepare_subject(scans: Sequence[Volume], request: ModelRequest, device: torc
 
     def size(dims: int) -> tuple[int, ...]:
         _, grids, tiling = laid_out(dims)
-        return grids.there.shape_out if tiling is None else tiling.roi
+        return grids.to_network.shape_out if tiling is None else tiling.roi
 
     segmenter, info, card = _loaded(request, replace(card, dims=dims), device, size)
     for sentence in info.assumptions:

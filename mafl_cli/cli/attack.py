@@ -8,11 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mafl_cli.cli.application import EXIT_CODES, app
-from mafl_cli.cli.attack_options import Batch, Budget, Files, Images, Method, Network, Output, Settings
+from mafl_cli.cli.attack_options import (
+    AttackFiles,
+    AttackOutput,
+    BatchOptions,
+    Budget,
+    Images,
+    Method,
+    Network,
+    Settings,
+)
 from mafl_cli.cli.batch import attack_all, show_cases
 from mafl_cli.cli.console import Voice, deliver, progress_of_steps, reported
 from mafl_cli.cli.groups import Grouped, HelpAll, expanded, given
-from mafl_cli.cli.options import View, Words
+from mafl_cli.cli.options import ViewOptions, Words
 from mafl_cli.cli.reading import (
     model_or_default,
     read_images,
@@ -29,7 +38,7 @@ if TYPE_CHECKING:
     from mafl_cli.scans.recipes import Recipe
 
     Scan = Sequence[Path]
-    Target = Recipe | Sequence[Path] | None
+    TargetGiven = Recipe | Sequence[Path] | None
 
 
 @app.command(cls=Grouped, epilog=EXIT_CODES)
@@ -37,14 +46,14 @@ if TYPE_CHECKING:
 def attack(
     *,
     images: Images = None,
-    files: Files,
+    files: AttackFiles,
     method: Method,
     settings: Settings,
     budget: Budget,
-    view: View,
+    view: ViewOptions,
     network: Network,
-    batch: Batch,
-    output: Output,
+    batch: BatchOptions,
+    output: AttackOutput,
     words: Words,
     help_all: HelpAll,
 ) -> None:
@@ -93,7 +102,7 @@ def attack(
         attack_all(asked_of_all, output.json_file, voice, resume=batch.resume, require_success=method.require_success)
 
 
-def _show_target(scan: Scan, target: Target, asked: dict[str, Any], json_file: str | None, voice: Voice) -> None:
+def _show_target(scan: Scan, target: TargetGiven, asked: dict[str, Any], json_file: str | None, voice: Voice) -> None:
     """`--dry-run`."""
     from mafl_cli import api
     from mafl_cli.results import text
@@ -103,7 +112,7 @@ def _show_target(scan: Scan, target: Target, asked: dict[str, Any], json_file: s
 
 
 def _attack_one(
-    scan: Scan, target: Target, asked: dict[str, Any], json_file: str | None, voice: Voice, required: bool
+    scan: Scan, target: TargetGiven, asked: dict[str, Any], json_file: str | None, voice: Voice, required: bool
 ) -> None:
     """Attack one scan, say what came of it, and end with exit code 5 if a goal that was required is missed."""
     from mafl_cli import api

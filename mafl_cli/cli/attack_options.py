@@ -42,7 +42,7 @@ Images = Annotated[
 
 
 @dataclass
-class Files:
+class AttackFiles:
     """What is attacked, what is to be drawn, and where the results go."""
 
     target: Annotated[
@@ -238,7 +238,7 @@ class Network:
 
 
 @dataclass
-class Batch:
+class BatchOptions:
     """How a batch is worked through."""
 
     list_cases: Annotated[bool, under(BATCH, "--list", help="Print the cases, one per line, and stop.")] = False
@@ -352,7 +352,7 @@ class Batch:
 
 
 @dataclass
-class Output:
+class AttackOutput:
     """What the results look like."""
 
     save_as: Annotated[

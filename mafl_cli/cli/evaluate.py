@@ -12,7 +12,7 @@ from mafl_cli.cli.application import EXIT_CODES, app
 from mafl_cli.cli.console import Voice, progress_of_cases, reported, show_text, tell_github, write_all
 from mafl_cli.cli.flags import in_flags
 from mafl_cli.cli.groups import FILES, GATES, OUTPUT, TRIALS, Grouped, HelpAll, expanded, under
-from mafl_cli.cli.options import Json, MaybePath, MaybeStr, SizeLimit, View, Words
+from mafl_cli.cli.options import Json, MaybePath, MaybeStr, SizeLimit, ViewOptions, Words
 from mafl_cli.cli.reading import (
     files_between_commas,
     model_or_default,
@@ -36,7 +36,7 @@ Runs = Annotated[
 
 
 @dataclass
-class Files:
+class EvaluateFiles:
     """What is judged, beside or instead of runs, and the models that judge."""
 
     original: Annotated[
@@ -89,7 +89,7 @@ class Files:
 
 
 @dataclass
-class Asked:
+class EvaluateChecks:
     """What is asked of the model beside its prediction."""
 
     transforms: Annotated[
@@ -149,7 +149,7 @@ class Gates:
 
 
 @dataclass
-class Output:
+class EvaluateOutput:
     """Where the verdict goes."""
 
     json_file: Json = None
@@ -197,11 +197,11 @@ class Output:
 def evaluate(
     *,
     runs: Runs = None,
-    files: Files,
-    asked: Asked,
-    view: View,
+    files: EvaluateFiles,
+    asked: EvaluateChecks,
+    view: ViewOptions,
     gates: Gates,
-    output: Output,
+    output: EvaluateOutput,
     words: Words,
     help_all: HelpAll,
 ) -> None:

@@ -52,7 +52,7 @@ class Words:
 
 
 @dataclass
-class View:
+class ViewOptions:
     """How a model sees scans, asked by every command that runs one."""
 
     mode: Annotated[Mode, under(MODEL_INPUT, help="Slice by slice or as a volume; auto asks the model.", rare=True)] = (

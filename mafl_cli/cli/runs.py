@@ -15,7 +15,7 @@ from mafl_cli.cli.options import Debug, Json, Quiet
 
 
 @dataclass
-class Output:
+class RunsOutput:
     """Where the answer goes, and how much is said beside it."""
 
     json_file: Json = None
@@ -32,7 +32,7 @@ class Output:
 def status(
     *,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a batch.")],
-    output: Output,
+    output: RunsOutput,
 ) -> None:
     """Say how far a batch is, while it runs or afterwards."""
     voice = output.voice()
@@ -49,7 +49,7 @@ def merge(
     *,
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of parts of one batch.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="New folder for all of them.")],
-    output: Output,
+    output: RunsOutput,
 ) -> None:
     """Join the parts of a batch that were run into different folders."""
     voice = output.voice()

@@ -49,7 +49,7 @@ class Field(Protocol):
         ...
 
 
-class Scan(Field, Protocol):
+class ScanField(Field, Protocol):
     """The attacked function for whole scans or slices, which knows a cheaper one for the part around an edit."""
 
     def labels(self, x: Tensor) -> Tensor:

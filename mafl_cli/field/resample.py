@@ -115,8 +115,8 @@ class Resample:
 class Grids:
     """The scan's grid and the network's: from native voxels to where the network looks, and its logits back."""
 
-    there: Resample
-    back: Resample
+    to_network: Resample
+    from_network: Resample
 
     @staticmethod
     def same(shape: Sequence[int]) -> Grids:
@@ -130,7 +130,7 @@ class Grids:
         corner: the centres of the first voxels coincide, as in MONAI's Spacing. edge: the outer edges coincide, as
         in nnU-Net's resize and PyTorch's interpolate; there the spacing that is reached is rounded to whole voxels.
         """
-        there, back = [], []
+        to_network, from_network = [], []
         for size, old, new in zip(shape, spacing, wanted, strict=True):
             if kind == "corner" and abs(new - old) <= _SAME:
                 new = old
@@ -139,6 +139,6 @@ class Grids:
             ratio = new / old if kind == "corner" else size / count
             shift = 0.0 if kind == "corner" else 0.5
             out, source = (torch.arange(n, dtype=torch.float64) for n in (count, size))
-            there.append(Axis.at((out + shift) * ratio - shift, size))
-            back.append(Axis.at((source + shift) / ratio - shift, count))
-        return Grids(Resample(tuple(there)), Resample(tuple(back)))
+            to_network.append(Axis.at((out + shift) * ratio - shift, size))
+            from_network.append(Axis.at((source + shift) / ratio - shift, count))
+        return Grids(Resample(tuple(to_network)), Resample(tuple(from_network)))

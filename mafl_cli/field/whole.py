@@ -58,14 +58,14 @@ class Whole:
 
         def see(native: Tensor) -> Tensor:
             """A map on the native grid as the network gets it: resampled and padded."""
-            found = native if self._grids is None else self._grids.there(native)
+            found = native if self._grids is None else self._grids.to_network(native)
             pad = [amount for size in reversed(found.shape[-dims:]) for amount in (0, -size % self._divisor)]
             return F.pad(found, pad) if any(pad) else found
 
         prediction = self._segmenter(see(self._preprocessing(x)))
-        inner = x.shape[2:] if self._grids is None else self._grids.there.shape_out
+        inner = x.shape[2:] if self._grids is None else self._grids.to_network.shape_out
         logits = prediction.logits[on_last_axes(everything(inner))]
         return Prediction(
-            logits if self._grids is None else self._grids.back(logits),
+            logits if self._grids is None else self._grids.from_network(logits),
             tuple(replace(patch, see=then(see, patch.see)) for patch in prediction.features),
         )

@@ -52,14 +52,14 @@ class Windows:
         self.preprocessing = preprocessing
         self.tiling = tiling
         self.grids = grids
-        self.padding = tiling.padding(grids.there.shape_out)
-        padded = zip(grids.there.shape_out, self.padding, strict=True)
+        self.padding = tiling.padding(grids.to_network.shape_out)
+        padded = zip(grids.to_network.shape_out, self.padding, strict=True)
         self.shape = tuple(size + before + after for size, (before, after) in padded)
         self.starts = tiling.starts(self.shape)
         self.weights = tiling.weights(segmenter.device)
         self._batch = batch
         self._say = say
-        self._all = _Part(self, everything(self.shape), self.starts, self.starts)
+        self._all = _WindowsPart(self, everything(self.shape), self.starts, self.starts)
 
     def predict(self, x: Tensor) -> Prediction:
         """Without gradient, all logits at once. x: (B, C, *spatial), native units."""
@@ -98,7 +98,7 @@ class Windows:
             for first, edge, size in zip(zip(*moving, strict=True), self.tiling.roi, self.shape, strict=True)
         )
         with torch.no_grad():
-            part = _Part(self, box, moving, tapped, clean)
+            part = _WindowsPart(self, box, moving, tapped, clean)
         return Focus(part, part.box, ~near[on_last_axes(part.box)])
 
     def ready(self, x: Tensor) -> Tensor:
@@ -141,15 +141,15 @@ class Windows:
 
     def _sources(self, edit: Tensor) -> Tensor:
         """Where the logits of an edit, bool (*spatial), come from: bool (*shape)."""
-        zeros = torch.zeros(self.grids.back.shape_in, device=edit.device, requires_grad=True)
+        zeros = torch.zeros(self.grids.from_network.shape_in, device=edit.device, requires_grad=True)
         with torch.enable_grad():
-            (found,) = torch.autograd.grad(self.grids.back(zeros), zeros, edit.float())
+            (found,) = torch.autograd.grad(self.grids.from_network(zeros), zeros, edit.float())
         return F.pad(found, [amount for pad in reversed(self.padding) for amount in pad]) > 0
 
     def _near(self, edit: Tensor) -> Tensor:
         """Voxels within a quarter of a window of the edit along each axis: bool, like edit."""
         near = edit
-        sizes = zip(self.tiling.roi, edit.shape[1:], self.grids.there.shape_out, strict=True)
+        sizes = zip(self.tiling.roi, edit.shape[1:], self.grids.to_network.shape_out, strict=True)
         for axis, (edge, native, inner) in enumerate(sizes, start=1):
             # At least to the next voxel that the network sees.
             reach = math.ceil(max(edge / 4, 1) * native / inner)
@@ -161,7 +161,7 @@ class Windows:
     def _slabs(self, x: Tensor) -> Iterator[Tensor]:
         """Labels of one scan (1, C, *spatial), a few planes of the first axis after the other."""
         ready, dims = self.ready(x), len(self.shape)
-        table, before = self.grids.back.axes[0], self.padding[0][0]
+        table, before = self.grids.from_network.axes[0], self.padding[0][0]
         # The sum over the windows so far, of the planes from `first` on; native planes before `native` are done.
         blended, first, native = torch.zeros(0), 0, 0
         levels = sorted({start[0] for start in self.starts})
@@ -182,7 +182,7 @@ class Windows:
             # No window that is still to come touches the planes before `following`.
             final = int((table.high + before < following).sum())
             # Native planes may be larger: as many at once as have no more voxels than what is blended.
-            most = max(1, planes * math.prod(self.shape[1:]) // math.prod(self.grids.back.shape_out[1:]))
+            most = max(1, planes * math.prod(self.shape[1:]) // math.prod(self.grids.from_network.shape_out[1:]))
             for begin in range(native, final, most):
                 yield self._draw(blended, first, slice(begin, min(begin + most, final)))
             native = final
@@ -191,20 +191,22 @@ class Windows:
 
     def _draw(self, blended: Tensor, first: int, part: slice) -> Tensor:
         """Labels of native planes, from the sum (K, planes, *) over the windows, which begins at plane `first`."""
-        table, before = self.grids.back.axes[0], self.padding[0][0]
+        table, before = self.grids.from_network.axes[0], self.padding[0][0]
         source = table.needs(part)
         at = slice(source.start + before, source.stop + before)
-        sizes = zip(self.padding[1:], self.grids.there.shape_out[1:], strict=True)
+        sizes = zip(self.padding[1:], self.grids.to_network.shape_out[1:], strict=True)
         inner = on_last_axes([slice(pad, pad + size) for (pad, _), size in sizes])
         total = self.total((at, *everything(self.shape[1:])))[inner]
         logits = (
             blended[on_last_axes((slice(at.start - first, at.stop - first), *everything(self.shape[1:])))][inner]
             / total
         )
-        return drawn(Resample((table.cut(part, source), *self.grids.back.axes[1:]))(logits), dim=0, compact=True)
+        return drawn(
+            Resample((table.cut(part, source), *self.grids.from_network.axes[1:]))(logits), dim=0, compact=True
+        )
 
 
-class _Part:
+class _WindowsPart:
     """The windows that matter for a box of the scan, as a function of the native voxels in it.
 
     Args:
@@ -220,17 +222,17 @@ class _Part:
         self._whole = whole
         # On the network's grid: the voxels in the box, and the zeros around them.
         inner, self._inside, self._pad = list[slice](), list[slice](), list[int]()
-        for part, (before, _), size in zip(box, whole.padding, whole.grids.there.shape_out, strict=True):
+        for part, (before, _), size in zip(box, whole.padding, whole.grids.to_network.shape_out, strict=True):
             low, high = max(part.start, before), min(part.stop, before + size)
             inner.append(slice(low - before, high - before))
             self._inside.append(slice(low - part.start, high - part.start))
             self._pad = [low - part.start, part.stop - high, *self._pad]
         # On the native grid: the voxels whose logits they suffice for, and with these what they are made of. A coarser
         # grid leaves out some voxels between those it is made of, and at the ends; their logits are drawn like others.
-        self.box = whole.grids.back.within(tuple(inner))
-        given = hull(self.box, whole.grids.there.needs(tuple(inner)))
-        self._there = whole.grids.there.cut(tuple(inner), given)
-        self._back = whole.grids.back.cut(self.box, tuple(inner))
+        self.box = whole.grids.from_network.within(tuple(inner))
+        given = hull(self.box, whole.grids.to_network.needs(tuple(inner)))
+        self._there = whole.grids.to_network.cut(tuple(inner), given)
+        self._back = whole.grids.from_network.cut(self.box, tuple(inner))
         self._own = tuple(shifted(self.box, [part.start for part in given]))
         self._around = None if clean is None or self.box == given else clean[on_last_axes(given)]
         corner = tuple(part.start for part in box)

@@ -33,7 +33,7 @@ from mafl_cli.results.envelope import NOTICE, SCHEMA_VERSION, TOOL, Environment,
 from mafl_cli.results.evaluation_report import (
     Evaluation,
     FailedCase,
-    Goal,
+    GoalRecord,
     GroundTruth,
     JudgedCase,
     JudgedMetrics,
@@ -42,7 +42,7 @@ from mafl_cli.results.evaluation_report import (
     WithTruth,
 )
 from mafl_cli.results.files import PREDICTION_ADVERSARIAL, PREDICTION_CLEAN, TARGET
-from mafl_cli.results.recorded import Pair, Recorded, Source, changed_files, distinct, of_runs
+from mafl_cli.results.recorded import Pair, PairSource, Recorded, changed_files, distinct, of_runs
 from mafl_cli.scans.masks import Masks, read_masks
 
 # Share of the clean prediction that the attacked model may draw otherwise now: machines round differently.
@@ -136,7 +136,7 @@ def run_evaluation(
     )
 
 
-def _sources(request: EvaluateRequest) -> list[Source]:
+def _sources(request: EvaluateRequest) -> list[PairSource]:
     files = {"`original`": request.original, "`adversarial`": request.adversarial, "`target`": request.target}
     missing = [parameter for parameter, value in files.items() if value is None]
     if request.runs:
@@ -207,11 +207,11 @@ def _judged(pair: Pair, judges: Sequence[Judge], request: EvaluateRequest, say: 
         files_intact=said.files_intact,
         differences=said.differences,
         untested=said.untested,
-        goal=Goal(iou=iou, hit=hit, reached=compared.reached(compared.adversarial)),
+        goal=GoalRecord(iou=iou, hit=hit, reached=compared.reached(compared.adversarial)),
         metrics=JudgedMetrics(
             clean=compared.agreement(compared.clean),
             post_write=compared.agreement(compared.adversarial),
-            dice_with_clean=compared.reach(compared.adversarial).dice_with_clean,
+            dice_with_clean=compared.quick_agreement(compared.adversarial).dice_with_clean,
             size=compared.size,
             size_per_channel=compared.size_per_channel,
         ),
@@ -245,7 +245,7 @@ def _record(pair: Pair, compared: Comparison, *, judged: bool) -> _Record:
     changed = changed_files(recorded)
     strangers = [Untested.FILE_CHANGED.sentence.format(name) for name in changed]
     redrawn, replaced = _redrawn(recorded, compared) if judged else ([], None)
-    numbers = _differing_numbers(recorded, compared.reach(compared.adversarial), compared.size)
+    numbers = _differing_numbers(recorded, compared.quick_agreement(compared.adversarial), compared.size)
     # A mask that was put in with its hash is seen by the numbers, which are those of the masks that were written.
     own = _differing_numbers(recorded, _recorded_reach(recorded), compared.size) if redrawn else numbers
     model = recorded.report.model.name
@@ -293,7 +293,7 @@ def _redrawn(recorded: Recorded, compared: Comparison) -> tuple[list[str], str |
 
 def _recorded_reach(recorded: Recorded) -> Reach:
     """What the masks in the folder measure among themselves."""
-    return agreement.reach(
+    return agreement.quick_agreement(
         recorded.prediction_adversarial, recorded.target, recorded.prediction_clean, recorded.report.model.drawn
     )
 

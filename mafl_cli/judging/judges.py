@@ -77,7 +77,7 @@ class Judge:
         info = self.subject.info
 
         def reach(labels: Labels) -> Reach:
-            return metrics.reach(labels, self.target, self.clean, info.classes)
+            return metrics.quick_agreement(labels, self.target, self.clean, info.classes)
 
         return Transfer(
             model=info.name, sha256=info.sha256, clean=reach(self.clean), adversarial=reach(self.adversarial)
@@ -160,8 +160,8 @@ class Comparison:
             spacing=self.spacing,
         )
 
-    def reach(self, labels: Labels) -> Reach:
-        return metrics.reach(labels, self.target, self.clean, self.classes)
+    def quick_agreement(self, labels: Labels) -> Reach:
+        return metrics.quick_agreement(labels, self.target, self.clean, self.classes)
 
     def reached(self, labels: Labels) -> bool:
         """Whether this prediction of the whole scan is at the goal, as the attack judges it."""

@@ -14,10 +14,10 @@ from mafl_cli.listing.cases import find
 from mafl_cli.listing.folders import MaskFolder, by_case, contents, holds_cases, holds_slices
 from mafl_cli.listing.manifests import MANIFESTS
 from mafl_cli.names import between, is_there, natural, public_name, stem
-from mafl_cli.results.recorded import Source, told_apart
+from mafl_cli.results.recorded import PairSource, told_apart
 
 
-def of_files(original: str, adversarial: str, target: str) -> list[Source]:
+def of_files(original: str, adversarial: str, target: str) -> list[PairSource]:
     """One pair of files, or every pair of two folders, matched by name; the target a mask, or a folder of masks.
 
     Several channels are given as files separated by commas, or in folders by names that end in _0000, _0001, ...
@@ -27,7 +27,7 @@ def of_files(original: str, adversarial: str, target: str) -> list[Source]:
     masks = _listed(target, "target")
     if not other.is_dir() or holds_slices(contents(other)):
         scan, changed = _listed(original, "original"), _listed(adversarial, "adversarial")
-        return [Source(stem(public_name(scan[0])), original=scan, adversarial=changed, target=masks)]
+        return [PairSource(stem(public_name(scan[0])), original=scan, adversarial=changed, target=masks)]
     if not one.is_dir():
         raise UsageError(
             f"`adversarial` {public_name(other)} is a folder: `original` must be the folder of its clean scans."
@@ -47,7 +47,7 @@ def of_files(original: str, adversarial: str, target: str) -> list[Source]:
             else None if wanted else "mask in `target`"
         )  # fmt: skip
         found.append(
-            Source(
+            PairSource(
                 case_id,
                 original=scan_by.get(name, ()),
                 adversarial=changed_by.get(name, ()),

@@ -12,22 +12,21 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mafl_cli.classes import Labels
 from mafl_cli.errors import UsageError
 from mafl_cli.names import outside
 from mafl_cli.scans.body import blanked
 
-Array = NDArray[np.float32]
+SliceArray = NDArray[np.float32]
 Slices = NDArray[np.float64]
-Labels = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
-class Kind:
+class TransformKind:
     """A transform of slices (N, H, W) by a strength. meaning: of the strength. usual: what "all" stands for."""
 
     meaning: str
@@ -51,7 +50,7 @@ class Transform:
         """What was asked for, in its shortest form."""
         return f"{self.kind}:{repr(self.strength).removesuffix('.0')}"
 
-    def __call__(self, data: Array, slice_axis: int) -> Array:
+    def __call__(self, data: SliceArray, slice_axis: int) -> SliceArray:
         """The scan after it; never below its lowest or above its highest value, as files of its type.
 
         Args:
@@ -225,16 +224,16 @@ def _lowpass(slices: Slices, cutoff: float) -> Slices:
     return kept
 
 
-KINDS: dict[str, Kind] = {
-    "blur": Kind("sigma of a Gaussian, voxels", 0.1, 20, (0.5, 1.0, 2.0), _blur),
-    "median": Kind("side of the window, voxels", 2, 31, (3, 5), _median, whole=True),
-    "resample": Kind("factor, down and up again", 1.05, 16, (1.5, 2.0), _resample),
-    "bits": Kind("bits a voxel keeps", 1, 16, (8, 6), _bits, whole=True),
-    "jpeg": Kind("quality", 1, 100, (90, 50), _jpeg, whole=True),
-    "jpeg2000": Kind("compression ratio", 1, 200, (10, 20), _jpeg2000),
-    "noise": Kind("sigma, share of the range", 1e-6, 1, (0.01, 0.03), _noise),
-    "gamma": Kind("exponent", 0.1, 10, (0.8, 1.25), _gamma),
-    "crop": Kind("voxels cut off, and padded on the other side", 1, 1000, (1, 4), _crop, whole=True),
-    "lowpass": Kind("highest frequency kept, share of Nyquist", 0.01, 1, (0.5, 0.25), _lowpass),
+KINDS: dict[str, TransformKind] = {
+    "blur": TransformKind("sigma of a Gaussian, voxels", 0.1, 20, (0.5, 1.0, 2.0), _blur),
+    "median": TransformKind("side of the window, voxels", 2, 31, (3, 5), _median, whole=True),
+    "resample": TransformKind("factor, down and up again", 1.05, 16, (1.5, 2.0), _resample),
+    "bits": TransformKind("bits a voxel keeps", 1, 16, (8, 6), _bits, whole=True),
+    "jpeg": TransformKind("quality", 1, 100, (90, 50), _jpeg, whole=True),
+    "jpeg2000": TransformKind("compression ratio", 1, 200, (10, 20), _jpeg2000),
+    "noise": TransformKind("sigma, share of the range", 1e-6, 1, (0.01, 0.03), _noise),
+    "gamma": TransformKind("exponent", 0.1, 10, (0.8, 1.25), _gamma),
+    "crop": TransformKind("voxels cut off, and padded on the other side", 1, 1000, (1, 4), _crop, whole=True),
+    "lowpass": TransformKind("highest frequency kept, share of Nyquist", 0.01, 1, (0.5, 0.25), _lowpass),
 }
 """All transforms by name."""

@@ -76,7 +76,7 @@ class Trials:
 def survival(pair: Pair, compared: Comparison, judge: Judge, transform: Transform) -> Survival:
     """The predictions after a transform: of the adversarial scan, and of the clean one, which pays for a defence."""
     clean, adversarial = (_after(transform, scans, judge.subject) for scans in (pair.clean, pair.adversarial))
-    after, before = compared.reach(adversarial), compared.reach(clean)
+    after, before = compared.quick_agreement(adversarial), compared.quick_agreement(clean)
     return Survival(
         transform=transform.name,
         adversarial=AttackLeft(target_iou=after.target_iou, hit_rate=after.hit_rate, restored=after.restored),
@@ -197,7 +197,7 @@ def curve(pair: Pair, compared: Comparison, judge: Judge) -> Curve:
             for before, after in zip(pair.clean, pair.adversarial, strict=True)
         ]
         labels = judge.adversarial if scale == 1 else judge.clean if scale == 0 else judge.subject.predict(scans)
-        found = compared.reach(labels)
+        found = compared.quick_agreement(labels)
         size = _Size.of(compared.size, share, scale)
         point = Point(
             scale=scale,

@@ -18,7 +18,7 @@ from typing import Literal, TextIO
 from mafl_cli.errors import InputError
 from mafl_cli.listing.datasets import anatomy, of_bids, of_dataset
 from mafl_cli.listing.folders import (
-    Found,
+    FoundCase,
     MaskFolder,
     contents,
     first_dicom,
@@ -40,7 +40,7 @@ from mafl_cli.system.quiet import silence
 
 STDIN = "-"
 
-Kind = Literal["dataset", "bids", "files", "folders", "scan", "nested", "nothing"]
+FolderKind = Literal["dataset", "bids", "files", "folders", "scan", "nested", "nothing"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def find(
         stdin: read instead of standard input.
     Raises: InputError when a source cannot be read or holds no case; what is wrong with one case is its `problem`.
     """
-    found: list[Found] = []
+    found: list[FoundCase] = []
     for is_scan, run in groupby(sources, key=_is_plain_scan):
         if is_scan:  # Together: files named one by one may be channels of one case.
             found += _of_files([Path(source) for source in run])
@@ -129,7 +129,7 @@ def redacted(found: Sequence[CaseFiles]) -> list[CaseFiles]:
     ]
 
 
-def _once(found: Sequence[Found]) -> list[Found]:
+def _once(found: Sequence[FoundCase]) -> list[FoundCase]:
     """Without what was named twice, by overlapping patterns for instance."""
     seen: set[tuple[str, ...]] = set()
     kept = []
@@ -156,7 +156,7 @@ def _is_plain_scan(source: str) -> bool:
     return is_there(path) and not is_folder(path) and not _is_list(path)
 
 
-def _of_source(source: str, stdin: TextIO | None) -> list[Found]:
+def _of_source(source: str, stdin: TextIO | None) -> list[FoundCase]:
     """The cases of anything but a scan's file."""
     path = Path(source)
     if is_folder(path):
@@ -170,7 +170,7 @@ def _of_source(source: str, stdin: TextIO | None) -> list[Found]:
     raise InputError(f"{public_name(path)}: there is no such file or folder.")
 
 
-def _of_pattern(pattern: str) -> list[Found]:
+def _of_pattern(pattern: str) -> list[FoundCase]:
     """Files that are scans, and folders that are one; what else fits the pattern is passed over."""
     chosen: list[Path] = []
     folders: set[Path] = set()
@@ -199,7 +199,7 @@ def _last(pattern: str) -> str:
     return "/".join(public_name(Path(part)) for part in parts[first:])
 
 
-def _of_files(paths: Sequence[Path]) -> list[Found]:
+def _of_files(paths: Sequence[Path]) -> list[FoundCase]:
     """Scans named one by one, or fitting a pattern. CASE_0000 brings all its channels, as for a single attack."""
     for path in paths:
         if not (is_nifti(path) or formats.is_dicom(path)):
@@ -221,7 +221,7 @@ def _of_files(paths: Sequence[Path]) -> list[Found]:
     return _told_apart(grouped({str(path): path for path in (*paths, *channels)}.values()))
 
 
-def _told_apart(found: Sequence[Found]) -> list[Found]:
+def _told_apart(found: Sequence[FoundCase]) -> list[FoundCase]:
     """Scans of one name in several folders (p1/t1.nii.gz, p2/t1.nii.gz) with these folders in their names.
 
     Their masks may be named as the folders: p1.nii.gz.
@@ -240,7 +240,7 @@ def _told_apart(found: Sequence[Found]) -> list[Found]:
     return named
 
 
-def _above(case: Found) -> Path:
+def _above(case: FoundCase) -> Path:
     return case.images[0].absolute().parent
 
 
@@ -251,7 +251,7 @@ def _common(folders: Iterable[Path]) -> str | None:
         return None
 
 
-def _kind(folder: Path) -> Kind:
+def _kind(folder: Path) -> FolderKind:
     """What a folder is. Raises InputError when it cannot be read."""
     inside = contents(folder)
     subfolders = {path.name for path in inside.folders}
@@ -270,7 +270,7 @@ def _kind(folder: Path) -> Kind:
     return "nested" if first_nifti(folder) is not None else "nothing"
 
 
-def _of_folder(folder: Path) -> list[Found]:
+def _of_folder(folder: Path) -> list[FoundCase]:
     kind = _kind(folder)
     if kind == "dataset":
         file = folder / "dataset.json"
@@ -282,7 +282,7 @@ def _of_folder(folder: Path) -> list[Found]:
     if kind == "folders":
         return _of_subfolders(folder)
     if kind == "scan":
-        return [Found((case_name(folder),), (folder,))]
+        return [FoundCase((case_name(folder),), (folder,))]
     name = public_name(folder)
     first = first_nifti(folder)
     if first is not None:
@@ -295,13 +295,13 @@ def _of_folder(folder: Path) -> list[Found]:
     raise InputError(f"{name}: holds no scan (.nii, .nii.gz, or DICOM).")
 
 
-def _of_subfolders(folder: Path) -> list[Found]:
+def _of_subfolders(folder: Path) -> list[FoundCase]:
     """A case for each folder with DICOM, and for each empty one: there, an export went wrong."""
     found = []
     for path in contents(folder).folders:
         empty = not any(files for _, _, files in os.walk(path))
         if empty or first_dicom(path) is not None:
-            found.append(Found((case_name(path),), (path,), problem="the folder is empty." if empty else None))
+            found.append(FoundCase((case_name(path),), (path,), problem="the folder is empty." if empty else None))
     return found
 
 
@@ -330,7 +330,7 @@ def _study(path: Path) -> str:
         return ""
 
 
-def _with_targets(found: Sequence[Found], folder: Path) -> list[Found]:
+def _with_targets(found: Sequence[FoundCase], folder: Path) -> list[FoundCase]:
     """Each case with its own mask, unless the folder is that of one DICOM SEG, or the manifest names one."""
     masks = MaskFolder(folder)
     own = [masks.find(each.names) for each in found]
@@ -342,7 +342,7 @@ def _with_targets(found: Sequence[Found], folder: Path) -> list[Found]:
     ]
 
 
-def _with_ground_truth(found: Sequence[Found], folder: Path) -> list[Found]:
+def _with_ground_truth(found: Sequence[FoundCase], folder: Path) -> list[FoundCase]:
     """Cases with masks of a folder as ground truth. What a manifest names wins; what was found in a data set does
     not."""
     if not folder.is_dir():
@@ -361,7 +361,7 @@ def _with_ground_truth(found: Sequence[Found], folder: Path) -> list[Found]:
     return changed
 
 
-def _mismatches(found: Sequence[Found], own: Sequence[tuple[Path, ...]], folder: str) -> Iterator[str | None]:
+def _mismatches(found: Sequence[FoundCase], own: Sequence[tuple[Path, ...]], folder: str) -> Iterator[str | None]:
     """Why a case cannot take the mask that has its name."""
     several = Counter(each.names[0] for each in found)
     for each, mask in zip(found, own, strict=True):

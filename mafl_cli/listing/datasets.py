@@ -13,7 +13,7 @@ from mafl_cli.errors import InputError
 from mafl_cli.listing.folders import (
     NIFTI,
     Contents,
-    Found,
+    FoundCase,
     MaskFolder,
     Places,
     contents,
@@ -43,7 +43,7 @@ def anatomy(root: Contents) -> Iterator[tuple[str, tuple[Path, ...]]]:
                 yield (subject.name if place is subject else f"{subject.name}_{place.name}"), images
 
 
-def of_bids(folder: Path) -> list[Found]:
+def of_bids(folder: Path) -> list[FoundCase]:
     """A case for each subject and session with an image. For several raises InputError with a pattern to use."""
     places = list(anatomy(contents(folder)))
     for label, images in places:
@@ -59,11 +59,11 @@ def of_bids(folder: Path) -> list[Found]:
                 f"{name}: there are several images for {label} (in all: {', '.join(suffixes)}); choose one for each "
                 f"with a quoted pattern, such as '{name}/sub-*/{sessions}anat/*{entities}{ending}', or with a manifest."
             )
-    return [Found((case_name(images[0]), nfc(label)), images) for label, images in places]
+    return [FoundCase((case_name(images[0]), nfc(label)), images) for label, images in places]
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _DatasetEntry:
     """A case as a dataset.json lists it."""
 
     images: tuple[Path, ...]
@@ -71,7 +71,7 @@ class _Entry:
     name: str | None = None
 
 
-def of_dataset(folder: Path, file: Path | None) -> list[Found]:
+def of_dataset(folder: Path, file: Path | None) -> list[FoundCase]:
     """Test cases if there are any, else training cases, with their labels as ground truth."""
     facts = _facts(file) if file is not None else {}
     name = public_name(folder if file is None else file)
@@ -104,7 +104,7 @@ def of_dataset(folder: Path, file: Path | None) -> list[Found]:
     raise InputError(f"{name}: none of its cases is there (imagesTs, imagesTr).")
 
 
-def _labelled(case: Found, masks: MaskFolder | None) -> Found:
+def _labelled(case: FoundCase, masks: MaskFolder | None) -> FoundCase:
     if case.ground_truth is not None or masks is None:
         return case
     found = masks.find(case.names)
@@ -122,7 +122,7 @@ def _facts(file: Path) -> Mapping[str, Any]:
     return facts
 
 
-def _entries(name: str, places: Places, listed: object) -> list[_Entry]:
+def _entries(name: str, places: Places, listed: object) -> list[_DatasetEntry]:
     """The cases of a list of paths, or of {"image": path or paths, "label": path}."""
     if not isinstance(listed, list):
         return []
@@ -134,7 +134,7 @@ def _entries(name: str, places: Places, listed: object) -> list[_Entry]:
     ]
 
 
-def _named_entries(name: str, places: Places, listed: object) -> list[_Entry]:
+def _named_entries(name: str, places: Places, listed: object) -> list[_DatasetEntry]:
     """The cases of nnU-Net's {case: {"images": [paths], "label": path}}."""
     if not isinstance(listed, dict):
         return []
@@ -146,17 +146,19 @@ def _named_entries(name: str, places: Places, listed: object) -> list[_Entry]:
     return entries
 
 
-def _entry(name: str, places: Places, images: object, label: object) -> _Entry:
+def _entry(name: str, places: Places, images: object, label: object) -> _DatasetEntry:
     paths = images if isinstance(images, list) else [images]
     texts = [path for path in paths if isinstance(path, str) and path]
     if not texts or len(texts) < len(paths):
         raise InputError(f"{name}: is damaged: a case has no images.")
-    return _Entry(tuple(map(places.path, texts)), places.path(label) if isinstance(label, str) and label else None)
+    return _DatasetEntry(
+        tuple(map(places.path, texts)), places.path(label) if isinstance(label, str) and label else None
+    )
 
 
-def _of_entries(entries: Sequence[_Entry], channels: int | None) -> list[Found]:
+def _of_entries(entries: Sequence[_DatasetEntry], channels: int | None) -> list[FoundCase]:
     # nnU-Net 1 lists CASE.nii.gz where CASE_0000.nii.gz, CASE_0001.nii.gz, ... are meant.
-    groups: dict[Path, dict[str, Found]] = {}
+    groups: dict[Path, dict[str, FoundCase]] = {}
     found = []
     for entry in entries:
         first = entry.images[0]
@@ -171,5 +173,5 @@ def _of_entries(entries: Sequence[_Entry], channels: int | None) -> list[Found]:
             if group is not None:
                 images, problem = group.images, group.problem
         label = entry.label if entry.label is not None and is_there(entry.label) else None
-        found.append(Found((nfc(case),), images, ground_truth=label, problem=problem))
+        found.append(FoundCase((nfc(case),), images, ground_truth=label, problem=problem))
     return sorted(found, key=lambda each: natural(each.names[0]))

@@ -31,7 +31,7 @@ _BESIDE = re.compile(
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundCase:
     """A case before it has its id. names: the first is its own; masks may have any of them.
 
     problem: what stands behind the id and a colon. listed: in a manifest, so that twice is meant twice.
@@ -62,7 +62,7 @@ def numbered(path: Path) -> tuple[str, int] | None:
     return None if parts is None else (parts[1], int(parts[2]))
 
 
-def grouped(paths: Iterable[Path], channels: int | None = None) -> list[Found]:
+def grouped(paths: Iterable[Path], channels: int | None = None) -> list[FoundCase]:
     """Cases, in natural order: a file each, or those that differ in nothing but four digits at the end.
 
     Digits are taken for channels in folders that have a 0000: case_0001 to case_0100 alone are a hundred cases.
@@ -70,17 +70,17 @@ def grouped(paths: Iterable[Path], channels: int | None = None) -> list[Found]:
     """
     split = [(path, str(path.parent), numbered(path)) for path in paths]
     folders = {folder for _, folder, parts in split if parts is not None and parts[1] == 0}
-    alone: list[Found] = []
+    alone: list[FoundCase] = []
     groups: dict[tuple[str, str], list[tuple[int, Path]]] = {}
     for path, folder, parts in split:
         if parts is None:
-            alone.append(Found((case_name(path),), (path,)))
+            alone.append(FoundCase((case_name(path),), (path,)))
         elif folder in folders:
             groups.setdefault((folder, parts[0]), []).append((parts[1], path))
         else:
-            alone.append(Found((case_name(path), parts[0]), (path,)))
+            alone.append(FoundCase((case_name(path), parts[0]), (path,)))
     together = [
-        Found(
+        FoundCase(
             (name,),
             tuple(path for _, path in sorted(files)),
             problem=_gap([number for number, _ in files], channels),
@@ -145,7 +145,7 @@ def is_zip(path: Path) -> bool:
     return path.suffix.lower() == ".zip"
 
 
-def scans_in(folder: Path) -> list[Found]:
+def scans_in(folder: Path) -> list[FoundCase]:
     """NIfTI files, zip archives, and folders that hold DICOM."""
     inside = contents(folder)
     series = [path for path in inside.folders if first_dicom(path) is not None]

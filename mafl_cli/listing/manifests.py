@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TextIO, get_args
 
 from mafl_cli.errors import InputError
-from mafl_cli.listing.folders import Found, Places, decoded, read_bytes, what_is_missing
+from mafl_cli.listing.folders import FoundCase, Places, decoded, read_bytes, what_is_missing
 from mafl_cli.names import between, natural, nfc, public_name, safe_id, shown_path
 
 MANIFESTS = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -29,7 +29,7 @@ Cell = str | list[str]
 _Rows = list[tuple[int, dict[str, Cell]]]
 
 
-def of_manifest(path: Path) -> list[Found]:
+def of_manifest(path: Path) -> list[FoundCase]:
     """The cases of a manifest, in its order. Raises InputError for a line, or a column, that cannot be followed."""
     name = public_name(path)
     text = decoded(name, read_bytes(path))
@@ -41,7 +41,7 @@ def of_manifest(path: Path) -> list[Found]:
     return _of_rows(name, rows, path.parent)
 
 
-def of_stdin(stdin: TextIO) -> list[Found]:
+def of_stdin(stdin: TextIO) -> list[FoundCase]:
     """Its first line says what it is: that of JSON begins with a brace, that of a table names columns."""
     name = "standard input"
     try:
@@ -177,12 +177,12 @@ def _require_columns(name: str, columns: Sequence[str]) -> None:
         raise InputError(f"{name}: the columns of channels must be image_0, image_1, ... without a gap.")
 
 
-def _of_rows(name: str, rows: _Rows, folder: Path) -> list[Found]:
+def _of_rows(name: str, rows: _Rows, folder: Path) -> list[FoundCase]:
     columns = list(dict.fromkeys(column for _, row in rows for column in row))
     channels = [column for column in columns if _CHANNEL.fullmatch(column)]
     if channels and channels[0].startswith("image_"):
         channels.sort(key=natural)
-    found: list[Found] = []
+    found: list[FoundCase] = []
     places = Places(folder)
     lines: dict[str, int] = {}
     for number, row in rows:
@@ -201,7 +201,7 @@ def _of_rows(name: str, rows: _Rows, folder: Path) -> list[Found]:
     return found
 
 
-def _of_row(where: str, row: Mapping[str, Cell], channels: Sequence[str], places: Places) -> Found:
+def _of_row(where: str, row: Mapping[str, Cell], channels: Sequence[str], places: Places) -> FoundCase:
     # A channel's own column holds one path, whatever characters are in it.
     cells = [str(row.get(column, "")) for column in channels]
     images = tuple(map(places.path, filter(None, cells))) if channels else _paths(where, row, "image", places)
@@ -220,7 +220,7 @@ def _of_row(where: str, row: Mapping[str, Cell], channels: Sequence[str], places
     else:
         problem = what_is_missing((*images, *targets, *truth, *guides))
     name = nfc(str(row["case"]).strip())
-    return Found((name,), images, targets, truth[0] if truth else None, guides, problem, listed=True)
+    return FoundCase((name,), images, targets, truth[0] if truth else None, guides, problem, listed=True)
 
 
 def _paths(where: str, row: Mapping[str, Cell], column: str, places: Places) -> tuple[Path, ...]:
@@ -239,4 +239,4 @@ def _is_recipe(text: str) -> bool:
         return False
     from mafl_cli.scans import recipes
 
-    return text.partition(":")[0] in get_args(recipes.Kind)
+    return text.partition(":")[0] in get_args(recipes.RecipeKind)

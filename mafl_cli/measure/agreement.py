@@ -124,7 +124,7 @@ def _collateral(lost: int, unchanged: int) -> Counted:
     return Counted(share.value, share.reason, count=lost)
 
 
-def reach(prediction: Labels, target: Labels, clean: Labels, classes: Classes) -> Reach:
+def quick_agreement(prediction: Labels, target: Labels, clean: Labels, classes: Classes) -> Reach:
     """The few numbers of `agreement` that cost no distances, for many predictions of one scan.
 
     Args:

@@ -219,7 +219,7 @@ def _given(data_range: float) -> DataRange:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _ChangedBox:
     """Where slices of a shape changed: the box around all of it, and the larger one that must be looked at."""
 
     shape: tuple[int, int]
@@ -250,7 +250,7 @@ class _Place:
         ]
 
 
-def _where(clean: NDArray[Any], adversarial: NDArray[Any], slice_axis: int) -> tuple[list[int], _Place]:
+def _where(clean: NDArray[Any], adversarial: NDArray[Any], slice_axis: int) -> tuple[list[int], _ChangedBox]:
     """The slices that changed, and where in their planes."""
     lines = [np.zeros(size, bool) for size in clean.shape]
     planes = max(1, _BLOCK // max(1, clean[0].size))
@@ -265,7 +265,7 @@ def _where(clean: NDArray[Any], adversarial: NDArray[Any], slice_axis: int) -> t
     changed, *planar = (np.flatnonzero(lines[axis]).tolist() for axis in (slice_axis, *_planar(slice_axis)))
     rows, columns = (slice(line[0], line[-1] + 1) if line else slice(0) for line in planar)
     height, width = (clean.shape[axis] for axis in _planar(slice_axis))
-    return changed, _Place((height, width), (rows, columns))
+    return changed, _ChangedBox((height, width), (rows, columns))
 
 
 def _planar(slice_axis: int) -> tuple[int, int]:
@@ -275,7 +275,7 @@ def _planar(slice_axis: int) -> tuple[int, int]:
 
 
 def _pairs(
-    before: NDArray[Any], after: NDArray[Any], changed: Sequence[int], place: _Place
+    before: NDArray[Any], after: NDArray[Any], changed: Sequence[int], place: _ChangedBox
 ) -> Iterator[tuple[int, NDArray[np.float64], NDArray[np.float64]]]:
     """Each changed slice with its index, before and after, as much of it as must be looked at: float64 (H, W)."""
     for first in range(0, len(changed), _TOGETHER):
@@ -305,7 +305,7 @@ def _why_no_ssim(slice_shape: Sequence[int], data_range: float) -> Reason | None
 
 
 def _ssim(
-    x: NDArray[np.float64], y: NDArray[np.float64], data_range: float, place: _Place, measured: Mask | None
+    x: NDArray[np.float64], y: NDArray[np.float64], data_range: float, place: _ChangedBox, measured: Mask | None
 ) -> float:
     """Structural similarity of two slices (H, W), in [-1, 1]; given as much of them as `place.seen`.
 

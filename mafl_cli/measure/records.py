@@ -103,7 +103,7 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class Reach:
-    """What one prediction has of the target; see `measure.agreement.reach`."""
+    """What one prediction has of the target; see `measure.agreement.quick_agreement`."""
 
     target_iou: Value
     hit_rate: Value

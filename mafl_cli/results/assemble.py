@@ -13,16 +13,16 @@ from mafl_cli.results.envelope import NOTICE, SCHEMA_VERSION, TOOL, Environment
 from mafl_cli.results.quantities import HEADLINES, QUANTITIES, Quantity, value_of
 from mafl_cli.results.report import (
     Aggregate,
-    Case,
-    Intensity,
-    MaskFile,
+    CaseRecord,
+    IntensityRecord,
+    MaskFileRecord,
     Model,
     Report,
     Run,
     Settings,
     Summary,
-    Tap,
-    Target,
+    TapRecord,
+    TargetRecord,
 )
 from mafl_cli.system.records import plain
 
@@ -37,7 +37,7 @@ def attack_report(
     config: AttackConfig,
     model: ModelInfo,
     device: torch.device,
-    case: Case,
+    case: CaseRecord,
     settings: Mapping[str, Any],
     started: str,
 ) -> Report:
@@ -63,11 +63,11 @@ def attack_report(
 
 def _model(model: ModelInfo) -> Model:
     facts = model.facts()
-    taps = tuple(Tap(name=tap.name, shape=tuple(tap.shape), weight=tap.weight) for tap in model.taps)
-    return Model(**{**facts, "intensity": Intensity(**facts["intensity"]), "taps": taps})
+    taps = tuple(TapRecord(name=tap.name, shape=tuple(tap.shape), weight=tap.weight) for tap in model.taps)
+    return Model(**{**facts, "intensity": IntensityRecord(**facts["intensity"]), "taps": taps})
 
 
-def aggregate(cases: Sequence[Case]) -> Aggregate:
+def aggregate(cases: Sequence[CaseRecord]) -> Aggregate:
     """Counts, and mean, median and worst of the headline numbers over the cases where they are defined."""
     return Aggregate(
         cases=len(cases),
@@ -78,7 +78,7 @@ def aggregate(cases: Sequence[Case]) -> Aggregate:
     )
 
 
-def _summary(quantity: Quantity, cases: Sequence[Case]) -> Summary:
+def _summary(quantity: Quantity, cases: Sequence[CaseRecord]) -> Summary:
     """Worst is said from the attacker's side: the target missed most, the change seen most."""
     values = [value for case in cases if (value := value_of(quantity.of_attack(case))) is not None]
     if not values:
@@ -103,7 +103,7 @@ def renamed(report: Report, names: Callable[[str], str]) -> Report:
     )
 
 
-def _renamed_case(case: Case, names: Callable[[str], str]) -> Case:
+def _renamed_case(case: CaseRecord, names: Callable[[str], str]) -> CaseRecord:
     within = case.bounds.within
     return replace(
         case,
@@ -117,11 +117,11 @@ def _renamed_case(case: Case, names: Callable[[str], str]) -> Case:
     )
 
 
-def _renamed_file(file: MaskFile, names: Callable[[str], str]) -> MaskFile:
+def _renamed_file(file: MaskFileRecord, names: Callable[[str], str]) -> MaskFileRecord:
     return replace(file, name=names(file.name))
 
 
-def renamed_target(target: Target, names: Callable[[str], str]) -> Target:
+def renamed_target(target: TargetRecord, names: Callable[[str], str]) -> TargetRecord:
     """Like `renamed`, for a case's target."""
     recipe = target.recipe
     if recipe is not None and recipe.startswith("copy:"):

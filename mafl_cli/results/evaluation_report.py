@@ -57,7 +57,7 @@ class ProvesNothing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Goal:
+class GoalRecord:
     """The goal as the attack judges it, on the whole scan."""
 
     iou: Share
@@ -217,7 +217,7 @@ class JudgedCase:
     differences: tuple[str, ...]
     """Sentences on what the run's report says and the files do not."""
     untested: ProvesNothing | None
-    goal: Goal
+    goal: GoalRecord
     metrics: JudgedMetrics
     ground_truth: GroundTruth | None
     transfer: tuple[Transfer, ...]

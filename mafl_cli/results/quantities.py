@@ -15,19 +15,19 @@ from typing import Any, Literal, NamedTuple
 from mafl_cli.codes import Reason
 from mafl_cli.measure.value import Value, defined, undefined
 from mafl_cli.results.evaluation_report import Area, GroundTruth, JudgedCase, JudgedMetrics, SmallestAtGoal
-from mafl_cli.results.report import Case, Metrics
+from mafl_cli.results.report import CaseRecord, Metrics
 
 Number = Value | float
 """As a report has it."""
 
-Form = Literal[".4f", ".5f", ".2f", ".4g", ".0f"]
+NumberFormat = Literal[".4f", ".5f", ".2f", ".4g", ".0f"]
 """How a number is printed, as Python's `format` has it; the page knows these."""
 
 
 class Read(NamedTuple):
     """How a number is read from a case; None where that report does not have it."""
 
-    attack: Callable[[Case], Number] | None
+    attack: Callable[[CaseRecord], Number] | None
     evaluation: Callable[[JudgedCase], Number] | None
 
 
@@ -44,12 +44,12 @@ class Quantity:
     meaning: str
     read: Read
     better: Literal["higher", "lower"] | None = "higher"
-    form: Form = ".4f"
+    form: NumberFormat = ".4f"
     unit: str = ""
     span: tuple[float, float] = (0.0, 1.0)
     at_goal: bool = False
 
-    def of_attack(self, case: Case) -> Number:
+    def of_attack(self, case: CaseRecord) -> Number:
         """Raises ValueError where the report of an attack does not have it."""
         if self.read.attack is None:
             raise ValueError(f"{self.title} is not in the report of an attack")
@@ -81,9 +81,9 @@ class Quantity:
 
         None for what is computed, and for what is not there.
         """
-        case: Any = _Place()
+        case: Any = _FieldPath()
         found: Any = None if self.read.attack is None else self.read.attack(case)
-        return ".".join(found.names) if isinstance(found, _Place) else None
+        return ".".join(found.names) if isinstance(found, _FieldPath) else None
 
     def shown(self, value: float | None) -> str:
         """A value as tables have it; "-" where it is undefined."""
@@ -94,16 +94,16 @@ class Quantity:
         return f"{self.shown(value)}{' ' + self.unit if self.unit else ''}"
 
 
-class _Place:
+class _FieldPath:
     """Stands for a record, and notes which of its fields is asked for."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
 
-    def __getattr__(self, name: str) -> _Place:
-        return _Place(*self.names, name)
+    def __getattr__(self, name: str) -> _FieldPath:
+        return _FieldPath(*self.names, name)
 
-    def __iter__(self) -> Iterator[_Place]:
+    def __iter__(self) -> Iterator[_FieldPath]:
         return iter(())
 
 
@@ -124,7 +124,7 @@ def _evaluated(pick: Callable[[JudgedCase], Number]) -> Read:
     return Read(None, pick)
 
 
-def _searched(pick: Callable[[Case], Number]) -> Read:
+def _searched(pick: Callable[[CaseRecord], Number]) -> Read:
     return Read(pick, None)
 
 

@@ -13,7 +13,7 @@ from mafl_cli.names import public_name, sha256
 from mafl_cli.results import files
 from mafl_cli.results.files import PREDICTION_ADVERSARIAL, PREDICTION_CLEAN, REPORT, TARGET, TICKET
 from mafl_cli.results.read import read_report
-from mafl_cli.results.report import Case, Input, Report
+from mafl_cli.results.report import CaseRecord, Input, Report
 from mafl_cli.results.run_folders import Place, places
 from mafl_cli.scans import formats, nifti, volume
 from mafl_cli.scans.forms import require_same_forms, require_same_grid
@@ -34,7 +34,7 @@ class Recorded:
     target: Labels
 
     @property
-    def case(self) -> Case:
+    def case(self) -> CaseRecord:
         return self.report.case
 
 
@@ -50,7 +50,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Source:
+class PairSource:
     """Where a pair comes from; `read` brings it into memory. missing: what is not there, as a sentence."""
 
     case_id: str
@@ -92,7 +92,7 @@ def _on_grid_of(first: volume.Volume, scan: volume.Volume) -> volume.Volume:
     return turned
 
 
-def of_runs(folders: Sequence[Path]) -> list[Source]:
+def of_runs(folders: Sequence[Path]) -> list[PairSource]:
     """Every result folder among these or below them, each once, in the order of their names; see `run_folders`.
 
     One that is not there, holds none or cannot be judged is a source too: reading it raises InputError.
@@ -105,7 +105,8 @@ def of_runs(folders: Sequence[Path]) -> list[Source]:
             found[place.folder.resolve()] = place
     names = told_apart([place.name for place in found.values()])
     return [
-        Source(name, run=place.folder, missing=place.missing) for name, place in zip(names, found.values(), strict=True)
+        PairSource(name, run=place.folder, missing=place.missing)
+        for name, place in zip(names, found.values(), strict=True)
     ]
 
 
@@ -120,7 +121,7 @@ def told_apart(names: Sequence[str]) -> list[str]:
     return distinct
 
 
-def distinct(case_ids: Sequence[str], sources: Sequence[Source]) -> list[str]:
+def distinct(case_ids: Sequence[str], sources: Sequence[PairSource]) -> list[str]:
     """Names of cases, those that several have with the name of their source behind them."""
     many = {name for name in case_ids if case_ids.count(name) > 1}
     return [
@@ -132,7 +133,7 @@ def read_run(run: Path) -> Pair:
     """The scans and masks of a result folder.
 
     The clean scan is the adversarial file minus the perturbation file; in float32, so its last digit may differ.
-    Raises: as `Source.read`.
+    Raises: as `PairSource.read`.
     """
     report = read_report(run)
     case, classes = report.case, report.model.drawn

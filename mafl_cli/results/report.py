@@ -32,7 +32,7 @@ from mafl_cli.system.records import (
 
 SCHEMA = Path(__file__).parent / "schemas" / "report.schema.json"
 
-Pair = tuple[float, float]
+NumberPair = tuple[float, float]
 
 # --- what ran -----------------------------------------------------------------------------------------------------
 
@@ -72,15 +72,15 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Intensity:
+class IntensityRecord:
     """How the model's input is scaled; what a kind does not need is not there."""
 
     kind: Literal["none", "minmax", "zscore", "window", "percentile", "ct"]
     region: Literal["all", "nonzero"] | None = field(default=None, metadata=OPTIONAL)
     min: float | None = field(default=None, metadata=OPTIONAL)
     max: float | None = field(default=None, metadata=OPTIONAL)
-    to: Pair | None = field(default=None, metadata=OPTIONAL)
-    clip: Pair | None = field(default=None, metadata=OPTIONAL)
+    to: NumberPair | None = field(default=None, metadata=OPTIONAL)
+    clip: NumberPair | None = field(default=None, metadata=OPTIONAL)
     lower: float | None = field(default=None, metadata=OPTIONAL)
     upper: float | None = field(default=None, metadata=OPTIONAL)
     mean: float | None = field(default=None, metadata=OPTIONAL)
@@ -88,7 +88,7 @@ class Intensity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tap:
+class TapRecord:
     """A layer whose features the attack compares."""
 
     name: str
@@ -109,9 +109,9 @@ class Model:
     overlapping: bool
     """Whether the classes are regions that may overlap, each with a background of its own."""
     activation: Activation
-    intensity: Intensity
+    intensity: IntensityRecord
     divisor: Annotated[int, Interval(ge=1)]
-    taps: Annotated[tuple[Tap, ...], Len(1)]
+    taps: Annotated[tuple[TapRecord, ...], Len(1)]
     card: str | None
     """File name the model's description was read from."""
     assumptions: tuple[str, ...]
@@ -150,7 +150,7 @@ class Resampled:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskFile:
+class MaskFileRecord:
     """A mask file that was used."""
 
     name: str
@@ -160,16 +160,16 @@ class MaskFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class TargetRecord:
     recipe: str | None
     """What was made of the clean prediction; null for mask files."""
-    files: tuple[MaskFile, ...]
+    files: tuple[MaskFileRecord, ...]
     voxels: dict[str, Count]
     """Voxels of each class, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SliceAxis:
+class SliceAxisRecord:
     index: Annotated[int, Interval(ge=0, le=2)]
     name: Annotated[str, Text("^(axial|coronal|sagittal)$")]
     reason: str
@@ -178,17 +178,17 @@ class SliceAxis:
 @dataclass(frozen=True, kw_only=True)
 class Space:
     mode: Literal["2d", "3d"]
-    slice_axis: SliceAxis
+    slice_axis: SliceAxisRecord
     network_shape: tuple[Annotated[int, Interval(ge=1)], ...]
     """Voxels that the network sees along its axes, at its spacing and before padding."""
     native_units_per_model_unit: Annotated[tuple[Positive, ...], Len(1)]
     """For each channel."""
-    data_box_native: Annotated[tuple[Pair, ...], Len(1)]
+    data_box_native: Annotated[tuple[NumberPair, ...], Len(1)]
     """Lowest and highest value of each channel."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bounds:
+class BoundsRecord:
     """How far the change may go, for each channel, and where. null: no limit."""
 
     eps_native: tuple[float, ...] | None
@@ -196,7 +196,7 @@ class Bounds:
     eps_model: tuple[float, ...] | None
     """The same in the network's units."""
     norm: Norm | None
-    within: MaskFile | None
+    within: MaskFileRecord | None
     body_voxels: Count | None
     """Voxels that `body_only` takes for the body."""
     allowed_voxels: Count | None
@@ -206,7 +206,7 @@ class Bounds:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samples:
+class SamplesRecord:
     """What was attacked on its own: slices, or the volume."""
 
     kind: Literal["slices", "volume"]
@@ -253,7 +253,7 @@ class Attack:
     outcome: Outcome
     goal_reached: bool
     """On the whole scan, from the file read again."""
-    samples: Samples
+    samples: SamplesRecord
     passes: Passes
     trace: Trace | None = field(default=None, metadata=OPTIONAL)
 
@@ -304,15 +304,15 @@ class File:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class CaseRecord:
     case_id: str
     status: Literal["ok"]
     error: None
     inputs: Annotated[tuple[Input, ...], Len(1)]
     """The scan, a file for each channel."""
-    target: Target
+    target: TargetRecord
     space: Space
-    bounds: Bounds
+    bounds: BoundsRecord
     attack: Attack
     metrics: Metrics
     quantisation: Annotated[tuple[Quantisation, ...], Len(1)]
@@ -357,12 +357,12 @@ class Report:
     run: Run
     environment: Environment
     model: Model
-    cases: tuple[Case]
+    cases: tuple[CaseRecord]
     aggregate: Aggregate
     gates: tuple[()]
 
     @property
-    def case(self) -> Case:
+    def case(self) -> CaseRecord:
         """The one case that was attacked."""
         return self.cases[0]
 
@@ -382,8 +382,8 @@ class DryRun:
     tool: Tool
     command: Literal["dry-run"]
     case_id: str
-    target: Target
+    target: TargetRecord
     clean_voxels: dict[str, Count]
     changed_voxels: Count
     samples: DryRunSamples
-    bounds: Bounds
+    bounds: BoundsRecord

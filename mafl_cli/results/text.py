@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mafl_cli.measure.records import Size
 from mafl_cli.measure.value import Value
-from mafl_cli.results.report import Case, DryRun, Report
+from mafl_cli.results.report import CaseRecord, DryRun, Report
 
 
 def format_dry_run(shown: DryRun) -> str:
@@ -53,7 +53,7 @@ def format_size(size: Size) -> list[str]:
     ]
 
 
-def _format_stored_grid(case: Case) -> list[str]:
+def _format_stored_grid(case: CaseRecord) -> list[str]:
     """What the integers of the file did to the attack; nothing where it holds floats."""
     steps = [f"{each.step_native:.4g}" for each in case.quantisation if each.step_native is not None]
     if not steps:

@@ -28,13 +28,13 @@ class Target:
 
     labels: Labels
     """(M, I, J, K); all 0 asks for an empty prediction."""
-    files: tuple[Source, ...]
+    files: tuple[MaskFile, ...]
     warnings: tuple[str, ...] = ()
     recipe: str | None = None
 
 
 @dataclass(frozen=True)
-class Source:
+class MaskFile:
     """A file that a target, or the voxels that may change, came from.
 
     resampled: voxels of each label on the file's own grid and on the image's, if these differ.
@@ -58,7 +58,7 @@ class Masks:
 
     def read(
         self, path: Path, like: Volume, *, coded: bool = False
-    ) -> tuple[NDArray[np.int64], Source, tuple[str, ...]]:
+    ) -> tuple[NDArray[np.int64], MaskFile, tuple[str, ...]]:
         """Labels (I, J, K) on the grid of `like`, where they came from, and what the user should know.
 
         coded: bit codes are wanted, so the segments of a SEG may overlap.
@@ -68,13 +68,13 @@ class Masks:
         mask = read_mask(path, like, coded=coded)
         mask, notes = self._renamed(mask)
         if geometry.same_space(like.shape, like.affine, mask.labels.shape, mask.affine):
-            return mask.labels, Source(mask.name, mask.sha256), (*mask.warnings, *notes)
+            return mask.labels, MaskFile(mask.name, mask.sha256), (*mask.warnings, *notes)
         forms.require_same_forms(like, mask, coded=True)
         whole = mask.labels.size == like.data.size
         if whole and geometry.is_part_of(mask.labels.shape, mask.affine, like.shape, like.affine):
             # The same voxels in another order, as converters leave them.
             labels = geometry.nearest_labels(mask.labels, mask.affine, like.shape, like.affine)
-            return labels, Source(mask.name, mask.sha256), (*mask.warnings, *notes)
+            return labels, MaskFile(mask.name, mask.sha256), (*mask.warnings, *notes)
         if not self.resample:
             advice = f"Add `resample_target` to move {mask.name} to the grid of {like.name} (nearest neighbour)."
             forms.require_same_grid(like, mask, advice if self.adjustable else None)
@@ -99,7 +99,7 @@ class Masks:
 
     def _resampled(
         self, mask: LabelMap, like: Volume, notes: tuple[str, ...]
-    ) -> tuple[NDArray[np.int64], Source, tuple[str, ...]]:
+    ) -> tuple[NDArray[np.int64], MaskFile, tuple[str, ...]]:
         labels = geometry.nearest_labels(mask.labels, mask.affine, like.shape, like.affine)
         before, after = _counts(mask.labels), _counts(labels)
         if before and not after:
@@ -109,7 +109,7 @@ class Masks:
         lost = [str(label) for label, (_, new) in counts.items() if new == 0]
         gone = f"; label {', '.join(lost)} is lost" if lost else ""
         note = f"{mask.name}: moved to the grid of {like.name}; voxels: {shown or 'none labelled'}{gone}"
-        return labels, Source(mask.name, mask.sha256, counts), (*mask.warnings, *notes, note)
+        return labels, MaskFile(mask.name, mask.sha256, counts), (*mask.warnings, *notes, note)
 
 
 def _counts(labels: NDArray[np.int64]) -> dict[int, int]:

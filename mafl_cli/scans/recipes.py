@@ -31,7 +31,7 @@ from mafl_cli.errors import InputError, UsageError
 from mafl_cli.names import is_there, outside, public_name
 from mafl_cli.scans import geometry
 
-Kind = Literal["erase", "shift", "dilate", "erode", "swap", "copy"]
+RecipeKind = Literal["erase", "shift", "dilate", "erode", "swap", "copy"]
 Map = NDArray[np.integer[Any]]
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
@@ -58,7 +58,7 @@ class Recipe:
     """
 
     text: str
-    kind: Kind
+    kind: RecipeKind
     classes: tuple[str, ...] = ()
     mm: tuple[float, ...] = ()
     mask: Path | None = None
@@ -66,7 +66,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Frame:
+class PredictionGrid:
     """Where the voxels of a prediction are. slice_axis: 0, 1, 2 for a network that sees slices, else None."""
 
     affine: NDArray[np.float64]
@@ -87,7 +87,7 @@ def parse(text: str) -> Recipe | None:
     Raises UsageError for a recipe that is incomplete.
     """
     kind = text.split(":", 1)[0]
-    if ":" not in text or kind not in get_args(Kind) or is_there(Path(text)):
+    if ":" not in text or kind not in get_args(RecipeKind) or is_there(Path(text)):
         return None
     whole = kind == "copy" and is_there(Path(text.partition(":")[2]))
     body, sphere = (text, None) if whole else _without_sphere(text, kind)
@@ -130,7 +130,7 @@ def class_numbers(recipe: Recipe, classes: Classes) -> list[int]:
 
 
 def follow(
-    recipe: Recipe, prediction: Labels, classes: Classes, frame: Frame, painted: Labels | None
+    recipe: Recipe, prediction: Labels, classes: Classes, frame: PredictionGrid, painted: Labels | None
 ) -> tuple[Labels, str]:
     """The target that a recipe makes, and one line about it.
 
@@ -166,7 +166,9 @@ def follow(
     return wanted.astype(prediction.dtype), note
 
 
-def _changed(recipe: Recipe, prediction: Labels, classes: Classes, index: int, frame: Frame) -> tuple[Labels, str]:
+def _changed(
+    recipe: Recipe, prediction: Labels, classes: Classes, index: int, frame: PredictionGrid
+) -> tuple[Labels, str]:
     """What erase, shift, dilate and erode make of one class."""
     there = classes.mask(prediction, index)
     after, note = _MOVES[recipe.kind](there, recipe.mm, frame)
@@ -182,23 +184,23 @@ def _changed(recipe: Recipe, prediction: Labels, classes: Classes, index: int, f
     return wanted, note
 
 
-def _erased(there: NDArray[np.bool_], mm: tuple[float, ...], frame: Frame) -> tuple[NDArray[np.bool_], str]:
+def _erased(there: NDArray[np.bool_], mm: tuple[float, ...], frame: PredictionGrid) -> tuple[NDArray[np.bool_], str]:
     return np.zeros_like(there), f"{int(there.sum())} voxels erased"
 
 
-def _dilated(there: NDArray[np.bool_], mm: tuple[float, ...], frame: Frame) -> tuple[NDArray[np.bool_], str]:
+def _dilated(there: NDArray[np.bool_], mm: tuple[float, ...], frame: PredictionGrid) -> tuple[NDArray[np.bool_], str]:
     after = ndimage.distance_transform_edt(~there, sampling=frame.sampling) <= mm[0] + _SAME
     return after, f"grown from {int(there.sum())} to {int(after.sum())} voxels"
 
 
-def _eroded(there: NDArray[np.bool_], mm: tuple[float, ...], frame: Frame) -> tuple[NDArray[np.bool_], str]:
+def _eroded(there: NDArray[np.bool_], mm: tuple[float, ...], frame: PredictionGrid) -> tuple[NDArray[np.bool_], str]:
     if there.all():
         return there, "there is no border to shrink from"
     after = there & (ndimage.distance_transform_edt(there, sampling=frame.sampling) > mm[0] + _SAME)
     return after, f"shrunk from {int(there.sum())} to {int(after.sum())} voxels"
 
 
-def _shifted(there: NDArray[np.bool_], mm: tuple[float, ...], frame: Frame) -> tuple[NDArray[np.bool_], str]:
+def _shifted(there: NDArray[np.bool_], mm: tuple[float, ...], frame: PredictionGrid) -> tuple[NDArray[np.bool_], str]:
     steps = np.rint(np.round(np.linalg.solve(frame.affine[:3, :3], np.array(mm)), 6)).astype(int)
     moved = frame.affine[:3, :3] @ steps
     after = np.zeros_like(there)
@@ -214,11 +216,11 @@ def _shifted(there: NDArray[np.bool_], mm: tuple[float, ...], frame: Frame) -> t
     return after, f"moved by {shown} mm, whole voxels" + (f"; {lost} voxels left the scan" if lost else "")
 
 
-_Move = Callable[[NDArray[np.bool_], tuple[float, ...], Frame], tuple[NDArray[np.bool_], str]]
+_Move = Callable[[NDArray[np.bool_], tuple[float, ...], PredictionGrid], tuple[NDArray[np.bool_], str]]
 _MOVES: dict[str, _Move] = {"erase": _erased, "shift": _shifted, "dilate": _dilated, "erode": _eroded}
 
 
-def _surroundings(prediction: Map, there: NDArray[np.bool_], frame: Frame) -> Map:
+def _surroundings(prediction: Map, there: NDArray[np.bool_], frame: PredictionGrid) -> Map:
     """For each connected part (by faces) the class that most of the voxels around it have; background if none."""
     parts, _ = ndimage.label(there)
     filled = np.zeros_like(prediction)
@@ -231,7 +233,7 @@ def _surroundings(prediction: Map, there: NDArray[np.bool_], frame: Frame) -> Ma
     return filled
 
 
-def _nearest_other(prediction: Map, there: NDArray[np.bool_], frame: Frame) -> Map:
+def _nearest_other(prediction: Map, there: NDArray[np.bool_], frame: PredictionGrid) -> Map:
     """The class of the nearest voxel that is not there; of several at one distance, the lowest class."""
     filled, best = np.zeros_like(prediction), np.full(prediction.shape, np.inf)
     for index in np.unique(prediction[~there]).tolist():

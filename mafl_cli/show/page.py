@@ -24,10 +24,10 @@ from mafl_cli.codes import Outcome, Reason
 from mafl_cli.errors import UsageError, cannot_be_written
 from mafl_cli.names import one_line
 from mafl_cli.results.envelope import NOTICE, Tool
-from mafl_cli.results.quantities import PAGE, QUANTITIES, Form
-from mafl_cli.results.report import Case, Model, Run
+from mafl_cli.results.quantities import PAGE, QUANTITIES, NumberFormat
+from mafl_cli.results.report import CaseRecord, Model, Run
 from mafl_cli.show.display import MAX_MB
-from mafl_cli.show.planes import PageVolumes, Stack, Viewer
+from mafl_cli.show.planes import PageVolumes, PlaneStack, ViewerFacts
 from mafl_cli.system.records import plain
 
 __all__ = ["PageCase", "PageVolumes", "Unread", "write"]
@@ -53,7 +53,7 @@ class Unread:
 class PageCase:
     """What the page says about one case, from its report, and how to come by what it shows."""
 
-    case: Case | Unread
+    case: CaseRecord | Unread
     model: Model
     run: Run
     tool: Tool
@@ -74,12 +74,12 @@ class _Shared:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Entry:
+class _PageEntry:
     """A case as the script finds it. shared: its number in the list of these."""
 
-    report: Case | Unread
+    report: CaseRecord | Unread
     shared: int
-    viewer: Viewer | None = None
+    viewer: ViewerFacts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class _Printed:
     """How a quantity is named and printed, and where a report has it."""
 
     title: str
-    form: Form
+    form: NumberFormat
     place: str
 
 
@@ -100,7 +100,7 @@ class _Index:
     quantities: dict[str, _Printed]
     columns: tuple[str, ...]
     shared: list[_Shared]
-    cases: list[_Entry]
+    cases: list[_PageEntry]
     said: str = ""
 
 
@@ -111,7 +111,7 @@ def _index(cases: Sequence[PageCase]) -> _Index:
         facts = _Shared(model=case.model, run=case.run, tool=case.tool, classes=tuple(case.classes))
         if facts not in shared:
             shared.append(facts)
-        entries.append(_Entry(report=case.case, shared=shared.index(facts)))
+        entries.append(_PageEntry(report=case.case, shared=shared.index(facts)))
     return _Index(
         notice=NOTICE,
         sentences={**Outcome.sentences(), **Reason.sentences()},
@@ -155,14 +155,14 @@ def write(
     reduced: list[str] = []
     for number, case in enumerate(cases):
         share = max(left // (len(cases) - number), min(left, _LEAST_SHARE))
-        found = _viewer(case.volumes, share, window) if isinstance(case.case, Case) else None
+        found = _viewer(case.volumes, share, window) if isinstance(case.case, CaseRecord) else None
         if found is not None:
             viewer, planes[number] = found
             index.cases[number] = replace(index.cases[number], viewer=viewer)
             left -= _cost(viewer) + _cost(planes[number])
             if viewer.reduced:
                 reduced.append(viewer.reduced)
-    said = _said(len(cases), sum(isinstance(case.case, Case) for case in cases) - len(planes), reduced)
+    said = _said(len(cases), sum(isinstance(case.case, CaseRecord) for case in cases) - len(planes), reduced)
 
     # The size stands on the page, and says itself how many digits it has.
     size = 0
@@ -235,11 +235,11 @@ def _hash(text: str) -> str:
 
 def _viewer(
     volumes: Callable[[], PageVolumes], limit: int, window: tuple[float, float] | None
-) -> tuple[Viewer, list[str | None]] | None:
+) -> tuple[ViewerFacts, list[str | None]] | None:
     """What the page needs to show a case, and its slices, within `limit` bytes; None where that cannot be."""
     if limit < 20_000:
         return None
-    stack = Stack(volumes(), window)
+    stack = PlaneStack(volumes(), window)
     whole = stack.viewer()
     near = stack.near()
     many = len(stack.order)

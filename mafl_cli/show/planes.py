@@ -55,7 +55,7 @@ class PageVolumes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Viewer:
+class ViewerFacts:
     """All but the planes of a case, for the script; lists of slices are by place. Values are native."""
 
     rows: int
@@ -87,7 +87,7 @@ class Viewer:
     """What is left out, or at half its resolution, in words."""
 
 
-class Stack:
+class PlaneStack:
     """The slices of one case from foot to head, back to front or left to right, however they are stored."""
 
     def __init__(self, volumes: PageVolumes, window: tuple[float, float] | None) -> None:
@@ -166,7 +166,7 @@ class Stack:
         around = {p + shift for p in busy for shift in range(-_NEIGHBOURS, _NEIGHBOURS + 1)}
         return sorted(p for p in around if 0 <= p < len(self.order))
 
-    def viewer(self) -> Viewer:
+    def viewer(self) -> ViewerFacts:
         """What the script of a page gets of the whole stack."""
         volumes = self._volumes
         axis = volumes.slice_axis
@@ -175,7 +175,7 @@ class Stack:
         sides = (POSITIVE[body_axis], NEGATIVE[body_axis])
         down, across = self._box
         weight: Sequence[float] | None = next((w for w in (self.change, self.asked, self.missed) if any(w)), None)
-        return Viewer(
+        return ViewerFacts(
             rows=down.stop - down.start,
             columns=across.stop - across.start,
             aspect=round(aspect, 6),

@@ -12,8 +12,8 @@ import numpy as np
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.names import public_name
 from mafl_cli.results import files, folder, read
-from mafl_cli.results.recorded import Source, distinct, of_runs, read_run
-from mafl_cli.results.report import Case, Report
+from mafl_cli.results.recorded import PairSource, distinct, of_runs, read_run
+from mafl_cli.results.report import CaseRecord, Report
 from mafl_cli.scans import nifti
 from mafl_cli.show import display, figure, page, planes, viewers
 
@@ -80,7 +80,7 @@ def _drawn(run: Path, window: str | None, rows: int, said: list[str]) -> Callabl
     return paint
 
 
-def _paged(sources: Sequence[Source], window: str | None, max_mb: float, said: list[str]) -> Callable[[Path], None]:
+def _paged(sources: Sequence[PairSource], window: str | None, max_mb: float, said: list[str]) -> Callable[[Path], None]:
     """What writes the page; then `said` has a sentence on its size."""
     reports, problems = _reports(sources)
     shown = {source: _Shown.of(source.run, report) for source, report in reports.items() if source.run}
@@ -106,10 +106,10 @@ def _paged(sources: Sequence[Source], window: str | None, max_mb: float, said: l
     return lambda temporary: said.append(page.write(temporary, cases, title=title, max_mb=max_mb, window=values[0]))
 
 
-def _reports(sources: Sequence[Source]) -> tuple[dict[Source, Report], dict[Source, str]]:
+def _reports(sources: Sequence[PairSource]) -> tuple[dict[PairSource, Report], dict[PairSource, str]]:
     """Reports of the runs that have one, and why the others have none. Raises InputError where none has one."""
-    reports: dict[Source, Report] = {}
-    problems: dict[Source, str] = {}
+    reports: dict[PairSource, Report] = {}
+    problems: dict[PairSource, str] = {}
     for source in sources:
         try:
             if source.missing is not None or source.run is None:
@@ -127,7 +127,7 @@ class _Shown:
     """The channel of a run that is shown: the one that changed most."""
 
     run: Path
-    case: Case
+    case: CaseRecord
     index: int
 
     @staticmethod
@@ -198,7 +198,7 @@ def _named_labels(run: Path, said: Report) -> dict[int, str]:
     return names
 
 
-def _most_changed(case: Case) -> int:
+def _most_changed(case: CaseRecord) -> int:
     """The channel whose change is the longest, in model units."""
     sizes = case.metrics.size_per_channel
     return max(range(len(sizes)), key=lambda n: sizes[n].l2.model)
@@ -214,7 +214,7 @@ def _label_names(said: Report) -> Sequence[str]:
     return classes.code_names()
 
 
-def _title(case: Case) -> str:
+def _title(case: CaseRecord) -> str:
     iou = case.metrics.post_write.target_iou.value
     psnr = case.metrics.size.psnr_db.value
     parts = [case.case_id]

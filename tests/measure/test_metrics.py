@@ -566,7 +566,7 @@ def test_low_frequency_share_of_the_extremes(pattern: Any, share: Any) -> None:
 def reached_by(prediction: Any, target: Any, clean: Any, count: int, *, overlapping: bool = False) -> Any:
     classes = Classes(tuple(str(n) for n in range(count)), overlapping)
     prediction, target, clean = (each.reshape(classes.maps, *each.shape[-3:]) for each in (prediction, target, clean))
-    return plain(agreement.reach(prediction, target, clean, classes))
+    return plain(agreement.quick_agreement(prediction, target, clean, classes))
 
 
 class_maps = st.tuples(st.integers(1, 3), st.integers(2, 4)).flatmap(

@@ -13,12 +13,12 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from mafl_cli.classes import Classes
 from mafl_cli.errors import InputError, UsageError
-from mafl_cli.scans.recipes import Frame, Recipe, follow, parse
+from mafl_cli.scans.recipes import PredictionGrid, Recipe, follow, parse
 
 CLASSES = Classes(("background", "liver", "tumour"))
 AFFINE = np.diag([2.0, 1.0, 4.0, 1.0])
-VOLUME = Frame(AFFINE, None)
-SLICES = Frame(AFFINE, 2)
+VOLUME = PredictionGrid(AFFINE, None)
+SLICES = PredictionGrid(AFFINE, 2)
 
 
 def made(text: Any, prediction: Any, frame: Any = VOLUME, painted: Any = None) -> Any:
@@ -111,7 +111,7 @@ def test_shift_is_in_mm_of_the_patient() -> None:
     # The same shift of a scan stored with two axes the other way.
     flipped = np.diag([-2.0, 1.0, -4.0, 1.0])
     flipped[0, 3], flipped[2, 3] = 22, 28
-    again = made("shift:1:4,-3,0mm", np.flip(prediction, (0, 2)), Frame(flipped, None))
+    again = made("shift:1:4,-3,0mm", np.flip(prediction, (0, 2)), PredictionGrid(flipped, None))
     np.testing.assert_array_equal(np.flip(again, (0, 2)), moved)
 
 
@@ -148,7 +148,7 @@ def by_hand(there: Any, places: Any, frame: Any) -> Any:
 def test_erode_lets_the_neighbours_in() -> None:
     prediction = np.zeros((9, 1, 1), np.int64)
     prediction[:, 0, 0] = [0, 0, 1, 1, 1, 1, 1, 2, 2]
-    eroded = made("erode:1:2mm", prediction, Frame(np.eye(4), None))
+    eroded = made("erode:1:2mm", prediction, PredictionGrid(np.eye(4), None))
     assert eroded.ravel().tolist() == [0, 0, 0, 0, 1, 2, 2, 2, 2]
 
 
@@ -206,4 +206,4 @@ def test_the_same_target_however_the_scan_is_stored(axes: Any, flips: Any) -> No
     affine = AFFINE @ inv_ornt_aff(turn, prediction.shape)
     for text in ("erase:2", "shift:2:4,2,-4mm", "dilate:2:3mm", "erode:1:2mm", "swap:1,2:sphere@12,10,16,3"):
         expected = apply_orientation(made(text, prediction), turn)
-        np.testing.assert_array_equal(made(text, turned, Frame(affine, None)), expected)
+        np.testing.assert_array_equal(made(text, turned, PredictionGrid(affine, None)), expected)

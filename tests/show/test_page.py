@@ -16,7 +16,7 @@ from bodies import ORIENTATIONS, case, noisy, ras, stored_as, stored_slice
 from pages import CLASSES, MASKS, blocks, decoded, page_case
 
 from mafl_cli.errors import OutputError, UsageError
-from mafl_cli.results.quantities import PAGE, QUANTITIES, Form
+from mafl_cli.results.quantities import PAGE, QUANTITIES, NumberFormat
 from mafl_cli.show import page
 from mafl_cli.show.slices import oriented_slice
 from mafl_cli.system.records import plain
@@ -110,7 +110,7 @@ def test_the_page_knows_how_every_quantity_is_printed_and_names_no_other(tmp_pat
     told = blocks(text)["index"]["quantities"]
     script = Markup(text).content["script"][-1]
     (forms,) = re.findall(r"const FORMS = \{(.*?)\};", script)
-    assert set(re.findall(r'"([^"]+)":', forms)) == set(get_args(Form))
+    assert set(re.findall(r'"([^"]+)":', forms)) == set(get_args(NumberFormat))
     named = {*re.findall(r'(?:quantity\(report, |titled\()"(\w+)"', script), *PAGE}
     assert len(named) > 8
     assert blocks(text)["index"]["columns"] == list(PAGE)

@@ -25,7 +25,7 @@ from mafl_cli.results.evaluation_report import (
     Detection,
     Evaluation,
     FailedCase,
-    Goal,
+    GoalRecord,
     GroundTruth,
     JudgedCase,
     JudgedMetrics,
@@ -58,7 +58,7 @@ def _measured() -> JudgedMetrics:
     return JudgedMetrics(
         clean=agreement.agreement(clean, target, clean, classes, spacing=mm),
         post_write=agreement.agreement(adversarial, target, clean, classes, spacing=mm),
-        dice_with_clean=agreement.reach(adversarial, target, clean, classes).dice_with_clean,
+        dice_with_clean=agreement.quick_agreement(adversarial, target, clean, classes).dice_with_clean,
         size=size,
         size_per_channel=(size,),
     )
@@ -89,7 +89,7 @@ def case(case_id: str = "scan", *, reached: bool = True, **changes: Any) -> Judg
         files_intact=None,
         differences=(),
         untested=None,
-        goal=Goal(iou=0.99, hit=0.99, reached=reached),
+        goal=GoalRecord(iou=0.99, hit=0.99, reached=reached),
         metrics=replace(metrics, post_write=replace(metrics.post_write, **post), size=size),
         ground_truth=None,
         transfer=(),

@@ -58,7 +58,7 @@ def page_case(
         spacing=(1, 1, 1),
     )
     post = agreement("prediction_adversarial")
-    found = report.Case(
+    found = report.CaseRecord(
         case_id=name,
         status="ok",
         error=None,
@@ -68,26 +68,26 @@ def page_case(
                 spacing_mm=(0.8, 1.1, 3.0), axcodes="RAS", dtype="int16", warnings=(f"{name}.nii.gz: a warning",),
             ),
         ),
-        target=report.Target(
+        target=report.TargetRecord(
             recipe=None,
-            files=(report.MaskFile(name=f"{name}-target.nii.gz", sha256="ab" * 32, resampled=None),),
+            files=(report.MaskFileRecord(name=f"{name}-target.nii.gz", sha256="ab" * 32, resampled=None),),
             voxels={},
         ),
         space=report.Space(
             mode="2d",
-            slice_axis=report.SliceAxis(index=slice_axis, name="axial", reason=""),
+            slice_axis=report.SliceAxisRecord(index=slice_axis, name="axial", reason=""),
             network_shape=volumes["clean"].shape[:2],
             native_units_per_model_unit=(1000.0,),
             data_box_native=((0.0, 1.0),),
         ),
-        bounds=report.Bounds(
+        bounds=report.BoundsRecord(
             eps_native=None, eps_model=None, norm=None, within=None, body_voxels=None, allowed_voxels=None,
             padding_voxels=(0,),
         ),
         attack=report.Attack(
             outcome=Outcome.REACHED if reached else Outcome.STEP_LIMIT,
             goal_reached=reached,
-            samples=report.Samples(
+            samples=report.SamplesRecord(
                 kind="slices", total=9, attacked=3, reached=3 if reached else 1, not_reached=0 if reached else 2,
                 skipped_constant=0,
             ),
@@ -109,8 +109,9 @@ def page_case(
         case=found,
         model=report.Model(
             name=model, sha256="ab" * 32, format="torchscript", dims=2, channels=("CT",), orientation="RAS",
-            classes=tuple(classes), overlapping=False, activation="softmax", intensity=report.Intensity(kind="minmax"),
-            divisor=1, taps=(), card=None, assumptions=("the orientation is RAS",),
+            classes=tuple(classes), overlapping=False, activation="softmax",
+            intensity=report.IntensityRecord(kind="minmax"), divisor=1, taps=(), card=None,
+            assumptions=("the orientation is RAS",),
         ),
         run=report.Run(
             command="attack",

@@ -51,7 +51,7 @@ _NO_SCANS: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class Source:
+class DicomFile:
     """One file in a folder or archive."""
 
     name: str
@@ -97,10 +97,10 @@ class Pixels:
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class DicomFrame:
     """What must be known of one slice before its pixels are read. Lengths in mm, DICOM's LPS axes."""
 
-    source: Source
+    source: DicomFile
     series: str
     order: int
     instance: str
@@ -130,7 +130,7 @@ class Frame:
         """Whether it has a place in the patient."""
         return self.position is not None and self.orientation is not None
 
-    def fits(self, other: Frame) -> bool:
+    def fits(self, other: DicomFrame) -> bool:
         """Whether both can be slices of one stack, wherever they are."""
         return (
             self.series == other.series
@@ -145,16 +145,16 @@ class Frame:
         """Rows, columns."""
         return self.pixels.rows, self.pixels.columns
 
-    def spaced_as(self, other: Frame) -> bool:
+    def spaced_as(self, other: DicomFrame) -> bool:
         """Whether the pixel spacing is the same."""
         return _close(self.spacing, other.spacing, 1e-3)
 
-    def turned_as(self, other: Frame) -> bool:
+    def turned_as(self, other: DicomFrame) -> bool:
         """Whether the orientation is the same, but for its last digits."""
         return _close(self.orientation, other.orientation, 1e-3 + self.digit + other.digit)
 
 
-Stack = list[Frame]
+Stack = list[DicomFrame]
 
 _DEEPEST = 32
 """Levels of sequences in sequences; structured reports, the deepest there are, have about twenty."""
@@ -252,7 +252,7 @@ def why_no_scan(header: FileDataset) -> str | None:
     return no_image_of_slices(header)
 
 
-def frames_of(source: Source, header: Dataset) -> list[Frame]:
+def frames_of(source: DicomFile, header: Dataset) -> list[DicomFrame]:
     """The frames of one file, in its order. Raises InputError when its header does not say where they are."""
     try:
         number = _whole(header.get("InstanceNumber"))
@@ -275,7 +275,7 @@ def frames_of(source: Source, header: Dataset) -> list[Frame]:
         ) from exc
 
 
-def _frame(source: Source, header: Dataset, index: int, instance: str) -> Frame:
+def _frame(source: DicomFile, header: Dataset, index: int, instance: str) -> DicomFrame:
     measures = group(header, index, "PixelMeasuresSequence")
     spacing, notes = _vector(measures.get("PixelSpacing"), 2), []
     if spacing is None:
@@ -286,7 +286,7 @@ def _frame(source: Source, header: Dataset, index: int, instance: str) -> Frame:
     turn = group(header, index, "PlaneOrientationSequence").get("ImageOrientationPatient")
     place, orientation = _vector(position, 3), _vector(turn, 6)
     apart, thickness = (measures.get(each) for each in ("SpacingBetweenSlices", "SliceThickness"))
-    return Frame(
+    return DicomFrame(
         source=source,
         series=str(header.get("SeriesInstanceUID", "")),
         order=_whole(header.get("SeriesNumber")) or 0,
@@ -376,7 +376,7 @@ def _close(a: NDArray[np.float64] | None, b: NDArray[np.float64] | None, toleran
     return bool(np.abs(a - b).max() <= tolerance)
 
 
-def named(frames: Sequence[Frame]) -> str:
+def named(frames: Sequence[DicomFrame]) -> str:
     """ "instances 3, 4 and 2 more": a few, then how many."""
     names = [frame.instance for frame in frames]
     if len(names) == 1:

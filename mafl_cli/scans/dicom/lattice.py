@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mafl_cli.errors import GeometryError
-from mafl_cli.scans.dicom.frames import Frame, Stack, named
+from mafl_cli.scans.dicom.frames import DicomFrame, Stack, named
 from mafl_cli.system import sizes
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -111,7 +111,7 @@ def _fall_on(depths: NDArray[np.float64], apart: float) -> bool:
     return bool(np.abs(steps - np.rint(steps)).max() <= _OFF)
 
 
-def aligned(name: str, frame: Frame, affine: NDArray[np.float64], crude: float) -> NDArray[np.float64]:
+def aligned(name: str, frame: DicomFrame, affine: NDArray[np.float64], crude: float) -> NDArray[np.float64]:
     """Like `directions`, but those of a grid's axes where the difference may be one of digits.
 
     affine: of the grid, RAS+. crude: radians by which its own axes may be off.
@@ -126,7 +126,7 @@ def aligned(name: str, frame: Frame, affine: NDArray[np.float64], crude: float) 
     return axes
 
 
-def directions(name: str, frame: Frame) -> NDArray[np.float64]:
+def directions(name: str, frame: DicomFrame) -> NDArray[np.float64]:
     """(3, 2): unit vectors along a row and along a column, perpendicular; LPS. Raises GeometryError for others."""
     assert frame.orientation is not None
     raw = frame.orientation.reshape(2, 3).T
@@ -148,7 +148,7 @@ def _nearest(raw: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(left @ right)
 
 
-def slack(frame: Frame) -> float:
+def slack(frame: DicomFrame) -> float:
     """How far, in radians, the directions of a slice may be off for the digits that they are written with."""
     return math.asin(min(1.0, math.sqrt(6) * frame.digit))
 
@@ -215,6 +215,6 @@ def _grain(stack: Stack) -> float:
     return math.sqrt(3) * min((frame.grain for frame in stack if frame.grain), default=0.0)
 
 
-def _position(frame: Frame) -> NDArray[np.float64]:
+def _position(frame: DicomFrame) -> NDArray[np.float64]:
     assert frame.position is not None
     return frame.position

@@ -24,7 +24,7 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from mafl_cli.errors import InputError, is_disk_full
 from mafl_cli.names import public_name
 from mafl_cli.scans.dicom import codestreams, stacks
-from mafl_cli.scans.dicom.frames import PHYSICAL, Frame, Pixels, Stack, group, named, parsed
+from mafl_cli.scans.dicom.frames import PHYSICAL, DicomFrame, Pixels, Stack, group, named, parsed
 from mafl_cli.scans.dicom.lattice import ordered, slack
 from mafl_cli.scans.volume import Volume, plain_header, require_usable
 from mafl_cli.system import sizes, staging
@@ -164,7 +164,7 @@ def _volume(name: str, stack: Stack, affine: NDArray[np.float64], notes: Sequenc
     )
 
 
-def _require_plain(name: str, frame: Frame, stack: Stack) -> None:
+def _require_plain(name: str, frame: DicomFrame, stack: Stack) -> None:
     """Raise InputError, naming the slices, unless pixels are plain numbers in the lowest bits."""
     pixels = frame.pixels
     if pixels.allocated == 1:
@@ -294,7 +294,7 @@ def _decoded_by_gdcm(dataset: FileDataset, shape: tuple[int, int]) -> NDArray[An
             return None
 
 
-def _rescale(name: str, frame: Frame, dataset: Dataset) -> tuple[float, float]:
+def _rescale(name: str, frame: DicomFrame, dataset: Dataset) -> tuple[float, float]:
     if dataset.get("ModalityLUTSequence"):
         raise InputError(f"{name}: its values are given by a Modality LUT, which cannot be written back: use NIfTI.")
     values = group(dataset, frame.index, "PixelValueTransformationSequence")

@@ -21,7 +21,7 @@ from mafl_cli.errors import InputError, is_disk_full
 from mafl_cli.names import public_name
 from mafl_cli.scans import geometry
 from mafl_cli.scans.dicom import stacks
-from mafl_cli.scans.dicom.frames import LABEL_MAP_SEGMENTATION, Frame, Source, frames_of, group, kind, parsed
+from mafl_cli.scans.dicom.frames import LABEL_MAP_SEGMENTATION, DicomFile, DicomFrame, frames_of, group, kind, parsed
 from mafl_cli.scans.dicom.kept import PATIENT_AND_STUDY, fill_empty, kept, opened
 from mafl_cli.scans.dicom.lattice import LPS_TO_RAS, aligned, spanned
 from mafl_cli.scans.dicom.read import DicomVolume, decoded
@@ -69,7 +69,7 @@ class _Segments:
     name: str
     sha256: str
     dataset: Dataset
-    frames: list[Frame]
+    frames: list[DicomFrame]
     pixels: NDArray[Any]
     """(frames, rows, columns)."""
     label_map: bool
@@ -84,7 +84,7 @@ class _Segments:
             said = str(dataset.get("SegmentationType", ""))
             # First, for it refuses what declares too much.
             pixels = decoded(name, dataset, (int(dataset.Rows), int(dataset.Columns)))
-            frames = frames_of(Source(name, lambda: io.BytesIO(raw)), dataset)
+            frames = frames_of(DicomFile(name, lambda: io.BytesIO(raw)), dataset)
             if not all(frame.placed and frame.spacing is not None and (frame.spacing > 0).all() for frame in frames):
                 raise InputError(
                     f"{name}: its frames have no place in the patient; export the segments as NIfTI masks."
@@ -155,7 +155,7 @@ class _Segments:
             raise _damaged(self.name, exc) from exc
         return labels
 
-    def _numbers(self, frame: Frame, pixels: NDArray[Any]) -> NDArray[np.int64]:
+    def _numbers(self, frame: DicomFrame, pixels: NDArray[Any]) -> NDArray[np.int64]:
         """Segment numbers (rows, columns), 0 for none."""
         if self.label_map:
             padding = self.dataset.get("PixelPaddingValue")
@@ -197,7 +197,7 @@ def _damaged(name: str, exc: Exception) -> InputError:
 
 
 def _places(
-    name: str, frame: Frame, shape: tuple[int, int, int], affine: NDArray[np.float64], crude: float
+    name: str, frame: DicomFrame, shape: tuple[int, int, int], affine: NDArray[np.float64], crude: float
 ) -> tuple[NDArray[np.int64], ...] | None:
     """(rows, columns) voxel indices i, j, k of a frame's pixels on a grid; None if they are not its voxels."""
     assert frame.position is not None

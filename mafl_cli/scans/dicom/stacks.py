@@ -26,8 +26,8 @@ from mafl_cli.names import public_name
 from mafl_cli.scans.dicom.frames import (
     NO_PIXELS,
     PHYSICAL,
-    Frame,
-    Source,
+    DicomFile,
+    DicomFrame,
     Stack,
     frames_of,
     head,
@@ -77,16 +77,16 @@ def sop_class(path: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundStacks:
     """All stacks of a folder, by series number. beside: what else lies there that may be meant, and how many of it."""
 
     stacks: list[Stack]
     beside: Mapping[str, int]
 
 
-def find(name: str, path: Path) -> Found:
+def find(name: str, path: Path) -> FoundStacks:
     """All stacks in `path`. Raises InputError when there is none."""
-    frames: list[Frame] = []
+    frames: list[DicomFrame] = []
     others: Counter[str] = Counter()
     if is_directory_file(path):
         path = path.parent
@@ -120,10 +120,10 @@ def find(name: str, path: Path) -> Found:
         else:
             stacks.append([frame])
     beside = {what: count for what, count in others.items() if what != _NO_DICOM and NO_PIXELS not in what}
-    return Found(sorted(stacks, key=lambda stack: (stack[0].order, stack[0].series)), beside)
+    return FoundStacks(sorted(stacks, key=lambda stack: (stack[0].order, stack[0].series)), beside)
 
 
-def _told_apart(frames: Sequence[Frame]) -> list[Frame]:
+def _told_apart(frames: Sequence[DicomFrame]) -> list[DicomFrame]:
     """Frames with names that no other of their series has: with the file where numbers alone would not do."""
     names = Counter((frame.series, frame.instance) for frame in frames)
     sources = list({id(frame.source): frame.source for frame in frames}.values())
@@ -136,7 +136,7 @@ def _told_apart(frames: Sequence[Frame]) -> list[Frame]:
     # With several multi-frame files all are named, or frame 3 would be that of the one file that has so many.
     many = {frame.series for frame in frames if names[frame.series, "frame 1"] > 1}
 
-    def named_by_file(frame: Frame) -> Frame:
+    def named_by_file(frame: DicomFrame) -> DicomFrame:
         number = frame.instance.startswith(("frame ", "instance "))
         file = files[id(frame.source)]
         return replace(frame, instance=f"{frame.instance} of {file}" if number else file)
@@ -149,19 +149,19 @@ def _told_apart(frames: Sequence[Frame]) -> list[Frame]:
     ]
 
 
-def _sources(name: str, path: Path) -> Iterator[Source]:
+def _sources(name: str, path: Path) -> Iterator[DicomFile]:
     if path.is_dir():
         for file in sorted(path.rglob("*")):
             hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
             if file.is_file() and not hidden and file.name != "DICOMDIR":
-                yield Source(public_name(file), lambda file=file: _opened(file))  # type: ignore[misc]
+                yield DicomFile(public_name(file), lambda file=file: _opened(file))  # type: ignore[misc]
     elif _is_zip(path):
         yield from _zipped(name, path)
     else:
-        yield Source(name, lambda: _opened(path))
+        yield DicomFile(name, lambda: _opened(path))
 
 
-def _zipped(name: str, path: Path) -> Iterator[Source]:
+def _zipped(name: str, path: Path) -> Iterator[DicomFile]:
     """The files of an archive. They are read in place: nothing is unpacked to the disk."""
     try:
         archive = zipfile.ZipFile(path)
@@ -188,10 +188,10 @@ def _zipped(name: str, path: Path) -> Iterator[Source]:
     for entry in sorted(entries, key=lambda entry: entry.filename):
         file = PurePosixPath(entry.filename)
         if not file.name.startswith(".") and "__MACOSX" not in file.parts and file.name != "DICOMDIR":
-            yield Source(public_name(Path(file.name)), lambda entry=entry: unpacked(entry))  # type: ignore[misc]
+            yield DicomFile(public_name(Path(file.name)), lambda entry=entry: unpacked(entry))  # type: ignore[misc]
 
 
-def choose(name: str, found: Found, series: str | None) -> tuple[Stack, tuple[str, ...]]:
+def choose(name: str, found: FoundStacks, series: str | None) -> tuple[Stack, tuple[str, ...]]:
     """The stack to read, and what the user should know of the others.
 
     What a header calls no slice of a volume is only taken if the user chooses it.
@@ -282,7 +282,7 @@ def _interleaved(stack: Stack, other: Stack) -> bool:
     return False
 
 
-def _differences(usual: Frame, odd: Stack) -> str:
+def _differences(usual: DicomFrame, odd: Stack) -> str:
     kinds = []
     if any(not frame.turned_as(usual) for frame in odd):
         kinds.append("orientation (a localizer?)" if any(frame.flavour for frame in odd) else "orientation")
