@@ -76,11 +76,11 @@ class Judge:
         """What a model that was not attacked draws, and whether the attack fools it."""
         info = self.subject.info
 
-        def reach(labels: Labels) -> Reach:
+        def quick(labels: Labels) -> Reach:
             return metrics.quick_agreement(labels, self.target, self.clean, info.classes)
 
         return Transfer(
-            model=info.name, sha256=info.sha256, clean=reach(self.clean), adversarial=reach(self.adversarial)
+            model=info.name, sha256=info.sha256, clean=quick(self.clean), adversarial=quick(self.adversarial)
         )
 
 

@@ -96,7 +96,7 @@ class Look:
     """What all rows share. Boxes are (rows, columns) of the pictures."""
 
     window: tuple[float, float]
-    reach: float
+    colour_limit: float
     """The difference at the ends of the colour bar, native units."""
     largest: float
     box: tuple[slice, slice]
@@ -114,15 +114,15 @@ class Look:
         if not low < high:
             low, high = low - 1, high + 1
         largest = float(change.max())
-        reach = float(np.percentile(change[change > 0], 99.5)) if largest else 0.0
+        colour_limit = float(np.percentile(change[change > 0], 99.5)) if largest else 0.0
         drawn, disputed = np.zeros((2, *scans.shape[1:]), dtype=np.bool_)
         for item in slices:
             drawn |= (item.before != 0) | (item.after != 0) | (item.target != 0)
             disputed |= (item.before != item.target) | (item.after != item.target)
         if largest:
-            drawn |= (change > 0.5 * reach).any(axis=0)
+            drawn |= (change > 0.5 * colour_limit).any(axis=0)
         box = box_around(body.any(axis=0) | drawn)
-        return Look((low, high), reach, largest, box, _zoom(box, box_around(disputed)), unit)
+        return Look((low, high), colour_limit, largest, box, _zoom(box, box_around(disputed)), unit)
 
     @property
     def zoomed(self) -> bool:

@@ -131,7 +131,7 @@ def _draw(
 
     bar = sheet.colour_bar(look.unit)
     sheet.figure.colorbar(
-        image, cax=bar, orientation="horizontal", extend="both" if look.reach < look.largest else "neither"
+        image, cax=bar, orientation="horizontal", extend="both" if look.colour_limit < look.largest else "neither"
     )
     short_numbers(bar.xaxis, most=4)
     bar.tick_params(labelsize=10)
@@ -237,8 +237,8 @@ def _draw_scan(ax: Axes, picture: NDArray[Any], item: Slice, look: Look, box: tu
 
 
 def _draw_difference(ax: Axes, item: Slice, look: Look) -> Any:
-    reach = look.reach or 1.0
-    image = ax.imshow(item.difference, cmap="RdBu_r", vmin=-reach, vmax=reach, interpolation="nearest")
+    limit = look.colour_limit or 1.0
+    image = ax.imshow(item.difference, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     _frame(ax, item, look.box, ink="black", halo="white")
     return image
 
@@ -312,8 +312,8 @@ def _colours(slices: Sequence[Slice]) -> tuple[dict[int, str], int]:
 def _range_in_words(look: Look) -> str:
     if not look.largest:
         return "identical in these slices"
-    if look.reach < look.largest:
-        return f"colours to ±{number(look.reach)}, largest {number(look.largest)}"
+    if look.colour_limit < look.largest:
+        return f"colours to ±{number(look.colour_limit)}, largest {number(look.largest)}"
     return f"up to ±{number(look.largest)}"
 
 

@@ -155,7 +155,7 @@ class PlaneStack:
         whole = difference_rest <= _WHOLE * largest and largest < 32768
         self._difference_step = 1.0 if whole else self._largest / _STEPS
         values = np.concatenate(changed)
-        self._reach = float(np.percentile(values, 99.5)) if values.size else 0.0
+        self._colour_limit = float(np.percentile(values, 99.5)) if values.size else 0.0
         # First those whose three masks disagree most, then the largest.
         self._labels = sorted((label for label in labels if label), key=lambda label: labels[label], reverse=True)
 
@@ -186,7 +186,7 @@ class PlaneStack:
             channel=volumes.channel,
             window=(_rounded(self.window[0]), _rounded(self.window[1])),
             range=(_rounded(self._range[0]), _rounded(self._range[1])),
-            reach=_rounded(self._reach),
+            reach=_rounded(self._colour_limit),
             largest=_rounded(self._largest),
             offset=self._offset,
             step=self._step,
