@@ -126,7 +126,7 @@ class Limits:
         """The allowed image next to clean + delta. clean: (B, C, *spatial) native; delta: likewise, model units."""
         low, high = per_channel(self.low, clean), per_channel(self.high, clean)
         moved = delta * per_channel(self.unit, delta)
-        keep = steps.those(self.frozen, rows)
+        keep = steps.taken(self.frozen, rows)
         if self.ball is not None:
             moved = self.ball.clip(moved)
             # A clean voxel outside the box would be taken to its border, however far that is.

@@ -115,8 +115,8 @@ def attack(
         if not len(rows):
             break
         # 1. The iterate as it would be written, its prediction, and the gradients of the losses.
-        origin = steps.those(clean, rows)
-        x = limits.project(origin, steps.those(delta, rows), rows)
+        origin = steps.taken(clean, rows)
+        x = limits.project(origin, steps.taken(delta, rows), rows)
         here = (x - origin).div_(native)
         gain, compare = gains.at(step, rows, ~ever_reached[rows]), gains.compare(step)
         slopes = field.slopes(x, terms.losses(rows, progress=step / budget, gain=gain, apart=compare))
@@ -134,7 +134,7 @@ def attack(
         terms.press(rows, torch.where(overdue, 1.0, config.aimed - verdict.score), (step + 1) / budget)
 
         # 3. Direction: the terms' gradients weighed and added, with momentum.
-        mask_gradient = steps.finite(slopes.gradients[0]).mul_(steps.those(free, rows))
+        mask_gradient = steps.finite(slopes.gradients[0]).mul_(steps.taken(free, rows))
         if step == 0:
             scaling.first(rows, slopes.values[0], mask_gradient)
         if compare:
@@ -144,7 +144,7 @@ def attack(
         direction = scaling.with_momentum(rows, direction, step)
 
         # 4. The step. Rounding is straight-through: a step may be finer than the stored grid.
-        exact = _exact(limits, origin, steps.those(delta, rows), rows, native, here)
+        exact = _exact(limits, origin, steps.taken(delta, rows), rows, native, here)
         now = steps.Now(step, budget, exact, direction, scaling.reach[rows], verdict.iou)
         delta[rows] = without_low_frequency(rule(now), config, low)
 

@@ -34,7 +34,7 @@ def spread_out(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *(1,) * (like.ndim - 1))
 
 
-def those(x: Tensor, rows: Tensor) -> Tensor:
+def taken(x: Tensor, rows: Tensor) -> Tensor:
     """x[rows], only to be read: as long as no sample has left the batch it is x itself, and nothing is copied."""
     return x if len(rows) == len(x) else x[rows]
 

@@ -65,10 +65,10 @@ class Terms:
         """The mask term, with `gain` (b,) times the feature term on the voxels that miss the target; or both apart."""
 
         def terms(prediction: Prediction) -> list[Tensor]:
-            logits, target = prediction.logits, steps.those(self.target, rows)
+            logits, target = prediction.logits, steps.taken(self.target, rows)
             mask = losses.mask_loss(
                 self.config.mask_loss, logits, target,
-                pressure=self.pressure, rows=rows, clean=steps.those(self.clean, rows), progress=progress,
+                pressure=self.pressure, rows=rows, clean=steps.taken(self.clean, rows), progress=progress,
             )  # fmt: skip
             if gain is None:
                 return [mask]
@@ -87,7 +87,7 @@ class Terms:
             unmet = unmet.amax(dim=1)
         total, mass = torch.zeros(len(rows), device=rows.device), torch.zeros(len(rows), device=rows.device)
         for index, (patch, clean) in enumerate(zip(patches, self.features, strict=True)):
-            seen, reference = patch.see(unmet), steps.those(clean.features, rows)
+            seen, reference = patch.see(unmet), steps.taken(clean.features, rows)
             if self.guide is None:
                 value = losses.feature_cosine(patch.features, reference, seen)
             else:
