@@ -17,8 +17,7 @@ import torch
 from mafl_cli.case.array_input import Array
 from mafl_cli.case.arrays import A, Asked, Attacked, Loaded, Sizes, View, attack_arrays, load_model
 from mafl_cli.case.inspection import inspect
-from mafl_cli.case.pipeline import run_attack
-from mafl_cli.case.pipeline import show_target as _show_target
+from mafl_cli.case.pipeline import run_attack, show_target
 from mafl_cli.case.problem import Say
 from mafl_cli.case.request import (
     DEMO_MODEL,
@@ -41,7 +40,7 @@ from mafl_cli.judging.gates import Gate
 from mafl_cli.judging.trials import Trials
 from mafl_cli.network.device import float32_by_default
 from mafl_cli.results.evaluation_report import Evaluation
-from mafl_cli.results.report import DryRun, Report
+from mafl_cli.results.report import Report
 from mafl_cli.scans import recipes
 from mafl_cli.scans.masks import Masks
 from mafl_cli.scans.recipes import Recipe
@@ -193,11 +192,6 @@ def attack_scan(
             return run(path_of("out", out))
         with tempfile.TemporaryDirectory(prefix="mafl-") as folder:
             return run(Path(folder) / "results")
-
-
-def show_target(request: AttackRequest, *, say: Say = _silent, detail: Say = _silent) -> DryRun:
-    """Make the target without attacking: write it and the clean prediction, and return what would be asked for."""
-    return _show_target(request, say=say, detail=detail)
 
 
 def attack_request(

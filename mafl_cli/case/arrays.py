@@ -192,8 +192,8 @@ def attack_arrays(
         clean = image_tensor(image, network.device)
         problem = _problem(network, clean, asked, say)
         found = search(problem, config, on_progress)
-        result = _result(problem, config, found)
-    return result if isinstance(image, Tensor) else _as_numpy(result)
+        like_image = _same if isinstance(image, Tensor) else _as_numpy
+        return _result(problem, config, found, like_image)
 
 
 @dataclass(frozen=True)
@@ -334,34 +334,33 @@ def _by_channel(batch: Tensor) -> list[NDArray[np.float32]]:
     return [batch[:, channel].cpu().numpy() for channel in range(batch.shape[1])]
 
 
-def _result(problem: ArrayProblem, config: AttackConfig, found: Found) -> Attacked[Tensor]:
+def _result(
+    problem: ArrayProblem, config: AttackConfig, found: Found, like_image: Callable[[Tensor], Any]
+) -> Attacked[Any]:
+    """like_image: a tensor as an array of the kind that the image is."""
     adversarial = found.adversarial.whole()
     change = (adversarial - problem.clean).flatten(1)
     verdict = problem.goal(config).judge(found.drawn.labels)
     return Attacked(
-        adversarial=adversarial,
-        prediction=problem.info.classes.to_network(found.drawn.labels).long(),
-        success=verdict.reached,
-        iou=verdict.iou,
-        hit=verdict.hit,
-        sizes=Sizes(l2=change.norm(dim=1), linf=change.abs().amax(dim=1), share=(change != 0).float().mean(dim=1)),
+        adversarial=like_image(adversarial),
+        prediction=like_image(problem.info.classes.to_network(found.drawn.labels).long()),
+        success=like_image(verdict.reached),
+        iou=like_image(verdict.iou),
+        hit=like_image(verdict.hit),
+        sizes=Sizes(
+            l2=like_image(change.norm(dim=1)),
+            linf=like_image(change.abs().amax(dim=1)),
+            share=like_image((change != 0).float().mean(dim=1)),
+        ),
         trace=found.trace,
         assumptions=problem.info.assumptions,
     )
 
 
-def _as_numpy(result: Attacked[Tensor]) -> Attacked[NDArray[Any]]:
-    def plain(value: Tensor) -> NDArray[Any]:
-        array: NDArray[Any] = value.cpu().numpy()
-        return array
+def _same(value: Tensor) -> Tensor:
+    return value
 
-    return Attacked(
-        adversarial=plain(result.adversarial),
-        prediction=plain(result.prediction),
-        success=plain(result.success),
-        iou=plain(result.iou),
-        hit=plain(result.hit),
-        sizes=Sizes(plain(result.sizes.l2), plain(result.sizes.linf), plain(result.sizes.share)),
-        trace=result.trace,
-        assumptions=result.assumptions,
-    )
+
+def _as_numpy(value: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = value.cpu().numpy()
+    return array

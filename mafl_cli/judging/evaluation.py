@@ -196,7 +196,8 @@ def _judged(pair: Pair, judges: Sequence[Judge], request: EvaluateRequest, say: 
     compared = Comparison.of(pair, judges[0] if judges else None)
     asked = request.trials
     truth = None if request.ground_truth is None else mask_of(request.ground_truth, pair.case_id)
-    said = _record(pair, compared, judged=bool(judges))
+    quick = compared.quick_agreement(compared.adversarial)
+    said = _record(pair, compared, quick, judged=bool(judges))
     iou, hit = compared.goal
     return JudgedCase(
         case_id=pair.case_id,
@@ -211,7 +212,7 @@ def _judged(pair: Pair, judges: Sequence[Judge], request: EvaluateRequest, say: 
         metrics=JudgedMetrics(
             clean=compared.agreement(compared.clean),
             post_write=compared.agreement(compared.adversarial),
-            dice_with_clean=compared.quick_agreement(compared.adversarial).dice_with_clean,
+            dice_with_clean=quick.dice_with_clean,
             size=compared.size,
             size_per_channel=compared.size_per_channel,
         ),
@@ -238,14 +239,15 @@ class _Record:
     untested: ProvesNothing | None
 
 
-def _record(pair: Pair, compared: Comparison, *, judged: bool) -> _Record:
+def _record(pair: Pair, compared: Comparison, quick: Reach, *, judged: bool) -> _Record:
+    """quick: what the adversarial prediction has of the target."""
     recorded, unchanged = pair.recorded, _unchanged(compared)
     if recorded is None:
         return _Record(None, (), unchanged)
     changed = changed_files(recorded)
     strangers = [Untested.FILE_CHANGED.sentence.format(name) for name in changed]
     redrawn, replaced = _redrawn(recorded, compared) if judged else ([], None)
-    numbers = _differing_numbers(recorded, compared.quick_agreement(compared.adversarial), compared.size)
+    numbers = _differing_numbers(recorded, quick, compared.size)
     # A mask that was put in with its hash is seen by the numbers, which are those of the masks that were written.
     own = _differing_numbers(recorded, _recorded_reach(recorded), compared.size) if redrawn else numbers
     model = recorded.report.model.name

@@ -144,7 +144,7 @@ def _curve(pick: Callable[[Area], Value]) -> Read:
 
 
 def _highest(values: list[Value], otherwise: Reason) -> Value:
-    """The value of the judge or transform that the attack fools most: the threat that is left."""
+    """The highest of some values; undefined where one of them is, and, as `otherwise` says, where there are none."""
     missing = [value for value in values if value.value is None]
     if missing or not values:
         return missing[0] if missing else undefined(otherwise)
@@ -166,10 +166,7 @@ def _at_goal(smallest: Callable[[SmallestAtGoal], Number | None], whole: Callabl
 def _worst_distance(metrics: Metrics | JudgedMetrics) -> Value:
     """HD95 of the class that is farthest off; a class that only one of prediction and target has is undefined."""
     values = [each.hd95_mm for each in metrics.post_write.per_class if each.voxels.target]
-    missing = [value for value in values if value.value is None]
-    if missing or not values:
-        return missing[0] if missing else undefined(Reason.TARGET_HAS_NO_FOREGROUND)
-    return max(values, key=lambda value: value.number)
+    return _highest(values, Reason.TARGET_HAS_NO_FOREGROUND)
 
 
 # --- the table ----------------------------------------------------------------------------------------------------
