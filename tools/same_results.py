@@ -3,9 +3,10 @@
     python tools/same_results.py REVISION [--keep FOLDER]
 
 The attacks: the sample scan with both of its targets, a DICOM series made from it, two channels in 3-D with windows,
-and a batch of three. Volumes must be equal to the byte, DICOM files in their pixels and geometry, and every number of
-the reports equal; what names a time, a duration, memory, a version or a hash of settings is left out. A report of the
-schema before may have its numbers in other places: then they are compared by the order in which they stand.
+and a batch of three. Volumes and tables must be equal to the byte, DICOM files in their pixels and geometry, and reports
+in every number and truth value. A number that stands in another place of the report, as schemas moved some, must be
+there under the same key: what was lost and what was gained is named. Words are not compared, so neither are times of
+day, versions, UIDs and hashes; numbers that differ between two equal runs are left out by their key, see `PASSING`.
 
 Exit code 0 when everything is equal, 1 when anything differs.
 """
@@ -18,13 +19,14 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PASSING = {"started", "timing_s", "memory", "environment", "config_hash", "schema_version", "tool", "cpu_s", "packages"}
-"""Keys of a report that may differ between two equal runs, or two versions."""
+PASSING = {"timing_s", "memory"}
+"""Keys of a report whose numbers differ between two equal runs: seconds of each part, and bytes that were held."""
 
 
 def main() -> int:
@@ -158,29 +160,59 @@ def compare(old: Path, new: Path) -> tuple[int, list[str]]:
         if not (old / name).exists() or not (new / name).exists():
             different.append(f"{name}: only in the {'old' if (old / name).exists() else 'new'} results")
         elif name.suffix == ".json":
-            a, b = (list(numbers(json.loads((folder / name).read_text(encoding="utf-8")))) for folder in (old, new))
-            if a != b:
-                first = next((pair for pair in zip(a, b, strict=False) if pair[0] != pair[1]), (len(a), len(b)))
-                different.append(f"{name}: {first[0]} became {first[1]}")
+            a, b = (json.loads((folder / name).read_text(encoding="utf-8")) for folder in (old, new))
+            different += [f"{name}: {line}" for line in changes(a, b)]
         elif name.suffix == ".dcm":
             if pixels(old / name) != pixels(new / name):
                 different.append(f"{name}: other pixels or another place")
-        elif name.suffix in (".gz", ".nii") and (old / name).read_bytes() != (new / name).read_bytes():
+        elif (old / name).read_bytes() != (new / name).read_bytes():
             different.append(f"{name}: other bytes")
     return len(names), different
 
 
-def numbers(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, float]]:
-    """Every number and truth value of a report, in order, with the last key above it."""
+def changes(old: Any, new: Any) -> list[str]:
+    """A line for each place where two reports have other numbers, and for each number that is only in one of them.
+
+    Numbers whose place is only in one report may have moved: they need only be in the other under the same key.
+    """
+    a, b = places(old), places(new)
+    both = [place for place in a if place in b]
+    lines = [f"{place}: {_first(a[place], b[place])}" for place in both if a[place] != b[place]]
+    before, after = (
+        Counter((place.rpartition(".")[2], number) for place in mine if place not in other for number in mine[place])
+        for mine, other in ((a, b), (b, a))
+    )
+    for word, more in (("lost", before - after), ("gained", after - before)):
+        lines += [f"{word} {key} {number:.17g}, {count} times" for (key, number), count in sorted(more.items())]
+    return lines
+
+
+def places(tree: Any) -> dict[str, list[float]]:
+    """Every number and truth value of a report, by the keys that lead to it, in the order in which they stand."""
+    found: dict[str, list[float]] = {}
+    for place, number in _numbers(tree):
+        found.setdefault(place, []).append(number)
+    return found
+
+
+def _numbers(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, float]]:
     if isinstance(tree, dict):
         for key, value in tree.items():
             if key not in PASSING:
-                yield from numbers(value, (*path, key))
+                yield from _numbers(value, (*keys, key))
     elif isinstance(tree, list):
         for value in tree:
-            yield from numbers(value, path)
+            yield from _numbers(value, keys)
     elif isinstance(tree, (int, float)):
-        yield (path[-1] if path else "", float(tree))
+        yield ".".join(keys), float(tree)
+
+
+def _first(old: list[float], new: list[float]) -> str:
+    """What became of the first number that differs, of those in one place."""
+    for was, now in zip(old, new, strict=False):
+        if was != now:
+            return f"{was:.17g} became {now:.17g}"
+    return f"{len(old)} numbers became {len(new)}"
 
 
 def pixels(path: Path) -> tuple[object, ...]:
