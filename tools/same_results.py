@@ -3,10 +3,10 @@
     python tools/same_results.py REVISION [--keep FOLDER]
 
 The attacks: the sample scan with both of its targets, a DICOM series made from it, two channels in 3-D with windows,
-and a batch of three. Volumes and tables must be equal to the byte, DICOM files in their pixels and geometry, and reports
-in every number and truth value. A number that stands in another place of the report, as schemas moved some, must be
-there under the same key: what was lost and what was gained is named. Words are not compared, so neither are times of
-day, versions, UIDs and hashes; numbers that differ between two equal runs are left out by their key, see `PASSING`.
+and a batch of three. Volumes and tables must be equal to the byte, DICOM files in their pixels and geometry, reports in
+every number and truth value. A number that stands in another place of the report, as schemas moved some, must be there
+under the same key: what was lost and what was gained is named. Words are not compared, so neither are times of day,
+versions, UIDs and hashes; numbers that differ between two equal runs are left out by their key, see `PASSING`.
 
 Exit code 0 when everything is equal, 1 when anything differs.
 """
