@@ -117,6 +117,28 @@ def test_the_same_attack_through_the_file_gives_the_same_perturbation(dims: int,
         assert np.abs(mine - volume).max() > 1e-2
 
 
+def test_the_floor_of_a_channel_is_its_own_on_arrays_as_through_files(tmp_path: Path) -> None:
+    """Zero is background in the channel without negative values: none of its tissue becomes darker than the darkest."""
+    tissue = scan_array((24, 20, 4))
+    bare = tissue + 0.3
+    bare[:3] = 0
+    channels = (bare, tissue - 0.4)
+    model = tmp_path / "model.ts"
+    torch.jit.script(Threshold(2, channels=2)).save(model)
+    (tmp_path / "model.toml").write_text("[input]\ndims = 2\nslice_axis = 'k'\nintensity = 'zscore-nonzero'\n")
+    mask = save(tmp_path / "mask.nii.gz", np.zeros(tissue.shape, np.uint8))
+    scans = [save(tmp_path / f"{index}.nii.gz", channel) for index, channel in enumerate(channels)]
+    assert mafl_cli.attack_scan(scans, mask, model=model, out=tmp_path / "out", steps=12, device="cpu") is not None
+    written = [nib.load(tmp_path / "out" / f"adversarial_{index:04d}.nii.gz").get_fdata() for index in range(2)]
+    image = np.stack([np.moveaxis(channel, 2, 0) for channel in channels], axis=1)
+    found = mafl_cli.attack(model, image, erased(), steps=12)
+    mine = np.moveaxis(found.adversarial, 0, 3)
+    assert abs(mine - written).max() < 1e-5
+    assert mine[0][bare > 0].min() == bare[bare > 0].min()
+    assert mine[1].min() == channels[1].min()
+    assert (mine[0][bare == 0] == 0).all()
+
+
 def test_the_command_does_what_the_library_does(tmp_path: Path) -> None:
     torch.jit.script(Threshold(2)).save(tmp_path / "model.ts")
     scan = save(tmp_path / "scan.nii.gz", scan_array())

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mafl_cli.case.array_input import Array, guide_tensor, image_tensor, target_tensor, within_tensor
-from mafl_cli.case.problem import Problem, Say, Seen, kept_channels
+from mafl_cli.case.problem import Problem, Say, Seen, kept_channels, limits_of
 from mafl_cli.case.request import path_of, require_choice, seen_as, words_of
 from mafl_cli.case.searching import Found, Progress, search
 from mafl_cli.classes import Classes
@@ -313,21 +313,13 @@ def _target(wanted: Tensor, labels: Tensor, classes: Classes) -> Tensor:
 
 
 def _limits(preprocessing: Preprocessing, clean: Tensor, asked: Asked, info: ModelInfo) -> Limits:
-    """The box is the range of the batch, channel by channel."""
-    low, frozen = preprocessing.low.clone(), preprocessing.keep(clean)
+    """What the batch allows on its own, in the channels and voxels that may change."""
+    limits = limits_of(preprocessing, clean)
     names = asked.attack_channels
-    frozen = frozen | kept_channels(None if names is None else words_of(names), info.channels, clean)
+    frozen = limits.frozen | kept_channels(None if names is None else words_of(names), info.channels, clean)
     if asked.within is not None:
         frozen = frozen | ~within_tensor(asked.within, clean).unsqueeze(1)
-    if preprocessing.nonzero_only and not bool((clean < 0).any()):
-        # Zero is background by definition there; the darkest tissue is the floor.
-        for channel in range(clean.shape[1]):
-            values = clean[:, channel]
-            low[channel] = values[values > 0].min()
-    return Limits(
-        low=low, high=preprocessing.high.clone(), unit=preprocessing.unit, frozen=frozen,
-        nonzero=preprocessing.nonzero_only,
-    )  # fmt: skip
+    return replace(limits, frozen=frozen)
 
 
 def _by_channel(batch: Tensor) -> list[NDArray[np.float32]]:

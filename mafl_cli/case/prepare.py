@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mafl_cli.case.problem import Problem, Say, kept_channels
+from mafl_cli.case.problem import Problem, Say, kept_channels, limits_of
 from mafl_cli.case.request import AttackRequest
 from mafl_cli.case.subject import Subject, counted, prepare_subject, read_channels
 from mafl_cli.config import SaveAs
@@ -171,32 +171,22 @@ def _guide(
 
 
 def _limits(subject: Subject, save_as: SaveAs) -> Limits:
-    scans, preprocessing, clean = subject.scans, subject.preprocessing, subject.clean
-    low, high = preprocessing.low.clone(), preprocessing.high.clone()
-    frozen = preprocessing.keep(clean)
+    """What the scans allow on their own, and what their files can hold."""
+    scans, clean = subject.scans, subject.clean
+    limits = limits_of(subject.preprocessing, clean)
+    low, high, frozen = limits.low, limits.high, limits.frozen
     grids = [volume.stored_grid(scan, save_as) for scan in scans]
     for channel, (scan, grid) in enumerate(zip(scans, grids, strict=True)):
-        values = clean[:, channel]
         if grid is not None:
             low[channel] = max(float(low[channel]), float(grid.low.min()))
             high[channel] = min(float(high[channel]), float(grid.high.max()))
-        if preprocessing.nonzero_only and not bool((values < 0).any()):
-            # Zero is background by definition there; the darkest tissue is the floor.
-            low[channel] = values[values > 0].min()
         if scan.padding is not None:
             outside = torch.from_numpy(subject.layout.to_batch(scan.padding[np.newaxis])).to(clean.device)
             frozen[:, channel] |= outside[:, 0]
             # A measured voxel must not become padding either.
             darkest = scan.data.min(where=~scan.padding, initial=np.inf)
             low[channel] = max(float(low[channel]), float(darkest))
-    return Limits(
-        low=low,
-        high=high,
-        unit=preprocessing.unit,
-        frozen=frozen,
-        grid=_stored_values(subject.layout, grids, clean),
-        nonzero=preprocessing.nonzero_only,
-    )
+    return replace(limits, grid=_stored_values(subject.layout, grids, clean))
 
 
 def _stored_values(layout: Layout, grids: Sequence[volume.StoredGrid | None], like: Tensor) -> Grid | None:

@@ -151,6 +151,23 @@ class Problem(Seen, ABC):
         return self.edit().flatten(1).any(dim=1)
 
 
+def limits_of(preprocessing: Preprocessing, clean: Tensor) -> Limits:
+    """What a clean batch (B, C, *spatial) allows on its own: each channel stays in its range, on its side of zero."""
+    low = preprocessing.low.clone()
+    if preprocessing.nonzero_only:
+        for channel, values in enumerate(clean.unbind(1)):
+            if not bool((values < 0).any()):
+                # Zero is background by definition there; the darkest tissue is the floor.
+                low[channel] = values[values > 0].min()
+    return Limits(
+        low=low,
+        high=preprocessing.high.clone(),
+        unit=preprocessing.unit,
+        frozen=preprocessing.keep(clean),
+        nonzero=preprocessing.nonzero_only,
+    )
+
+
 def kept_channels(attacked: Sequence[str] | None, channels: Sequence[str], clean: Tensor) -> Tensor:
     """Bool (1, C, 1, ...): channels that must not change.
 
