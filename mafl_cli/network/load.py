@@ -254,8 +254,11 @@ def _backward(segmenter: Segmenter, x: Tensor) -> tuple[Tensor, Tensor | None]:
     logits = prediction.logits
     if not logits.requires_grad:
         return logits.detach(), None
-    asked = (logits[:, -1] - logits[:, 0]).sum()
-    (gradient,) = torch.autograd.grad(asked, x, allow_unused=True, retain_graph=True)
+    # No class wins where all logits rise alike, so their differences count. Weighed by chance: a plain sum is constant
+    # where regions are opposites, or where a last norm fixes the mean. Whole numbers, so that what cancels leaves none.
+    apart = logits[:, 1:] - logits[:, :-1]
+    weights = torch.randint(1, 1000, apart.shape, generator=torch.Generator().manual_seed(0)).to(apart)
+    (gradient,) = torch.autograd.grad((weights * apart).sum(), x, allow_unused=True, retain_graph=True)
     taps = sum(patch.features.sum() for patch in prediction.features if patch.features.requires_grad)
     if isinstance(taps, Tensor):
         torch.autograd.grad(taps, x, allow_unused=True)

@@ -666,6 +666,27 @@ def test_networks_that_cannot_be_attacked(forward: Callable[[Tensor], Any], reas
         open_model(lambda_net(forward), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("forward", "activation"),
+    [
+        (lambda z: torch.cat([z[:, :1], -z[:, :1]], dim=1), "sigmoid"),
+        (lambda z: z - z.mean(dim=(2, 3), keepdim=True), "softmax"),
+    ],
+    ids=["opposite regions", "mean 0"],
+)
+def test_logits_that_add_up_to_a_constant_have_a_gradient(
+    forward: Callable[[Tensor], Any], activation: Any, tmp_path: Path
+) -> None:
+    _, info = open_model(lambda_net(forward), tmp_path, card=ModelCard(activation=activation))
+    assert info.activation == activation
+
+
+def test_logits_that_move_together_have_no_gradient(tmp_path: Path) -> None:
+    """No class can win where all rise alike."""
+    with pytest.raises(ModelError, match="gradient with respect to the input is zero"):
+        open_model(lambda_net(lambda z: z[:, :1] + torch.zeros_like(z).detach()), tmp_path)
+
+
 def test_labels_of_a_volume_are_called_labels(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"gives labels \(argmax\)"):
         open_model(lambda_net(lambda z: z.argmax(dim=1), dims=3), tmp_path)
