@@ -11,7 +11,7 @@ import pytest
 import SimpleITK
 from commands import Threshold, mafl
 from dicoms import array_and_affine, by_simpleitk, rewrite, shorten, turned, write_ct, write_enhanced
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
@@ -348,11 +348,17 @@ def test_instances_of_one_number_are_named_with_their_file(ct: Any) -> None:
 @pytest.mark.parametrize("digits", [1, 2, 3, 4])
 @settings(max_examples=3)
 @given(seed=st.integers(0, 10**6))
+@example(
+    seed=718
+)  # With one digit 0.6, 0, 0.8 and 0, 1, 0: perpendicular and of length 1 by chance, and 4 degrees off.
+@example(seed=1822)
 def test_directions_of_few_digits_are_put_right(
     tmp_path_factory: pytest.TempPathFactory, seed: int, digits: Any
 ) -> None:
     folder = tmp_path_factory.mktemp("digits") / "ct"
     affine = turned(seed)
+    # What rounding takes to 1.0 and 0.0 cannot be told from an axis of the patient.
+    assume((np.round(affine[:3, :2] / [0.8, 1.3], digits) % 1).any())
     write_ct(folder, PIXELS[..., :4], affine)
     rewrite(folder, shorten(digits))
     scan = read_dicom(folder)

@@ -116,7 +116,7 @@ class DicomFrame:
     orientation: NDArray[np.float64] | None
     """Six direction cosines as they stand: along a row, along a column."""
     digit: float
-    """As `grain`, of the cosines; 0 where they are perpendicular unit vectors, which no rounding leaves."""
+    """As `grain`, of the cosines; 0 also along the axes of the patient, where 1.0 and 0.0 are taken at their word."""
     spacing: NDArray[np.float64] | None
     """Between rows, between columns."""
     apart: float | None
@@ -298,7 +298,7 @@ def _frame(source: DicomFile, header: Dataset, index: int, instance: str) -> Dic
         position=place,
         grain=_half_a_digit(position),
         orientation=orientation,
-        digit=0.0 if orientation is None or _is_orthonormal(orientation) else _half_a_digit(turn),
+        digit=0.0 if orientation is None or _is_whole(orientation) else _half_a_digit(turn),
         spacing=spacing,
         apart=abs(float(apart)) if apart else None,
         thickness=abs(float(thickness)) if thickness else None,
@@ -365,9 +365,8 @@ def _half_a_digit(values: Any) -> float:
     return 0.5 * 10.0**-decimals if decimals else 0.0
 
 
-def _is_orthonormal(orientation: NDArray[np.float64]) -> bool:
-    pair = orientation.reshape(2, 3)
-    return bool(np.abs(pair @ pair.T - np.eye(2)).max() < 1e-6)
+def _is_whole(orientation: NDArray[np.float64]) -> bool:
+    return bool(np.abs(orientation - np.rint(orientation)).max() < 1e-6)
 
 
 def _close(a: NDArray[np.float64] | None, b: NDArray[np.float64] | None, tolerance: float) -> bool:
