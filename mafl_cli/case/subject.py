@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,8 +23,7 @@ from mafl_cli.field.samples import OfScan, stacked
 from mafl_cli.field.tiling import Tiling
 from mafl_cli.network.card import ModelCard
 from mafl_cli.network.card_file import find_card
-from mafl_cli.network.load import ModelInfo, load
-from mafl_cli.network.segmenter import Segmenter
+from mafl_cli.network.loaded import LoadedModels
 from mafl_cli.scans.formats import read_scan
 from mafl_cli.scans.forms import require_same_grid
 from mafl_cli.scans.geometry import SliceAxis, choose_slice_axis
@@ -68,6 +66,10 @@ class Subject(Seen):
         return self.to_labels(self.drawn(OfScan(data, self.layout, self.clean.device), self.frozen(data)).labels)
 
 
+_LOADED = LoadedModels()
+"""Those of this process: the cases of a batch have one model, and a pair has its judges."""
+
+
 def prepare_subject(scans: Sequence[Volume], request: ModelRequest, device: torch.device, say: Say) -> Subject:
     """Load the model for these scans, one for each of its channels, all on one grid.
 
@@ -98,7 +100,14 @@ def prepare_subject(scans: Sequence[Volume], request: ModelRequest, device: torc
         _, grids, tiling = laid_out(dims)
         return grids.to_network.shape_out if tiling is None else tiling.roi
 
-    segmenter, info, card = _loaded(request, replace(card, dims=dims), device, size)
+    segmenter, info, card = _LOADED.get(
+        request.model,
+        device=device,
+        card=replace(card, dims=dims),
+        size=size,
+        tap=request.tap,
+        precision=request.precision,
+    )
     for sentence in info.assumptions:
         say(f"assumed for {info.name}: {sentence}")
     if len(info.channels) != len(scans):
@@ -133,42 +142,6 @@ def prepare_subject(scans: Sequence[Volume], request: ModelRequest, device: torc
         clean=torch.from_numpy(batch).to(device),
         say=say,
     )
-
-
-# A model stays loaded for the next scan of the same size; two, for a judge beside the attacked one.
-_KEPT = 2
-_MODELS: OrderedDict[object, tuple[Segmenter, ModelInfo, ModelCard]] = OrderedDict()
-_DIMS: dict[object, int] = {}
-
-
-def _loaded(
-    request: ModelRequest, card: ModelCard, device: torch.device, size: Callable[[int], tuple[int, ...]]
-) -> tuple[Segmenter, ModelInfo, ModelCard]:
-    """The model, loaded and tried at this size, or as it was left by the last scan that asked for the same."""
-
-    def fresh() -> tuple[Segmenter, ModelInfo, ModelCard]:
-        return load(
-            request.model, device=device, card=card, size=size, tap=request.tap, precision=request.precision
-        )  # fmt: skip
-
-    try:
-        stat = request.model.stat()
-    except OSError:
-        return fresh()  # Says what is wrong.
-    file = (request.model, stat.st_mtime_ns, stat.st_size, request.tap, request.precision, card, device)
-    dims = card.dims or _DIMS.get(file)
-    found = _MODELS.pop((file, size(dims)), None) if dims else None
-    if found is None:
-        found = fresh()
-        dims = _DIMS[file] = found[1].dims
-    assert dims is not None
-    if found[0].decides:
-        found[0].exact.forget()  # What it decided for another scan.
-        found[0].forget()
-    _MODELS[file, size(dims)] = found
-    while len(_MODELS) > _KEPT:
-        _MODELS.popitem(last=False)
-    return found
 
 
 def read_channels(

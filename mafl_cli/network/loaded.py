@@ -1,0 +1,74 @@
+"""Models that stay loaded from one scan to the next."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mafl_cli.config import Precision
+from mafl_cli.network.card import ModelCard
+from mafl_cli.network.load import ModelInfo, load
+from mafl_cli.network.segmenter import Segmenter
+
+_KNOWN = 64
+"""Models whose number of dimensions is remembered; without it a model is found out about again, and loaded anew."""
+
+
+class LoadedModels:
+    """Models that stay loaded for the next scan of the same size, the last ones that were asked for.
+
+    kept: how many; two, for a judge beside the attacked model.
+    """
+
+    def __init__(self, kept: int = 2) -> None:
+        self._kept = kept
+        self._models: OrderedDict[object, tuple[Segmenter, ModelInfo, ModelCard]] = OrderedDict()
+        self._dims: OrderedDict[object, int] = OrderedDict()
+
+    def get(
+        self,
+        path: Path,
+        *,
+        device: torch.device,
+        card: ModelCard,
+        size: Callable[[int], tuple[int, ...]],
+        tap: str,
+        precision: Precision,
+    ) -> tuple[Segmenter, ModelInfo, ModelCard]:
+        """Like `load`, with the same arguments: the model as it was left, where the file and they are the same.
+
+        Raises: as `load`; then nothing is kept.
+        """
+
+        def fresh() -> tuple[Segmenter, ModelInfo, ModelCard]:
+            return load(path, device=device, card=card, size=size, tap=tap, precision=precision)
+
+        try:
+            stat = path.stat()
+        except OSError:
+            return fresh()  # Says what is wrong.
+        file = (path, stat.st_mtime_ns, stat.st_size, tap, precision, card, device)
+        dims = card.dims or self._dims.get(file)
+        model = self._models.pop((file, size(dims)), None) if dims else None
+        if model is None:
+            model = fresh()
+            dims = self._dims[file] = model[1].dims
+            _trim(self._dims, _KNOWN)
+        assert dims is not None
+        segmenter = model[0]
+        if segmenter.decides:
+            segmenter.exact.forget()  # What it decided for another scan.
+            segmenter.forget()
+        self._models[file, size(dims)] = model
+        _trim(self._models, self._kept)
+        return model
+
+
+def _trim(entries: OrderedDict[object, Any], most: int) -> None:
+    """Let go of the oldest entries."""
+    while len(entries) > most:
+        entries.popitem(last=False)
