@@ -263,7 +263,7 @@ def step_table(book: Book, title: str, case: Case, steps: int, precision: Precis
 
     def bare_of(shape: tuple[int, ...]) -> float:
         x = torch.rand(shape, device=book.device)
-        return timed(book, bare(lambda leaf: case.segmenter(leaf).logits, x), 3)
+        return timed(book, bare(lambda leaf: case.subject.segmenter(leaf).logits, x), 3)
 
     seconds = sum(times * bare_of(shape) for shape, times in passes.items())
     rows = [
@@ -384,7 +384,7 @@ def watched(
         case = prepare(request, book.device, lambda line: None)
         if precision == "float32":
             begin = book.clock()
-            case.drawn(case.clean, case.preprocessing)
+            case.subject.drawn(case.subject.clean, case.subject.preprocessing)
             book.write("", f"{title}: the prediction of the whole scan takes {book.clock() - begin:.1f} s.")
         step_table(book, title, case, 5, precision)
 

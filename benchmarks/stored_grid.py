@@ -80,14 +80,16 @@ def measure(request: AttackRequest, step: float) -> list[dict[str, Any]]:
     """Attack on the stored grid and in float32, and judge what each way of storing leaves."""
     cpu = torch.device("cpu")
     case = prepare(request, cpu, lambda line: None)
-    clean = case.scan.data
+    subject = case.subject
+    clean = subject.scan.data
     rows = []
 
     def row(how: str, data: NDArray[np.float32], loop: float | None) -> None:
-        drawn = case.predict([data])
+        drawn = subject.predict([data])
         found = agreement.agreement(
-            drawn, case.target.labels, case.to_labels(case.clean_labels), case.info.classes, spacing=case.scan.spacing
-        )
+            drawn, case.target.labels, subject.to_labels(case.clean_labels), subject.info.classes,
+            spacing=subject.scan.spacing,
+        )  # fmt: skip
         delta = data.astype(np.float64) - clean
         rows.append(
             {

@@ -105,7 +105,13 @@ def load_model(path: str | Path, *, device: str = "auto") -> Loaded:
 class ArrayProblem(Problem):
     """A batch of images with targets. spacing: mm along the spatial axes, None where they are alike."""
 
+    images: Seen
     spacing: tuple[float, ...] | None
+
+    @property
+    def seen(self) -> Seen:
+        """The images, and the model that sees them."""
+        return self.images
 
     @property
     def batch_spacing(self) -> tuple[float, ...] | None:
@@ -114,7 +120,7 @@ class ArrayProblem(Problem):
 
     def refrozen(self, batch: Tensor) -> Preprocessing:
         """The preprocessing with the statistics of a changed batch."""
-        return self.frozen(_by_channel(batch))
+        return self.images.frozen(_by_channel(batch))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +282,7 @@ def _problem(network: _Network, clean: Tensor, asked: Asked, say: Say) -> ArrayP
     )  # fmt: skip
     labels = seen.drawn(clean, preprocessing).labels
     return ArrayProblem(
-        **vars(seen),
+        images=seen,
         wanted=_target(wanted, labels, info.classes),
         clean_labels=labels,
         guide=None if asked.guide is None else guide_tensor(asked.guide, clean),
@@ -331,11 +337,11 @@ def _result(
 ) -> Attacked[Any]:
     """like_image: a tensor as an array of the kind that the image is."""
     adversarial = found.adversarial.whole()
-    change = (adversarial - problem.clean).flatten(1)
+    change = (adversarial - problem.images.clean).flatten(1)
     verdict = problem.goal(config).judge(found.drawn.labels)
     return Attacked(
         adversarial=like_image(adversarial),
-        prediction=like_image(problem.info.classes.to_network(found.drawn.labels).long()),
+        prediction=like_image(problem.images.info.classes.to_network(found.drawn.labels).long()),
         success=like_image(verdict.reached),
         iou=like_image(verdict.iou),
         hit=like_image(verdict.hit),
@@ -345,7 +351,7 @@ def _result(
             share=like_image((change != 0).float().mean(dim=1)),
         ),
         trace=found.trace,
-        assumptions=problem.info.assumptions,
+        assumptions=problem.images.info.assumptions,
     )
 
 

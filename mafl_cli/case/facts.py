@@ -38,29 +38,30 @@ def facts_of(
 
     What it took, and what is in the folder, is not known yet: `timing_s`, `memory` and `files` are empty.
     """
-    scan, target, classes = case.scan, case.target, case.info.classes
-    clean, post = case.to_labels(case.clean_labels), case.to_labels(post_labels)
+    subject = case.subject
+    scan, target, classes = subject.scan, case.target, subject.info.classes
+    clean, post = subject.to_labels(case.clean_labels), subject.to_labels(post_labels)
     per_sample, together = case.goal(config).judge_together(post_labels)
     attacked = torch.tensor([outcome is not None for outcome in found.outcomes])
     reached = int((per_sample.reached.cpu() & attacked).sum())
     outcome = _overall(together, found)
-    units = [float(unit) for unit in case.preprocessing.unit]
+    units = [float(unit) for unit in subject.preprocessing.unit]
 
     def agreement(labels: Labels) -> Agreement:
         return metrics.agreement(labels, target.labels, clean, classes, spacing=scan.spacing)
 
     size, sizes = perturbation.size_of_channels(
-        case.scans, again, units=units, channels=case.info.channels, slice_axis=case.slices.index
+        subject.scans, again, units=units, channels=subject.info.channels, slice_axis=subject.slices.index
     )
     after = agreement(post)
     # As a rule the file holds what was in memory, and the distances take long.
     same = torch.equal(found.drawn.labels, post_labels)
-    in_memory = after if same else agreement(case.to_labels(found.drawn.labels))
+    in_memory = after if same else agreement(subject.to_labels(found.drawn.labels))
     return report.CaseRecord(
         case_id=case_id(scan.name),
         status="ok",
         error=None,
-        inputs=tuple(_input(channel, each) for channel, each in zip(case.info.channels, case.scans, strict=True)),
+        inputs=tuple(_input(channel, each) for channel, each in zip(subject.info.channels, subject.scans, strict=True)),
         target=target_of(case),
         space=_space(case, units),
         bounds=bounds_of(case, config),
@@ -68,8 +69,8 @@ def facts_of(
             outcome=outcome,
             goal_reached=outcome in (Outcome.REACHED, Outcome.ALREADY),
             samples=report.SamplesRecord(
-                kind="slices" if case.layout.sliced else "volume",
-                total=len(case.clean),
+                kind="slices" if subject.layout.sliced else "volume",
+                total=len(subject.clean),
                 attacked=int(attacked.sum()),
                 reached=reached,
                 not_reached=int(attacked.sum()) - reached,
@@ -110,10 +111,12 @@ def _input(channel: str, scan: volume.Volume) -> report.Input:
 
 
 def _space(case: Case, units: Sequence[float]) -> report.Space:
+    subject = case.subject
+    slices = subject.slices
     return report.Space(
-        mode="3d" if case.mode == "3d" else "2d",
-        slice_axis=report.SliceAxisRecord(index=case.slices.index, name=case.slices.name, reason=case.slices.reason),
-        network_shape=tuple(case.grids.to_network.shape_out),
+        mode="3d" if subject.mode == "3d" else "2d",
+        slice_axis=report.SliceAxisRecord(index=slices.index, name=slices.name, reason=slices.reason),
+        network_shape=tuple(subject.grids.to_network.shape_out),
         native_units_per_model_unit=tuple(units),
         data_box_native=tuple(
             (float(low), float(high)) for low, high in zip(case.limits.low, case.limits.high, strict=True)
@@ -123,7 +126,7 @@ def _space(case: Case, units: Sequence[float]) -> report.Space:
 
 def voxels_of(case: Case, labels: Labels) -> dict[str, int]:
     """Voxels of each class, by name."""
-    classes = case.info.classes
+    classes = case.subject.info.classes
     return {name: int(mask.sum()) for name, mask in zip(classes.names, classes.masks(labels), strict=True)}
 
 
@@ -145,8 +148,9 @@ def _source(file: MaskFile) -> report.MaskFileRecord:
 
 def bounds_of(case: Case, config: AttackConfig) -> report.BoundsRecord:
     """How far the change may go and where, per channel in both units; null where nothing limits it."""
+    subject = case.subject
     ball, bounds = case.limits.within(config).ball, case.bounds
-    measured = True if case.scan.padding is None else ~case.scan.padding
+    measured = True if subject.scan.padding is None else ~subject.scan.padding
     return report.BoundsRecord(
         eps_native=None if ball is None else tuple(float(each) for each in ball.radius),
         eps_model=None if ball is None else tuple(float(each) for each in ball.radius / case.limits.unit),
@@ -154,7 +158,7 @@ def bounds_of(case: Case, config: AttackConfig) -> report.BoundsRecord:
         within=None if bounds.within is None else _source(bounds.within),
         body_voxels=bounds.body_voxels,
         allowed_voxels=None if bounds.allowed is None else int(np.count_nonzero(bounds.allowed & measured)),
-        padding_voxels=tuple(0 if scan.padding is None else int(scan.padding.sum()) for scan in case.scans),
+        padding_voxels=tuple(0 if scan.padding is None else int(scan.padding.sum()) for scan in subject.scans),
     )
 
 
@@ -171,7 +175,7 @@ def _overall(together: Verdict, found: Found) -> Outcome:
 def _quantisation(case: Case, found: Found, again: list[volume.Volume]) -> tuple[report.Quantisation, ...]:
     """What storing did to the change of each channel: type and step, and how far the file is from the memory."""
     entries = []
-    for index, (scan, after) in enumerate(zip(case.scans, again, strict=True)):
+    for index, (scan, after) in enumerate(zip(case.subject.scans, again, strict=True)):
         grid = volume.stored_grid(scan, case.save_as)
         low, high = float(case.limits.low[index]), float(case.limits.high[index])
         changed, clipped, largest = 0, 0, 0.0
@@ -197,8 +201,8 @@ def _parts(
     case: Case, found: Found, channel: int, after: NDArray[np.float32]
 ) -> Iterator[tuple[NDArray[np.float32], ...]]:
     """A channel as it was, as it was found, and as it was read again, some planes at a time."""
-    for row, now in enumerate(case.layout.as_batch(after[np.newaxis])[:, 0]):
-        was, held = (each[channel].cpu().numpy() for each in (case.clean[row], found.adversarial.one(row)))
+    for row, now in enumerate(case.subject.layout.as_batch(after[np.newaxis])[:, 0]):
+        was, held = (each[channel].cpu().numpy() for each in (case.subject.clean[row], found.adversarial.one(row)))
         planes = max(1, _BLOCK // max(1, now[0].size))
         for first in range(0, len(now), planes):
             part = slice(first, first + planes)

@@ -21,19 +21,20 @@ _OF_MASKS = 8
 
 def plan(case: Case) -> str:
     """What the search and the files will need at the most, as a line: GiB of the machine's memory, or the GPU's too."""
+    subject = case.subject
     attacked = int(case.edited.sum())
     step, each, size = _in_network(case, attacked)
     held = resident() or 0
-    on_host = case.clean.device.type == "cpu"
-    found = attacked * case.clean[0].numel() * 4
+    on_host = subject.clean.device.type == "cpu"
+    found = attacked * subject.clean[0].numel() * 4
     voxels = case.target.labels.size
     labels = case.clean_labels.element_size()
     # What was written is read as it is stored and as float32, which stays when it is measured: two predictions, turned
     # copies of two, and the masks whose surfaces are compared.
-    stored = 4 if case.save_as == "float32" else case.scan.dtype.itemsize
-    files = case.clean.numel() * 4 + max(case.clean.numel() * stored, voxels * (4 * labels + _OF_MASKS))
+    stored = 4 if case.save_as == "float32" else subject.scan.dtype.itemsize
+    files = subject.clean.numel() * 4 + max(subject.clean.numel() * stored, voxels * (4 * labels + _OF_MASKS))
     most = max(peak_resident() or 0, held + found + max(step if on_host else 0, files))
-    what = "window" if case.tiling else "slice" if case.layout.sliced else "volume"
+    what = "window" if subject.tiling else "slice" if subject.layout.sliced else "volume"
     there = "" if on_host else f"; {step / 2**30:.2f} GiB on the GPU"
     return (
         f"memory: about {most / 2**30:.2f} GiB at the most{there}: {held / 2**30:.2f} held now, up to "
@@ -45,12 +46,13 @@ def plan(case: Case) -> str:
 def _in_network(case: Case, attacked: int) -> tuple[int, int, str]:
     """Bytes of a step of the search, and of a window, slice or volume in it (what the backward pass keeps), and its
     size in voxels."""
-    shape = case.tiling.roi if case.tiling else padded(case.grids.to_network.shape_out, case.info.divisor)
-    example = torch.zeros(1, len(case.info.channels), *shape, device=case.clean.device)
-    each = case.segmenter.activation_bytes(example)
-    samples = min(case.together, attacked)
-    passes = case.windows_together if case.tiling else samples
-    return passes * each + samples * case.clean[0].numel() * 4 * _IN_A_STEP, each, " x ".join(map(str, shape))
+    subject = case.subject
+    shape = subject.tiling.roi if subject.tiling else padded(subject.grids.to_network.shape_out, subject.info.divisor)
+    example = torch.zeros(1, len(subject.info.channels), *shape, device=subject.clean.device)
+    each = subject.segmenter.activation_bytes(example)
+    samples = min(subject.together, attacked)
+    passes = subject.windows_together if subject.tiling else samples
+    return passes * each + samples * subject.clean[0].numel() * 4 * _IN_A_STEP, each, " x ".join(map(str, shape))
 
 
 def give_back() -> None:

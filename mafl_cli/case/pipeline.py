@@ -76,7 +76,8 @@ def _run_attack(
         enough_memory(request.model.name, "this scan"),
     ):
         case = prepare(request, device, say, clock.lap)
-        if (warning := caution(device, request.precision, case.info.dims)) is not None:
+        subject = case.subject
+        if (warning := caution(device, request.precision, subject.info.dims)) is not None:
             say(warning)
         clock.lap("lift")
         memory.give_back()
@@ -85,20 +86,20 @@ def _run_attack(
         memory.give_back()
         clock.lap("attack")
         written = Written(case, stage, request.config)
-        written.masks(PREDICTION_CLEAN, case.to_labels(case.clean_labels))
+        written.masks(PREDICTION_CLEAN, subject.to_labels(case.clean_labels))
         written.masks(TARGET, case.target.labels)
-        written.scans(case.as_volume(found.adversarial.whole()))
+        written.scans(subject.as_volume(found.adversarial.whole()))
         again = written.again()
         clock.lap("write")
         data = [each.data for each in again]
-        there = OfScan(data, case.layout, case.clean.device)
-        post = case.drawn(there, case.frozen(data), like=(found.drawn, case.clean_drawn)).labels
-        written.masks(PREDICTION_ADVERSARIAL, case.to_labels(post), again[0])
+        there = OfScan(data, subject.layout, subject.clean.device)
+        post = subject.drawn(there, subject.frozen(data), like=(found.drawn, case.clean_drawn)).labels
+        written.masks(PREDICTION_ADVERSARIAL, subject.to_labels(post), again[0])
         body = facts_of(case, request.config, found, again, post)
         clock.lap("measure")
         whole = assemble.attack_report(
             config=request.config,
-            model=case.info,
+            model=subject.info,
             device=device,
             case=replace(
                 body,
@@ -107,15 +108,15 @@ def _run_attack(
                 files=tuple(report.File(**file) for file in listed(stage)),
             ),
             settings={
-                "mode": case.mode,
-                "slice_axis": request.slice_axis or case.card.slice_axis,
+                "mode": subject.mode,
+                "slice_axis": request.slice_axis or subject.card.slice_axis,
                 "save_as": case.save_as,
                 "device": request.device,
                 "precision": request.precision,
-                "spacing": case.card.spacing,
-                "roi": case.tiling.roi if case.tiling else None,
-                "overlap": case.tiling.overlap if case.tiling else None,
-                "blend": case.tiling.blend if case.tiling else None,
+                "spacing": subject.card.spacing,
+                "roi": subject.tiling.roi if subject.tiling else None,
+                "overlap": subject.tiling.overlap if subject.tiling else None,
+                "blend": subject.tiling.blend if subject.tiling else None,
                 "attack_channels": request.attack_channels or None,
                 "tap": request.tap,
                 "guide": tuple(public_name(path) for path in request.guides) or None,
@@ -154,8 +155,9 @@ def _show_target(request: AttackRequest, say: Say, detail: Say, names: Callable[
         enough_memory(request.model.name, "this scan"),
     ):
         case = prepare(request, device, say)
+        subject = case.subject
         detail(memory.plan(case))
-        clean = case.to_labels(case.clean_labels)
+        clean = subject.to_labels(case.clean_labels)
         written = Written(case, stage, request.config)
         written.masks(PREDICTION_CLEAN, clean, seg=False)
         written.masks(TARGET, case.target.labels, seg=False)
@@ -164,12 +166,12 @@ def _show_target(request: AttackRequest, say: Say, detail: Say, names: Callable[
             schema_version=SCHEMA_VERSION,
             tool=TOOL,
             command="dry-run",
-            case_id=names(assemble.case_id(case.scan.name)),
+            case_id=names(assemble.case_id(subject.scan.name)),
             target=assemble.renamed_target(target_of(case), names),
             clean_voxels=voxels_of(case, clean),
             changed_voxels=int(case.edit().sum()),
             samples=report.DryRunSamples(
-                kind="slices" if case.layout.sliced else "volume",
+                kind="slices" if subject.layout.sliced else "volume",
                 total=len(edited),
                 attacked=int(edited.sum()),
             ),

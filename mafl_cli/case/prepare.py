@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -38,21 +38,27 @@ class Bounds:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case(Subject, Problem):
+class Case(Problem):
     """Scans with a target, and the limits that the attack has."""
 
+    subject: Subject
     save_as: SaveAs
     target: Target
     bounds: Bounds
 
     @property
+    def seen(self) -> Subject:
+        """The scans, and the model that sees them."""
+        return self.subject
+
+    @property
     def batch_spacing(self) -> tuple[float, ...]:
         """mm between voxels along the spatial axes of the batch."""
-        return tuple(self.layout.batch_spacing(self.scan.affine))
+        return tuple(self.subject.layout.batch_spacing(self.subject.scan.affine))
 
     def refrozen(self, batch: Tensor) -> Preprocessing:
         """The preprocessing with the statistics of a changed scan."""
-        return self.frozen(list(self.as_volume(batch)))
+        return self.subject.frozen(list(self.subject.as_volume(batch)))
 
 
 def prepare(
@@ -112,7 +118,7 @@ def prepare(
     if bounds.allowed is not None:
         frozen = frozen | ~torch.from_numpy(layout.to_batch(bounds.allowed[np.newaxis])).to(device)
     return Case(
-        **{each.name: getattr(subject, each.name) for each in fields(subject)},
+        subject=subject,
         save_as=save_as,
         target=target,
         wanted=wanted,

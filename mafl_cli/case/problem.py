@@ -109,7 +109,7 @@ class Seen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem(Seen, ABC):
+class Problem(ABC):
     """A batch with a target, and the limits that the attack has.
 
     wanted: the target as labels (B, M, *spatial), see `mafl_cli.classes`. clean_labels: the prediction of the clean
@@ -124,6 +124,11 @@ class Problem(Seen, ABC):
 
     @property
     @abstractmethod
+    def seen(self) -> Seen:
+        """The clean batch, and the model that sees it."""
+
+    @property
+    @abstractmethod
     def batch_spacing(self) -> tuple[float, ...] | None:
         """mm between voxels along the spatial axes of the batch; None where nobody knows."""
 
@@ -133,12 +138,12 @@ class Problem(Seen, ABC):
 
     def goal(self, config: AttackConfig) -> Goal:
         """What counts as reached."""
-        return goal_of(self.info.classes, self.wanted, self.clean_labels, iou=config.goal_iou, hit=config.goal_hit)
+        return goal_of(self.seen.info.classes, self.wanted, self.clean_labels, iou=config.goal_iou, hit=config.goal_hit)
 
     @property
     def clean_drawn(self) -> Drawn:
         """The clean prediction, and what it was made from."""
-        return Drawn(self.clean, self.preprocessing, self.clean_labels)
+        return Drawn(self.seen.clean, self.seen.preprocessing, self.clean_labels)
 
     def edit(self, rows: Tensor | None = None) -> Tensor:
         """Where the clean prediction is not the target, of some samples or all: bool (B, *spatial)."""

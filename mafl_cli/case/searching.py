@@ -60,14 +60,15 @@ def search(
     in float32 and with the statistics frozen at the changed scan. The trace is that of the first round: later ones
     begin anew with the few samples that are left, and do not continue it.
     """
-    flat = case.clean.flatten(1)
+    seen = case.seen
+    flat = seen.clean.flatten(1)
     constant = (flat == flat[:, :1]).all(dim=1)
     differs = case.edited
     todo = torch.nonzero(differs & ~constant).flatten()
-    adversarial = Changed(case.clean, todo)
-    outcomes: list[Outcome | None] = [None] * len(case.clean)
+    adversarial = Changed(seen.clean, todo)
+    outcomes: list[Outcome | None] = [None] * len(seen.clean)
     passes = [0, 0]
-    field = case.field(exact=False)
+    field = seen.field(exact=False)
     drawn = case.clean_drawn
     rounds: list[list[traces.Group]] = []
     for _ in range(_REFREEZES):
@@ -103,15 +104,15 @@ def search(
             for row, outcome in zip(rows.tolist(), result.outcomes, strict=True):
                 outcomes[row] = outcome
 
-        case.groups(todo, work)
+        seen.groups(todo, work)
         statistics = case.refrozen(adversarial.whole())
-        field = case.field(statistics)
-        drawn = case.drawn(adversarial, statistics, like=[case.clean_drawn])
+        field = seen.field(statistics)
+        drawn = seen.drawn(adversarial, statistics, like=[case.clean_drawn])
         held = case.goal(config).judge(drawn.labels).reached
         lost = [row for row, outcome in enumerate(outcomes) if outcome is Outcome.REACHED and not held[row]]
         if not lost:
             break
-        todo = torch.tensor(lost, device=case.clean.device)
+        todo = torch.tensor(lost, device=seen.clean.device)
     return Found(
         adversarial=adversarial,
         drawn=drawn,
@@ -137,7 +138,7 @@ class _Part:
 
     @staticmethod
     def of(case: Problem, field: ScanField, rows: Tensor) -> _Part:
-        whole = case.clean[rows]
+        whole = case.seen.clean[rows]
         edit = case.edit(rows)
         focus = field.focus(whole, edit)
         box: tuple[EllipsisType | slice, ...] = (..., *focus.box)
@@ -147,7 +148,7 @@ class _Part:
         return _Part(
             field=focus.field,
             clean=whole[box],
-            wanted=case.info.classes.to_network(case.wanted[rows][box]).long(),
+            wanted=case.seen.info.classes.to_network(case.wanted[rows][box]).long(),
             guide=None if case.guide is None else case.guide[rows][box],
             limits=limits,
             whole=whole,

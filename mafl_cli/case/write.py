@@ -27,36 +27,36 @@ class Written:
 
     @property
     def _names(self) -> tuple[str, ...]:
-        return files.adversarial([scan.format for scan in self.case.scans])
+        return files.adversarial([scan.format for scan in self.case.subject.scans])
 
     def scans(self, adversarial: NDArray[np.float32]) -> None:
         """Write the changed channels (C, I, J, K)."""
         case = self.case
-        for name, scan, data in zip(self._names, case.scans, adversarial, strict=True):
+        for name, scan, data in zip(self._names, case.subject.scans, adversarial, strict=True):
             formats.write_scan(self.stage / name, scan, data, save_as=case.save_as, note=NOTE, derivation=self._how())
 
     def again(self) -> list[volume.Volume]:
         """The changed channels read again from their files; what changed is written."""
         again = [formats.read_written(self.stage / name) for name in self._names]
-        for name, scan, after in zip(files.perturbation(len(again)), self.case.scans, again, strict=True):
+        for name, scan, after in zip(files.perturbation(len(again)), self.case.subject.scans, again, strict=True):
             nifti_write.write_difference(self.stage / name, scan, after.data, NOTE)
         return again
 
     def masks(self, name: str, labels: Labels, drawn_on: volume.Volume | None = None, *, seg: bool = True) -> None:
         """Write a mask as NIfTI and, for a scan from DICOM, as SEG referring to `drawn_on` (the clean scan if None)."""
-        case, classes = self.case, self.case.info.classes
-        nifti_write.write_labels(self.stage / name, case.scan, classes.encode(labels))
-        if not seg or case.scan.format != "dicom":
+        subject, classes = self.case.subject, self.case.subject.info.classes
+        nifti_write.write_labels(self.stage / name, subject.scan, classes.encode(labels))
+        if not seg or subject.scan.format != "dicom":
             return
         problem = formats.write_masks(
             self.stage / SEGMENTATIONS[name],
-            drawn_on or case.scan,
+            drawn_on or subject.scan,
             np.stack([classes.mask(labels, each.index) for each in classes.foreground]),
             [each.name for each in classes.foreground],
             description=f"MAFL {name.removesuffix('.nii.gz').replace('_', ' ').upper()} - NOT FOR CLINICAL USE",
         )
         if problem:
-            case.say(f"{SEGMENTATIONS[name]}: not written: {problem}; {name} has the mask.")
+            subject.say(f"{SEGMENTATIONS[name]}: not written: {problem}; {name} has the mask.")
 
     def _how(self) -> str:
         """For a derived image's Derivation Description."""

@@ -62,7 +62,7 @@ def test_what_was_not_predicted_again_is_what_the_network_says(
     )  # fmt: skip
     again = prepare(request, CPU, lambda line: None)
     drawn = np.asarray(nib.load(out / "prediction_adversarial.nii.gz").dataobj)
-    np.testing.assert_array_equal(drawn, again.info.classes.encode(again.to_labels(again.clean_labels)))
+    np.testing.assert_array_equal(drawn, again.subject.info.classes.encode(again.subject.to_labels(again.clean_labels)))
 
 
 def test_only_slices_that_changed_go_through_the_network_once_more(
@@ -92,8 +92,8 @@ def test_a_scan_lies_in_memory_once_and_labels_take_a_byte(case: tuple[Path, Pat
         recipe=recipes.parse("erase:1"), intensity=Intensity(),
     )  # fmt: skip
     found = prepare(request, CPU, lambda line: None)
-    assert np.shares_memory(found.scan.data, found.clean.numpy())
-    np.testing.assert_array_equal(found.scan.data, read_image(case[0]).data)
+    assert np.shares_memory(found.subject.scan.data, found.subject.clean.numpy())
+    np.testing.assert_array_equal(found.subject.scan.data, read_image(case[0]).data)
     assert {each.dtype for each in (found.wanted, found.clean_labels)} == {torch.uint8}
     assert found.target.labels.dtype == np.uint8
 
