@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from fuzzing.stock import INFERENCE, METADATA
 from monai.data import save_net_with_metadata
 from problems import SmallUNet
 from typer.testing import CliRunner
@@ -22,31 +23,6 @@ from mafl_cli.network.card import ModelCard
 from mafl_cli.network.card_file import find_card, read_card, to_toml
 from mafl_cli.network.intensity import Intensity
 from mafl_cli.network.load import load
-
-METADATA: dict[str, Any] = {
-    "name": "Spleen CT",
-    "network_data_format": {
-        "inputs": {"image": {"num_channels": 1, "spatial_shape": ["16*n", "16*n", "8*n"], "channel_def": {"0": "CT"}}},
-        "outputs": {"pred": {"num_channels": 2, "channel_def": {"0": "background", "1": "spleen"}}},
-    },
-}
-INFERENCE: dict[str, Any] = {
-    "pixdim": [1.5, 1.5, 2.0],
-    "preprocessing": {
-        "_target_": "Compose",
-        "transforms": [
-            {"_target_": "LoadImaged", "keys": "image"},
-            {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"},
-            {"_target_": "Spacingd", "keys": "image", "pixdim": "@pixdim", "mode": "bilinear"},
-            {
-                "_target_": "ScaleIntensityRanged", "keys": "image",
-                "a_min": -57, "a_max": 164, "b_min": 0, "b_max": 1, "clip": True,
-            },
-        ],
-    },
-    "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [96, 96, 96], "overlap": 0.5, "mode": "gaussian"},
-    "postprocessing": {"_target_": "Compose", "transforms": [{"_target_": "Activationsd", "softmax": True}]},
-}  # fmt: skip
 
 
 def bundle(folder: Path, metadata: Any = METADATA, net: Any = None, **inference: Any) -> Path:
@@ -67,7 +43,7 @@ def test_a_bundle_fills_the_card(tmp_path: Path) -> None:
     assert (card.channels, card.classes) == (("CT",), ("background", "spleen"))
     assert (card.orientation, card.spacing) == ("RAS", (1.5, 1.5, 2.0))
     assert card.intensity == Intensity(kind="window", min=-57, max=164, clip=(0, 1))
-    assert (card.roi, card.overlap, card.blend, card.activation) == ((96, 96, 96), 0.5, "gaussian", "softmax")
+    assert (card.roi, card.overlap, card.blend, card.activation) == ((16, 16, 4), 0.5, "gaussian", "softmax")
     segmenter, info, _ = load(tmp_path / "model.ts", device=torch.device("cpu"), size=lambda dims: (16,) * dims)
     assert (info.classes.names, info.card) == (("background", "spleen"), "its bundle")
     assert segmenter(torch.rand(1, 1, 16, 16, 16)).logits.shape == (1, 2, 16, 16, 16)
