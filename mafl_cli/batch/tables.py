@@ -18,7 +18,7 @@ from mafl_cli.measure.statistics import summary
 from mafl_cli.names import cell, one_line, public_name
 from mafl_cli.results import read
 from mafl_cli.results.batch_report import Batch, BatchAggregate, BatchCase, BatchModel, CaseList, Status
-from mafl_cli.results.envelope import NOTICE, SCHEMA_VERSION, TOOL
+from mafl_cli.results.envelope import NOTICE, SCHEMA_VERSION, TOOL, Failure
 from mafl_cli.results.files import FAILED, REPORT, RUN
 from mafl_cli.results.folder import staged, write_text, written_to
 from mafl_cli.results.quantities import HEADLINES, QUANTITIES, TABLE, value_of
@@ -28,6 +28,9 @@ from mafl_cli.system.records import to_json
 
 CASES = "cases.csv"
 FAILURES = "failed.txt"
+
+_Row = tuple[BatchCase, BatchModel | None]
+"""What a run says of a case, and the model that was attacked if it is done."""
 
 
 def _known(run: Path) -> CaseList:
@@ -48,16 +51,13 @@ def aggregate(out: Path) -> Batch:
     known = _known(out)
     # Parts that end together: the tables of the last one must be the last.
     with written_to(out), locks.held((out / RUN).with_name("tables.lock"), wait=True):
-        return _write_tables(out, known)
+        return _write_tables(out, known, [_row(out, case_id) for case_id in known.cases])
 
 
-def _write_tables(out: Path, known: CaseList) -> Batch:
-    rows, models = [], {}
-    for case_id in known.cases:
-        row, model = _row(out, case_id)
-        rows.append(row)
-        if model is not None:
-            models[model.sha256] = model
+def _write_tables(out: Path, known: CaseList, said: Sequence[_Row]) -> Batch:
+    """said: of each known case, in order."""
+    rows = [row for row, _ in said]
+    models = {model.sha256: model for _, model in said if model is not None}
     figures = [row.figures for row in rows if row.figures is not None]
     counts = {status: sum(row.status == status for row in rows) for status in ("ok", "failed", "pending")}
     whole = Batch(
@@ -82,17 +82,21 @@ def _write_tables(out: Path, known: CaseList) -> Batch:
     return whole
 
 
-def _row(out: Path, case_id: str) -> tuple[BatchCase, BatchModel | None]:
-    """What the run says of a case, and the model that was attacked if it is done."""
+def _row(out: Path, case_id: str) -> _Row:
     folder = out / case_id
     error = read.read_failure(folder)
     said = None if error is not None else read.finished(folder)
     if said is None:
-        status: Literal["pending", "failed"] = "pending" if error is None else "failed"
-        return BatchCase(case_id=case_id, status=status, error=error, outcome=None, figures=None), None
+        return _without_results(case_id, error), None
     model = BatchModel(name=said.model.name, sha256=said.model.sha256, classes=said.model.classes)
     outcome = said.case.attack.outcome
     return BatchCase(case_id=case_id, status="ok", error=None, outcome=outcome, figures=figures(said.case)), model
+
+
+def _without_results(case_id: str, error: Failure | None = None) -> BatchCase:
+    """A case that failed, or was not run yet."""
+    status: Literal["pending", "failed"] = "pending" if error is None else "failed"
+    return BatchCase(case_id=case_id, status=status, error=error, outcome=None, figures=None)
 
 
 def figures(case: CaseRecord) -> dict[str, bool | float | None]:
@@ -187,20 +191,21 @@ def merge(runs: Sequence[Path], out: Path) -> Batch:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{public_name(out)}: is not empty: choose a new folder with `out`.")
     ids = list(dict.fromkeys(case_id for each in known for case_id in each.cases))
-    there = {case_id: [run for run in runs if _row(run, case_id)[0].status != "pending"] for case_id in ids}
-    twice = [case_id for case_id, where in there.items() if len(where) > 1]
-    if twice:
-        raise UsageError(
-            f"{twice[0]}: is done in {len(there[twice[0]])} of the runs, so they are not parts of one batch."
-        )
+    said: list[_Row] = []
+    where: dict[str, Path] = {}
+    for case_id in ids:
+        found = [(run, row) for run in runs if (row := _row(run, case_id))[0].status != "pending"]
+        if len(found) > 1:
+            raise UsageError(f"{case_id}: is done in {len(found)} of the runs, so they are not parts of one batch.")
+        where.update((case_id, run) for run, _ in found)
+        said += [row for _, row in found] or [(_without_results(case_id), None)]
     with staged(out, overwrite=False) as stage:
-        for case_id, where in there.items():
-            for run in where:
-                _link_all(run / case_id, stage / case_id)
+        for case_id, run in where.items():
+            _link_all(run / case_id, stage / case_id)
         whole = CaseList(settings=known[0].settings, cases=tuple(ids))
         (stage / RUN).parent.mkdir()
         write_text(stage / RUN, to_json(whole))
-        return _write_tables(stage, whole)
+        return _write_tables(stage, whole, said)
 
 
 def _link_all(source: Path, target: Path) -> None:

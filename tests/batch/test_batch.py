@@ -34,7 +34,7 @@ from mafl_cli.case.request import AttackRequest
 from mafl_cli.cli.reading import read_part
 from mafl_cli.errors import InputError, MaflError
 from mafl_cli.listing.cases import CaseFiles
-from mafl_cli.results import batch_report
+from mafl_cli.results import batch_report, read
 from mafl_cli.results.batch_report import Ticket
 from mafl_cli.results.files import REPORT, TICKET
 from mafl_cli.system import locks, records, staging
@@ -461,6 +461,19 @@ def test_two_parts_merged_equal_one_run(data: Path, whole: Path, tmp_path: Path)
         assert result.exit_code == 6, result.stderr
     merged = mafl("merge", tmp_path / "part0", tmp_path / "part1", "-o", tmp_path / "all")
     assert merged.exit_code == 0, merged.stderr
+    assert contents(tmp_path / "all") == contents(whole)
+
+
+def test_merging_reads_each_report_once(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names, finished = [], read.finished
+
+    def counted(folder: Path) -> Any:
+        names.append(folder.name)
+        return finished(folder)
+
+    monkeypatch.setattr(read, "finished", counted)
+    merged = tables.merge([whole], tmp_path / "all")
+    assert sorted(names) == sorted(row.case_id for row in merged.cases if row.error is None)
     assert contents(tmp_path / "all") == contents(whole)
 
 
