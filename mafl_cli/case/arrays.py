@@ -103,7 +103,7 @@ def load_model(path: str | Path, *, device: str = "auto") -> Loaded:
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayProblem(Problem):
-    """A batch of images with targets. spacing: mm along the spatial axes, None where they are alike."""
+    """Images with targets. spacing: mm along the spatial axes, None where they are alike."""
 
     images: Seen
     spacing: tuple[float, ...] | None
