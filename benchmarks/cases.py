@@ -50,7 +50,15 @@ SHARED: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], int | None]] = {
         ("hole_sphere",),
         40,
     ),
+    "t1_brainmask_128": (
+        "deepbet_bbox.pt",
+        ("image",),
+        ("eroded8mm", "hole16mm"),
+        128,
+    ),
 }
+SCALED = {"t1_brainmask_128": Intensity.parse("percentile:0.5,99.5")}
+"""What a network expects of intensities, where the scan is not stored that way; such scans are turned to RAS."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +157,8 @@ def _read(name: str, data: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[An
     folder, _, target = name.partition(":")
 
     def volume(file: str) -> NDArray[Any]:
-        return np.asarray(nib.load(data / "cases" / folder / f"{file}.nii.gz").dataobj)
+        scan = nib.load(data / "cases" / folder / f"{file}.nii.gz")
+        return np.ascontiguousarray((nib.as_closest_canonical(scan) if folder in SCALED else scan).dataobj)
 
     image = np.stack([volume(file).astype(np.float32) for file in SHARED[folder][1]])
     return image, volume(f"target_{target}").astype(np.int64), volume("clean_pred").astype(np.int64)
@@ -159,7 +168,7 @@ def _development(name: str, data: Path, clean: NDArray[Any], target: NDArray[Any
     """clean: (B, C, *spatial), as the networks of the development scans expect it; target: (B, *spatial)."""
     segmenter, card = _model(data / "models" / SHARED[name.partition(":")[0]][0], None, clean.shape[2:])
     channels = np.moveaxis(clean, 1, 0).reshape(clean.shape[1], *target.shape[-3:])
-    preprocessing = Preprocessing.freeze(Intensity(), list(channels), CPU)
+    preprocessing = Preprocessing.freeze(SCALED.get(name.partition(":")[0], Intensity()), list(channels), CPU)
     field = Whole(segmenter, preprocessing, card.divisor or 1)
     return _case(name, segmenter, field, preprocessing, *(torch.from_numpy(part.copy()) for part in (clean, target)))
 
