@@ -28,8 +28,8 @@ SaveAs = Literal["float32", "source"]
 Activation = Literal["softmax", "sigmoid"]
 MaskLoss = Literal["margin", "logit", "ce", "dice", "segpgd", "cospgd", "dag"]
 LowFrequency = Literal["penalty", "hard"]
-GradientNorm = Literal["none", "l1", "l2", "distance"]
-Direction = Literal["raw", "l2", "linf", "sign", "rms"]
+GradientNorm = Literal["none", "l1", "l2"]
+Direction = Literal["raw", "l2", "linf", "sign"]
 Step = Literal["dynamic", "constant", "cosine", "asma"]
 AfterGoal = Literal["shrink", "stop", "continue"]
 EpsUnit = Literal["model", "native", "range"]
@@ -106,16 +106,19 @@ class AttackConfig:
         "margin", "Loss that drives the prediction to the target; docs/method.md says which method has which."
     )
     kappa: float = setting(
-        0.1,
-        "Margin loss: by how much the target class must lead, relative to the clean prediction's typical margin.",
+        0.07,
+        "Margin loss: by how much the target class must lead at first, relative to the clean prediction's mean margin.",
         0, 10,
     )  # fmt: skip
     adaptive_weights: bool = setting(
-        True, "Margin loss: raise the weight of voxels that miss their class, lower it once they are won."
+        True, "Margin loss: once the target is late, raise the weight of voxels that miss it with every step."
     )
     feature_weight: float = setting(
-        0.1, "Weight of the feature cosine term, until the goal is first reached; 0 switches it off.", 0, 1000
-    )
+        0.03,
+        "Weight of the feature cosine term, until the goal is first reached, with `step` dynamic in the first three "
+        "tenths of the steps only. 0 switches it off.",
+        0, 1000,
+    )  # fmt: skip
     low_frequency: LowFrequency = setting(
         "penalty", "Low frequencies of the change: penalty pulls them towards zero, hard removes them after every step."
     )
@@ -137,34 +140,28 @@ class AttackConfig:
     )
 
     gradient_norm: GradientNorm = setting(
-        "distance",
-        "What the gradient of the mask loss is divided by, per sample: nothing (none), its L1 norm (l1, as "
-        "MI-FGSM), its "
-        "L2 norm (l2), or one number for all steps that makes the first gradient as long as the way to the target that "
-        "it suggests (distance).",
+        "none",
+        "What the gradient of the mask loss is divided by, per sample: nothing (none), its L1 norm (l1, as MI-FGSM) or "
+        "its L2 norm (l2).",
     )
     momentum: float = setting(
-        0.9,
-        "Share of the previous direction kept in the next. With `direction` rms this holds for 150 steps or more; with "
-        "fewer steps the memory of 1 / (1 - momentum) steps is shortened.",
+        0.7,
+        "Share of the previous direction kept in the next. With `step` dynamic it begins at 0 and is full after three "
+        "tenths of the steps.",
         0, 1,
     )  # fmt: skip
     direction: Direction = setting(
-        "rms",
-        "Step direction: the accumulated gradient as is (raw), at L2 or Linf norm 1, its sign, or divided voxel by "
-        "voxel by the root of its mean square (rms, as in Adam).",
+        "raw", "Step direction: the accumulated gradient as is (raw), at L2 or Linf norm 1, or its sign."
     )
 
     step: Step = setting(
         "dynamic",
-        "Step length. dynamic: `step_size` for 150 steps, shorter for more, at most what the first gradient suggests, "
-        "falling with a cosine. constant: `step_size`. cosine: from `step_size` to 0. asma: `tau` + `beta` * IoU "
-        "of the "
-        "iterate.",
+        "Step length. dynamic: the way to the target by the slope of the loss, minus a pull back to the clean scan. "
+        "constant: `step_size`. cosine: from `step_size` to 0. asma: `tau` + `beta` * IoU of the iterate.",
     )
     step_size: float | None = setting(
-        0.03,
-        "Length of a step as a share of the scan's range: per voxel for sign, linf and rms, L2 length for l2, a factor "
+        None,
+        "Length of a step as a share of the scan's range: per voxel for sign and linf, L2 length for l2, a factor "
         "of the gradient for raw. Without it 2.5 `eps` / `steps` (Madry et al., ICLR 2018).",
         1e-12, 1e6,
     )  # fmt: skip
@@ -236,9 +233,7 @@ class AttackConfig:
         """Settings that each make sense but not together."""
         step, direction = self.step, self.direction
         dynamic, by_size = step == "dynamic", step in ("constant", "cosine")
-        like_the_ball = (
-            self.eps is not None and direction in {"linf": ("linf", "sign", "rms"), "l2": ("l2",)}[self.norm]
-        )
+        like_the_ball = self.eps is not None and direction in {"linf": ("linf", "sign"), "l2": ("l2",)}[self.norm]
         self._refuse(
             self.after_goal == "shrink" and self.l2_weight == 0,
             "`after_goal` shrink needs an `l2_weight` above 0, for nothing else makes the change smaller: set "
@@ -246,12 +241,13 @@ class AttackConfig:
             "stop or continue",
         )
         self._refuse(
-            dynamic and (direction != "rms" or self.step_size is None),
-            "`step` dynamic needs `direction` rms and a `step_size`",
+            dynamic and (direction != "raw" or self.gradient_norm != "none" or self.step_size is not None),
+            "`step` dynamic finds the length of each step by itself: it needs `direction` raw, `gradient_norm` none "
+            "and no `step_size`",
         )
         self._refuse(
-            self.mask_loss in ("logit", "dag") and (dynamic or self.gradient_norm == "distance"),
-            f"`step` dynamic and `gradient_norm` distance need a loss that falls to 0: {self.mask_loss} does not",
+            dynamic and self.mask_loss in ("logit", "dag"),
+            f"`step` dynamic needs a loss that falls to 0: {self.mask_loss} does not",
         )
         self._refuse(
             self.adaptive_weights and self.mask_loss != "margin",
@@ -319,20 +315,8 @@ _IN_A_BALL: dict[str, Any] = _PLAIN | {
 
 PRESETS: dict[str, dict[str, Any]] = {
     "mafl": {},
-    "mafl-paper": _PLAIN
-    | {
-        "mask_loss": "logit",
-        "feature_weight": 1.0,
-        "low_frequency_weight": 0.1,
-        "gradient_norm": "l1",
-        "momentum": 1.0,
-        "direction": "linf",
-        # Shares of the scan's range: a quarter of a grey level of 255 at first, up to one and a quarter.
-        "step": "asma",
-        "tau": 0.25 / 255,
-        "beta": 1 / 255,
-        "after_goal": "continue",
-    },
+    # What the paper's abstract names, and no more: neither a penalty on peaks nor weights of single voxels.
+    "mafl-paper": {"adaptive_weights": False, "peak_weight": 0.0, "feature_weight": 0.1},
     "asma": _PLAIN
     | {
         "mask_loss": "logit",

@@ -156,3 +156,17 @@ class Limits:
     def unrounded(self, clean: Tensor, delta: Tensor, rows: Tensor) -> Tensor:
         """Like `project`, but between the values that the file can hold."""
         return replace(self, grid=None).project(clean, delta, rows)
+
+    def blocks(self, x: Tensor, clean: Tensor, gradient: Tensor) -> Tensor:
+        """Voxels at an end of the box, or of a ball in the largest norm, that a step against the gradient would leave.
+
+        x, clean: (b, C, *spatial), native units; gradient: likewise, of any length.  Returns: bool, like x.
+        """
+        low, high = per_channel(self.low, x), per_channel(self.high, x)
+        nearly = 1e-6 * (high - low)
+        if self.grid is not None:
+            nearly = torch.maximum(self.grid.step / 2, nearly)
+        if self.ball is not None and self.ball.norm == "linf":
+            radius = per_channel(self.ball.radius, x)
+            low, high = torch.maximum(low, clean - radius), torch.minimum(high, clean + radius)
+        return ((x <= low + nearly) & (gradient > 0)) | ((x >= high - nearly) & (gradient < 0))

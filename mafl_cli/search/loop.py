@@ -28,10 +28,13 @@ from mafl_cli.field.preprocess import per_channel
 from mafl_cli.network import prediction
 from mafl_cli.search import steps
 from mafl_cli.search.best import Best, finished, search_scale
+from mafl_cli.search.descent import Descent
 from mafl_cli.search.goals import Verdict
+from mafl_cli.search.halpern import Halpern, late
 from mafl_cli.search.limits import Limits
 from mafl_cli.search.lowfreq import low_pass
-from mafl_cli.search.terms import FeatureGains, LowPass, Terms, pulled_back, span, without_low_frequency
+from mafl_cli.search.moves import LowPass, Now
+from mafl_cli.search.terms import FeatureGains, Terms, without_low_frequency
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def attack(
 
     low = partial(low_pass, levels=config.low_frequency_levels, spacing=spacing)
     delta = _begin(clean, limits, config, low)
-    rule, scaling = _rule(config, limits, clean), steps.Scaling(config, clean)
+    rule = Halpern(config, clean, low) if config.step == "dynamic" else Descent(config, limits, clean, low)
     best = Best.at(clean, goal.judge(terms.clean), config.aimed, bounded=config.eps is not None)
     ever_reached = best.reached.clone()
     loss = torch.zeros(len(clean), device=clean.device)
@@ -109,7 +112,7 @@ def attack(
     forward, backward = len(clean) * (1 if guide is None else 2), 0
     scale_search = min(config.scale_search, config.steps // 4)
     budget = config.steps - scale_search
-    gains = FeatureGains(config.feature_weight, compare_at=1 + budget // 20, like=loss)
+    gains = FeatureGains(config, budget, like=loss)
 
     for step in range(budget):
         if not len(rows):
@@ -118,43 +121,36 @@ def attack(
         origin = steps.taken(clean, rows)
         x = limits.project(origin, steps.taken(delta, rows), rows)
         here = (x - origin).div_(native)
-        gain, compare = gains.at(step, rows, ~ever_reached[rows]), gains.compare(step)
+        gain = gains.at(step, rows, ~ever_reached[rows])
+        compare = gain is not None and gains.compare(step)
         slopes = field.slopes(x, terms.losses(rows, progress=step / budget, gain=gain, apart=compare))
         loss[rows] = slopes.values[0].to(loss)
         forward, backward = forward + len(rows), backward + len(rows) * len(slopes.gradients)
 
-        # 2. Judge it, keep the best, and press harder where the target is missed.
-        labels = prediction.drawn(slopes.prediction.logits)
-        verdict = goal[rows].judge(labels)
+        # 2. Judge it, and keep the best.
+        verdict = goal[rows].judge(prediction.drawn(slopes.prediction.logits))
         size = steps.length(here)
         best.update(rows, x, verdict, size)
         ever_reached[rows] |= verdict.reached
-        # Who has not been at the goal by half time is pressed as hard as can be.
-        overdue = ~ever_reached[rows] & (step >= budget // 2)
-        terms.press(rows, torch.where(overdue, 1.0, config.aimed - verdict.score), (step + 1) / budget)
 
-        # 3. Direction: the terms' gradients weighed and added, with momentum.
-        mask_gradient = steps.finite(slopes.gradients[0]).mul_(steps.taken(free, rows))
-        if step == 0:
-            scaling.first(rows, slopes.values[0], mask_gradient)
+        # 3. The slope of all terms, and the step. Rounding is straight-through: a step may be finer than the grid.
+        gradient = steps.finite(slopes.gradients[0]).mul_(steps.taken(free, rows))
+        stuck[rows] |= ~gradient.flatten(1).any(dim=1) & ~verdict.reached & (size == 0)
         if compare:
-            gains.measure(rows, mask_gradient, steps.finite(slopes.gradients[1]) * native)
-        direction = scaling.of_gradient(rows, mask_gradient)
-        direction = pulled_back(direction, here, size, mask_gradient, config, limits, low)
-        direction = scaling.with_momentum(rows, direction, step)
-
-        # 4. The step. Rounding is straight-through: a step may be finer than the stored grid.
+            gains.measure(rows, gradient, steps.finite(slopes.gradients[1]) * native)
         exact = _exact(limits, origin, steps.taken(delta, rows), rows, native, here)
-        now = steps.Now(step, budget, exact, direction, scaling.reach[rows], verdict.iou)
-        delta[rows] = without_low_frequency(rule(now), config, low)
+        if config.step == "dynamic":
+            gradient.masked_fill_(limits.blocks(x, origin, gradient), 0.0)
+        now = Now(rows, step, budget, here, size, exact, loss[rows], gradient, verdict, ever_reached[rows])
+        delta[rows] = without_low_frequency(rule.step(now), config, low)
+        terms.press(rows, late(now, config), (step + 1) / budget)
 
-        # 5. Samples that cannot move, or are finished, leave the batch.
-        stuck[rows] |= ~mask_gradient.flatten(1).any(dim=1) & ~verdict.reached & (size == 0)
+        # 4. Samples that cannot move, or are finished, leave the batch.
         if on_step is not None:
             on_step(_record(step, best, loss))
         rows = rows[~stuck[rows] & ~finished(best, rows, config, late=step >= budget // 2)]
         # Scans are large: nothing of this step must wait in memory while the next one runs the network.
-        del origin, x, here, slopes, labels, mask_gradient, direction, exact, now
+        del origin, x, here, slopes, gradient, exact, now
 
     forward += search_scale(field, clean, goal, limits, scale_search, best)
     return AttackResult(best.x, best.verdict(), _outcomes(best, stuck), best.l2, forward, backward)
@@ -184,18 +180,6 @@ def _begin(clean: Tensor, limits: Limits, config: AttackConfig, low: LowPass) ->
         return torch.zeros_like(clean)
     drawn = limits.ball.draw(clean, config.seed) / per_channel(limits.unit, clean)
     return without_low_frequency(drawn, config, low)
-
-
-def _rule(config: AttackConfig, limits: Limits, clean: Tensor) -> steps.Rule:
-    """The step's length over time, in model units."""
-    size, scale = config.step_size or 0.0, span(limits, clean)
-    if config.direction == "raw":
-        # Published for images in [0, 1]: gradient and step are both taken in shares of the range.
-        scale = scale**2
-    if config.step in ("constant", "cosine") and config.step_size is None:
-        assert limits.ball is not None
-        size, scale = 2.5 / config.steps, per_channel(limits.ball.radius / limits.unit, clean)
-    return steps.Rule(config, size, scale)
 
 
 def _record(step: int, best: Best, loss: Tensor) -> StepRecord:

@@ -21,7 +21,7 @@ def mask_loss(
     logits: Tensor,
     target: Tensor,
     *,
-    pressure: Pressure,
+    pressure: Pressure | None,
     rows: Tensor,
     clean: Tensor,
     progress: float,
@@ -29,11 +29,12 @@ def mask_loss(
     """The loss of that name, all with the same arguments: (B,).
 
     Args:
-        pressure, rows: what each voxel counts in the margin, and which of its samples these are.
+        pressure, rows: what each voxel counts in the margin loss, and which of its samples these are.
         clean: (B, *spatial), class indices of the clean prediction, for DAG.
         progress: share of the steps that are done, in [0, 1), for SegPGD.
     """
     if kind == "margin":
+        assert pressure is not None
         return pressure.loss(rows, logits, target)
     if kind == "logit":
         return target_logit(logits, target)

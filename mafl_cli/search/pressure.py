@@ -1,9 +1,8 @@
-"""Multipliers of the voxels: where a larger change is still needed."""
+"""The margin loss: which voxels are not won yet, and how clearly they must be."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -18,68 +17,97 @@ def margins(logits: Tensor, target: Tensor) -> Tensor:
     return other - own
 
 
-def margin_hinge(margin: Tensor, kappa: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean over all voxels of a smooth hinge of the margin.
+def margin_hinge(margin: Tensor, kappa: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+    """Weighted mean over all voxels of what each lacks, margin + kappa, times its share in the mask.
 
-    With h = max(margin + kappa, 0): h^2 / 4 kappa while h < 2 kappa, and h - kappa beyond. ASMA (Ozbulak et al.,
-    MICCAI 2019, eq. 2) sums the target logits over the voxels that still miss the target; that is the *adaptive
-    mask*. Here a voxel leaves the mask once it is won by kappa, gradually, and the margin takes the logit's place,
-    which unlike it does not grow without end.
+    The share is 0 for a voxel that is won by kappa, 1 for one that is lost by it, and linear between; it carries no
+    gradient. ASMA (Ozbulak et al., MICCAI 2019, eq. 2) sums the target logits over the voxels that still miss the
+    target; that is the *adaptive mask*. Here a voxel leaves the mask gradually, and the margin takes the logit's place,
+    which unlike it does not grow without end. The value is how much margin is missing: divided by its slope it is the
+    way to the target, see `steps.distance`.
 
     Args:
         margin: (B, *spatial), logit units, see `margins`.
         kappa: (B, *spatial), logit units, at least 0: the lead that each voxel must have to count as won.
-        weight: (B, *spatial), at least 0, see `Pressure`.
+        weight: (B, *spatial), at least 0, or a number.
     Returns: (B,).
     """
-    short = F.relu(margin + kappa)
-    # The same in one piece, which is faster than a choice at each voxel. Where kappa is 0, so is the curved part.
-    curved = torch.minimum(short, 2 * kappa)
-    smooth = curved**2 / (4 * kappa.clamp_min(1e-20)) + (short - curved)
-    return (smooth * weight).flatten(1).mean(dim=1)
+    lacking = margin + kappa
+    with torch.no_grad():
+        share = (lacking / (2 * kappa).clamp_min(1e-20)).clamp_(0, 1).mul_(weight)
+    return (lacking * share).flatten(1).mean(dim=1)
 
 
 class Pressure:
-    """What each voxel counts in the margin loss: Lagrange multipliers of "this voxel has its class".
+    """How clearly each voxel must be won, and what it counts.
 
-    A voxel that misses its class counts more with every step, one that is won by kappa less, so that the few hard
-    voxels get their class without the many easy ones being pushed further than they need. All weights of a sample
-    rise together while it is short of its aim, the faster the more is missing, and fall together while it is there:
-    then the change shrinks. Penalty methods raise one weight for all voxels; PDGD (Matyasko and Chau, 2021) and ALMA
-    (Rony et al., CVPR 2023) keep one for each.
+    The wanted lead, kappa, is a share of the clean prediction's mean lead, and falls to a tenth over the run, so that
+    the search ends close to the border it first stayed clear of. It is no narrower than half of what a step changes
+    the margins of voxels near the border by: those won by a hair in one step are lost by it in the next. A voxel that
+    has its class already need not become surer of it than it was.
 
-    kappa: (B, *spatial), logit units; falls to a tenth over the run, so that the search ends close to the border it
-        first stayed clear of. weight: (B, *spatial), 1 at first.
-    Without `adaptive` both stay as they are.
+    Voxels weigh the same until a target is late. From then on those that miss it count more with every step and those
+    that are won by kappa less, as Lagrange multipliers would: PDGD (Matyasko and Chau, 2021) and ALMA (Rony et al.,
+    CVPR 2023) keep one for each voxel.
     """
 
-    def __init__(self, kappa: Tensor, steps: int, *, adaptive: bool) -> None:
-        self._first_kappa = self.kappa = kappa
-        self.weight = torch.ones_like(kappa)
-        self._adaptive = adaptive
-        # Chosen for 150 steps; in fewer steps each one must do more.
-        self._pace = 150 / steps
-        self._margin = torch.empty(0)
+    def __init__(self, lead: Tensor, agree: Tensor, kappa: float) -> None:
+        """lead: (B, *spatial), logit units, of the clean prediction. agree: bool, like lead, where it is the target.
+
+        kappa: share of the mean lead.
+        """
+        self._most = torch.where(agree, lead, torch.inf)
+        self._mean = lead.flatten(1).mean(dim=1)
+        self._base = kappa * self._mean
+        self._width = self._base.clone()
+        self._jump = torch.zeros_like(self._mean)
+        self._margin = torch.full_like(lead, torch.nan)
+        self._weight: Tensor | None = None
+
+    def kappa(self, rows: Tensor) -> Tensor:
+        """The lead that each voxel of some samples must have: (b, *spatial), logit units."""
+        return torch.minimum(self._most[rows], _spread(self._width[rows], self._most))
 
     def loss(self, rows: Tensor, logits: Tensor, target: Tensor) -> Tensor:
-        """`margin_hinge` of some samples, whose margins `update` takes in: (b,)."""
+        """`margin_hinge` of some samples: (b,)."""
         margin = margins(logits, target)
-        self._margin = margin.detach()
-        return margin_hinge(margin, self.kappa[rows], self.weight[rows])
+        self._follow(rows, margin.detach())
+        return margin_hinge(margin, self.kappa(rows), 1.0 if self._weight is None else self._weight[rows])
 
-    def update(self, rows: Tensor, short: Tensor, progress: float) -> None:
-        """Take in the prediction that `loss` was last asked about.
+    def update(self, rows: Tensor, late: Tensor, progress: float) -> None:
+        """Set the lead that the next step wants.
 
         Args:
-            short: (b,), by how much the samples' score misses the aim.
-            progress: share of the steps that are done, in [0, 1].
+            late: bool (b,), the samples whose target is overdue.
+            progress: share of the steps that will be done by then, in [0, 1].
         """
-        if not self._adaptive:
-            return
-        self.kappa = self._first_kappa * (1 - 0.9 * progress)
-        margin, pace = self._margin, self._pace
-        voxel = torch.where(margin > 0, 1.06**pace, torch.where(margin < -self.kappa[rows], 0.95**pace, 1.0))
-        urgency = (short / 0.1).clamp(0.05, 1)
-        sample = torch.where(short > 1e-6, 1.08**urgency, torch.full_like(urgency, 0.93)) ** pace
-        weight = self.weight[rows].mul_(voxel).mul_(sample.view(-1, *(1,) * (margin.ndim - 1)))
-        self.weight[rows] = weight.clamp_(1e-3, 1e5)
+        base = self._base[rows] * (1 - 0.9 * progress)
+        self._width[rows] = torch.maximum(base, torch.minimum(0.5 * self._jump[rows], self._mean[rows]))
+        if self._weight is None:
+            if not bool(late.any()):
+                return
+            self._weight = torch.ones_like(self._margin)
+        margin = self._margin[rows]
+        factor = torch.where(margin > 0, 1.1, torch.where(margin < -self.kappa(rows), 0.9, 1.0))
+        factor = torch.where(_spread(late, margin), factor, 1.0)
+        self._weight[rows] = (self._weight[rows] * factor).clamp_(1e-3, 1e3)
+
+    def _follow(self, rows: Tensor, margin: Tensor) -> None:
+        """Take in by how much the last step changed the margins of the voxels near the border, their geometric mean."""
+        before = self._margin[rows]
+        near = (before.abs() < 2 * _spread(self._width[rows], margin)) | ((margin > 0) != (before > 0))
+        near &= ~before.isnan()
+        # As shares of the mean lead, so that the scale of the logits does not matter to the bit.
+        scale = self._mean[rows].clamp_min(1e-38)
+        jump = (margin - before).abs_().div_(_spread(scale, margin)).clamp_min_(1e-6).log_().masked_fill_(~near, 0.0)
+        count = near.flatten(1).sum(dim=1)
+        mean = (jump.flatten(1).sum(dim=1) / count.clamp_min(1)).exp() * scale
+        known = self._jump[rows]
+        smooth = torch.where(known > 0, (known + mean) / 2, mean)
+        self._jump[rows] = torch.where(count > 0, smooth, known)
+        self._margin[rows] = margin
+
+
+def _spread(values: Tensor, like: Tensor) -> Tensor:
+    """(b,) as (b, 1, ...) for arithmetic with (b, *spatial)."""
+    return values.view(-1, *(1,) * (like.ndim - 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,14 +11,11 @@ from torch import Tensor
 from mafl_cli.config import AttackConfig
 from mafl_cli.errors import UsageError
 from mafl_cli.field.field import Field, Losses
-from mafl_cli.field.preprocess import per_channel
 from mafl_cli.network.prediction import Patch, Prediction, drawn
 from mafl_cli.search import losses, steps
 from mafl_cli.search.goals import Goal
-from mafl_cli.search.limits import Limits
+from mafl_cli.search.moves import LowPass
 from mafl_cli.search.pressure import Pressure, margins
-
-LowPass = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,7 @@ class Terms:
     """The losses that need a gradient, with everything they compare with.
 
     target, clean: (B, *spatial), class indices. must: (B,), voxels where they differ.
-    pressure: what each voxel counts in the margin loss.
+    pressure: what each voxel counts in the margin loss; None for other losses.
     features, guide: of the clean scan and of a scan that has the target.
     """
 
@@ -34,7 +31,7 @@ class Terms:
     target: Tensor
     clean: Tensor
     must: Tensor
-    pressure: Pressure
+    pressure: Pressure | None
     features: tuple[Patch, ...]
     guide: tuple[Patch, ...] | None
     overlapping: bool
@@ -52,12 +49,9 @@ class Terms:
         if guide is not None and config.feature_weight == 0:
             raise UsageError("a guide needs a feature term: set `feature_weight` above 0.")
         clean = drawn(before.logits)
-        lead = -margins(before.logits, clean)
-        kappa = (config.kappa * lead.flatten(1).mean(dim=1)).view(-1, *(1,) * (lead.ndim - 1))
-        # A voxel that has its class already need not become surer of it than it was.
-        kappa = torch.where(clean == target, torch.minimum(lead, kappa), kappa)
         features = None if guide is None else field.predict(guide).features
-        pressure = Pressure(kappa, config.steps, adaptive=config.adaptive_weights)
+        lead = -margins(before.logits, clean) if config.mask_loss == "margin" else None
+        pressure = None if lead is None else Pressure(lead, clean == target, config.kappa)
         must = (clean != target).flatten(1).sum(dim=1)
         return Terms(config, target, clean, must, pressure, before.features, features, overlapping)
 
@@ -76,8 +70,9 @@ class Terms:
             feature = self._feature(prediction.features, rows, unmet)
             if apart:
                 return [mask, feature]
-            # Near the goal the mask term alone knows what is missing: the other fades with the voxels still unmet.
-            return [mask + gain * self._missing(rows, unmet) * feature]
+            # Near the goal the mask term alone knows what is missing: the other fades with the voxels still unmet. It
+            # lends its slope alone: the value says how far the target is.
+            return [mask + gain * self._missing(rows, unmet) * (feature - feature.detach())]
 
         return terms
 
@@ -107,10 +102,10 @@ class Terms:
             iou=self.config.goal_iou, hit=self.config.goal_hit, overlapping=self.overlapping,
         )  # fmt: skip
 
-    def press(self, rows: Tensor, short: Tensor, progress: float) -> None:
-        """Let voxels that fail count more in the margin loss. short: (b,), how much of the score is missing."""
-        if self.config.mask_loss == "margin":
-            self.pressure.update(rows, short, progress)
+    def press(self, rows: Tensor, late: Tensor, progress: float) -> None:
+        """Adapt the margin loss to how the last step changed the margins. late: bool (b,), see `Pressure.update`."""
+        if self.pressure is not None:
+            self.pressure.update(rows, late if self.config.adaptive_weights else torch.zeros_like(late), progress)
 
 
 class FeatureGains:
@@ -120,18 +115,20 @@ class FeatureGains:
     to the clean image: there the similarity to it is at its top, and its gradient next to nothing.
     """
 
-    def __init__(self, weight: float, compare_at: int, like: Tensor) -> None:
-        """weight: the feature term's length over the mask term's. compare_at: the step. like: (B,)."""
-        self._weight, self._compare_at = weight, compare_at
+    def __init__(self, config: AttackConfig, budget: int, like: Tensor) -> None:
+        """budget: steps that are taken. like: (B,)."""
+        self._weight, self._compare_at = config.feature_weight, 1 + budget // 20
+        # It says where to search. The dynamic step, which goes as far as the slope says, needs a true slope later on.
+        self._ends = math.ceil(0.3 * budget) if config.step == "dynamic" else budget
         self._gains = torch.zeros_like(like)
 
     def compare(self, step: int) -> bool:
         """Whether both gradients are needed apart in this step."""
-        return self._weight > 0 and step == self._compare_at
+        return step == self._compare_at
 
     def at(self, step: int, rows: Tensor, searching: Tensor) -> Tensor | None:
         """The gains of some samples, 0 for those that search no more, (b,) bool; None where the term is off."""
-        if self._weight > 0 and step >= self._compare_at and bool(searching.any()):
+        if self._weight > 0 and self._compare_at <= step < self._ends and bool(searching.any()):
             return self._gains[rows] * searching
         return None
 
@@ -139,40 +136,6 @@ class FeatureGains:
         """Set the gains from both gradients, (b, C, *spatial), model units."""
         mask, feature = steps.length(mask_gradient), steps.length(feature_gradient)
         self._gains[rows] = self._weight * steps.distance(mask, feature)
-
-
-def span(limits: Limits, like: Tensor) -> Tensor:
-    """The scan's range, channel by channel, model units: (1, C, 1, ...)."""
-    return per_channel((limits.high - limits.low) / limits.unit, like)
-
-
-def pulled_back(
-    direction: Tensor,
-    here: Tensor,
-    size: Tensor,
-    mask_gradient: Tensor,
-    config: AttackConfig,
-    limits: Limits,
-    low: LowPass,
-) -> Tensor:
-    """The direction with the terms that depend on the perturbation alone, added in place: its low-pass part and length.
-
-    Gradients of halved squares, δ; or with normalised gradients δ at norm 1.
-    """
-    pulls: list[Tensor] = []
-    if config.low_frequency == "penalty" and config.low_frequency_weight > 0:
-        # Only where the model looks, or the scan is changed: no other voxel has a reason to move.
-        pulls.append(low(here).mul_(config.low_frequency_weight).mul_(torch.logical_or(mask_gradient, here)))
-    if config.l2_weight > 0:
-        pulls.append(losses.size_gradient(here, config.peak_weight).mul_(config.l2_weight))
-    for pull in pulls:
-        if config.gradient_norm == "none":
-            pull.div_(span(limits, here) ** 2)
-        elif config.gradient_norm != "distance":
-            length = size if config.gradient_norm == "l2" else here.flatten(1).abs().sum(dim=1)
-            pull.div_(steps.spread_out(torch.where(length > 0, length, torch.ones_like(length)), here))
-        direction.add_(pull)
-    return direction
 
 
 def without_low_frequency(delta: Tensor, config: AttackConfig, low: LowPass) -> Tensor:

@@ -333,7 +333,7 @@ def test_a_guide_is_named_in_the_report_and_must_lie_on_the_grid(case: Path, mod
         (["--norm", "l2"], "--norm needs a limit"),
         (["--random-start"], "--random-start needs an --eps"),
         (["--method", "pgd", "--after-goal", "shrink"], "--after-goal shrink needs an --l2-weight"),
-        (["--direction", "sign"], "--step dynamic needs --direction rms"),
+        (["--direction", "sign"], "--step dynamic finds the length of each step by itself"),
         (["--mask-loss", "logit"], "need a loss that falls to 0"),
         (["--method", "asma", "--step-size", 0.1], "--step-size is not for --step asma"),
         (

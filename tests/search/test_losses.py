@@ -47,11 +47,19 @@ def test_margins_by_hand(target: tuple[int, int], expected: tuple[float, float])
     [
         ((0, 0), (0.0, 0.0), 4.0),
         ((1, 2), (0.0, 0.0), 0.0),
-        ((0, 0), (1.0, 1.0), 4.0),
-        ((1, 2), (3.0, 3.0), 1 / 24),
-        ((1, 2), (2.0, 7.0), 4 / 56),
+        ((0, 0), (1.0, 1.0), 5.0),
+        ((0, 0), (4.0, 4.0), (7 * 7 / 8 + 9) / 2),
+        ((1, 2), (3.0, 3.0), 1 / 12),
+        ((1, 2), (2.0, 7.0), 4 / 28),
     ],
-    ids=["both lose", "both win", "both lose by far", "one by too little", "kappa per voxel"],
+    ids=[
+        "both lose",
+        "both win",
+        "both lose by far",
+        "one is not lost by kappa",
+        "one by too little",
+        "kappa per voxel",
+    ],
 )
 def test_mask_loss_by_hand(target: tuple[int, int], kappa: tuple[float, float], expected: float) -> None:
     loss = margin_hinge(LOGITS, torch.tensor([[target]]), torch.tensor([[kappa]]))
@@ -60,11 +68,16 @@ def test_mask_loss_by_hand(target: tuple[int, int], kappa: tuple[float, float], 
 
 @pytest.mark.parametrize("classes", [2, 5])
 @pytest.mark.parametrize("spatial", SIZES.values(), ids=SIZES)
-def test_mask_loss_has_the_right_gradient(spatial: tuple[int, ...], classes: int) -> None:
+def test_the_gradient_is_that_of_a_hinge_rounded_off_within_kappa(spatial: tuple[int, ...], classes: int) -> None:
     target, kappa = labels(2, *spatial, classes=classes), noise(2, *spatial, seed=3).abs()
     logits = noise(2, classes, *spatial).requires_grad_()
     weight = noise(2, *spatial, seed=4).abs()
-    assert torch.autograd.gradcheck(lambda z: margin_hinge(z, target, kappa, weight), logits)
+    short = (margins(logits, target) + kappa).clamp_min(0)
+    hinge = torch.where(short < 2 * kappa, short**2 / (4 * kappa), short - kappa)
+    (expected,) = torch.autograd.grad((hinge * weight).flatten(1).mean(dim=1).sum(), logits)
+    (found,) = torch.autograd.grad(margin_hinge(logits, target, kappa, weight).sum(), logits)
+    torch.testing.assert_close(found, expected)
+    # Where kappa is 0 there is nothing to round off.
     assert torch.autograd.gradcheck(lambda z: margin_hinge(z, target, 0 * kappa), logits)
 
 
@@ -77,7 +90,7 @@ def test_the_hinge_is_smooth_where_its_pieces_meet_and_counts_by_weight() -> Non
     (gradient,) = torch.autograd.grad(margin_hinge(logits, target, kappa).sum(), logits)
     torch.testing.assert_close(4 * gradient[0, 1, 0], torch.tensor([0.0, 0, 1, 1]).double(), atol=1e-5, rtol=0)
     weight = torch.tensor([[[0.0, 0.0, 3.0, 0.0]]], dtype=torch.float64)
-    assert float(margin_hinge(logits.detach(), target, kappa, weight)) == pytest.approx(3 / 4 * 0.5, abs=1e-5)
+    assert float(margin_hinge(logits.detach(), target, kappa, weight)) == pytest.approx(3 / 4 * 1.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -191,7 +204,7 @@ SUMS = ("logit", "dag")
 def loss_of(
     kind: MaskLoss, logits: Tensor, target: Tensor, progress: float = 0.5, clean: Tensor | None = None
 ) -> Tensor:
-    pressure = Pressure(torch.full(target.shape, 0.1, dtype=logits.dtype), 10, adaptive=True)
+    pressure = Pressure(torch.ones(target.shape, dtype=logits.dtype), target < 0, 0.1)
     clean = torch.zeros_like(target) if clean is None else clean
     rows = torch.arange(len(target))
     return mask_loss(kind, logits, target, pressure=pressure, rows=rows, clean=clean, progress=progress)
@@ -340,59 +353,90 @@ def test_feature_guide_with_its_weights_held_has_the_right_gradient(spatial: tup
     torch.testing.assert_close(found, expected)
 
 
-# --- what a voxel counts, and what length costs -------------------------------------------------------------------
+# --- how clearly voxels must be won, and what they count -----------------------------------------------------------
 
 EVERYONE = torch.arange(2)
+NOBODY, ALL = torch.zeros(2, dtype=torch.bool), torch.ones(2, dtype=torch.bool)
 
 
-def pressed(margin: list[float], short: float, steps: int = 150, times: int = 1, **options: bool) -> Pressure:
-    """Two equal samples of voxels with these margins, kappa 0.5, taken in so many times at the start of a run."""
-    options = {"adaptive": True} | options
-    pressure = Pressure(torch.full((2, 1, len(margin)), 0.5), steps, **options)
-    for _ in range(times):
-        press(pressure, EVERYONE, margin, short)
+def pressed(
+    *margins_in_time: list[float], late: Tensor = NOBODY, agree: bool = False, progress: float = 0.0
+) -> Pressure:
+    """Two equal samples with clean leads of 1 and kappa a tenth of them, after predictions with these margins."""
+    shape = (2, 1, len(margins_in_time[0]))
+    pressure = Pressure(torch.ones(shape), torch.full(shape, agree), 0.1)
+    for margin in margins_in_time:
+        press(pressure, EVERYONE, margin, late, progress)
     return pressure
 
 
-def press(pressure: Pressure, rows: Tensor, margin: list[float], short: float, progress: float = 0.0) -> None:
+def press(pressure: Pressure, rows: Tensor, margin: list[float], late: Tensor, progress: float = 0.0) -> Tensor:
+    """Take in a prediction with these margins; what each voxel counts in the loss of it, (b, 1, voxels)."""
     values = torch.tensor(margin).view(1, 1, 1, -1).expand(len(rows), 1, 1, -1)
-    logits, target = torch.cat([0 * values, values], dim=1), torch.zeros(len(rows), 1, len(margin), dtype=torch.int64)
-    pressure.loss(rows, logits, target)
-    pressure.update(rows, torch.full((len(rows),), short), progress)
+    logits = torch.cat([0 * values, values], dim=1).requires_grad_()
+    loss = pressure.loss(rows, logits, torch.zeros(len(rows), 1, len(margin), dtype=torch.int64))
+    (slope,) = torch.autograd.grad(loss.sum(), logits)
+    pressure.update(rows, late, progress)
+    return len(margin) * slope[:, 1]
 
 
-def test_missed_voxels_count_more_and_won_ones_less_while_all_rise_until_the_aim() -> None:
-    margin = [1.0, -0.1, -2.0]
-    far, close, there = (pressed(margin, short).weight[0, 0] for short in (0.5, 0.05, 0.0))
-    torch.testing.assert_close(far, 1.08 * torch.tensor([1.06, 1.0, 0.95]))
-    torch.testing.assert_close(close, 1.08**0.5 * torch.tensor([1.06, 1.0, 0.95]))
-    torch.testing.assert_close(there, 0.93 * torch.tensor([1.06, 1.0, 0.95]))
+def test_the_wanted_lead_falls_to_a_tenth_of_its_share_of_the_clean_lead() -> None:
+    for progress, expected in ((0.0, 0.1), (0.5, 0.055), (1.0, 0.01)):
+        kappa = pressed([-5.0], progress=progress).kappa(EVERYONE)
+        torch.testing.assert_close(kappa, torch.full((2, 1, 1), expected))
 
 
-def test_fewer_steps_do_more_each() -> None:
-    torch.testing.assert_close(pressed([1.0], 0.5, steps=50).weight, pressed([1.0], 0.5, times=3).weight)
+def test_the_wanted_lead_is_no_less_than_half_of_what_a_step_changes() -> None:
+    # Geometric mean of 0.4 and 0.9; the third voxel is far from the border, before and after.
+    moved = pressed([-0.1, 0.1, -7.0], [0.3, -0.8, -3.0])
+    torch.testing.assert_close(moved.kappa(EVERYONE), torch.full((2, 1, 3), 0.3))
+    press(moved, EVERYONE, [0.3, -0.8, -3.0], NOBODY)
+    # Half forgotten, for nothing moved since but for what counts as nothing: a millionth of the lead.
+    assert float(moved.kappa(EVERYONE).max()) == pytest.approx(0.15, rel=1e-3)
+    most = pressed([0.0, 0.0], [50.0, -50.0])
+    torch.testing.assert_close(most.kappa(EVERYONE), torch.ones(2, 1, 2))
 
 
-def test_weights_stay_in_bounds_and_kappa_falls_to_a_tenth() -> None:
-    assert float(pressed([1.0], 0.5, times=500).weight.max()) == 1e5
-    assert float(pressed([-2.0], 0.0, times=500).weight.min()) == pytest.approx(1e-3)
-    pressure = pressed([1.0], 0.5)
-    press(pressure, EVERYONE, [0.0], short=0.0, progress=1.0)
-    torch.testing.assert_close(pressure.kappa, torch.full((2, 1, 1), 0.05))
+def test_a_voxel_that_agrees_already_need_not_become_surer() -> None:
+    shape = (2, 1, 2)
+    lead = torch.tensor([0.04, 1.96]).expand(shape)
+    pressure = Pressure(lead, torch.ones(shape, dtype=torch.bool), 0.1)
+    torch.testing.assert_close(pressure.kappa(EVERYONE), torch.tensor([0.04, 0.1]).expand(shape))
+
+
+def test_only_late_samples_weigh_their_voxels() -> None:
+    margin = [1.0, -0.05, -2.0, 0.05]
+    one = pressed(margin, late=torch.tensor([False, True]))
+    none, weighed = press(one, EVERYONE, margin, NOBODY)
+    torch.testing.assert_close(none, torch.tensor([[1.0, 0.25, 0.0, 0.75]]))
+    torch.testing.assert_close(weighed, torch.tensor([[1.1, 0.25, 0.0, 1.1 * 0.75]]))
+
+
+def test_weights_stay_in_bounds() -> None:
+    pressure = pressed(*[[1.0, -2.0]] * 200, late=ALL)
+    high, _ = press(pressure, EVERYONE, [1.0, 1.0], NOBODY)[0, 0]
+    assert float(high) == pytest.approx(1e3)
+    # The margin of the second has jumped: it is lost by kappa now, and counts in full but for its weight.
+    assert float(press(pressure, EVERYONE, [3.0, 3.0], NOBODY)[0, 0, 1]) == pytest.approx(1e-3)
 
 
 def test_a_sample_is_pressed_for_itself_alone() -> None:
-    pressure = pressed([1.0, -2.0], 0.5)
-    before = pressure.weight.clone()
-    press(pressure, torch.tensor([1]), [0.0, 0.0], short=1.0)
-    assert torch.equal(pressure.weight[0], before[0])
-    assert not torch.equal(pressure.weight[1], before[1])
+    pressure = pressed([1.0, -0.2], late=ALL)
+    before = pressure.kappa(EVERYONE)
+    press(pressure, torch.tensor([1]), [0.1, 0.7], ALL[:1])
+    assert torch.equal(pressure.kappa(EVERYONE)[0], before[0])
+    assert not torch.equal(pressure.kappa(EVERYONE)[1], before[1])
 
 
-def test_without_adaptive_weights_nothing_moves() -> None:
-    pressure = pressed([1.0, -2.0], 0.5, times=9, adaptive=False)
-    assert (pressure.weight == 1).all()
-    assert (pressure.kappa == 0.5).all()
+def test_the_scale_of_the_logits_scales_the_wanted_lead_to_the_bit() -> None:
+    leads = []
+    for scale in (1.0, 2.0**30, 2.0**-30):
+        pressure = Pressure(scale * torch.ones(2, 1, 2), torch.zeros(2, 1, 2, dtype=torch.bool), 0.1)
+        for margin in ([-0.1, 0.1], [0.3, -0.8]):
+            press(pressure, EVERYONE, [scale * m for m in margin], NOBODY)
+        leads.append(pressure.kappa(EVERYONE) / scale)
+    assert torch.equal(leads[0], leads[1])
+    assert torch.equal(leads[0], leads[2])
 
 
 @pytest.mark.parametrize("spatial", SIZES.values(), ids=SIZES)

@@ -304,7 +304,7 @@ def test_a_gradient_that_is_zero_for_a_while_leaves_the_momentum_sound(name: str
 
 
 @pytest.mark.parametrize("which", ["bright", "unet"])
-def test_a_higher_goal_never_gives_a_lower_iou(which: str) -> None:
+def test_a_lower_goal_is_reached_with_no_longer_a_change(which: str) -> None:
     if which == "bright":
         network: Any = Bright()
         clean = scan(2, 12, 12)
@@ -316,8 +316,9 @@ def test_a_higher_goal_never_gives_a_lower_iou(which: str) -> None:
         attack(field(network), clean, target, AttackConfig(goal_iou=g, goal_hit=g, steps=80), box(clean)) for g in goals
     ]
     for lower, higher in pairwise(found):
-        assert (higher.verdict.iou >= lower.verdict.iou).all()
-    assert found[-1].verdict.reached.all()
+        assert (lower.l2 <= 1.02 * higher.l2).all()
+    for goal, each in zip(goals, found, strict=True):
+        assert (each.verdict.iou >= goal - 1e-6).all()
 
 
 @pytest.mark.parametrize("name", PRESETS)

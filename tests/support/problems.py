@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from mafl_cli.field.field import Field, Losses, Slopes
 from mafl_cli.field.whole import Whole
 from mafl_cli.network.prediction import Patch, Prediction
+from mafl_cli.search.goals import Verdict
 from mafl_cli.search.limits import Grid, Limits
+from mafl_cli.search.moves import Now
 
 
 def pooled(x: Tensor) -> tuple[Patch, ...]:
@@ -104,6 +106,20 @@ def box(clean: Tensor, low: float = 0.0, high: float = 1.0, **others: Any) -> Li
     channels = clean.shape[1]
     settings = {"unit": torch.ones(channels), "frozen": torch.zeros_like(clean, dtype=torch.bool)} | others
     return Limits(low=torch.full((channels,), low), high=torch.full((channels,), high), **settings)
+
+
+def standing(
+    delta: Tensor, gradient: Tensor, *, step: int = 0, budget: int = 40, score: Tensor | None = None,
+    loss: Tensor | None = None, ever: Tensor | None = None,
+) -> Now:  # fmt: skip
+    """Where a search stands, all of its samples. Without a score nothing is drawn."""
+    b = len(delta)
+    score = torch.zeros(b) if score is None else score
+    verdict = Verdict(score, score, score, score == 1)
+    return Now(
+        torch.arange(b), step, budget, delta.clone(), delta.flatten(1).norm(dim=1), delta,
+        torch.ones(b) if loss is None else loss, gradient, verdict, verdict.reached if ever is None else ever,
+    )  # fmt: skip
 
 
 class SmallUNet(nn.Module):
