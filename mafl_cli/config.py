@@ -334,6 +334,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cospgd": _IN_A_BALL | {"mask_loss": "cospgd", "random_start": True},
     "ssah": _PLAIN
     | {
+        "kappa": 0.1,
         "feature_weight": 1.0,
         "low_frequency_weight": 0.1,
         "gradient_norm": "l2",

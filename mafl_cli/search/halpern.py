@@ -35,8 +35,8 @@ class Halpern:
     AVERAGED, BEGUN, DUE = 0.3, 0.2, 0.65
     # Limits of the pull's factor.
     WEAK, STRONG = 0.02, 5.0
-    # Relaxation for a target that is late.
-    LATE = 0.7
+    # The same for a target that is late, which is when `LATE` of the steps are taken.
+    LATE, LATE_FIRST, LATE_LAST = 0.4, 0.7, 0.35
 
     def __init__(self, config: AttackConfig, like: Tensor, low: LowPass) -> None:
         """like: (B, C, *spatial), the clean images."""
@@ -51,12 +51,20 @@ class Halpern:
         delta, overdue = now.exact, late(now, self._config)
         normal, offset = self._averaged(now)
         size = dot(normal, normal).clamp_min(1e-30)
-        relaxation = self.LAST + (self.FIRST - self.LAST) * (1 + math.cos(math.pi * now.progress)) / 2
-        way = (offset + dot(normal, delta)).clamp_min(0) * torch.where(overdue, self.LATE, relaxation)
+        relaxation = torch.where(overdue, self._relaxed_late(now.progress), self._relaxed(now.progress))
+        way = (offset + dot(normal, delta)).clamp_min(0) * relaxation
         pull, share = self._pulled(now, normal), torch.where(overdue, 0.0, self._share(now))
         # Along the border of the cut, a pull gives up nothing of what was won.
         way = (way - share * dot(normal, pull)) / size
         return delta.addcmul(steps.spread_out(-share, delta), pull).addcmul_(steps.spread_out(-way, delta), normal)
+
+    def _relaxed(self, progress: float) -> float:
+        """What share of the way is gone in a step."""
+        return self.LAST + (self.FIRST - self.LAST) * (1 + math.cos(math.pi * progress)) / 2
+
+    def _relaxed_late(self, progress: float) -> float:
+        done = (progress - self.LATE) / (1 - self.LATE)
+        return self.LATE_FIRST + (self.LATE_LAST - self.LATE_FIRST) * done
 
     def _averaged(self, now: Now) -> tuple[Tensor, Tensor]:
         """The cuts so far, averaged with that of this step, whose normal has length 1."""
@@ -113,4 +121,4 @@ def allowed(config: AttackConfig) -> float:
 
 def late(now: Now, config: AttackConfig) -> Tensor:
     """Who has never been at the goal though two fifths of the steps are taken, nor is about to be: bool (b,)."""
-    return ~now.ever & (1 - now.verdict.score > 0.3 * allowed(config)) & (now.progress > 0.4)
+    return ~now.ever & (1 - now.verdict.score > 0.3 * allowed(config)) & (now.progress > Halpern.LATE)

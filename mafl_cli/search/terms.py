@@ -104,7 +104,7 @@ class Terms:
 
     def press(self, rows: Tensor, late: Tensor, progress: float) -> None:
         """Adapt the margin loss to how the last step changed the margins. late: bool (b,), see `Pressure.update`."""
-        if self.pressure is not None:
+        if self.pressure is not None and self.config.step == "dynamic":
             self.pressure.update(rows, late if self.config.adaptive_weights else torch.zeros_like(late), progress)
 
 
