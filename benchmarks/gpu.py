@@ -363,16 +363,17 @@ def run(book: Book, size: Size, work: Path, device: str, small: bool) -> None:
                     watched(book, title, path, model, work, device, size, precision)
 
     # A CPU may take ten times as long in bf16 as in float32.
-    both: tuple[Precision, ...] = ("float32", "bf16") if book.device.type == "cuda" else ("float32",)
-    steps_of(title3, volume, three, 45)
-    attacks(book, title3, volume, three, work, device, size.steps, 120 * scale, both)
+    both: tuple[Precision, ...] = ("bf16", "float32") if book.device.type == "cuda" else ("float32",)
+    attacks(book, title3, volume, three, work, device, size.steps, 75 * scale, both[:1])
+    steps_of(title2, slab, two, 10)
+    attacks(book, title2, slab, two, work, device, size.steps, 15 * scale, both)
     with book.part("the network alone", 20 * scale) as go:
         if go:
             alone(book, three, size.window)
-    steps_of(title2, slab, two, 15)
-    attacks(book, title2, slab, two, work, device, size.steps, 25 * scale, both)
+    steps_of(title3, volume, three, 45)
     if len(both) > 1:
         attacks(book, title3, volume, three, work, device, size.steps, 100 * scale, ("fp16",))
+        attacks(book, title3, volume, three, work, device, size.steps, 380 * scale, ("float32",))
 
 
 def watched(
