@@ -43,7 +43,7 @@ from mafl_cli.field import boxes, preprocess, tiling, whole, windows
 from mafl_cli.measure import agreement, perturbation
 from mafl_cli.measure.records import Size
 from mafl_cli.network import load, prediction, segmenter
-from mafl_cli.search import best, goals, limits, losses, lowfreq, pressure, steps, terms
+from mafl_cli.search import best, descent, goals, halpern, limits, losses, lowfreq, pressure, steps, terms
 from mafl_cli.search import loop as engine
 
 PRESETS = ("mafl-paper", "pgd", "mifgsm", "segpgd", "cospgd", "ssah", "dag")
@@ -69,7 +69,11 @@ class Task:
     def key(self) -> str:
         """Changes with the settings and with the programs that make the result, comments and docstrings aside."""
         peer = self.method in ("asma", "asma-published", "pdgd")
-        sources = (*COMMON, peers) if peer else (*COMMON, engine, terms, best, losses, pressure, lowfreq, steps)
+        sources = (
+            (*COMMON, peers)
+            if peer
+            else (*COMMON, engine, terms, best, losses, pressure, lowfreq, steps, descent, halpern)
+        )
         settings = {} if peer else asdict(preset(_preset_of(self.method), steps=self.passes))
         return config_hash([asdict(self), settings, [_program(Path(str(source.__file__))) for source in sources]])
 

@@ -42,9 +42,9 @@ class Pressure:
     """How clearly each voxel must be won, and what it counts.
 
     The wanted lead, kappa, is a share of the clean prediction's mean lead, and falls to a tenth over the run, so that
-    the search ends close to the border it first stayed clear of. It is no narrower than half of what a step changes
-    the margins of voxels near the border by: those won by a hair in one step are lost by it in the next. A voxel that
-    has its class already need not become surer of it than it was.
+    the search ends close to the border it first stayed clear of. It is at least half of what a step changes the margins
+    of voxels near the border by: those won by a hair in one step are lost by it in the next. A voxel that has its class
+    already need not become surer of it than it was.
 
     Voxels weigh the same until a target is late. From then on those that miss it count more with every step and those
     that are won by kappa less, as Lagrange multipliers would: PDGD (Matyasko and Chau, 2021) and ALMA (Rony et al.,

@@ -334,7 +334,7 @@ def test_a_guide_is_named_in_the_report_and_must_lie_on_the_grid(case: Path, mod
         (["--random-start"], "--random-start needs an --eps"),
         (["--method", "pgd", "--after-goal", "shrink"], "--after-goal shrink needs an --l2-weight"),
         (["--direction", "sign"], "--step dynamic finds the length of each step by itself"),
-        (["--mask-loss", "logit"], "need a loss that falls to 0"),
+        (["--mask-loss", "logit"], "needs a loss that falls to 0"),
         (["--method", "asma", "--step-size", 0.1], "--step-size is not for --step asma"),
         (
             ["--method", "pgd", "--guide", "scan.nii.gz"],
