@@ -79,7 +79,7 @@ class AttackConfig:
 
     method: str = setting("mafl", "The preset that these settings started from; a label, without effect.", heading=None)
     steps: int = setting(
-        150, "Forward passes per slice or volume, the final search of the scale included.", 1, 1_000_000, usual=True
+        100, "Forward passes per slice or volume, the final search of the scale included.", 1, 1_000_000, usual=True
     )
     goal_iou: float = setting(
         0.99, "IoU with the target, mean over its classes, that counts as reached.", 1e-6, 1, heading="Goal", usual=True

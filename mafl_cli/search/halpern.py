@@ -35,8 +35,8 @@ class Halpern:
     AVERAGED, BEGUN, DUE = 0.3, 0.2, 0.65
     # Limits of the pull's factor.
     WEAK, STRONG = 0.02, 5.0
-    # The same for a target that is late, which is when `LATE` of the steps are taken.
-    LATE, LATE_FIRST, LATE_LAST = 0.4, 0.7, 0.35
+    # A target that was never drawn is late when that share of the steps is taken. Its relaxation: most and least.
+    LATE, LATE_MOST, LATE_LEAST = 0.4, 0.7, 0.05
 
     def __init__(self, config: AttackConfig, like: Tensor, low: LowPass) -> None:
         """like: (B, C, *spatial), the clean images."""
@@ -45,13 +45,15 @@ class Halpern:
         self._offset = torch.zeros(len(like), device=like.device)
         self._pull = torch.ones_like(self._offset)
         self._first = torch.ones_like(self._offset)
+        self._short = torch.ones_like(self._offset)
+        self._care = torch.full_like(self._offset, self.LATE_MOST)
 
     def step(self, now: Now) -> Tensor:
         """The next change, like `now.exact`; the loop brings it inside the limits."""
         delta, overdue = now.exact, late(now, self._config)
         normal, offset = self._averaged(now)
         size = dot(normal, normal).clamp_min(1e-30)
-        relaxation = torch.where(overdue, self._relaxed_late(now.progress), self._relaxed(now.progress))
+        relaxation = torch.where(overdue, self._careful(now), self._relaxed(now.progress))
         way = (offset + dot(normal, delta)).clamp_min(0) * relaxation
         pull, share = self._pulled(now, normal), torch.where(overdue, 0.0, self._share(now))
         # Along the border of the cut, a pull gives up nothing of what was won.
@@ -62,9 +64,13 @@ class Halpern:
         """What share of the way is gone in a step."""
         return self.LAST + (self.FIRST - self.LAST) * (1 + math.cos(math.pi * progress)) / 2
 
-    def _relaxed_late(self, progress: float) -> float:
-        done = (progress - self.LATE) / (1 - self.LATE)
-        return self.LATE_FIRST + (self.LATE_LAST - self.LATE_FIRST) * done
+    def _careful(self, now: Now) -> Tensor:
+        """The same for a late target: less after each step that lost more than it won. (b,)"""
+        short = 1 - now.verdict.score
+        care = self._care[now.rows] * torch.where(short > self._short[now.rows], 0.85, 1.02)
+        care = torch.where(late(now, self._config), care, self.LATE_MOST).clamp(self.LATE_LEAST, self.LATE_MOST)
+        self._care[now.rows], self._short[now.rows] = care, short
+        return care
 
     def _averaged(self, now: Now) -> tuple[Tensor, Tensor]:
         """The cuts so far, averaged with that of this step, whose normal has length 1."""

@@ -1,15 +1,16 @@
 """The attack: search a small change that makes a model draw the target.
 
-One engine, and every attack is a row of settings for it (`mafl_cli.config.PRESETS`):
+One loop, and every attack is a row of settings for it (`mafl_cli.config.PRESETS`): a mask loss, what is added to its
+slope, and the rule of the step.
+
+The default is MAFL-Attack (Sun et al., J. Med. Imaging 12(4):044501, 2025) in our reconstruction: only its abstract is
+public. It names a feature-cosine-similarity loss, a low-frequency constraint, momentum and a dynamic step-size
+calculator. The mask loss is a margin version of ASMA's adaptive mask (Ozbulak et al., MICCAI 2019); its steps are those
+of `search.halpern`. The other methods descend (`search.descent`):
 
     J(δ) = mask loss + λ_f · feature loss + λ_lf · ½ ||low-pass of δ||² + λ_2 · ½ ||δ||²
     g    = gradient of J, scaled per sample;  v = μ v + g
     δ    = project(δ - step size · direction of v)
-
-The default is MAFL-Attack (Sun et al., J. Med. Imaging 12(4):044501, 2025) in our reconstruction: only its abstract is
-public. It names a feature-cosine-similarity loss, a low-frequency constraint, momentum and a dynamic step-size
-calculator. The mask loss is a margin version of ASMA's adaptive mask (Ozbulak et al., MICCAI 2019) with a multiplier
-for each voxel: the change grows until the target is drawn, and then shrinks as far as the hardest voxels let it.
 """
 
 from __future__ import annotations
