@@ -481,7 +481,7 @@ def test_a_guide_costs_one_forward_and_changes_the_way() -> None:
 @pytest.mark.parametrize("name", ["mafl", "ssah"])
 def test_a_guide_that_is_the_clean_scan_does_no_harm(name: str) -> None:
     network, clean, target, _ = problem()
-    found = attack(field(network), clean, target, preset(name), box(clean), guide=clean)
+    found = attack(field(network), clean, target, preset(name, steps=150), box(clean), guide=clean)
     # Switched off, no voxel would follow.
     assert (found.verdict.hit > 0.9).all()
 
