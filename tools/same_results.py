@@ -107,13 +107,15 @@ def make_inputs(folder: Path) -> Path:
 def _write_network(path: Path) -> None:
     import torch
 
-    net = torch.nn.Sequential(torch.nn.Conv3d(2, 1, 3, padding=1, bias=False), torch.nn.Conv3d(1, 2, 1))
+    mix, draw = torch.nn.Conv3d(2, 1, 3, padding=1, bias=False), torch.nn.Conv3d(1, 2, 1)
+    assert draw.bias is not None
     with torch.no_grad():
-        net[0].weight.fill_(0.4 / 54)
-        net[0].weight[:, :, 1, 1, 1] += 0.3
-        net[1].weight[:] = torch.tensor([-4.0, 4.0]).view(2, 1, 1, 1, 1)
-        net[1].bias[:] = torch.tensor([2.0, -2.0])
-    torch.jit.script(net.eval()).save(str(path))
+        mix.weight.fill_(0.4 / 54)
+        mix.weight[:, :, 1, 1, 1] += 0.3
+        draw.weight[:] = torch.tensor([-4.0, 4.0]).view(2, 1, 1, 1, 1)
+        draw.bias[:] = torch.tensor([2.0, -2.0])
+    scripted: Any = torch.jit.script(torch.nn.Sequential(mix, draw).eval())
+    scripted.save(str(path))
 
 
 def _write_series(folder: Path, stored: Any, affine: Any) -> None:
