@@ -28,6 +28,7 @@ from mafl_cli.results import read
 from mafl_cli.results.batch_report import Batch, CaseList, FailedAttack, Ticket
 from mafl_cli.results.files import FAILED, REPORT, RUN, TARGET, TICKET
 from mafl_cli.results.folder import check_writable, write_text, written_to
+from mafl_cli.results.report import CaseRecord
 from mafl_cli.system import interrupts, locks, staging
 from mafl_cli.system.records import to_json
 
@@ -84,8 +85,9 @@ def run_batch(
             _claim(request, settings)
             mine = request.cases[request.part[0] :: request.part[1]]
             jobs: list[Job] = []
+            rows: dict[str, tables.KnownRow] = {}
             try:
-                known = _plan(request, mine, settings, jobs, on_row)
+                known = _plan(request, mine, settings, jobs, rows, on_row)
                 on_jobs(len(jobs))
                 if known:
                     say(f"{known} of {len(mine)} cases were done before")
@@ -95,10 +97,10 @@ def run_batch(
             except BaseException:
                 _sweep(request.out, mine)
                 with suppress(MaflError):  # What ended the run is what the user must know.
-                    tables.aggregate(request.out)
+                    tables.aggregate(request.out, rows)
                 raise
             _sweep(request.out, mine)
-            return tables.aggregate(request.out)
+            return tables.aggregate(request.out, rows)
     except KeyboardInterrupt as exc:
         said = "interrupted; what is finished is kept, and the same command goes on from there."
         raise Interrupted(said, interrupts.exit_code(exc)) from exc
@@ -146,9 +148,11 @@ def _plan(
     cases: Sequence[CaseFiles],
     settings: str,
     jobs: list[Job],
+    rows: dict[str, tables.KnownRow],
     on_row: Callable[[str, Row], None],
 ) -> int:
-    """Put the jobs that are left into `jobs`; returns how many cases need none."""
+    """Put the jobs that are left into `jobs`, and what is read of done cases into `rows`; returns how many cases need
+    no job."""
     known = 0
     for case in cases:
         folder = request.out / case.case_id
@@ -163,9 +167,10 @@ def _plan(
             row = Row.failed(InputError.__name__, case.problem)
             _settle(folder, Job(case.case_id, request.attack, ticket), row)
             on_row(case.case_id, row)
-        elif _is_done(folder, ticket, case, overwrite=request.overwrite):
+        elif (row_before := _row_if_done(folder, ticket, case, overwrite=request.overwrite)) is not None:
             # A run that was killed between the two may have left word of an earlier failure.
             (folder / FAILED).unlink(missing_ok=True)
+            rows[case.case_id] = row_before
             known += 1
         elif not request.retry_failed and _has_failed(folder, ticket):
             known += 1
@@ -201,20 +206,29 @@ def fingerprint(path: Path) -> str:
     return hashlib.sha256(said.encode()).hexdigest()
 
 
-def _is_done(folder: Path, ticket: Ticket, case: CaseFiles, *, overwrite: bool = False) -> bool:
-    """Whether the results of today lie there. Raises UsageError for those of another version, unless `overwrite`."""
+def _row_if_done(folder: Path, ticket: Ticket, case: CaseFiles, *, overwrite: bool = False) -> tables.KnownRow | None:
+    """The row of a case whose results are those of today; None if they are not, or there are none.
+
+    Of its report only this is kept: a batch may have ten thousand.
+    Raises UsageError for results of another version, unless `overwrite`.
+    """
     before = read.read_record(Ticket, folder / TICKET)
     if before is None or before.request != ticket.request:
-        return False
+        return None
+    mark = tables.report_mark(folder)
     try:
         said = read.finished(folder)
     except read.OtherVersion as exc:
         if overwrite:
-            return False
+            return None
         raise UsageError(f"{exc.problem}: choose another folder, or overwrite the results.") from exc
-    if said is None:
-        return False
-    found = said.case
+    if said is None or mark is None or not _are_of_today(folder, said.case, before, ticket, case):
+        return None
+    return tables.KnownRow(tables.finished_row(case.case_id, said), mark)
+
+
+def _are_of_today(folder: Path, found: CaseRecord, before: Ticket, ticket: Ticket, case: CaseFiles) -> bool:
+    """Whether the files that a report names lie there, and were made of the inputs of today. before: their ticket."""
     # For a series its folder alone: a data set may have a million slices.
     if not all((folder / PurePosixPath(file.name).parts[0]).exists() for file in found.files):
         return False

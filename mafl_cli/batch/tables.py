@@ -9,7 +9,8 @@ import csv
 import io
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +23,7 @@ from mafl_cli.results.envelope import NOTICE, SCHEMA_VERSION, TOOL, Failure
 from mafl_cli.results.files import FAILED, REPORT, RUN
 from mafl_cli.results.folder import staged, write_text, written_to
 from mafl_cli.results.quantities import HEADLINES, QUANTITIES, TABLE, value_of
-from mafl_cli.results.report import CaseRecord
+from mafl_cli.results.report import CaseRecord, Report
 from mafl_cli.system import locks
 from mafl_cli.system.records import to_json
 
@@ -31,6 +32,27 @@ FAILURES = "failed.txt"
 
 _Row = tuple[BatchCase, BatchModel | None]
 """What a run says of a case, and the model that was attacked if it is done."""
+
+Mark = tuple[int, int, int]
+"""Size, time and number on the disk of a file."""
+
+
+@dataclass(frozen=True)
+class KnownRow:
+    """The row of a finished case, and which report it was made of: no other is read for the tables while that one lies
+    there."""
+
+    row: _Row
+    report: Mark
+
+
+def report_mark(folder: Path) -> Mark | None:
+    """Tells the report of a case from others that lie there before or after it; None where there is none."""
+    try:
+        stat = (folder / REPORT).stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def _known(run: Path) -> CaseList:
@@ -42,16 +64,18 @@ def _known(run: Path) -> CaseList:
     return known
 
 
-def aggregate(out: Path) -> Batch:
+def aggregate(out: Path, rows: Mapping[str, KnownRow] | None = None) -> Batch:
     """Read every case's report, and write report.json, cases.csv and failed.txt of the run; returns the first.
 
-    Nothing in them depends on the order, the number of workers, or how often the run was interrupted.
+    rows: of cases whose reports were read before, by their names; these are read again only where they have changed.
+
+    Nothing in the files depends on the order, the number of workers, or how often the run was interrupted.
     Raises InputError for a folder that is not a batch, or has reports of another version of the schema.
     """
-    known = _known(out)
+    known, before = _known(out), rows or {}
     # Parts that end together: the tables of the last one must be the last.
     with written_to(out), locks.held((out / RUN).with_name("tables.lock"), wait=True):
-        return _write_tables(out, known, [_row(out, case_id) for case_id in known.cases])
+        return _write_tables(out, known, [_row(out, case_id, before.get(case_id)) for case_id in known.cases])
 
 
 def _write_tables(out: Path, known: CaseList, said: Sequence[_Row]) -> Batch:
@@ -82,12 +106,19 @@ def _write_tables(out: Path, known: CaseList, said: Sequence[_Row]) -> Batch:
     return whole
 
 
-def _row(out: Path, case_id: str) -> _Row:
+def _row(out: Path, case_id: str, before: KnownRow | None = None) -> _Row:
     folder = out / case_id
     error = read.read_failure(folder)
+    if error is None and before is not None and before.report == report_mark(folder):
+        return before.row
     said = None if error is not None else read.finished(folder)
     if said is None:
         return _without_results(case_id, error), None
+    return finished_row(case_id, said)
+
+
+def finished_row(case_id: str, said: Report) -> _Row:
+    """What a run says of a case that is done. said: its report."""
     model = BatchModel(name=said.model.name, sha256=said.model.sha256, classes=said.model.classes)
     outcome = said.case.attack.outcome
     return BatchCase(case_id=case_id, status="ok", error=None, outcome=outcome, figures=figures(said.case)), model

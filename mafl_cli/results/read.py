@@ -15,7 +15,7 @@ from mafl_cli.results.envelope import SCHEMA_VERSION, Failure
 from mafl_cli.results.files import FAILED, REPORT, RUN
 from mafl_cli.results.report import Report, Settings
 from mafl_cli.system import records, staging
-from mafl_cli.system.documents import read_json
+from mafl_cli.system.documents import read_json, read_json_text
 
 Record = TypeVar("Record")
 
@@ -65,11 +65,11 @@ def finished(folder: Path) -> Report | None:
 
 
 def _parsed(path: Path, name: str) -> Report:
-    found = read_json(path, name)
+    found, text = read_json_text(path, name)
     version = found.get("schema_version") if isinstance(found, dict) else None
     if isinstance(version, str) and version != SCHEMA_VERSION:
         raise OtherVersion(name, version)
-    read = records.read(Report, found, f"{name}: is not a report of this mafl")
+    read = records.read_text(Report, text, f"{name}: is not a report of this mafl")
     missing = sorted(Settings.__dataclass_fields__.keys() - found["run"]["settings"].keys())
     problem = f"run.settings.{missing[0]} is missing" if missing else _problem(read)
     if problem is not None:
@@ -106,7 +106,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
 def read_record(kind: type[Record], path: Path) -> Record | None:
     """What a file holds of a kind of record; None where there is none that can be read."""
     try:
-        return records.read(kind, read_json(path), public_name(path))
+        return records.read_text(kind, read_json_text(path)[1], public_name(path))
     except InputError:
         return None
 

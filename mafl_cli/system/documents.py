@@ -44,13 +44,27 @@ def read_json(path: Path, name: str | None = None) -> Any:
     name: what the file is called, if not by its own name.
     Raises: InputError, for anything that is not strict JSON, or larger than what a program here writes.
     """
+    return _strict(path, name)[0]
+
+
+def read_json_text(path: Path, name: str | None = None) -> tuple[Any, str]:
+    """What `read_json` gives, and JSON text of the same: that of the file, where it can stay as it is.
+
+    Raises: as `read_json`.
+    """
+    found, text = _strict(path, name)
+    return found, json.dumps(found) if text is None else text
+
+
+def _strict(path: Path, name: str | None) -> tuple[Any, str | None]:
+    """What a JSON file holds, and its text unless that says more than what is taken of it."""
     name = name or public_name(path)
     text = _text(path, name, "cannot be read as JSON")
     try:
         found = json.loads(
             text, parse_constant=_no_number, parse_float=_finite, parse_int=_whole, object_pairs_hook=_once
         )
-        return found if _is_in_lines(text) else _in_lines(found)
+        return (found, text) if _is_in_lines(text) else (_in_lines(found), None)
     except RecursionError as exc:
         raise InputError(f"{name}: cannot be read as JSON (it is nested too deeply).") from exc
     except json.JSONDecodeError as exc:
@@ -98,7 +112,11 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_in_lines(text: str) -> bool:
-    """Whether no text of a JSON file can need `one_line`, as in most: a batch has ten thousand reports to read."""
+    """Whether no text of a file that is strict JSON can need `one_line`, as in most: a batch has ten thousand reports
+    to read."""
+    if text.isascii():
+        # All below a space is refused inside texts.
+        return "\\" not in text and "\x7f" not in text
     # What would end a line is space between values, or stands behind a backslash.
     flat = text.replace("\n", " ").replace("\t", " ")
     return "\\" not in flat and one_line(flat) == flat

@@ -94,12 +94,20 @@ def read(kind: type[Record], found: Any, name: str) -> Record:
 
     Raises InputError, naming the first place that is not as the record says.
     """
+    # As JSON, where strict means strict, and lists are tuples all the same.
+    return read_text(kind, json.dumps(found), name)
+
+
+def read_text(kind: type[Record], text: str, name: str) -> Record:
+    """As `read`, of JSON text as `documents.read_json_text` gives it: other text may have a name twice.
+
+    Raises: as `read`.
+    """
     from pydantic import ValidationError
 
     try:
-        # As JSON, where strict means strict, and lists are tuples all the same.
         wanted: Any = kind
-        made: Record = _adapter(wanted).validate_json(json.dumps(found))
+        made: Record = _adapter(wanted).validate_json(text)
         return made
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_context=False, include_input=False)[0]

@@ -36,7 +36,7 @@ from mafl_cli.errors import InputError, MaflError
 from mafl_cli.listing.cases import CaseFiles
 from mafl_cli.results import batch_report, read
 from mafl_cli.results.batch_report import Ticket
-from mafl_cli.results.files import REPORT, TICKET
+from mafl_cli.results.files import FAILED, REPORT, TICKET
 from mafl_cli.system import locks, records, staging
 
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -464,16 +464,57 @@ def test_two_parts_merged_equal_one_run(data: Path, whole: Path, tmp_path: Path)
     assert contents(tmp_path / "all") == contents(whole)
 
 
-def test_merging_reads_each_report_once(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names, finished = [], read.finished
+@pytest.fixture
+def readings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Fills with the name of each case whose report is read."""
+    names: list[str] = []
+    finished = read.finished
 
     def counted(folder: Path) -> Any:
         names.append(folder.name)
         return finished(folder)
 
     monkeypatch.setattr(read, "finished", counted)
+    return names
+
+
+def test_a_finished_batch_goes_on_by_one_reading_of_each_report(
+    data: Path, whole: Path, tmp_path: Path, readings: list[str]
+) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "out"))
+    result = run(data, out)
+    assert (result.exit_code, sorted(readings)) == (6, ["c0", "c2", "c5"])
+    assert contents(out) == contents(whole)
+
+
+@pytest.mark.parametrize("change", ["gone", "another", "failed"])
+def test_a_report_that_changes_after_it_was_read_is_read_again_for_the_tables(
+    data: Path, whole: Path, tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "out"))
+    path = out / "c0" / REPORT
+
+    def changed(*rest: object) -> None:
+        if change == "gone":
+            path.unlink()
+        elif change == "another":
+            found = json.loads(path.read_text())
+            found["cases"][0]["attack"]["goal_reached"] ^= True
+            path.write_text(json.dumps(found))
+        else:
+            shutil.copy(out / "c1" / FAILED, out / "c0" / FAILED)
+
+    monkeypatch.setattr(batch, "_attack", changed)
+    run(data, out)
+    after = (out / REPORT).read_bytes()
+    assert after != (whole / REPORT).read_bytes()
+    tables.aggregate(out)
+    assert (out / REPORT).read_bytes() == after
+
+
+def test_merging_reads_each_report_once(whole: Path, tmp_path: Path, readings: list[str]) -> None:
     merged = tables.merge([whole], tmp_path / "all")
-    assert sorted(names) == sorted(row.case_id for row in merged.cases if row.error is None)
+    assert sorted(readings) == sorted(row.case_id for row in merged.cases if row.error is None)
     assert contents(tmp_path / "all") == contents(whole)
 
 
@@ -697,7 +738,8 @@ def test_a_damaged_ticket_is_that_of_no_finished_case(whole: Path, tmp_path: Pat
     folder = Path(shutil.copytree(whole / "c0", tmp_path / "c0"))
     ticket = json.loads((folder / TICKET).read_text())
     (folder / TICKET).write_text(json.dumps({**ticket, "files": files}))
-    assert not batch._is_done(folder, Ticket(request=ticket["request"], files=tuple(ticket["files"])), case)
+    today = Ticket(request=ticket["request"], files=tuple(ticket["files"]))
+    assert batch._row_if_done(folder, today, case) is None
 
 
 @pytest.mark.parametrize("damage", ["version", "value"])
