@@ -209,7 +209,7 @@ def fingerprint(path: Path) -> str:
 def _row_if_done(folder: Path, ticket: Ticket, case: CaseFiles, *, overwrite: bool = False) -> tables.KnownRow | None:
     """The row of a case whose results are those of today; None if they are not, or there are none.
 
-    Of its report only this is kept: a batch may have ten thousand.
+    Only this is kept of its report: a batch may have ten thousand.
     Raises UsageError for results of another version, unless `overwrite`.
     """
     before = read.read_record(Ticket, folder / TICKET)
