@@ -22,14 +22,13 @@ class Descent:
 
     def __init__(self, config: AttackConfig, limits: Limits, like: Tensor, low: LowPass) -> None:
         """like: (B, C, *spatial), the clean images."""
-        self._config, self._limits, self._low = config, limits, low
+        self._config, self._low = config, low
         self._velocity = torch.zeros_like(like)
-        # How long a step of 1 is: (1, C, 1, ...), model units.
-        self._scale = span(limits, like)
+        # The scan's range, and how long a step of 1 is: (1, C, 1, ...), model units.
+        self._span = per_channel((limits.high - limits.low) / limits.unit, like)
+        # Published for images in [0, 1]: a raw gradient and its step are both taken in shares of the range.
+        self._scale = self._span**2 if config.direction == "raw" else self._span
         self._size = config.step_size or 0.0
-        if config.direction == "raw":
-            # Published for images in [0, 1]: gradient and step are both taken in shares of the range.
-            self._scale = self._scale**2
         if config.step in ("constant", "cosine") and config.step_size is None:
             assert limits.ball is not None
             self._size, self._scale = 2.5 / config.steps, per_channel(limits.ball.radius / limits.unit, like)
@@ -63,22 +62,16 @@ class Descent:
         Gradients of halved squares, δ; or with normalised gradients δ at norm 1.
         """
         config, here, pulls = self._config, now.here, list[Tensor]()
-        if config.low_frequency == "penalty" and config.low_frequency_weight > 0:
-            # Only where the model looks, or the scan is changed: no other voxel has a reason to move.
-            touched = torch.logical_or(now.gradient, here)
-            pulls.append(self._low(here).mul_(config.low_frequency_weight).mul_(touched))
+        if config.low_frequency_weight > 0:
+            low = losses.low_frequency_gradient(here, now.gradient, self._low)
+            pulls.append(low.mul_(config.low_frequency_weight))
         if config.l2_weight > 0:
             pulls.append(losses.size_gradient(here, config.peak_weight).mul_(config.l2_weight))
         for pull in pulls:
             if config.gradient_norm == "none":
-                pull.div_(span(self._limits, here) ** 2)
+                pull.div_(self._span**2)
             else:
                 length = now.size if config.gradient_norm == "l2" else here.flatten(1).abs().sum(dim=1)
                 pull.div_(steps.spread_out(torch.where(length > 0, length, torch.ones_like(length)), here))
             direction.add_(pull)
         return direction
-
-
-def span(limits: Limits, like: Tensor) -> Tensor:
-    """The scan's range, channel by channel, model units: (1, C, 1, ...)."""
-    return per_channel((limits.high - limits.low) / limits.unit, like)

@@ -23,7 +23,7 @@ from torch import Tensor
 from mafl_cli.config import AttackConfig
 from mafl_cli.search import losses, steps
 from mafl_cli.search.goals import SLACK
-from mafl_cli.search.moves import LowPass, Now
+from mafl_cli.search.moves import LowPass, Now, allowed_to_miss
 
 
 class Halpern:
@@ -35,8 +35,8 @@ class Halpern:
     AVERAGED, BEGUN, DUE = 0.3, 0.2, 0.65
     # Limits of the pull's factor.
     WEAK, STRONG = 0.02, 5.0
-    # A target that was never drawn is late when that share of the steps is taken. Its relaxation: most and least.
-    LATE, LATE_MOST, LATE_LEAST = 0.4, 0.7, 0.05
+    # Relaxation for a target that is late: most and least.
+    LATE_MOST, LATE_LEAST = 0.7, 0.05
 
     def __init__(self, config: AttackConfig, like: Tensor, low: LowPass) -> None:
         """like: (B, C, *spatial), the clean images."""
@@ -50,12 +50,12 @@ class Halpern:
 
     def step(self, now: Now) -> Tensor:
         """The next change, like `now.exact`; the loop brings it inside the limits."""
-        delta, overdue = now.exact, late(now, self._config)
+        delta, late = now.exact, now.is_late(self._config)
         normal, offset = self._averaged(now)
         size = dot(normal, normal).clamp_min(1e-30)
-        relaxation = torch.where(overdue, self._careful(now), self._relaxed(now.progress))
+        relaxation = torch.where(late, self._careful(now, late), self._relaxed(now.progress))
         way = (offset + dot(normal, delta)).clamp_min(0) * relaxation
-        pull, share = self._pulled(now, normal), torch.where(overdue, 0.0, self._share(now))
+        pull, share = self._pulled(now, normal), torch.where(late, 0.0, self._share(now))
         # Along the border of the cut, a pull gives up nothing of what was won.
         way = (way - share * dot(normal, pull)) / size
         return delta.addcmul(steps.spread_out(-share, delta), pull).addcmul_(steps.spread_out(-way, delta), normal)
@@ -64,11 +64,11 @@ class Halpern:
         """What share of the way is gone in a step."""
         return self.LAST + (self.FIRST - self.LAST) * (1 + math.cos(math.pi * progress)) / 2
 
-    def _careful(self, now: Now) -> Tensor:
+    def _careful(self, now: Now, late: Tensor) -> Tensor:
         """The same for a late target: less after each step that lost more than it won. (b,)"""
         short = 1 - now.verdict.score
         care = self._care[now.rows] * torch.where(short > self._short[now.rows], 0.85, 1.02)
-        care = torch.where(late(now, self._config), care, self.LATE_MOST).clamp(self.LATE_LEAST, self.LATE_MOST)
+        care = torch.where(late, care, self.LATE_MOST).clamp(self.LATE_LEAST, self.LATE_MOST)
         self._care[now.rows], self._short[now.rows] = care, short
         return care
 
@@ -87,10 +87,10 @@ class Halpern:
     def _pulled(self, now: Now, normal: Tensor) -> Tensor:
         """What is pulled at: the change with its peaks counting more, and its low-pass part."""
         pull = losses.size_gradient(now.exact, self._config.peak_weight)
-        if self._config.low_frequency == "penalty" and self._config.low_frequency_weight > 0:
-            # Only where the model looks, or the scan is changed: no other voxel has a reason to move.
-            touched = torch.logical_or(normal, now.exact)
-            pull.add_(self._low(now.exact).mul_(self._config.low_frequency_weight).mul_(touched))
+        if self._config.low_frequency_weight > 0:
+            pull.add_(
+                losses.low_frequency_gradient(now.exact, normal, self._low).mul_(self._config.low_frequency_weight)
+            )
         return pull
 
     def _share(self, now: Now) -> Tensor:
@@ -103,7 +103,7 @@ class Halpern:
         first = first.clamp_min(1e-6)
         # What may be missing falls geometrically from what was missing at first.
         done = min(max((progress - self.BEGUN) / (self.DUE - self.BEGUN), 0.0), 1.0)
-        behind = (short > first * (allowed(self._config) / first) ** done) & (progress > self.BEGUN)
+        behind = (short > first * (allowed_to_miss(self._config) / first) ** done) & (progress > self.BEGUN)
         drawn = now.verdict.reached & (now.verdict.score >= self._config.aimed - SLACK)
         pull = self._pull[now.rows]
         searching = torch.where(behind, 0.85 * pull, (1.05 * pull).clamp_max(1))
@@ -118,13 +118,3 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner product of each sample: (b,)."""
     found: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
     return found
-
-
-def allowed(config: AttackConfig) -> float:
-    """Somewhat less of the score than may be missing at the end."""
-    return 0.8 * max(1 - config.aimed, 0.01)
-
-
-def late(now: Now, config: AttackConfig) -> Tensor:
-    """Who has never been at the goal though two fifths of the steps are taken, nor is about to be: bool (b,)."""
-    return ~now.ever & (1 - now.verdict.score > 0.3 * allowed(config)) & (now.progress > Halpern.LATE)

@@ -31,7 +31,7 @@ from mafl_cli.search import steps
 from mafl_cli.search.best import Best, finished, search_scale
 from mafl_cli.search.descent import Descent
 from mafl_cli.search.goals import Verdict
-from mafl_cli.search.halpern import Halpern, late
+from mafl_cli.search.halpern import Halpern
 from mafl_cli.search.limits import Limits
 from mafl_cli.search.lowfreq import low_pass
 from mafl_cli.search.moves import LowPass, Now
@@ -144,7 +144,7 @@ def attack(
             gradient.masked_fill_(limits.blocks(x, origin, gradient), 0.0)
         now = Now(rows, step, budget, here, size, exact, loss[rows], gradient, verdict, ever_reached[rows])
         delta[rows] = without_low_frequency(rule.step(now), config, low)
-        terms.press(rows, late(now, config), (step + 1) / budget)
+        terms.press(now)
 
         # 4. Samples that cannot move, or are finished, leave the batch.
         if on_step is not None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mafl_cli.config import MaskLoss
 from mafl_cli.network.prediction import drawn
+from mafl_cli.search.moves import LowPass
 from mafl_cli.search.pressure import Pressure, margins
 
 
@@ -64,6 +65,16 @@ def size_gradient(delta: Tensor, peak_weight: float) -> Tensor:
     carried = torch.linalg.vector_norm(flat, dim=1) ** 2 / flat.sum(dim=1).clamp_min(1e-30)
     relative = square.div_(carried.clamp_min(1e-30).view(-1, *(1,) * (delta.ndim - 1)))
     return relative.mul_(peak_weight).add_(1).mul_(delta).div_(1 + peak_weight)
+
+
+def low_frequency_gradient(delta: Tensor, slope: Tensor, low: LowPass) -> Tensor:
+    """Gradient of half the squared L2 length of a perturbation's low-pass part, but 0 where nothing happens.
+
+    Only where the model looks, or the scan is changed: no other voxel has a reason to move.
+
+    Args: delta: (B, C, *spatial). slope: like delta, not 0 where the model looks. low: as `moves.LowPass`.
+    """
+    return low(delta).mul_(torch.logical_or(slope, delta))
 
 
 def target_logit(logits: Tensor, target: Tensor) -> Tensor:

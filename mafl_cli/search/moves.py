@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mafl_cli.config import AttackConfig
 from mafl_cli.search.goals import Verdict
 
 LowPass = Callable[[Tensor], Tensor]
@@ -40,3 +41,12 @@ class Now:
     def progress(self) -> float:
         """Share of the steps that are done, in [0, 1)."""
         return self.step / self.budget
+
+    def is_late(self, config: AttackConfig) -> Tensor:
+        """Who has never been at the goal though two fifths of the steps are taken, nor is about to be: bool (b,)."""
+        return ~self.ever & (1 - self.verdict.score > 0.3 * allowed_to_miss(config)) & (self.progress > 0.4)
+
+
+def allowed_to_miss(config: AttackConfig) -> float:
+    """Somewhat less of the score than may be missing at the end."""
+    return 0.8 * max(1 - config.aimed, 0.01)

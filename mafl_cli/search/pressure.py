@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mafl_cli.search import steps
+
 
 def margins(logits: Tensor, target: Tensor) -> Tensor:
     """The margin by which the target class loses at each voxel: max over k != t of z_k, minus z_t.
@@ -66,13 +68,13 @@ class Pressure:
 
     def kappa(self, rows: Tensor) -> Tensor:
         """The lead that each voxel of some samples must have: (b, *spatial), logit units."""
-        return torch.minimum(self._most[rows], _spread(self._width[rows], self._most))
+        return torch.minimum(steps.taken(self._most, rows), steps.spread_out(self._width[rows], self._most))
 
     def loss(self, rows: Tensor, logits: Tensor, target: Tensor) -> Tensor:
         """`margin_hinge` of some samples: (b,)."""
         margin = margins(logits, target)
         self._follow(rows, margin.detach())
-        return margin_hinge(margin, self.kappa(rows), 1.0 if self._weight is None else self._weight[rows])
+        return margin_hinge(margin, self.kappa(rows), 1.0 if self._weight is None else steps.taken(self._weight, rows))
 
     def update(self, rows: Tensor, late: Tensor, progress: float) -> None:
         """Set the lead that the next step wants.
@@ -87,27 +89,29 @@ class Pressure:
             if not bool(late.any()):
                 return
             self._weight = torch.ones_like(self._margin)
-        margin = self._margin[rows]
+        margin = steps.taken(self._margin, rows)
         factor = torch.where(margin > 0, 1.1, torch.where(margin < -self.kappa(rows), 0.9, 1.0))
-        factor = torch.where(_spread(late, margin), factor, 1.0)
-        self._weight[rows] = (self._weight[rows] * factor).clamp_(1e-3, 1e3)
+        factor = torch.where(steps.spread_out(late, margin), factor, 1.0)
+        self._weight[rows] = factor.mul_(steps.taken(self._weight, rows)).clamp_(1e-3, 1e3)
 
     def _follow(self, rows: Tensor, margin: Tensor) -> None:
         """Take in by how much the last step changed the margins of the voxels near the border, their geometric mean."""
-        before = self._margin[rows]
-        near = (before.abs() < 2 * _spread(self._width[rows], margin)) | ((margin > 0) != (before > 0))
+        before = steps.taken(self._margin, rows)
+        near = (before.abs() < 2 * steps.spread_out(self._width[rows], margin)) | ((margin > 0) != (before > 0))
         near &= ~before.isnan()
         # As shares of the mean lead, so that the scale of the logits does not matter to the bit.
         scale = self._mean[rows].clamp_min(1e-38)
-        jump = (margin - before).abs_().div_(_spread(scale, margin)).clamp_min_(1e-6).log_().masked_fill_(~near, 0.0)
+        jump = (
+            (margin - before)
+            .abs_()
+            .div_(steps.spread_out(scale, margin))
+            .clamp_min_(1e-6)
+            .log_()
+            .masked_fill_(~near, 0.0)
+        )
         count = near.flatten(1).sum(dim=1)
         mean = (jump.flatten(1).sum(dim=1) / count.clamp_min(1)).exp() * scale
         known = self._jump[rows]
         smooth = torch.where(known > 0, (known + mean) / 2, mean)
         self._jump[rows] = torch.where(count > 0, smooth, known)
         self._margin[rows] = margin
-
-
-def _spread(values: Tensor, like: Tensor) -> Tensor:
-    """(b,) as (b, 1, ...) for arithmetic with (b, *spatial)."""
-    return values.view(-1, *(1,) * (like.ndim - 1))

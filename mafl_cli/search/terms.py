@@ -14,7 +14,7 @@ from mafl_cli.field.field import Field, Losses
 from mafl_cli.network.prediction import Patch, Prediction, drawn
 from mafl_cli.search import losses, steps
 from mafl_cli.search.goals import Goal
-from mafl_cli.search.moves import LowPass
+from mafl_cli.search.moves import LowPass, Now
 from mafl_cli.search.pressure import Pressure, margins
 
 
@@ -50,8 +50,11 @@ class Terms:
             raise UsageError("a guide needs a feature term: set `feature_weight` above 0.")
         clean = drawn(before.logits)
         features = None if guide is None else field.predict(guide).features
-        lead = -margins(before.logits, clean) if config.mask_loss == "margin" else None
-        pressure = None if lead is None else Pressure(lead, clean == target, config.kappa)
+        pressure = (
+            Pressure(-margins(before.logits, clean), clean == target, config.kappa)
+            if config.mask_loss == "margin"
+            else None
+        )
         must = (clean != target).flatten(1).sum(dim=1)
         return Terms(config, target, clean, must, pressure, before.features, features, overlapping)
 
@@ -102,10 +105,11 @@ class Terms:
             iou=self.config.goal_iou, hit=self.config.goal_hit, overlapping=self.overlapping,
         )  # fmt: skip
 
-    def press(self, rows: Tensor, late: Tensor, progress: float) -> None:
-        """Adapt the margin loss to how the last step changed the margins. late: bool (b,), see `Pressure.update`."""
+    def press(self, now: Now) -> None:
+        """Adapt the margin loss of the dynamic step to how the last step changed the margins."""
         if self.pressure is not None and self.config.step == "dynamic":
-            self.pressure.update(rows, late if self.config.adaptive_weights else torch.zeros_like(late), progress)
+            late = now.is_late(self.config) & self.config.adaptive_weights
+            self.pressure.update(now.rows, late, (now.step + 1) / now.budget)
 
 
 class FeatureGains:

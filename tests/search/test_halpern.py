@@ -10,7 +10,7 @@ from problems import standing
 from torch import Tensor
 
 from mafl_cli.config import AttackConfig
-from mafl_cli.search.halpern import Halpern, dot, late
+from mafl_cli.search.halpern import Halpern, dot
 
 PLAIN = AttackConfig(low_frequency_weight=0, peak_weight=0, feature_weight=0)
 
@@ -103,12 +103,12 @@ def test_a_target_that_is_late_is_all_that_matters() -> None:
     found = []
     for step in (16, 17):
         now = standing(delta.clone(), -normal, step=step, budget=40, score=torch.tensor([0.9]), loss=torch.zeros(1))
-        assert bool(late(now, config)) == (step == 17)
+        assert bool(now.is_late(config)) == (step == 17)
         found.append(Halpern(config, delta, none).step(now))
     assert found[0].norm() < delta.norm()
     torch.testing.assert_close(found[1], delta)
     drawn = standing(delta, -normal, step=17, budget=40, score=torch.tensor([0.9]), ever=torch.tensor([True]))
-    assert not late(drawn, config)
+    assert not drawn.is_late(config)
 
 
 def test_samples_do_not_influence_each_other() -> None:
