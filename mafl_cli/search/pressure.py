@@ -97,18 +97,13 @@ class Pressure:
     def _follow(self, rows: Tensor, margin: Tensor) -> None:
         """Take in by how much the last step changed the margins of the voxels near the border, their geometric mean."""
         before = steps.taken(self._margin, rows)
-        near = (before.abs() < 2 * steps.spread_out(self._width[rows], margin)) | ((margin > 0) != (before > 0))
-        near &= ~before.isnan()
         # As shares of the mean lead, so that the scale of the logits does not matter to the bit.
         scale = self._mean[rows].clamp_min(1e-38)
-        jump = (
-            (margin - before)
-            .abs_()
-            .div_(steps.spread_out(scale, margin))
-            .clamp_min_(1e-6)
-            .log_()
-            .masked_fill_(~near, 0.0)
-        )
+        jump = (margin - before).abs_().div_(steps.spread_out(scale, margin))
+        near = (before.abs() < 2 * steps.spread_out(self._width[rows], margin)) | ((margin > 0) != (before > 0))
+        # No number where there was no step before, or where the network gives none.
+        near &= jump.isfinite()
+        jump.clamp_min_(1e-6).log_().masked_fill_(~near, 0.0)
         count = near.flatten(1).sum(dim=1)
         mean = (jump.flatten(1).sum(dim=1) / count.clamp_min(1)).exp() * scale
         known = self._jump[rows]

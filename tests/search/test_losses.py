@@ -397,6 +397,13 @@ def test_the_wanted_lead_is_no_less_than_half_of_what_a_step_changes() -> None:
     torch.testing.assert_close(most.kappa(EVERYONE), torch.ones(2, 1, 2))
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_margin_that_is_no_number_for_once_leaves_the_wanted_lead_as_it_is(bad: float) -> None:
+    pressure = pressed([-0.1, 0.1], [0.3, bad], [0.3, 0.1])
+    assert torch.isfinite(pressure.kappa(EVERYONE)).all()
+    assert float(pressure.kappa(EVERYONE).max()) < 1
+
+
 def test_a_voxel_that_agrees_already_need_not_become_surer() -> None:
     shape = (2, 1, 2)
     lead = torch.tensor([0.04, 1.96]).expand(shape)
