@@ -1,7 +1,7 @@
 """The problems that the benchmarks solve: cut-outs of scans with a target and a model.
 
 Always: the sample scan with the model that comes with mafl. With a folder of development scans (`models/*.ts` and
-`cases/*`), more of them. Two slices of each 2-D case and a cube of each 3-D one, so that hundreds of passes with many
+`cases/*`), those of `sources.py`. Two slices of each 2-D case and a box of each 3-D one, so that many passes with many
 methods stay affordable on two cores.
 """
 
@@ -17,13 +17,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+from sources import SOURCES, model_file
 from torch import Tensor
 
 from mafl_cli.case.request import DEMO_MODEL
 from mafl_cli.field.field import Field
 from mafl_cli.field.layout import Layout
 from mafl_cli.field.preprocess import Preprocessing
+from mafl_cli.field.resample import Grids
+from mafl_cli.field.tiling import Tiling
 from mafl_cli.field.whole import Whole
+from mafl_cli.field.windows import Windows
 from mafl_cli.network.card import ModelCard
 from mafl_cli.network.card_file import find_card
 from mafl_cli.network.intensity import Intensity
@@ -33,32 +37,6 @@ from mafl_cli.search.limits import Limits
 
 CPU = torch.device("cpu")
 SAMPLES = Path(__file__).resolve().parent.parent / "sample_data"
-PLANAR = ("removed", "eroded", "dilated", "shifted20", "otherpatient", "box")
-# case folder: (model, images, targets, cube of a 3-D case: edge, or None for slices)
-SHARED: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], int | None]] = {
-    "flair2d_pat0001/slab12": ("flair_unet2d.ts", ("image",), PLANAR, None),
-    "brats2d_pat0002/slab12": ("brats_unet2d.ts", ("image_flair", "image_t1c"), PLANAR, None),
-    "brats3d_pat0003/crop96": (
-        "brats_unet3d.ts",
-        ("image_flair", "image_t1c"),
-        ("removed", "shifted20"),
-        64,
-    ),
-    "t1_gwm_headbox": (
-        "t1_gwm_meshnet3d.ts",
-        ("image_norm",),
-        ("hole_sphere",),
-        40,
-    ),
-    "t1_brainmask_128": (
-        "deepbet_bbox.pt",
-        ("image",),
-        ("eroded8mm", "hole16mm"),
-        128,
-    ),
-}
-SCALED = {"t1_brainmask_128": Intensity.parse("percentile:0.5,99.5")}
-"""What a network expects of intensities, where the scan is not stored that way; such scans are turned to RAS."""
 
 
 @dataclass(frozen=True)
@@ -80,20 +58,6 @@ class Case:
         """Some of the samples, as a case of their own."""
         limits = replace(self.limits, frozen=self.limits.frozen[row])
         return replace(self, clean=self.clean[row], target=self.target[row], limits=limits)
-
-
-def all_names(data: Path | None) -> list[str]:
-    """Every case that can be loaded, as folder:target."""
-    names = ["sample:hole", "sample:swap"]
-    if data is not None:
-        names += [f"{folder}:{target}" for folder, (_, _, targets, _) in SHARED.items() for target in targets]
-    return names
-
-
-def is_volume(name: str) -> bool:
-    """Whether the problem is a cube for a 3-D network."""
-    folder = name.partition(":")[0]
-    return folder in SHARED and SHARED[folder][3] is not None
 
 
 def load_case(name: str, data: Path | None) -> Case:
@@ -129,19 +93,21 @@ def _sample(target: str) -> Case:
 
 
 def _shared(name: str, data: Path) -> Case:
-    edge = SHARED[name.partition(":")[0]][3]
+    source = SOURCES[name.partition(":")[0]]
+    if source.grid is not None:
+        return _regridded(name, source.grid, data)
     image, wanted, drawn = _read(name, data)
-    if edge is None:
+    if source.cut is None:
         # The middle of the slab's two halves; the smallest box, in steps of 16, around what is drawn or wanted.
         image, wanted, drawn = (np.moveaxis(part, -1, 0)[[3, 8]] for part in (image, wanted, drawn))
         plane = _around((wanted > 0) | (drawn > 0), 16, 16)[1:]
         around = (slice(None), slice(None), *plane)
         return _development(name, data, image[around], wanted[around[1:]])
-    # A cube centred where the target differs.
+    # A box centred where the target differs.
     centre = ndimage.center_of_mass(wanted != drawn)
     box = tuple(
         slice(first, first + edge)
-        for middle, size in zip(centre, wanted.shape, strict=True)
+        for middle, size, edge in zip(centre, wanted.shape, source.cut, strict=True)
         for first in [min(max(round(middle) - edge // 2, 0), size - edge)]
     )
     around = (slice(None), *box)
@@ -152,24 +118,63 @@ def _shared(name: str, data: Path) -> Case:
     return replace(case, target=torch.where(edited, case.target, now))
 
 
+def _regridded(name: str, edge: int, data: Path) -> Case:
+    """The drawn organ with a margin on a cube of `edge` voxels; wanted: what the network draws, with a hole of 16 mm.
+
+    The hole is where what is drawn is thickest. Voxels are taken as they are, from the nearest one, as deepbet does.
+    """
+    image, _, drawn = _read(name, data)
+    numbered, _ = ndimage.label(drawn > 0)
+    largest = int(np.bincount(numbered.ravel())[1:].argmax()) + 1
+    organ = ndimage.find_objects(numbered)[largest - 1]
+    margins = [round(0.1 * (part.stop - part.start)) for part in organ]
+    box = [
+        slice(max(part.start - margin, 0), min(part.stop + margin, size))
+        for part, margin, size in zip(organ, margins, drawn.shape, strict=True)
+    ]
+    around = (slice(None), *box)
+    cut = torch.from_numpy(image[around])[None]
+    scan = torch.nn.functional.interpolate(cut, (edge,) * 3, mode="nearest-exact").numpy()
+    case = _development(name, data, scan, np.zeros((1, *scan.shape[2:]), dtype=np.int64))
+    now = case.field.predict(case.clean).logits.argmax(dim=1)
+    spacing = [2.0 * (part.stop - part.start) / edge for part in box]
+    depth = ndimage.distance_transform_edt(now[0].numpy() > 0, sampling=spacing)
+    middle = np.unravel_index(depth.argmax(), depth.shape)
+    away = np.ones(depth.shape, dtype=bool)
+    away[middle] = False
+    hole = torch.from_numpy(ndimage.distance_transform_edt(away, sampling=spacing) <= 8.0)[None]
+    return replace(case, target=torch.where(hole, 0, now))
+
+
 def _read(name: str, data: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """A development case: scan (C, I, J, K) float32, target and clean prediction (I, J, K)."""
-    folder, _, target = name.partition(":")
+    title, _, target = name.partition(":")
+    source = SOURCES[title]
 
     def volume(file: str) -> NDArray[Any]:
-        scan = nib.load(data / "cases" / folder / f"{file}.nii.gz")
-        return np.ascontiguousarray((nib.as_closest_canonical(scan) if folder in SCALED else scan).dataobj)
+        scan = nib.load(data / "cases" / source.folder / f"{file}.nii.gz")
+        return np.ascontiguousarray((nib.as_closest_canonical(scan) if source.intensity else scan).dataobj)
 
-    image = np.stack([volume(file).astype(np.float32) for file in SHARED[folder][1]])
+    image = np.stack([volume(file).astype(np.float32) for file in source.images])
     return image, volume(f"target_{target}").astype(np.int64), volume("clean_pred").astype(np.int64)
 
 
 def _development(name: str, data: Path, clean: NDArray[Any], target: NDArray[Any]) -> Case:
     """clean: (B, C, *spatial), as the networks of the development scans expect it; target: (B, *spatial)."""
-    segmenter, card = _model(data / "models" / SHARED[name.partition(":")[0]][0], None, clean.shape[2:])
+    source = SOURCES[name.partition(":")[0]]
+    path = model_file(source, data)
+    if path is None:
+        raise SystemExit(f"{name} needs {source.model}.")
+    seen = clean.shape[2:] if source.window is None else (source.window,) * 3
+    segmenter, card = _model(path, None, seen)
     channels = np.moveaxis(clean, 1, 0).reshape(clean.shape[1], *target.shape[-3:])
-    preprocessing = Preprocessing.freeze(SCALED.get(name.partition(":")[0], Intensity()), list(channels), CPU)
-    field = Whole(segmenter, preprocessing, card.divisor or 1)
+    intensity = Intensity() if source.intensity is None else Intensity.parse(source.intensity)
+    preprocessing = Preprocessing.freeze(intensity, list(channels), CPU)
+    field: Field
+    if source.window is None:
+        field = Whole(segmenter, preprocessing, card.divisor or 1)
+    else:
+        field = Windows(segmenter, preprocessing, Tiling(seen), Grids.same(clean.shape[2:]))
     return _case(name, segmenter, field, preprocessing, *(torch.from_numpy(part.copy()) for part in (clean, target)))
 
 

@@ -1,27 +1,26 @@
 """How good is the attack: mafl, other people's attacks and its own presets on the same problems with the same budget.
 
-    python benchmarks/quality.py [--data DIR] [--cases GLOB...] [--passes 50 150 500] [--jobs 2] [--out docs]
+    python benchmarks/quality.py [--data DIR] [--cases GLOB...] [--passes 40 50 150 500] [--plan] [--jobs 2]
 
 A pass is one forward and one backward pass through the network for each slice or volume; the forward passes of mafl's
-scale search count as one each. Every finished run is appended to a cache file, so an interrupted benchmark goes on
-where it stopped; a run whose settings or program have changed is done again. Writes benchmark.json, and from it
-(`tables.py`) benchmark.md and benchmark.png.
+scale search count as one each. `planned.py` says which runs are made; `--plan` says what they will take. Every finished
+run is appended to a cache file, so an interrupted benchmark goes on where it stopped, and rows of benchmark.json are
+taken over; a run whose settings or program have changed is done again. Writes benchmark.json and best_known.json, and
+from these (`tables.py`) benchmark.md and benchmark.png.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import itertools
 import json
 import os
 import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cache
 from math import sqrt
@@ -29,53 +28,24 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import cases
+import known
 import numpy as np
 import peers
+import planned
+import released
 import tables
 import torch
-from cases import Case, all_names, is_volume, load_case
+from cases import Case, load_case
+from planned import METHODS, Row, Task
+from sources import all_names, missing
 from torch import Tensor
 
 from mafl_cli.classes import Classes
-from mafl_cli.config import config_hash, preset
-from mafl_cli.field import boxes, preprocess, tiling, whole, windows
+from mafl_cli.config import preset
+from mafl_cli.field.preprocess import per_channel
 from mafl_cli.measure import agreement, perturbation
 from mafl_cli.measure.records import Size
-from mafl_cli.network import load, prediction, segmenter
-from mafl_cli.search import best, descent, goals, halpern, limits, losses, lowfreq, pressure, steps, terms
 from mafl_cli.search import loop as engine
-
-PRESETS = ("mafl-paper", "pgd", "mifgsm", "segpgd", "cospgd", "ssah", "dag")
-METHODS = ("mafl", "asma", *PRESETS, "pdgd")
-GOALS = (0.9, 0.95)
-"""Further goals of mafl, beside its default, on the problems of the picture."""
-COMMON = (cases, load, prediction, segmenter, preprocess, boxes, tiling, whole, windows, goals, limits, agreement)
-"""The programs that every result depends on."""
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Task:
-    """One run. `settings` change the preset of that name, or are the parameters of a peer."""
-
-    case: str
-    method: str
-    passes: int
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def key(self) -> str:
-        """Changes with the settings and with the programs that make the result, comments and docstrings aside."""
-        peer = self.method in ("asma", "asma-published", "pdgd")
-        sources = (
-            (*COMMON, peers)
-            if peer
-            else (*COMMON, engine, terms, best, losses, pressure, lowfreq, steps, descent, halpern)
-        )
-        settings = {} if peer else asdict(preset(_preset_of(self.method), steps=self.passes))
-        return config_hash([asdict(self), settings, [_program(Path(str(source.__file__))) for source in sources]])
 
 
 @dataclass(frozen=True)
@@ -95,9 +65,14 @@ def main() -> None:
     names = [name for name in all_names(arguments.data) if any(fnmatch(name, glob) for glob in arguments.cases)]
     if not names:
         raise SystemExit(f"no such case; there are: {', '.join(all_names(arguments.data))}.")
-    todo = list(_tasks(names, sorted(arguments.passes), arguments.methods, arguments.published))
-    rows, failed = _solve_all(todo, arguments.cache, arguments.data, arguments.jobs)
-    matched, more = _solve_all(list(_matching(rows)), arguments.cache, arguments.data, arguments.jobs)
+    skipped = _skipped(arguments)
+    print("\n".join(f"left out: {what} ({why})" for what, why in skipped.items()))
+    todo = list(planned.tasks(names, arguments.passes, arguments.methods, arguments.long))
+    if arguments.plan:
+        _plan(todo, arguments)
+        return
+    rows, failed = _solve_all(todo, arguments)
+    matched, more = _solve_all(list(planned.matching(rows)), arguments)
     rows, failed = rows + matched, failed + more
     order = {name: index for index, name in enumerate(names)}
     document = {
@@ -109,6 +84,8 @@ def main() -> None:
             "processes": arguments.jobs,
             "threads": 1,
         },
+        "adv-lib": released.version(),
+        "skipped": skipped,
         "passes": sorted(arguments.passes),
         "goal": preset("mafl").goal_iou,
         "cases": names,
@@ -116,6 +93,7 @@ def main() -> None:
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "benchmark.json").write_text(_json(document))
+    known.improve(arguments.out, rows, preset("mafl").goal_iou)
     tables.write(arguments.out)
     if failed:
         raise SystemExit(f"{failed} runs failed; the tables leave them out.")
@@ -124,14 +102,36 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of development scans; without: the sample scan alone")
-    parser.add_argument("--cases", nargs="+", default=["*"], metavar="GLOB", help="which problems, as folder:target")
-    parser.add_argument("--passes", nargs="+", type=int, default=[50, 150, 500], help="the presets get the middle one")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--published", action="store_true", help="also ASMA with its published step, 2501 passes")
+    parser.add_argument("--cases", nargs="+", default=["*"], metavar="GLOB", help="which problems, as name:target")
+    parser.add_argument("--passes", nargs="+", type=int, default=[40, 50, 150, 500], help="which of the planned ones")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
+    parser.add_argument("--long", type=int, help="for slices one more run of so many passes, for the shortest known")
+    parser.add_argument("--plan", action="store_true", help="say what is to be run and how long it takes, and end")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "docs")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "mafl-benchmark.jsonl")
     return parser.parse_args()
+
+
+def _skipped(arguments: argparse.Namespace) -> dict[str, str]:
+    """What cannot be run here, and how it could be."""
+    skipped = missing(arguments.data)
+    if released.version() is None:
+        skipped |= dict.fromkeys(released.ATTACKS, released.INSTALL)
+    return skipped
+
+
+def _plan(todo: Sequence[Task], arguments: argparse.Namespace) -> None:
+    """Print, for each problem, what is still to be run and for how long."""
+    torch.set_num_threads(1)
+    found = _recorded(arguments)
+    left = [task for task in todo if task.key not in found]
+    plan = planned.estimate(left, lambda name: planned.timed(load_case(name, arguments.data)))
+    print(f"{len(todo)} runs, {len(todo) - len(left)} of them known")
+    for name, runs, passes, seconds in plan:
+        print(f"{name:40} {runs:3} runs {passes:7.0f} passes {seconds / passes:7.3f} s each {seconds / 60:6.1f} min")
+    total = sum(seconds for *_, seconds in plan) / 60
+    print(f"{total:.0f} CPU minutes, {total / arguments.jobs:.0f} with {arguments.jobs} processes")
 
 
 def _command(arguments: argparse.Namespace) -> str:
@@ -140,8 +140,10 @@ def _command(arguments: argparse.Namespace) -> str:
     words += ["--data DATA"] if arguments.data else []
     words += [] if arguments.cases == ["*"] else [f"--cases {' '.join(map(repr, arguments.cases))}"]
     words += [f"--passes {' '.join(map(str, sorted(arguments.passes)))}"]
-    words += [] if set(arguments.methods) == set(METHODS) else [f"--methods {' '.join(arguments.methods)}"]
-    return " ".join([*words, *(["--published"] if arguments.published else []), f"--jobs {arguments.jobs}"])
+    chosen = arguments.methods
+    words += [] if set(chosen) == set(METHODS) else [f"--methods {' '.join(map(repr, chosen))}"]
+    words += [f"--long {arguments.long}"] if arguments.long else []
+    return " ".join([*words, f"--jobs {arguments.jobs}"])
 
 
 def _json(document: dict[str, Any]) -> str:
@@ -155,111 +157,65 @@ def _json(document: dict[str, Any]) -> str:
     return "{\n " + ",\n ".join([*entries, f'"rows": [\n  {rows}\n ]']) + "\n}\n"
 
 
-# --- what to run --------------------------------------------------------------------------------------------
-
-
-def _tasks(names: Sequence[str], passes: Sequence[int], methods: Sequence[str], published: bool) -> Iterator[Task]:
-    """All runs, the problems one after the other, so that each process loads few of them."""
-    middle = passes[len(passes) // 2]
-    for name, method in itertools.product(names, methods):
-        budgets, most = passes, passes[-1]
-        if is_volume(name):
-            # A pass through a cube costs as much as through ten slices: what decides, and no more.
-            if method not in ("mafl", "asma"):
-                continue
-            budgets, most = [count for count in passes if count <= middle], middle
-        if method == "mafl":
-            yield from (Task(name, method, budget) for budget in budgets)
-            if name in tables.pictured(names):
-                yield from (Task(name, method, middle, {"goal_iou": goal, "goal_hit": goal}) for goal in GOALS)
-        elif method == "asma":
-            for tau in peers.TAUS:
-                yield Task(name, method, most, {"tau": tau, "beta": 10 * tau, "marks": list(budgets)})
-            if published and name in tables.pictured(names) and not is_volume(name):
-                count = peers.PUBLISHED_PASSES
-                yield Task(name, "asma-published", count, {**peers.PUBLISHED, "marks": [count]})
-        elif method == "pdgd":
-            yield Task(name, method, most)
-        else:
-            yield Task(name, method, middle)
-
-
-def _matching(rows: Sequence[Row]) -> Iterator[Task]:
-    """For each run of PDGD: mafl with the score that it reached as the goal, sample by sample."""
-    for row in rows:
-        if row["method"] == "pdgd":
-            yield Task(row["case"], "mafl-as-pdgd", row["passes"], {"goals": row["scores"]})
-
-
-def _preset_of(method: str) -> str:
-    return "mafl" if method == "mafl-as-pdgd" else method
-
-
-@cache
-def _program(path: Path) -> str:
-    """The text of a module without comments, line breaks and docstrings."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [part for part in body if not _is_text(part)]  # type: ignore[attr-defined]
-    return ast.dump(tree)
-
-
-def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-
-
 # --- running ------------------------------------------------------------------------------------------------
 
 
-def _solve_all(todo: Sequence[Task], store: Path, data: Path | None, jobs: int) -> tuple[list[Row], int]:
-    """The rows of all tasks, from the cache file or computed and added to it, and how many tasks failed."""
-    known = _read_cache(store)
+def _solve_all(todo: Sequence[Task], arguments: argparse.Namespace) -> tuple[list[Row], int]:
+    """The rows of all tasks, recorded ones or computed and added to the cache file, and how many tasks failed."""
+    found, store = _recorded(arguments), arguments.cache
     keys = [task.key for task in todo]
-    missing = {key: task for key, task in zip(keys, todo, strict=True) if key not in known}
-    print(f"{len(todo)} runs, {len(missing)} of them not in {store}", flush=True)
-    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool, store.open("a") as file:
-        running = {pool.submit(solve, task, data): key for key, task in missing.items()}
+    left = {key: task for key, task in zip(keys, todo, strict=True) if key not in found}
+    print(f"{len(todo)} runs, {len(left)} of them not in {store}", flush=True)
+    pool_of = (arguments.jobs, get_context("spawn"), torch.set_num_threads, (1,))
+    with ProcessPoolExecutor(*pool_of) as pool, store.open("a") as file:
+        running = {pool.submit(solve, task, arguments.data): key for key, task in left.items()}
         try:
             for count, future in enumerate(as_completed(running), 1):
-                key, task = running[future], missing[running[future]]
-                what = f"[{count}/{len(missing)}] {task.case} {task.method} {task.passes} {task.settings or ''}"
+                key, task = running[future], left[running[future]]
+                what = f"[{count}/{len(left)}] {task.case} {task.method} {task.passes} {task.settings or ''}"
                 if error := future.exception():
                     print(f"{what}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
                     continue
-                known[key] = future.result()
-                file.write(json.dumps({"key": key, "rows": known[key]}, allow_nan=False) + "\n")
+                found[key] = future.result()
+                file.write(json.dumps({"key": key, "rows": found[key]}, allow_nan=False) + "\n")
                 file.flush()
-                last = known[key][-1]
+                last = found[key][-1]
                 print(f"{what}: score {last['score']:.4f}, L2 {last['l2']:.3f}, {last['seconds']:.0f} s", flush=True)
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             raise
-    done = [key for key in keys if key in known]
-    return [row for key in done for row in known[key]], len(keys) - len(done)
+    done = [key for key in keys if key in found]
+    return [row for key in done for row in found[key]], len(keys) - len(done)
 
 
-def _read_cache(store: Path) -> dict[str, list[Row]]:
-    known = {}
-    for line in store.read_text().splitlines() if store.exists() else []:
+def _recorded(arguments: argparse.Namespace) -> dict[str, list[Row]]:
+    """Rows by the key of their task: from the last benchmark.json, and from the cache file."""
+    recorded: dict[str, list[Row]] = {}
+    last = arguments.out / "benchmark.json"
+    for row in json.loads(last.read_text())["rows"] if last.is_file() else []:
+        if "key" in row:
+            recorded.setdefault(row["key"], []).append(row)
+    for line in arguments.cache.read_text().splitlines() if arguments.cache.exists() else []:
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:
             continue  # The last line of a run that was killed while writing.
-        known[entry["key"]] = entry["rows"]
-    return known
+        recorded[entry["key"]] = entry["rows"]
+    return recorded
 
 
 def solve(task: Task, data: Path | None) -> list[Row]:
     """Run a task and measure what it found: a row for each budget and rule."""
     case = _case(task.case, data)
-    if task.method in ("asma", "asma-published"):
+    if task.method == "asma":
         rows = _asma(task, case)
     else:
-        solution = {"pdgd": _pdgd, "mafl-as-pdgd": _one_by_one}.get(task.method, _engine)(task, case)
+        if task.method in planned.PEERS:
+            solution = _peer(task, case)
+        else:
+            solution = (_one_by_one if "goals" in task.settings else _engine)(task, case)
         rows = [{"goal": task.settings.get("goal_iou"), **_measure(case, solution)}]
-    return [{"case": task.case, "method": task.method, **row} for row in rows]
+    return [{"case": task.case, "method": task.method, "key": task.key, **row} for row in rows]
 
 
 @cache
@@ -279,9 +235,10 @@ def _asma(task: Task, case: Case) -> list[Row]:
     return rows
 
 
-def _pdgd(task: Task, case: Case) -> Solution:
+def _peer(task: Task, case: Case) -> Solution:
     begin = time.perf_counter()
-    x = peers.pdgd(case, task.passes)
+    own = task.method == "pdgd"
+    x = peers.pdgd(case, task.passes) if own else released.attack(task.method, case, task.passes)
     used = task.passes * len(case.clean)
     return Solution(x, task.passes, len(case.clean) + used, used, time.perf_counter() - begin)
 
@@ -303,7 +260,8 @@ def _one_by_one(task: Task, case: Case) -> Solution:
 
 
 def _engine(task: Task, case: Case) -> Solution:
-    config = preset(_preset_of(task.method), steps=task.passes, **task.settings)
+    assert task.preset is not None
+    config = preset(task.preset, steps=task.passes, **task.settings)
     begin = time.perf_counter()
     result = engine.attack(case.field, case.clean, case.target, config, case.limits)
     seconds = time.perf_counter() - begin
@@ -334,6 +292,7 @@ def _measure(case: Case, solution: Solution) -> Row:
         "iou": hit if overlap is None else overlap,
         "accuracy": met.accuracy,
         "l2": sqrt(sum(squares)),
+        "l2s": [round(length, 6) for length in _lengths(case, solution.adversarial)],
         "linf": max(size.linf.model for size in sizes),
         "psnr": _mean([size.psnr_db.value for size in sizes]),
         "ssim": _mean([size.ssim.mean.value for size in sizes]),
@@ -352,6 +311,13 @@ def _measure(case: Case, solution: Solution) -> Row:
         "backward": solution.backward,
         "seconds": round(solution.seconds, 2),
     }
+
+
+def _lengths(case: Case, adversarial: Tensor) -> list[float]:
+    """L2 of the change of each sample, model units."""
+    change = (adversarial - case.clean) / per_channel(case.limits.unit, case.clean)
+    lengths: list[float] = change.flatten(1).norm(dim=1).tolist()
+    return lengths
 
 
 def _sizes(case: Case, adversarial: Tensor) -> list[Size]:

@@ -1,4 +1,4 @@
-"""From benchmark.json and survival.json to benchmark.md and benchmark.png, without running anything.
+"""From benchmark.json, best_known.json and survival.json to benchmark.md and benchmark.png, without running anything.
 
     python benchmarks/tables.py [--out docs]
 
@@ -9,33 +9,36 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
-from math import exp, inf, log
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-Row = dict[str, Any]
-Pair = tuple[Row, Row]
-Measure = Callable[[Sequence[Pair]], float | None]
-
-# name: (heading, digits, whether more is better). Two values that look alike with these digits are a tie.
-METRICS = {
-    "iou": ("IoU", 4, True),
-    "accuracy": ("accuracy", 5, True),
-    "l2": ("L2", 3, False),
-    "linf": ("Linf", 3, False),
-    "psnr": ("PSNR dB", 2, True),
-    "ssim": ("SSIM", 4, True),
-}
-RULES = ("best IoU", "at goal")
-PICTURED = (
-    "sample:swap",
-    "flair2d_pat0001/slab12:shifted20",
-    "brats2d_pat0002/slab12:dilated",
-    "brats3d_pat0003/crop96:shifted20",
+import known
+from figure import picture
+from results import (
+    COMPARED,
+    METRICS,
+    RULES,
+    Pair,
+    Results,
+    Row,
+    compare,
+    gains,
+    geometric,
+    lengths,
+    mean_of,
+    number,
+    percent,
+    share,
+    table,
 )
-CLOSE = 0.9
-"""Score from which on ASMA counts as having come to the target: the change of a run that gave up is small."""
+from sources import is_volume
+from survived import survival
+
+AT_GOAL = "mafl at the goal"
+RIVALS = ("adv-lib PDGD", "adv-lib PDPGD", "adv-lib ALMA-prox", "pdgd")
+ON_TIME = "t1_brainmask_128:eroded8mm"
 
 
 def main() -> None:
@@ -45,530 +48,346 @@ def main() -> None:
 
 
 def write(folder: Path) -> None:
-    """benchmark.md and benchmark.png beside the benchmark.json of a folder, and the survival.json if there is one."""
+    """benchmark.md and benchmark.png beside the JSON files of a folder."""
     document = json.loads((folder / "benchmark.json").read_text())
-    text, left = markdown(document), folder / "survival.json"
+    text, left = markdown(document, known.read(folder), known.sources(folder)), folder / "survival.json"
     if left.is_file():
         text += "\n" + survival(json.loads(left.read_text()))
     (folder / "benchmark.md").write_text(text)
     picture(document, folder / "benchmark.png")
 
 
-def pictured(names: Sequence[str]) -> list[str]:
-    """The problems for the picture: four chosen ones if they are there, else the first."""
-    return [name for name in PICTURED if name in names] or list(names[:4])
-
-
-# --- choosing rows ------------------------------------------------------------------------------------------
-
-
-class Results:
-    """The rows of a document, by case and method. What was not run, or failed, is missing."""
-
-    def __init__(self, document: dict[str, Any]) -> None:
-        self.cases: list[str] = document["cases"]
-        self.passes: list[int] = document["passes"]
-        self.goal: float = document["goal"]
-        self.rows: list[Row] = document["rows"]
-
-    def find(self, **wanted: Any) -> list[Row]:
-        return [row for row in self.rows if all(row.get(key) == value for key, value in wanted.items())]
-
-    def mafl(self, case: str, passes: int) -> Row | None:
-        return next(iter(self.find(case=case, method="mafl", passes=passes, goal=None)), None)
-
-    def asma(self, case: str, passes: int, rule: str) -> Row | None:
-        """ASMA with the step size that serves it best: the highest score, then the smallest L2.
-
-        With the rule "at goal", a score above the goal is worth no more than the goal.
-        """
-        top = self.goal if rule == "at goal" else inf
-
-        def quality(row: Row) -> tuple[float, float]:
-            return round(sum(min(score, top) for score in row["scores"]) / len(row["scores"]), 4), -row["l2"]
-
-        return max(self.find(case=case, method="asma", passes=passes, rule=rule), key=quality, default=None)
-
-    def pairs(self, passes: int, rule: str) -> list[Pair]:
-        """mafl and the best ASMA, for every case that has both."""
-        both = ((self.mafl(case, passes), self.asma(case, passes, rule)) for case in self.cases)
-        return [(ours, theirs) for ours, theirs in both if ours and theirs]
-
-    def outdone(self, case: str, passes: int) -> bool | None:
-        """Whether any ASMA run, with any step size and rule, is at least as good in both score and L2."""
-        ours = self.mafl(case, passes)
-        theirs = self.find(case=case, method="asma", passes=passes)
-        if ours is None or not theirs:
-            return None
-        return any(row["score"] >= ours["score"] and row["l2"] <= ours["l2"] for row in theirs)
-
-    def matched(self) -> list[Pair]:
-        """mafl at the score of PDGD, and PDGD."""
-        both = (
-            (self.find(case=case, method="mafl-as-pdgd"), self.find(case=case, method="pdgd")) for case in self.cases
-        )
-        return [(ours[0], theirs[0]) for ours, theirs in both if ours and theirs]
-
-
-def compare(metric: str, ours: Row, theirs: Row) -> int:
-    """1: ours is better, 0: they look alike, -1: ours is worse."""
-    _, digits, more = METRICS[metric]
-    a, b = (round(_value(row, metric), digits) for row in (ours, theirs))
-    return (a > b) - (a < b) if more else (a < b) - (a > b)
-
-
-def _value(row: Row, metric: str) -> float:
-    """An image that is equal to the clean one has no PSNR: nothing can be better."""
-    value = row[metric]
-    return inf if value is None else float(value)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def _geometric(values: Sequence[float]) -> float | None:
-    return exp(sum(map(log, values)) / len(values)) if values and min(values) > 0 else None
-
-
-def _ratios(pairs: Sequence[Pair], metric: str) -> list[float]:
-    return [ours[metric] / theirs[metric] for ours, theirs in pairs if theirs[metric] > 0]
-
-
-def _gains(pairs: Sequence[Pair]) -> list[float]:
-    return [a["psnr"] - b["psnr"] for a, b in pairs if a["psnr"] is not None and b["psnr"] is not None]
-
-
-def _close(pairs: Sequence[Pair]) -> list[Pair]:
-    return [pair for pair in pairs if pair[1]["score"] >= CLOSE]
-
-
-def _share(yes: Sequence[bool]) -> float | None:
-    return _mean([float(one) for one in yes])
-
-
-# --- Markdown -----------------------------------------------------------------------------------------------
-
-
-def markdown(document: dict[str, Any]) -> str:
+def markdown(document: dict[str, Any], best: known.Lengths, runs: dict[str, list[str]]) -> str:
     results = Results(document)
-    sections = (_introduction(document), _headline(results), _goals(results), _details(results), _matched(results))
-    return "\n\n".join([*sections, _methods(results)]) + "\n"
+    sections = [
+        _introduction(document),
+        _goals(results, best),
+        _shortest(results, best, runs),
+        *(_against_asma(results, method) for method in ("mafl", "mafl-paper")),
+        _against_released(results, document),
+        _details(results),
+        _methods(results),
+        _measured(document),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _introduction(document: dict[str, Any]) -> str:
     machine = document["machine"]
     return f"""# Benchmark
 
+How small a change does each attack need, within how many passes through the network? {len(document["cases"])} pairs of
+a scan with a target, in 2-D and 3-D, and networks of different authors. What the words mean is at the end.
+
 Made by `{document["command"]}`
 (torch {machine["torch"]}, Python {machine["python"]}, {machine["processor"]} CPU, {machine["processes"]} \
 processes of {machine["threads"]} thread). The numbers are in `benchmark.json`; `python benchmarks/tables.py` \
 makes this page again.
 
-**Problems.** {len(document["cases"])} pairs of a scan with a model and a target: two or three slices of a 2-D \
-case, a cube of a 3-D one (`benchmarks/cases.py`). The scans other than the sample are not part of the \
-repository.
-
-**Passes.** One forward and one backward pass through the network for each slice or volume; the forward passes of \
-mafl's scale search count as one each, and its feature term takes a second backward pass until the goal is reached. \
-The passes that were really used are in the last table.
-
-**ASMA** is written anew in `benchmarks/peers.py`: per sample, inside the range of the scan, β = 10 τ. For every \
-pair and budget the best of {_taus(document)} step sizes is taken, the one with the highest score, then with the \
-smallest L2: nobody could choose better without knowing the result. Two rules say which image of a run counts: \
-*best IoU*, the one with the highest score, and *at goal*, the smallest that reaches mafl's own goal \
-({document["goal"]:g}), else the one with the highest score.
-
-**Metrics.** Over all slices of a pair together, in model units. Score: the lowest of IoU, hit rate (share of \
-the voxels that had to change and did) and removal of what must vanish, as in the goal of mafl. IoU is the hit \
-rate where the target has no foreground. PSNR and SSIM: mean over channels, SSIM also over slices; range p99.9 − \
-p0.1. A tie is a difference that the printed digits do not show.
-
 ![IoU against L2](benchmark.png)"""
 
 
-def _taus(document: dict[str, Any]) -> str:
-    taus = sorted({row["tau"] for row in document["rows"] if row["method"] == "asma"})
-    return f"{len(taus)} (τ {', '.join(f'{tau:g}' for tau in taus)})"
+# --- goals --------------------------------------------------------------------------------------------------
 
 
-def _headline(results: Results) -> str:
-    parts = ["## mafl against the best ASMA"]
-    for passes in results.passes[1:]:
-        for rule in RULES:
-            pairs = results.pairs(passes, rule)
-            if pairs:
-                parts.append(f"### {passes} passes, ASMA's image: {rule} ({len(pairs)} pairs)")
-                parts.append(_comparison(pairs))
-                parts.append(_relations(pairs, rule, results))
+def _goals(results: Results, best: known.Lengths) -> str:
+    """What we want to reach, and whether the numbers say so."""
+    lines = []
+    for passes, middle, worst in ((50, 1.15, 1.35), (150, 1.03, 1.10)):
+        rows = [row for row in results.group(AT_GOAL, passes, results.cases) if row["case"] in best]
+        ratios = [value for row in rows if (value := known.ratio(row, best, results.goal)) is not None]
+        for what, limit, value in (
+            ("median", middle, median(ratios) if ratios else None),
+            ("largest", worst, max(ratios, default=None)),
+        ):
+            lines.append([f"L2 over the shortest known, {passes} passes: {what} ≤ {limit}", _at_most(value, limit, 3)])
+        if rows:
+            met = share([known.at_goal(min(row["scores"]), results.goal) for row in rows])
+            text = f"pairs at the goal within {passes} passes ≥ 95 %"
+            lines.append([text, _judged(met, (met or 0) >= 0.95, percent(met))])
+    for passes, limit in ((50, 60), (150, 48)):
+        row = results.one(ON_TIME, AT_GOAL, passes)
+        if row:
+            shown = f"{number(row['l2'], 1)} at IoU {number(row['iou'], 4)}"
+            ok = row["l2"] <= limit and row["iou"] >= results.goal
+            lines.append([f"{ON_TIME}, {passes} passes: L2 ≤ {limit} at IoU ≥ 0.99", _judged(row["l2"], ok, shown)])
+    for method, limit in (("mafl", 0.95), ("mafl-paper", 0.8)):
+        pairs = results.pairs(method, 150, RULES[0])
+        least = min((_better(metric, pairs) for metric in METRICS), default=0) if pairs else None
+        text = f"{method} better than the best ASMA in each of six metrics, 150 passes: pairs ≥ {percent(limit)}"
+        lines.append([text, _judged(least, (least or 0) >= limit, f"{percent(least)} in the worst metric")])
+    ratio = mean_of(lengths(results.pairs("mafl", 150, RULES[0]), "l2"))
+    lines.append(["mean L2 ratio to the best ASMA, 150 passes ≤ 0.6", _at_most(ratio, 0.6, 3)])
+    for method in RIVALS:
+        ratio = mean_of(lengths(results.matched(method), "l2"))
+        lines.append([f"mean L2 ratio to {method} at its own score ≤ 1", _at_most(ratio, 1.0, 3)])
+    return f"## In short\n\n{table(['goal', 'found'], lines)}"
+
+
+def _at_most(value: float | None, limit: float, digits: int) -> str:
+    return _judged(value, value is not None and value <= limit, number(value, digits))
+
+
+def _judged(value: float | None, reached: bool, shown: str) -> str:
+    return "not run" if value is None else f"{shown} {'PASS' if reached else '**MISS**'}"
+
+
+def _better(metric: str, pairs: Sequence[Pair]) -> float:
+    return share([compare(metric, *pair) > 0 for pair in pairs]) or 0.0
+
+
+# --- the shortest change known ------------------------------------------------------------------------------
+
+
+def _shortest(results: Results, best: known.Lengths, runs: dict[str, list[str]]) -> str:
+    cases = [case for case in results.cases if case in best]
+    parts = [
+        f"""## L2 over the shortest change known
+
+A pair's ratio is the geometric mean over its slices. Median and largest are over the pairs whose slices are all at the
+goal ({results.goal:g}). ξ counts all slices: 1 for the shortest known each time, 0 for twice as much or a missed goal.
+`{AT_GOAL}` is mafl with `--aim {results.goal:g}`; by default it aims at every voxel. ASMA has the best of its step
+sizes for each pair."""
+    ]
+    for heading, some in (
+        ("Slices", [case for case in cases if not is_volume(case)]),
+        ("Volumes", [case for case in cases if is_volume(case)]),
+    ):
+        lines = [
+            _closeness(method, passes, rows, best, results.goal)
+            for method, passes in _runs(results)
+            if (rows := results.group(method, passes, some))
+        ]
+        if lines:
+            head = ["method", "passes", "pairs", "at the goal", "score", "median", "largest", "ξ", "within 5 %"]
+            parts.append(f"### {heading}\n\n{table([*head, 'Linf', 'PSNR dB'], lines)}")
+    budgets = [passes for passes in results.passes if results.find(method=AT_GOAL, passes=passes)]
+    head = ["pair", "shortest known", *(str(passes) for passes in budgets), "passes to within 5 %", "shortest is from"]
+    lines = [_approach(results, case, budgets, best, runs) for case in cases if results.find(case=case, method=AT_GOAL)]
+    parts.append(f"### {AT_GOAL}, pair by pair\n\nA score stands where the goal was missed.\n\n{table(head, lines)}")
     return "\n\n".join(parts)
 
 
-def _comparison(pairs: Sequence[Pair]) -> str:
+def _runs(results: Results) -> list[tuple[str, int]]:
+    """Methods with their passes, mafl first, as they are in the plan."""
+    order = dict.fromkeys([AT_GOAL, "mafl", "mafl-paper", "asma", *(row["method"] for row in results.rows)])
+    counts = {
+        method: sorted({row["passes"] for row in results.find(method=method) if row.get("goal") is None})
+        for method in order
+        if not method.startswith("mafl as")
+    }
+    return [(method, passes) for method, some in counts.items() for passes in some]
+
+
+def _closeness(method: str, passes: int, rows: Sequence[Row], best: known.Lengths, goal: float) -> list[str]:
+    ratios = [value for row in rows if (value := known.ratio(row, best, goal)) is not None]
+    reached = sum(known.at_goal(score, goal) for row in rows for score in row["scores"])
+    near = sum(value <= known.NEAR for value in ratios)
+    return [
+        method,
+        str(passes),
+        str(len(rows)),
+        f"{reached} / {sum(row['samples'] for row in rows)}",
+        number(mean_of([row["score"] for row in rows]), 4),
+        number(median(ratios) if ratios else None, 3),
+        number(max(ratios, default=None), 3),
+        number(known.optimality(rows, best, goal), 3),
+        f"{near} / {len(rows)}",
+        number(mean_of([row["linf"] for row in rows]), 3),
+        number(mean_of([row["psnr"] for row in rows if row["psnr"] is not None]), 2),
+    ]
+
+
+def _approach(
+    results: Results, case: str, budgets: Sequence[int], best: known.Lengths, runs: dict[str, list[str]]
+) -> list[str]:
+    """One pair: its ratio at each count of passes, and the first that comes close."""
+    cells, first = [], "–"
+    for passes in budgets:
+        row = results.one(case, AT_GOAL, passes)
+        ratio = known.ratio(row, best, results.goal) if row else None
+        if ratio is not None and ratio <= known.NEAR and first == "–":
+            first = str(passes)
+        missed = f"({number(min(row['scores']), 4)})" if row else ""
+        cells.append(missed if ratio is None else number(ratio, 3))
+    shortest = ", ".join(number(length, 3) for length in best[case])
+    return [case, shortest, *cells, first, "; ".join(dict.fromkeys(runs[case]))]
+
+
+# --- other people's attacks ---------------------------------------------------------------------------------
+
+
+def _against_asma(results: Results, method: str) -> str:
+    parts = []
+    for passes in COMPARED:
+        pairs = results.pairs(method, passes, RULES[0])
+        if pairs:
+            parts.append(f"### {passes} passes ({len(pairs)} pairs)\n\n{_comparison(method, pairs)}")
+            parts.append(_relations(results, method, passes))
+    return "\n\n".join([f"## {method} against the best ASMA", *parts]) if parts else ""
+
+
+def _comparison(method: str, pairs: Sequence[Pair]) -> str:
     def line(metric: str) -> list[str]:
         heading, digits, _ = METRICS[metric]
-        means = (_mean([row[metric] for row in side if row[metric] is not None]) for side in zip(*pairs, strict=True))
-        results = [compare(metric, *pair) for pair in pairs]
-        counts = [str(results.count(value)) for value in (1, 0, -1)]
-        return [heading, *(_number(mean, digits) for mean in means), *counts, *_percents(results)]
+        means = (mean_of([row[metric] for row in side if row[metric] is not None]) for side in zip(*pairs, strict=True))
+        found = [compare(metric, *pair) for pair in pairs]
+        counts = [str(found.count(value)) for value in (1, 0, -1)]
+        return [heading, *(number(mean, digits) for mean in means), *counts, percent(_better(metric, pairs))]
 
-    head = ["mean", "mafl", "ASMA", "mafl better", "tie", "worse", "better", "better or equal"]
-    return _table(head, map(line, METRICS))
-
-
-def _percents(results: Sequence[int]) -> list[str]:
-    return [_percent(_share([result > 0 for result in results])), _percent(_share([result >= 0 for result in results]))]
+    return table(["mean", method, "ASMA", "better", "tie", "worse", "better in"], map(line, METRICS))
 
 
-def _relations(pairs: Sequence[Pair], rule: str, results: Results) -> str:
-    close = _close(pairs)
+def _relations(results: Results, method: str, passes: int) -> str:
+    """How much smaller the change is, by both rules for ASMA's image."""
     lines = []
-    for what, some in (("all pairs", pairs), (f"pairs where the score of ASMA is at least {CLOSE}", close)):
-        l2, linf = _ratios(some, "l2"), _ratios(some, "linf")
-        lines.append(
-            [
-                f"{what} ({len(some)})",
-                *(_number(mean(values), 3) for values in (l2, linf) for mean in (_mean, _geometric)),
-                _number(_mean(_gains(some)), 2, sign=True),
-                *(
-                    _number(_mean([row["score"] for row in side]), 4)
-                    for side in (list(zip(*some, strict=True)) or [(), ()])
-                ),
-            ]
-        )
+    for rule in RULES:
+        pairs = results.pairs(method, passes, rule)
+        l2, linf = lengths(pairs, "l2"), lengths(pairs, "linf")
+        scores = (mean_of([row["score"] for row in side]) for side in zip(*pairs, strict=True))
+        sizes = (number(mean(values), 3) for values in (l2, linf) for mean in (mean_of, geometric))
+        gain = number(mean_of(gains(pairs)), 2, sign=True)
+        lines.append([rule, *sizes, gain, *(number(score, 4) for score in scores)])
     taus = {row["tau"] for row in results.rows if row["method"] == "asma"}
-    edge = sum(pair[1]["tau"] in (min(taus), max(taus)) for pair in pairs)
-    head = ["mafl / ASMA", "L2", "geometric", "Linf", "geometric", "PSNR dB", "score mafl", "score ASMA"]
-    return f"{_table(head, lines)}\n\nThe step size chosen for ASMA is the smallest or largest one in {edge} pairs."
+    edge = sum(theirs["tau"] in (min(taus), max(taus)) for _, theirs in results.pairs(method, passes, RULES[0]))
+    head = [f"{method} / ASMA, its image by", "L2", "geometric", "Linf", "geometric", "PSNR dB", "score", "of ASMA"]
+    text = f"{table(head, lines)}\n\nThe step size chosen for ASMA is the smallest or largest one in {edge} pairs."
+    if method == "mafl":
+        outdone = [found for case in results.cases if (found := results.outdone(case, passes)) is not None]
+        text += f" In {outdone.count(False)} of {len(outdone)} pairs no ASMA run has both a score and an L2 as good."
+    return text
 
 
-def _goals(results: Results) -> str:
-    """What we want to reach, and whether the numbers say so."""
-    columns = [(passes, rule) for passes in results.passes[1:] for rule in RULES if results.pairs(passes, rule)]
-    first = results.passes[0]
-    early = [row for case in results.cases if (row := results.mafl(case, first))]
-    matched = results.matched()
-    sizes: list[tuple[str, Measure, Callable[[float], bool], int | str]] = [
-        ("mean L2 ratio ≤ 0.65", lambda pairs: _mean(_ratios(pairs, "l2")), lambda value: value <= 0.65, 3),
-        ("mean Linf ratio ≤ 0.55", lambda pairs: _mean(_ratios(pairs, "linf")), lambda value: value <= 0.55, 3),
-        ("mean PSNR gain ≥ 3 dB", lambda pairs: _mean(_gains(pairs)), lambda value: value >= 3, 2),
-    ]
-    goals = [
-        *sizes,
-        *((f"{name}, where ASMA's score ≥ {CLOSE}", _of_close(value), ok, digits) for name, value, ok, digits in sizes),
-    ]
-    for metric, (heading, _, _) in METRICS.items():
-        goals.append((f"{heading} better or equal in ≥ 90 % of pairs", _not_worse(metric), lambda x: x >= 0.9, "%"))
-    lines = [
-        [name, *(_judged(value(results.pairs(*column)), reached, digits) for column in columns)]
-        for name, value, reached, digits in goals
-    ]
-    mean = _share([row["score"] >= 0.97 for row in early])
-    worst = _share([min(row["scores"]) >= 0.97 for row in early])
-    others = [
-        [f"score ≥ 0.97 within {first} passes in ≥ 90 % of pairs", _judged(mean, lambda value: value >= 0.9, "%")],
-        ["the same for every slice of the pair", _judged(worst, lambda value: value >= 0.9, "%")],
-        *(
+def _against_released(results: Results, document: dict[str, Any]) -> str:
+    """Peers that look for the shortest change, each with mafl at the score that it reached."""
+    parts = []
+    for method in RIVALS:
+        pairs = results.matched(method)
+        if not pairs:
+            continue
+        lines = [
             [
-                f"pairs in which no ASMA run of {passes} passes has score and L2 at least as good",
-                _undefeated(results, passes),
+                theirs["case"],
+                *(number(row["score"], 4) for row in (theirs, ours)),
+                *(number(row[metric], 3) for metric in ("l2", "linf") for row in (theirs, ours)),
+                number(ours["l2"] / theirs["l2"] if theirs["l2"] else None, 3),
             ]
-            for passes in results.passes
-        ),
-        [
-            "mean L2 ratio to PDGD at its own score ≤ 1",
-            _judged(_mean(_ratios(matched, "l2")), lambda value: value <= 1, 3),
-        ],
-    ]
-    head = ["against the best ASMA", *(f"{passes}, {rule}" for passes, rule in columns)]
-    return f"## Goals\n\n{_table(head, lines)}\n\n{_table(['other', ''], others)}"
+            for ours, theirs in pairs
+        ]
+        ratios = lengths(pairs, "l2")
+        head = ["pair", f"score {method}", "mafl", "L2", "mafl", "Linf", "mafl", "L2 ratio"]
+        parts.append(
+            f"### {method}, {pairs[0][1]['passes']} passes each\n\n{table(head, lines)}\n\n"
+            f"Mean L2 ratio {number(mean_of(ratios), 3)} (geometric {number(geometric(ratios), 3)}), "
+            f"Linf {number(mean_of(lengths(pairs, 'linf')), 3)}; L2 not larger in "
+            f"{sum(ratio <= 1 for ratio in ratios)} of {len(ratios)} pairs."
+        )
+    library = document.get("adv-lib")
+    how = (
+        f"adv-lib {library} is run as its authors release it; `benchmarks/released.py` says what is put around it. "
+        "`pdgd` is our own PDGD (`peers.py`), judged by mafl's goal." if library
+        else "adv-lib was not installed (`pip install --no-deps adv-lib`)."
+    )  # fmt: skip
+    text = f"""## At the score of attacks that look for the shortest change
 
-
-def _undefeated(results: Results, passes: int) -> str:
-    outdone = [found for case in results.cases if (found := results.outdone(case, passes)) is not None]
-    return f"{outdone.count(False)} / {len(outdone)}"
-
-
-def _of_close(measure: Measure) -> Measure:
-    return lambda pairs: measure(_close(pairs))
-
-
-def _not_worse(metric: str) -> Measure:
-    return lambda pairs: _share([compare(metric, *pair) >= 0 for pair in pairs])
-
-
-def _judged(value: float | None, reached: Callable[[float], bool], digits: int | str) -> str:
-    if value is None:
-        return "not run"
-    shown = _percent(value) if digits == "%" else _number(value, int(digits))
-    return f"{shown} {'PASS' if reached(value) else '**MISS**'}"
+Each attack keeps the smallest image at its goal, else the one closest to it. mafl is then given the score of that
+image as its goal, slice by slice, and as many passes. {how} ALMA-prox minimises Linf, the others L2. DDN and FMN of
+adv-lib take one label for an image and do not run on masks."""
+    return "\n\n".join([text, *parts])
 
 
 def _details(results: Results) -> str:
     parts = ["## Pair by pair\n\nmafl / the best ASMA by the rule *best IoU*."]
-    for passes in results.passes[1:]:
-        pairs = results.pairs(passes, RULES[0])
+    for passes in COMPARED:
+        pairs = results.pairs("mafl", passes, RULES[0])
         if pairs:
             head = ["pair", "score", *(heading for heading, *_ in METRICS.values()), "τ"]
-            parts.append(f"### {passes} passes\n\n{_table(head, (_detail(*pair) for pair in pairs))}")
-    return "\n\n".join(parts)
+            parts.append(f"### {passes} passes\n\n{table(head, (_detail(*pair) for pair in pairs))}")
+    return "\n\n".join(parts) if len(parts) > 1 else ""
 
 
 def _detail(ours: Row, theirs: Row) -> list[str]:
     digits = {"score": 4, **{metric: count for metric, (_, count, _) in METRICS.items()}}
-    cells = (" / ".join(_number(row[key], count) for row in (ours, theirs)) for key, count in digits.items())
+    cells = (" / ".join(number(row[key], count) for row in (ours, theirs)) for key, count in digits.items())
     return [ours["case"], *cells, f"{theirs['tau']:g}"]
 
 
-def _matched(results: Results) -> str:
-    pairs = results.matched()
-    if not pairs:
-        return "## mafl against PDGD\n\nNot run."
-    lines = [
-        [
-            theirs["case"],
-            *(_number(row["score"], 4) for row in (theirs, ours)),
-            *(_number(row[metric], 3) for metric in ("l2", "linf") for row in (theirs, ours)),
-            _number(ours["l2"] / theirs["l2"] if theirs["l2"] else None, 3),
-        ]
-        for ours, theirs in pairs
-    ]
-    ratios = _ratios(pairs, "l2")
-    fewer = sum(ratio <= 1 for ratio in ratios)
-    means = f"Mean L2 ratio {_number(_mean(ratios), 3)} (geometric {_number(_geometric(ratios), 3)})"
-    summary = f"{means}, not larger in {fewer} of {len(ratios)} pairs."
-    head = ["pair", "score PDGD", "mafl", "L2 PDGD", "mafl", "Linf PDGD", "mafl", "L2 ratio"]
-    return f"""## mafl against PDGD
-
-{pairs[0][1]["passes"]} passes each. PDGD has a multiplier for each voxel and was made for the smallest L2 at a \
-share of the voxels; here it keeps the smallest image at mafl's goal, else the one with the highest score. mafl \
-is then given that score, slice by slice, as its goal.
-
-{_table(head, lines)}
-
-{summary}"""
-
-
 def _methods(results: Results) -> str:
-    """Every method on the pairs that all of them have."""
-    passes = results.passes[len(results.passes) // 2]
-    groups: dict[str, list[Row]] = {
-        "mafl": [row for case in results.cases if (row := results.mafl(case, passes))],
-        "best ASMA, best IoU": [row for _, row in results.pairs(passes, "best IoU")],
-        "best ASMA, at goal": [row for _, row in results.pairs(passes, "at goal")],
+    """Every method on the slices."""
+    cases = [case for case in results.cases if not is_volume(case)]
+    groups = {
+        f"{method}, {passes}": rows
+        for method, passes in _runs(results)
+        if passes >= COMPARED[-1] and (rows := results.group(method, passes, cases))
     }
-    others = dict.fromkeys(row["method"] for row in results.rows)
-    for method in others:
-        if method not in ("mafl", "asma", "asma-published", "mafl-as-pdgd"):
-            rows = results.find(method=method)
-            groups[f"{method}, {rows[0]['passes']} passes" if rows[0]["passes"] != passes else method] = rows
-    published = results.find(method="asma-published", rule="best IoU")
-    if published:
-        groups[f"ASMA as published, {published[0]['passes']} passes"] = published
-    head = ["method", "pairs", "score", *(heading for heading, *_ in METRICS.values())]
+    head = ["method, passes", "pairs", "score", *(heading for heading, *_ in METRICS.values())]
     head += ["hit rate", "low frequency", "at the goal", "forward", "backward", "seconds"]
-    lines = (_summary(name, rows) for name, rows in groups.items() if rows)
-    return f"""## All methods, {passes} passes
+    lines: Iterator[list[str]] = (_summary(name, rows) for name, rows in groups.items())
+    return f"""## All methods on the slices
 
 Means over the pairs. The presets with an ε-ball have it at their own default size. Low frequency: share of the \
-energy of the change in its Haar low-pass band. At the goal: slices or volumes. Passes and seconds: for each of \
-them.
+energy of the change in its Haar low-pass band. At the goal: slices. Passes and seconds: for each of them.
 
-{_table(head, lines)}"""
+{table(head, lines)}"""
 
 
 def _summary(name: str, rows: Sequence[Row]) -> list[str]:
     samples = sum(row["samples"] for row in rows)
+
+    def each(what: str) -> float:
+        total: float = sum(row[what] for row in rows)
+        return total / samples
+
     return [
         name,
         str(len(rows)),
-        _number(_mean([row["score"] for row in rows]), 4),
+        number(mean_of([row["score"] for row in rows]), 4),
         *(
-            _number(_mean([row[metric] for row in rows if row[metric] is not None]), digits)
+            number(mean_of([row[metric] for row in rows if row[metric] is not None]), digits)
             for metric, (_, digits, _) in METRICS.items()
         ),
-        _number(_mean([row["hit"] for row in rows if row["hit"] is not None]), 4),
-        _number(_mean([row["low_frequency"] for row in rows]), 3),
+        number(mean_of([row["hit"] for row in rows if row["hit"] is not None]), 4),
+        number(mean_of([row["low_frequency"] for row in rows]), 3),
         f"{sum(row['reached'] for row in rows)} / {samples}",
-        *(_number(sum(row[what] for row in rows) / samples, 1) for what in ("forward", "backward", "seconds")),
+        *(number(each(what), 1) for what in ("forward", "backward", "seconds")),
     ]
 
 
-# --- what is left of an attack --------------------------------------------------------------------------------
+def _measured(document: dict[str, Any]) -> str:
+    taus = sorted({row["tau"] for row in document["rows"] if row["method"] == "asma"})
+    skipped = "; ".join(f"{what}: `{how}`" for what, how in document.get("skipped", {}).items())
+    return f"""## How it is measured
 
+**Problems.** Two or three slices of a 2-D case, a box of a 3-D one (`benchmarks/sources.py`, `cases.py`). Most networks
+see the box at once; that of `brats3d_windows` sees it through windows of 64 voxels, which overlap by half. In
+`t1_gwm_headbox:swap_sphere` two classes change places. `t1_brainmask_128` and `deepbet_mask` are the two networks that
+the package deepbet (MIT) publishes. The scans other than the sample are not part of the repository.\
+{f" Not run here: {skipped}." if skipped else ""}
 
-def survival(document: dict[str, Any]) -> str:
-    """The section on transfer, survival and detection, from what `survival.py` wrote."""
-    rows: list[Row] = document["rows"]
-    variants, cases = (list(dict.fromkeys(row[key] for row in rows)) for key in ("variant", "case"))
-    by = {(row["case"], row["variant"]): row for row in rows}
-    baseline = variants[0]
+**Passes.** One forward and one backward pass through the network for each slice or volume; the forward passes of
+mafl's scale search count as one each, and its feature term takes a second backward pass once. What was really used is
+in the table of all methods. `benchmarks/planned.py` says what is run for how long: volumes get fewer passes and
+methods, for a pass costs as much as through ten to a hundred slices.
 
-    def mean(variant: str, pick: Callable[[Row], float | None]) -> float | None:
-        values = [pick(by[case, variant]) for case in cases if (case, variant) in by]
-        return _mean([value for value in values if value is not None])
+**The shortest change known** of a slice or volume is the smallest L2 at the goal over all runs of this benchmark, and
+over longer ones and earlier searches (`best_known.json`). It is not a proven minimum: what is better than all known
+becomes the shortest known.
 
-    def ratio(variant: str, key: str) -> float | None:
-        whole = [case for case in cases if (case, variant) in by and (case, baseline) in by]
-        return _geometric([by[case, variant][key] / by[case, baseline][key] for case in whole])
+**ξ** is AttackBench's local optimality (Cinà et al., 2024), 1 − (A − A*) / (A₀ d − A*). A is the area under the share
+of slices and volumes that hold out against a change of a given size, A* that of the shortest changes known, A₀ the
+share that holds out without any. Sizes are taken over the shortest known of each, for different scans share no scale.
+So A* = 1 and A₀ = 1; d = {known.MOST:g}; one that misses the goal holds out up to d.
 
-    def left(variant: str, key: str, name: str) -> float | None:
-        return mean(variant, lambda row: next(e for e in row["survival"] if e["transform"] == name)[key]["value"])
+**ASMA** is written anew in `benchmarks/peers.py`: per sample, inside the range of the scan, β = 10 τ. For every pair
+and budget the best of {len(taus)} step sizes (τ {", ".join(f"{tau:g}" for tau in taus)}) is taken: the one with the
+highest score, then with the smallest L2. Nobody could choose better without knowing the result. Two rules say which
+image of a run counts: *best IoU*, the one with the highest score, and *at goal*, the smallest that reaches mafl's own
+goal ({document["goal"]:g}), else the one with the highest score.
 
-    names = [entry["transform"] for entry in rows[0]["survival"]]
-
-    def over_all(variant: str) -> float:
-        return sum(left(variant, "hit_rate", name) or 0.0 for name in names) / len(names)
-
-    size = [
-        [
-            variant,
-            _number(mean(variant, lambda row: row["hit_rate"]), 4),
-            f"{sum(by[case, variant]['goal_reached'] for case in cases)} of {len(cases)}",
-            _number(ratio(variant, "l2"), 2),
-            _number(mean(variant, lambda row: row["psnr_db"]), 2),
-            _number(mean(variant, lambda row: row["low_frequency_share"]), 3),
-            _number(over_all(variant), 3),
-            _number(mean(variant, lambda row: row["auc"]), 3),
-        ]
-        for variant in variants
-    ]
-    kept = [
-        [
-            name,
-            *(_number(left(variant, "hit_rate", name), 3) for variant in variants),
-            _number(left(variants[1], "restored", name), 3),
-            _number(left(baseline, "clean_dice", name), 3),
-        ]
-        for name in names
-    ]
-    asked = [case for case in cases if by[case, baseline]["transfer"]]
-    moved = [
-        [
-            f"{case} → {by[case, baseline]['transfer'][0]['model']}",
-            *(_number(by[case, variant]["transfer"][0]["adversarial"]["hit_rate"]["value"], 3) for variant in variants),
-        ]
-        for case in asked
-    ]
-    return "\n\n".join(
-        [
-            "## What is left of an attack",
-            f"Made by `python benchmarks/survival.py --data DATA --steps {document['steps']}` (torch "
-            f"{document['torch']}; {len(cases)} pairs: {', '.join(cases)}) and `mafl evaluate`. Each pair is attacked "
-            "without the low-frequency term, with the default penalty, with a stronger one, and under the hard one.",
-            _table(
-                ("low frequency", "hit rate", "at the goal", "L2, × off", "PSNR dB", "low-frequency share",
-                 "hit rate after transforms", "AUC of the detector"),
-                size,
-            ),
-            _worth(
-                variants, over_all, lambda variant: left(variant, "hit_rate", "blur:1") or 0.0,
-                lambda variant: ratio(variant, "l2"),
-            ),
-            "Hit rate after a transform, mean over the pairs. Restored: share of the attacked voxels that have their "
-            f"class back ({variants[1]}). Dice of clean scans: with the prediction before the transform.",
-            _table(("transform", *variants, "restored", "Dice of clean scans"), kept),
-            "Hit rate in a model that was not attacked: of the voxels where its own clean prediction is not the "
-            "target.",
-            _table(("pair → other model", *variants), moved),
-        ]
-    ) + "\n"  # fmt: skip
-
-
-def _worth(
-    variants: Sequence[str],
-    left: Callable[[str], float],
-    blurred: Callable[[str], float],
-    length: Callable[[str], float | None],
-) -> str:
-    """Two sentences on what the low-frequency constraint buys or costs."""
-    off, default, _, hard = variants
-    more = "more" if left(default) > left(off) else "less"
-    first = (
-        f"The default penalty costs × {_number(length(default), 2)} in L2 and leaves {more} of the attack after the "
-        f"transforms (mean hit rate {left(default):.3f} against {left(off):.3f} without it)."
-    )
-    second = (
-        f"Allowing no low frequencies at all costs × {_number(length(hard), 2)} in L2, and {left(hard):.3f} is left"
-    )
-    if blurred(hard) < blurred(off):
-        second += f": smoothing takes it away first (after blur:1 {blurred(hard):.3f} against {blurred(off):.3f})"
-    return f"{first} {second}."
-
-
-def _table(head: Sequence[str], lines: Iterator[list[str]] | Sequence[list[str]]) -> str:
-    rows = [list(head), ["---", *["---:"] * (len(head) - 1)], *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _number(value: float | None, digits: int, *, sign: bool = False) -> str:
-    return "–" if value is None else f"{value:{'+' if sign else ''}.{digits}f}"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.0f} %"
-
-
-# --- picture ------------------------------------------------------------------------------------------------
-
-
-def picture(document: dict[str, Any], path: Path) -> None:
-    """IoU against L2, a panel for each of the pictured problems: left and up is better."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    results = Results(document)
-    names = pictured(results.cases)
-    columns = min(2, len(names))
-    figure = Figure(figsize=(5.2 * columns, 3.8 * -(-len(names) // columns) + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(-(-len(names) // columns), columns, squeeze=False).flatten()
-    for panel in panels[len(names) :]:
-        panel.set_visible(False)
-    for panel, name in zip(panels, names, strict=False):
-        _panel(panel, results, name)
-        panel.set_title(name, fontsize=10)
-        panel.set_xscale("log")
-        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        panel.xaxis.set_minor_formatter(NullFormatter())
-        panel.set_xlabel("L2 of the change, model units")
-        panel.set_ylabel("IoU with the target")
-        panel.grid(alpha=0.3)
-    handles = {
-        label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=9, frameon=False
-    )
-    figure.savefig(path, dpi=130, metadata={"Software": None})
-
-
-def _panel(panel: Any, results: Results, name: str) -> None:
-    """ASMA's step sizes as grey lines, a budget each; mafl's budgets and goals in colour."""
-    budgets = [row for passes in results.passes if (row := results.mafl(name, passes))]
-    middle = results.passes[len(results.passes) // 2]
-    goals = sorted(results.find(case=name, method="mafl", passes=middle), key=lambda row: row["l2"])
-    # Runs of ASMA that hardly left the clean scan would take most of the panel.
-    least = min((row["l2"] for row in goals), default=0) / 10
-    for passes, grey in zip(results.passes, ("#BBBBBB", "#888888", "#444444"), strict=False):
-        rows = results.find(case=name, method="asma", passes=passes, rule="best IoU")
-        rows = sorted((row for row in rows if row["l2"] > least), key=lambda row: row["tau"])
-        panel.plot(
-            *_points(rows), "o-", color=grey, markersize=4, linewidth=1, label=f"ASMA, {passes} passes, τ varied"
-        )
-    label = f"mafl, {middle} passes, goal varied"
-    panel.plot(*_points(goals), "s--", color="#56B4E9", markersize=5, label=label)
-    panel.plot(*_points(budgets), "D-", color="#D55E00", markersize=6, label="mafl, passes as written")
-    # Many passes end close together: each label stands somewhere else.
-    for row, place in zip(budgets, ((8, 4), (6, -13), (-24, -13)), strict=False):
-        at = (row["l2"], row["iou"])
-        panel.annotate(row["passes"], at, place, textcoords="offset points", fontsize=8, color="#D55E00")
-
-
-def _points(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
-    return [row["l2"] for row in rows], [row["iou"] for row in rows]
+**Metrics.** Over all slices of a pair together, in model units. Score: the lowest of IoU, hit rate (share of \
+the voxels that had to change and did) and removal of what must vanish, as in the goal of mafl. IoU is the hit \
+rate where the target has no foreground. PSNR and SSIM: mean over channels, SSIM also over slices; range p99.9 − \
+p0.1. A tie is a difference that the printed digits do not show."""
 
 
 if __name__ == "__main__":
