@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from mafl_cli.config import config_hash, preset
+
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 NAMES = (
-    "cases", "figure", "known", "overhead", "peers", "phantom", "planned", "quality", "released", "results", "sources",
-    "tables",
+    "ablation", "cases", "figure", "known", "overhead", "peers", "phantom", "planned", "quality", "released", "results",
+    "sources", "tables",
 )  # fmt: skip
 
 
@@ -220,3 +222,33 @@ def test_a_released_attack_moves_towards_the_target(benchmarks: Any) -> None:
         assert x.shape == case.clean.shape
         assert case.limits.low <= x.min()
         assert x.max() <= case.limits.high
+
+
+def _outcome(benchmarks: Any, **changes: Any) -> Any:
+    usual = {"score": 1.0, "reached": 2, "samples": 2, "l2": 1.0, "linf": 0.1, "low_frequency": 0.5, "under_blur": 0.2}
+    return benchmarks["ablation"].Outcome(**{**usual, **changes})
+
+
+def test_an_ingredient_is_judged_by_an_interval_over_the_problems(benchmarks: Any) -> None:
+    ablation, whole = benchmarks["ablation"], _outcome(benchmarks)
+    longer = [(_outcome(benchmarks, l2=length), whole) for length in (1.2, 1.25, 1.3)]
+    middle, low, high = ablation.ratio(longer, "l2")
+    assert middle == pytest.approx((1.2 * 1.25 * 1.3) ** (1 / 3))
+    assert 1.1 < low < middle < high < 1.4
+    assert ablation.sentence("no momentum", longer) == "- **Momentum**: the change is 24.9 % longer without it."
+    either = [(_outcome(benchmarks, l2=length), whole) for length in (0.9, 1.1)]
+    assert "no difference in length is shown (-0.5 % without it)" in ablation.sentence("no momentum", either)
+    missed = [*longer, (_outcome(benchmarks, reached=0, l2=0.1), whole)]
+    assert ablation.ratio(missed, "l2") == ablation.ratio(longer, "l2")
+    assert "without it 2 slices fewer reach the goal" in ablation.sentence("no momentum", missed)
+
+
+def test_every_ingredient_can_be_taken_out(benchmarks: Any) -> None:
+    ablation = benchmarks["ablation"]
+    for method in ("mafl-paper", "mafl"):
+        whole, *rest = [preset(task.preset, **task.settings) for _, task in ablation.tasks(["a"], method, 4)]
+        assert whole == preset(method)
+        assert all(config != whole for config in rest)
+        assert len({config_hash(config) for config in rest}) == len(rest)
+    (_, task), *_, (_, last) = ablation.tasks(["sample:hole"], "mafl-paper", 3)
+    assert ablation.solve(task, None).samples == ablation.solve(last, None).samples == 2
