@@ -12,7 +12,8 @@ around them:
 - They count a slice as done when a share of all voxels has its class; an edit of few voxels meets 0.99 before it has
   begun. The share is chosen, slice by slice, so that as many voxels may be missing as one percent of those that must
   change, or of those of the target where these are fewer: then mafl's own goal is met as well.
-- ALMA-prox's loss for targets wants four classes: with fewer, the lowest logit is given again.
+- ALMA-prox's loss for targets divides a margin by a spread over four classes. Networks with fewer get classes that are
+  never drawn, at the lowest logit of the image.
 
 DDN and FMN of the same library take one label for an image: on masks they do not run.
 """
@@ -99,7 +100,8 @@ class UnitView:
         """(1, C, rows, columns) in [0, 1] -> logits (1, K, rows, columns), K at least 4."""
         logits: Tensor = _Logits.apply(self.native(image), self._case)
         flat = logits.flatten(2).view(1, logits.shape[1], *self._plane[2:])
-        lowest = flat.amin(dim=1, keepdim=True)
+        # The lowest at each voxel would make margin and spread of two classes the same, and their ratio flat.
+        lowest = flat.detach().amin().expand_as(flat[:, :1])
         return torch.cat([flat, *[lowest] * max(4 - logits.shape[1], 0)], dim=1)
 
 

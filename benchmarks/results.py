@@ -74,13 +74,13 @@ class Results:
             return None
         return any(row["score"] >= ours["score"] and row["l2"] <= ours["l2"] for row in theirs)
 
-    def matched(self, method: str) -> list[Pair]:
-        """mafl at the score of a peer, and the peer."""
+    def matched(self, method: str, passes: int) -> list[Pair]:
+        """mafl at the score of a peer, and the peer, with as many passes."""
         both = (
-            (self.find(case=case, method=f"mafl as {method}"), self.find(case=case, method=method))
+            (self.find(case=case, method=f"mafl as {method}", passes=passes), self.one(case, method, passes))
             for case in self.cases
         )
-        return [(ours[0], theirs[0]) for ours, theirs in both if ours and theirs]
+        return [(ours[0], theirs) for ours, theirs in both if ours and theirs]
 
     def group(self, method: str, passes: int, cases: Iterable[str]) -> list[Row]:
         """The rows of a method, of ASMA the best ones at the goal."""

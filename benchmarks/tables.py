@@ -119,8 +119,10 @@ def _goals(results: Results, best: known.Lengths) -> str:
     ratio = mean_of(lengths(results.pairs("mafl", 150, RULES[0]), "l2"))
     lines.append(["mean L2 ratio to the best ASMA, 150 passes ≤ 0.6", _at_most(ratio, 0.6, 3)])
     for method in RIVALS:
-        ratio = mean_of(lengths(results.matched(method), "l2"))
-        lines.append([f"mean L2 ratio to {method} at its own score ≤ 1", _at_most(ratio, 1.0, 3)])
+        runs = [passes for name, passes in _runs(results) if name == method]
+        for passes in runs or [150]:
+            ratio = mean_of(lengths(results.matched(method, passes), "l2"))
+            lines.append([f"mean L2 ratio to {method} at its own score, {passes} passes ≤ 1", _at_most(ratio, 1.0, 3)])
     return f"## In short\n\n{table(['goal', 'found'], lines)}"
 
 
@@ -261,9 +263,9 @@ def _relations(results: Results, method: str, passes: int) -> str:
 def _against_released(results: Results, document: dict[str, Any]) -> str:
     """Peers that look for the shortest change, each with mafl at the score that it reached."""
     parts = []
-    for method in RIVALS:
-        pairs = results.matched(method)
-        if not pairs:
+    for method, passes in _runs(results):
+        pairs = results.matched(method, passes)
+        if method not in RIVALS or not pairs:
             continue
         lines = [
             [
@@ -277,7 +279,7 @@ def _against_released(results: Results, document: dict[str, Any]) -> str:
         ratios = lengths(pairs, "l2")
         head = ["pair", f"score {method}", "mafl", "L2", "mafl", "Linf", "mafl", "L2 ratio"]
         parts.append(
-            f"### {method}, {pairs[0][1]['passes']} passes each\n\n{table(head, lines)}\n\n"
+            f"### {method}, {passes} passes each\n\n{table(head, lines)}\n\n"
             f"Mean L2 ratio {number(mean_of(ratios), 3)} (geometric {number(geometric(ratios), 3)}), "
             f"Linf {number(mean_of(lengths(pairs, 'linf')), 3)}; L2 not larger in "
             f"{sum(ratio <= 1 for ratio in ratios)} of {len(ratios)} pairs."
@@ -318,7 +320,7 @@ def _methods(results: Results) -> str:
     groups = {
         f"{method}, {passes}": rows
         for method, passes in _runs(results)
-        if passes >= COMPARED[-1] and (rows := results.group(method, passes, cases))
+        if passes in COMPARED and (rows := results.group(method, passes, cases))
     }
     head = ["method, passes", "pairs", "score", *(heading for heading, *_ in METRICS.values())]
     head += ["hit rate", "low frequency", "at the goal", "forward", "backward", "seconds"]
