@@ -79,3 +79,23 @@ class Untested(Code):
     OTHER_NUMBERS = "other_numbers", "{}, so the report is not about these files"
     OTHER_MODEL = "other_model", "{}, so it is not what was attacked"
     NO_MODEL = "no_model", "only the folder says what {} draws, for it is not at hand; give the model too"
+
+
+class Alarm(Code):
+    """Why an attack may have failed, rather than the model held. {}: what was measured."""
+
+    SLOPE = "slope", "the gradient explains {} of how this model answers"
+    ALONG = "along", "along its gradient the model moves {} times as far as promised"
+    DEAD = "dead", "{} of the voxels to change answer to nothing"
+    LOOP = "loop", "in the search the model moved {} times as far as the gradients promised"
+    NO_LIMIT = "no_limit", "the goal was missed although nothing limits the change"
+    DUST = "dust", "the change is {} of the scan's range, which is dust"
+
+
+class Belief(Code):
+    """Whether an attack can be believed."""
+
+    CLEAN = "clean", "no check raised an alarm"
+    ANSWERED = "answered", "an alarm was raised, and another search answered it"
+    ALARM = "alarm", "an alarm was raised that nothing answers"
+    UNCHECKED = "unchecked", "nothing was attacked, so nothing was checked"

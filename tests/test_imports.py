@@ -19,6 +19,7 @@ ORDER = [
     {"scans", "network", "measure"},
     {"field", "results", "listing"},
     {"search", "show"},
+    {"trust"},
     {"case"},
     {"judging", "batch"},
     {"api"},
@@ -70,7 +71,9 @@ def test_what_reads_files_knows_no_torch(module: str) -> None:
     assert not {name for name in imported(MODULES[module]) if name.split(".")[0] in ("torch", "monai")}
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if room(module) in ("network", "field", "search")])
+@pytest.mark.parametrize(
+    "module", [module for module in MODULES if room(module) in ("network", "field", "search", "trust")]
+)
 def test_what_knows_torch_reads_no_scans(module: str) -> None:
     forbidden = {"nibabel", "SimpleITK", "pydicom", "highdicom"}
     assert not {name for name in imported(MODULES[module]) if name.split(".")[0] in forbidden}

@@ -17,6 +17,7 @@ from mafl_cli.case.array_input import Array, guide_tensor, image_tensor, target_
 from mafl_cli.case.problem import Problem, Say, Seen, kept_channels, limits_of
 from mafl_cli.case.request import path_of, require_choice, seen_as, words_of
 from mafl_cli.case.searching import Found, Progress, search
+from mafl_cli.case.trusting import believed, checked
 from mafl_cli.classes import Classes
 from mafl_cli.config import Activation, AttackConfig, Precision
 from mafl_cli.errors import InputError, UsageError
@@ -31,6 +32,7 @@ from mafl_cli.network.load import ModelInfo, describe
 from mafl_cli.network.model_file import ModelFile, lent, read_model
 from mafl_cli.network.reasons import enough_memory
 from mafl_cli.results.report import Trace
+from mafl_cli.results.trust_report import SearchRecord, Trust
 from mafl_cli.search.limits import Limits
 
 A = TypeVar("A", NDArray[Any], Tensor)
@@ -57,7 +59,8 @@ class Attacked(Generic[A]):
     adversarial: (B, C, *spatial), float32, the image's units. prediction: what the model draws on it, like the target.
     success: bool (B,), whether the goal is reached. iou, hit: (B,), mean IoU with the target over its classes, and the
     share of the voxels to be changed that were. sizes: of the change. trace: lists under step, loss, score, reached and
-    l2_model, means over the samples that were attacked. assumptions: what nobody stated about the model, as sentences.
+    l2_model, means over the samples that were attacked. trust: whether the attack can be believed, see
+    `mafl_cli.results.trust_report`. assumptions: what nobody stated about the model, as sentences.
     """
 
     adversarial: A
@@ -67,6 +70,7 @@ class Attacked(Generic[A]):
     hit: A
     sizes: Sizes[A]
     trace: Trace
+    trust: Trust
     assumptions: tuple[str, ...]
 
 
@@ -198,8 +202,9 @@ def attack_arrays(
         clean = image_tensor(image, network.device)
         problem = _problem(network, clean, asked, say)
         found = search(problem, config, on_progress)
+        searches = checked(problem, found, config)
         like_image = _same if isinstance(image, Tensor) else _as_numpy
-        return _result(problem, config, found, like_image)
+        return _result(problem, config, found, searches, like_image)
 
 
 @dataclass(frozen=True)
@@ -287,6 +292,7 @@ def _problem(network: _Network, clean: Tensor, asked: Asked, say: Say) -> ArrayP
         clean_labels=labels,
         guide=None if asked.guide is None else guide_tensor(asked.guide, clean),
         limits=_limits(preprocessing, clean, asked, info),
+        confined=asked.within is not None or asked.attack_channels is not None,
         spacing=spacing,
     )
 
@@ -333,11 +339,18 @@ def _by_channel(batch: Tensor) -> list[NDArray[np.float32]]:
 
 
 def _result(
-    problem: ArrayProblem, config: AttackConfig, found: Found, like_image: Callable[[Tensor], Any]
+    problem: ArrayProblem,
+    config: AttackConfig,
+    found: Found,
+    searches: Sequence[SearchRecord],
+    like_image: Callable[[Tensor], Any],
 ) -> Attacked[Any]:
-    """like_image: a tensor as an array of the kind that the image is."""
+    """searches: what the checks say of the search. like_image: a tensor as an array of the kind that the image is."""
     adversarial = found.adversarial.whole()
-    change = (adversarial - problem.images.clean).flatten(1)
+    moved = adversarial - problem.images.clean
+    change = moved.flatten(1)
+    span = (problem.limits.high - problem.limits.low).clamp_min(1e-30)
+    share = float((moved.abs().transpose(0, 1).flatten(1).amax(dim=1) / span).max())
     verdict = problem.goal(config).judge(found.drawn.labels)
     return Attacked(
         adversarial=like_image(adversarial),
@@ -351,6 +364,7 @@ def _result(
             share=like_image((change != 0).float().mean(dim=1)),
         ),
         trace=found.trace,
+        trust=believed(problem, searches, config, reached=bool(verdict.reached.all()), linf_share=share),
         assumptions=problem.images.info.assumptions,
     )
 

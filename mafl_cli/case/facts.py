@@ -11,14 +11,16 @@ from torch import Tensor
 
 from mafl_cli.case.prepare import Case
 from mafl_cli.case.searching import Found
+from mafl_cli.case.trusting import believed
 from mafl_cli.classes import Labels
 from mafl_cli.codes import Outcome
 from mafl_cli.config import AttackConfig
 from mafl_cli.measure import agreement as metrics
 from mafl_cli.measure import perturbation
-from mafl_cli.measure.records import Agreement
+from mafl_cli.measure.records import Agreement, Size
 from mafl_cli.results import report
 from mafl_cli.results.assemble import case_id
+from mafl_cli.results.trust_report import SearchRecord
 from mafl_cli.scans import volume
 from mafl_cli.scans.masks import MaskFile
 from mafl_cli.search.goals import Verdict
@@ -31,11 +33,13 @@ def facts_of(
     case: Case,
     config: AttackConfig,
     found: Found,
+    searches: Sequence[SearchRecord],
     again: list[volume.Volume],
     post_labels: Tensor,
 ) -> report.CaseRecord:
     """Everything the report says about the case, from the file that was written (`again`) and its prediction.
 
+    searches: what the checks say of the search, or searches.
     What it took, and what is in the folder, is not known yet: `timing_s`, `memory` and `files` are empty.
     """
     subject = case.subject
@@ -53,6 +57,7 @@ def facts_of(
     size, sizes = perturbation.size_of_channels(
         subject.scans, again, units=units, channels=subject.info.channels, slice_axis=subject.slices.index
     )
+    goal_reached = outcome in (Outcome.REACHED, Outcome.ALREADY)
     after = agreement(post)
     # As a rule the file holds what was in memory, and the distances take long.
     same = torch.equal(found.drawn.labels, post_labels)
@@ -67,7 +72,7 @@ def facts_of(
         bounds=bounds_of(case, config),
         attack=report.Attack(
             outcome=outcome,
-            goal_reached=outcome in (Outcome.REACHED, Outcome.ALREADY),
+            goal_reached=goal_reached,
             samples=report.SamplesRecord(
                 kind="slices" if subject.layout.sliced else "volume",
                 total=len(subject.clean),
@@ -78,6 +83,7 @@ def facts_of(
             ),
             passes=report.Passes(forward=found.forward, backward=found.backward),
             trace=found.trace,
+            trust=believed(case, searches, config, reached=goal_reached, linf_share=_linf_share(sizes)),
         ),
         metrics=report.Metrics(
             clean=agreement(clean),
@@ -93,6 +99,12 @@ def facts_of(
         memory=report.Memory(peak_resident_bytes=None, peak_device_bytes=None),
         files=(),
     )
+
+
+def _linf_share(sizes: Sequence[Size]) -> float:
+    """Largest change of a voxel as a share of the data range of its channel."""
+    shares = [size.linf.native / size.data_range.value for size in sizes if size.data_range.value > 0]
+    return max(shares, default=0.0)
 
 
 def _input(channel: str, scan: volume.Volume) -> report.Input:

@@ -20,6 +20,7 @@ from mafl_cli.case.prepare import prepare
 from mafl_cli.case.problem import Say
 from mafl_cli.case.request import AttackRequest
 from mafl_cli.case.searching import Progress, search
+from mafl_cli.case.trusting import checked
 from mafl_cli.case.write import Written
 from mafl_cli.field.samples import OfScan
 from mafl_cli.names import public_name
@@ -83,8 +84,10 @@ def _run_attack(
         memory.give_back()
         detail(memory.plan(case))
         found = search(case, request.config, on_progress)
-        memory.give_back()
         clock.lap("attack")
+        searched = checked(case, found, request.config)
+        memory.give_back()
+        clock.lap("check")
         written = Written(case, stage, request.config)
         written.masks(PREDICTION_CLEAN, subject.to_labels(case.clean_labels))
         written.masks(TARGET, case.target.labels)
@@ -95,7 +98,7 @@ def _run_attack(
         there = OfScan(data, subject.layout, subject.clean.device)
         post = subject.drawn(there, subject.frozen(data), like=(found.drawn, case.clean_drawn)).labels
         written.masks(PREDICTION_ADVERSARIAL, subject.to_labels(post), again[0])
-        body = facts_of(case, request.config, found, again, post)
+        body = facts_of(case, request.config, found, searched, again, post)
         clock.lap("measure")
         whole = assemble.attack_report(
             config=request.config,

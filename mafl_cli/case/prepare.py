@@ -126,6 +126,7 @@ def prepare(
         guide=guide,
         bounds=bounds,
         limits=replace(limits, frozen=frozen),
+        confined=bounds.allowed is not None or bool(request.attack_channels),
     )
 
 

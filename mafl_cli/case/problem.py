@@ -77,9 +77,12 @@ class Seen:
         assert self.tiling is not None
         return max(1, 2**20 // int(np.prod(self.tiling.roi))) if self.clean.device.type == "cpu" else 4
 
-    def groups(self, rows: Tensor, work: Callable[[Tensor, float], None]) -> None:
-        """Call `work` for a few samples at a time, with the share of them done before; fewer when memory is short."""
-        size, done = self.together, 0
+    def groups(self, rows: Tensor, work: Callable[[Tensor, float], None], together: int | None = None) -> None:
+        """Call `work` for a few samples at a time, with the share of them done before; fewer when memory is short.
+
+        together: how many at once, None for as many as go through the search.
+        """
+        size, done = together or self.together, 0
         while done < len(rows):
             try:
                 work(rows[done : done + size], done / len(rows))
@@ -115,12 +118,14 @@ class Problem(ABC):
     wanted: the target as labels (B, M, *spatial), see `mafl_cli.classes`. clean_labels: the prediction of the clean
     batch, likewise.
     guide: what has what the target shows, like clean; None for none.
+    confined: whether only some voxels or channels may change, because somebody wants it so.
     """
 
     wanted: Tensor
     clean_labels: Tensor
     guide: Tensor | None
     limits: Limits
+    confined: bool
 
     @property
     @abstractmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from dataclasses import field as made_field
 from types import EllipsisType
 
 import torch
@@ -17,8 +18,10 @@ from mafl_cli.field.samples import Changed, Drawn
 from mafl_cli.results.report import Trace
 from mafl_cli.search import traces
 from mafl_cli.search.limits import Limits
-from mafl_cli.search.loop import StepRecord, attack
+from mafl_cli.search.loop import AttackResult, StepRecord, attack
 
+WATCHED = 4
+"""How many samples are looked at to tell whether the attack can be believed: those with most to change."""
 # How often statistics may be frozen anew at the changed scan before what is left is reported as it is.
 _REFREEZES = 3
 
@@ -36,7 +39,8 @@ class Progress:
 class Found:
     """What the search brought, in memory. outcomes has one entry per sample, None where none was attacked.
 
-    drawn: the prediction of the adversarial samples. trace: see `search.traces.joined`.
+    drawn: the prediction of the adversarial samples. trace: see `search.traces.joined`. watched: where the search of
+    some samples led, see `WATCHED`.
     """
 
     adversarial: Changed
@@ -46,6 +50,37 @@ class Found:
     forward: int
     backward: int
     trace: Trace
+    watched: Watched
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What is kept of the search of some samples, to tell whether it can be believed.
+
+    rows: which they are, in rising order. ended: where the search stood at its end, (C, *spatial), for those whose best
+    result is the clean sample. falls: what the gradients promised from step to step, and what came, (steps,) each.
+    """
+
+    rows: tuple[int, ...]
+    ended: dict[int, Tensor] = made_field(default_factory=dict)
+    falls: dict[int, tuple[Tensor, Tensor]] = made_field(default_factory=dict)
+
+    @staticmethod
+    def of(case: Problem, todo: Tensor) -> Watched:
+        """Those with most voxels to change. todo: (n,), the samples that will be attacked."""
+        counts = case.edit(todo).flatten(1).sum(dim=1)
+        most = counts.argsort(descending=True, stable=True)[:WATCHED]
+        return Watched(tuple(sorted(todo[most].tolist())))
+
+    def keep(self, rows: Tensor, part: Part, result: AttackResult) -> None:
+        """Take over what is to be kept of a search. rows: the samples of the part."""
+        for place, row in enumerate(rows.tolist()):
+            if row not in self.rows:
+                continue
+            self.falls[row] = (result.falls.promised[:, place], result.falls.came[:, place])
+            self.ended.pop(row, None)
+            if not bool(result.l2[place]):
+                self.ended[row] = part.pasted(result.last)[place]
 
 
 def search(
@@ -68,6 +103,10 @@ def search(
     adversarial = Changed(seen.clean, todo)
     outcomes: list[Outcome | None] = [None] * len(seen.clean)
     passes = [0, 0]
+    watched = Watched.of(case, todo)
+    # In lower precision the noise of the logits is as large as what the last steps change.
+    watch = torch.tensor([row in watched.rows for row in range(len(seen.clean))], device=seen.clean.device)
+    watch &= seen.segmenter.exact is seen.segmenter
     field = seen.field(exact=False)
     drawn = case.clean_drawn
     rounds: list[list[traces.Group]] = []
@@ -82,7 +121,7 @@ def search(
             todo: Tensor = todo,
             groups: list[traces.Group] = groups,
         ) -> None:
-            part = _Part.of(case, field, rows)
+            part = Part.of(case, field, rows)
             records: list[StepRecord] = []
             result = attack(
                 part.field,
@@ -92,6 +131,7 @@ def search(
                 part.limits,
                 guide=part.guide,
                 spacing=case.batch_spacing,
+                watch=watch[rows],
                 on_step=_relay(records, on_progress, share, len(rows) / len(todo), config.steps),
             )
             if not records:  # All were at their goal from the start.
@@ -99,6 +139,7 @@ def search(
                 records = [StepRecord(0, float(result.verdict.reached.float().mean()), score, 0.0, 0.0)]
             # Not before the search is done: one that runs out of memory is repeated with fewer samples.
             groups.append(traces.Group(len(rows), records))
+            watched.keep(rows, part, result)
             adversarial[rows] = part.pasted(result.adversarial)
             passes[0], passes[1] = passes[0] + result.forward, passes[1] + result.backward
             for row, outcome in zip(rows.tolist(), result.outcomes, strict=True):
@@ -121,11 +162,12 @@ def search(
         forward=passes[0],
         backward=passes[1],
         trace=traces.joined(rounds[0]),
+        watched=watched,
     )
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """Some samples, cut to the part that the edit can reach; see `field.field.Focus`."""
 
     field: Field
@@ -137,7 +179,7 @@ class _Part:
     box: tuple[EllipsisType | slice, ...]
 
     @staticmethod
-    def of(case: Problem, field: ScanField, rows: Tensor) -> _Part:
+    def of(case: Problem, field: ScanField, rows: Tensor) -> Part:
         whole = case.seen.clean[rows]
         edit = case.edit(rows)
         focus = field.focus(whole, edit)
@@ -145,7 +187,7 @@ class _Part:
         limits = case.limits.part(rows, focus.box)
         if focus.frozen is not None:
             limits = replace(limits, frozen=limits.frozen | focus.frozen.unsqueeze(1))
-        return _Part(
+        return Part(
             field=focus.field,
             clean=whole[box],
             wanted=case.seen.info.classes.to_network(case.wanted[rows][box]).long(),

@@ -17,11 +17,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Slopes:
-    """A prediction with the (B,) value of each loss and its gradient with respect to the input, like the input."""
+    """A prediction with the (B,) value of each loss and its gradient with respect to the input, like the input.
+
+    pull: gradient of the first loss with respect to the logits, like them.
+    """
 
     prediction: Prediction
     values: list[Tensor]
     gradients: list[Tensor]
+    pull: Tensor
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,13 @@ class Whole:
         x = x.detach().requires_grad_()
         prediction = self._forward(x)
         values = list(losses(prediction))
-        gradients = [torch.autograd.grad(value.sum(), x, retain_graph=value is not values[-1])[0] for value in values]
-        return Slopes(prediction.detach(), [value.detach() for value in values], gradients)
+        gradients, pull = [], torch.empty(0)
+        for number, value in enumerate(values):
+            of = [x] if number else [x, prediction.logits]
+            gradient, *rest = torch.autograd.grad(value.sum(), of, retain_graph=value is not values[-1])
+            gradients.append(gradient)
+            pull = rest[0] if rest else pull
+        return Slopes(prediction.detach(), [value.detach() for value in values], gradients, pull)
 
     def focus(self, clean: Tensor, edit: Tensor) -> Focus:
         """All of it: nothing is left out."""

@@ -262,19 +262,20 @@ class _WindowsPart:
             patch.features.requires_grad_()
         prediction = Prediction(self._drawn(blended), patches)
         values = list(losses(prediction))
-        wanted = [blended, *(patch.features for patch in patches)]
+        wanted = [blended, *(patch.features for patch in patches), prediction.logits]
         slopes = []
         for value in values:
             pulls = torch.autograd.grad(value.sum(), wanted, retain_graph=value is not values[-1], allow_unused=True)
             slopes.append(
                 [torch.zeros_like(leaf) if pull is None else pull for leaf, pull in zip(wanted, pulls, strict=True)]
             )
+        first = slopes[0][-1]
         # What the losses kept must be gone before the windows need the memory.
         values, prediction = [each.detach() for each in values], prediction.detach()
         del value
-        of_ready = [self._second_pass(ready.detach(), *pulls) for pulls in slopes]
+        of_ready = [self._second_pass(ready.detach(), *pulls[:-1]) for pulls in slopes]
         gradients = [torch.autograd.grad(ready, x, pull, retain_graph=True)[0] for pull in of_ready]
-        return Slopes(prediction, values, gradients)
+        return Slopes(prediction, values, gradients, first)
 
     def _ready(self, x: Tensor) -> Tensor:
         """What the windows are cut from: (B, C, *box)."""

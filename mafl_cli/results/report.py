@@ -18,6 +18,7 @@ from mafl_cli.config import Activation, AttackConfig, Norm, SaveAs, SliceAxisCho
 from mafl_cli.measure.records import Agreement, Size
 from mafl_cli.measure.value import Value
 from mafl_cli.results.envelope import Environment, Tool, Version
+from mafl_cli.results.trust_report import Trust
 from mafl_cli.system.records import (
     CONFIG,
     OPTIONAL,
@@ -256,6 +257,8 @@ class Attack:
     samples: SamplesRecord
     passes: Passes
     trace: Trace | None = field(default=None, metadata=OPTIONAL)
+    trust: Trust | None = field(default=None, metadata=OPTIONAL)
+    """Whether the attack can be believed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,7 +321,7 @@ class CaseRecord:
     quantisation: Annotated[tuple[Quantisation, ...], Len(1)]
     """For each channel."""
     timing_s: dict[str, float]
-    """Seconds: read, lift (load the model and draw the clean scan), attack, write, measure."""
+    """Seconds: read, lift (load the model and draw the clean scan), attack, check, write, measure."""
     memory: Memory
     files: tuple[File, ...]
 

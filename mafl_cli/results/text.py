@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from mafl_cli.codes import Alarm, Belief
 from mafl_cli.measure.records import Size
 from mafl_cli.measure.value import Value
 from mafl_cli.results.report import CaseRecord, DryRun, Report
+from mafl_cli.results.trust_report import Trust
 
 
 def format_dry_run(shown: DryRun) -> str:
@@ -39,8 +41,35 @@ def format_summary(report: Report) -> str:
         *format_size(case.metrics.size),
         *_format_stored_grid(case),
         f"  measured on   {case.files[0].name.split('/')[0]}, read again ({case.quantisation[0].dtype})",
+        *(
+            []
+            if attack.trust is None
+            else [f"  {'doubtful' if attack.trust.alarms else 'trust':<13} {said_of(attack.trust)}"]
+        ),
     ]
     return "\n".join(lines)
+
+
+def said_of(trust: Trust) -> str:
+    """What the checks say of an attack, as a sentence."""
+    if trust.alarms:
+        # The first says most; all are in the report.
+        gradients = trust.alarms[0].code not in (Alarm.NO_LIMIT, Alarm.DUST)
+        what = "the result may be the attack's failure" if gradients else "this says nothing of the model"
+        return _sentence(f"{trust.alarms[0].sentence}: {what}")
+    if not trust.searches:
+        return _sentence(trust.verdict.sentence)
+    if trust.verdict is Belief.ANSWERED:
+        name = trust.found_by.replace("_", " ")
+        return _sentence(f"{trust.searches[0].alarms[0].sentence}; the result was found by a {name} gradient")
+    explained = trust.searches[0].explained
+    if explained is None:
+        return _sentence(trust.verdict.sentence)
+    return _sentence(f"the gradient explains {100 * explained:.0f} % of how this model answers")
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def format_size(size: Size) -> list[str]:

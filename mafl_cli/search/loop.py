@@ -35,6 +35,7 @@ from mafl_cli.search.halpern import Halpern
 from mafl_cli.search.limits import Limits
 from mafl_cli.search.lowfreq import low_pass
 from mafl_cli.search.moves import LowPass, Now
+from mafl_cli.search.promises import Falls, Promises
 from mafl_cli.search.terms import FeatureGains, Terms, without_low_frequency
 
 
@@ -59,10 +60,13 @@ class StepRecord:
 class AttackResult:
     """Per sample: the best image found (B, C, *spatial, native), how it was judged, and why the search ended.
 
+    last: like adversarial, where the search stood at its end. falls: what its gradients promised, and what came.
     forward, backward: passes through the network, counted per sample.
     """
 
     adversarial: Tensor
+    last: Tensor
+    falls: Falls
     verdict: Verdict
     outcomes: tuple[Outcome, ...]
     l2: Tensor
@@ -79,6 +83,7 @@ def attack(
     *,
     guide: Tensor | None = None,
     spacing: Sequence[float] | None = None,
+    watch: Tensor | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> AttackResult:
     """Find, for each sample, a small change within `limits` after which `field` draws `target`.
@@ -91,6 +96,7 @@ def attack(
         target: (B, *spatial), class indices in [0, K); (B, R, *spatial), 0 or 1, for regions that may overlap.
         guide: scans that have what the target shows, like clean; the feature term then pulls towards their features.
         spacing: mm along the spatial axes, see `search.lowfreq.low_pass`.
+        watch: bool (B,), the samples whose gradients are compared with what came of them; None for none.
         on_step: called after each step, for progress displays and traces.
     Raises: UsageError for a guide without a feature term.
     """
@@ -113,6 +119,7 @@ def attack(
     forward, backward = len(clean) * (1 if guide is None else 2), 0
     scale_search = min(config.scale_search, config.steps // 4)
     budget = config.steps - scale_search
+    promises = Promises(torch.zeros_like(stuck) if watch is None else watch)
     gains = FeatureGains(config, budget, like=loss)
 
     for step in range(budget):
@@ -126,6 +133,7 @@ def attack(
         compare = gain is not None and gains.compare(step)
         slopes = field.slopes(x, terms.losses(rows, progress=step / budget, gain=gain, apart=compare))
         loss[rows] = slopes.values[0].to(loss)
+        promises.settle(rows, here, slopes.prediction.logits)
         forward, backward = forward + len(rows), backward + len(rows) * len(slopes.gradients)
 
         # 2. Judge it, and keep the best.
@@ -136,6 +144,8 @@ def attack(
 
         # 3. The slope of all terms, and the step. Rounding is straight-through: a step may be finer than the grid.
         gradient = steps.finite(slopes.gradients[0]).mul_(steps.taken(free, rows))
+        if gain is None:  # The feature term has a slope, and no value.
+            promises.note(rows, here, gradient, slopes)
         stuck[rows] |= ~gradient.flatten(1).any(dim=1) & ~verdict.reached & (size == 0)
         if compare:
             gains.measure(rows, gradient, steps.finite(slopes.gradients[1]) * native)
@@ -154,7 +164,10 @@ def attack(
         del origin, x, here, slopes, gradient, exact, now
 
     forward += search_scale(field, clean, goal, limits, scale_search, best)
-    return AttackResult(best.x, best.verdict(), _outcomes(best, stuck), best.l2, forward, backward)
+    last = limits.project(clean, delta, torch.arange(len(clean), device=clean.device))
+    return AttackResult(
+        best.x, last, promises.falls, best.verdict(), _outcomes(best, stuck), best.l2, forward, backward
+    )
 
 
 def _outcomes(best: Best, stuck: Tensor) -> tuple[Outcome, ...]:

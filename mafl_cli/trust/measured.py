@@ -1,0 +1,170 @@
+"""What a gradient promises, and what comes: at a scan, in random directions and along the gradient itself.
+
+An attack follows the slope of its loss. Where rounding, a cut connection, a saturated output or a wave that is finer
+than any step stands between the two, the slope says nothing of how the model answers, and a search that fails proves
+nothing (Athalye et al., ICML 2018; Pintor et al., NeurIPS 2022). Here the mean margin of the voxels that must change
+is compared with itself a small step away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mafl_cli.field.field import Field
+from mafl_cli.network.prediction import Prediction
+from mafl_cli.search import steps
+from mafl_cli.search.pressure import margins
+from mafl_cli.trust import directions
+
+HALVES = 2
+"""Parts of the voxels that must change, whose margins are looked at apart: each direction counts twice."""
+# A margin that moves by less than this share of itself is where rounding leaves it.
+_STILL = 1e-6
+_SEED = 20180710
+
+Groups = Callable[[Tensor, Callable[[Tensor, float], None]], None]
+"""Calls a work for some rows at a time, as many as fit; see `case.problem.Seen.groups`."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Scans at which a gradient is looked at, and what an attack wants of them.
+
+    x: (n, C, *spatial), native units. target: (n, *spatial), or (n, R, *spatial) for regions that may overlap. must:
+    bool, like target, the voxels that must change; some in each scan.
+    """
+
+    x: Tensor
+    target: Tensor
+    must: Tensor
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How a scan is changed to see what comes: so many directions of each kind, both ways, and along the gradient."""
+
+    white: int
+    smooth: int = 0
+    along: bool = False
+    seed: int = _SEED
+
+    @property
+    def directions(self) -> int:
+        """Each is gone both ways."""
+        return self.white + self.smooth
+
+    @property
+    def count(self) -> int:
+        """Passes without a gradient."""
+        return 2 * self.directions + self.along
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found at n scans.
+
+    promised, came: (n, HALVES, directions), how the mean margin changes from one side of the scan to the other; white
+        directions first. promised_along, came_along: (n,), how it falls by a step along the gradient, 0 if not asked.
+    still: (n,), share of the voxels to change whose margin nothing moved. forward, backward: passes that it took.
+    """
+
+    ways: Ways
+    promised: Tensor
+    came: Tensor
+    promised_along: Tensor
+    came_along: Tensor
+    still: Tensor
+    forward: int
+    backward: int
+
+
+def measure(field: Field, places: Places, ways: Ways, groups: Groups) -> Measured:
+    """Compare promises with what comes: a pass with a gradient for each of the halves, and one for each way."""
+    slopes = _Slopes.of(field, places, groups)
+    x, target, must = places.x, places.target, places.must
+    n, shares = len(x), _halves(must)
+    total = slopes.gradients.sum(dim=1)
+    size = directions.step_sizes(x, total)
+    draws = [directions.white] * ways.white + [directions.smooth] * ways.smooth
+    moves = [draw(x[:1], ways.seed + number) for number, draw in enumerate(draws)]
+    downhill = directions.ALONG * size * total.sign()
+    ends = torch.zeros(n, ways.count, HALVES, device=x.device)
+    moved = torch.zeros_like(must)
+
+    def look(rows: Tensor, _: float) -> None:
+        scan, way = rows // ways.count, rows % ways.count
+        there = x[scan]
+        for row, (place, number) in enumerate(zip(scan.tolist(), way.tolist(), strict=True)):
+            if number == 2 * ways.directions:
+                there[row] -= downhill[place]
+            else:
+                there[row] += (1 - 2 * (number % 2)) * size[place] * moves[number // 2][0]
+        margin = margins(field.predict(there).logits, target[scan])
+        for half in range(HALVES):
+            ends[scan, way, half] = (margin * shares[scan, half]).flatten(1).sum(dim=1)
+        apart = (margin - slopes.margin[scan]).abs() > _STILL * slopes.margin[scan].abs()
+        for row, place in enumerate(scan.tolist()):
+            moved[place] |= apart[row]
+
+    groups(torch.arange(n * ways.count, device=x.device), look)
+    both = ends[:, : 2 * ways.directions].view(n, ways.directions, 2, HALVES)
+    nothing = torch.zeros(n, device=x.device)
+    return Measured(
+        ways=ways,
+        promised=torch.stack(
+            [2 * (slopes.gradients * (size * move)[:, None]).flatten(2).sum(dim=2) for move in moves], 2
+        ),
+        came=(both[:, :, 0] - both[:, :, 1]).transpose(1, 2),
+        promised_along=(total * downhill).flatten(1).sum(dim=1) if ways.along else nothing,
+        came_along=(slopes.values - ends[:, -1]).sum(dim=1) if ways.along else nothing,
+        still=(must & ~moved).flatten(1).sum(dim=1) / must.flatten(1).sum(dim=1),
+        forward=n * (1 + ways.count),
+        backward=n * HALVES,
+    )
+
+
+@dataclass(frozen=True)
+class _Slopes:
+    """Mean margins of the halves at n scans, (n, HALVES), and their gradients, (n, HALVES, C, *spatial).
+
+    margin: of each voxel, like the target.
+    """
+
+    values: Tensor
+    gradients: Tensor
+    margin: Tensor
+
+    @staticmethod
+    def of(field: Field, places: Places, groups: Groups) -> _Slopes:
+        x, target, shares = places.x, places.target, _halves(places.must)
+        n = len(x)
+        found = _Slopes(
+            torch.zeros(n, HALVES, device=x.device),
+            torch.zeros(n, HALVES, *x.shape[1:], device=x.device),
+            torch.zeros(places.must.shape, device=x.device),
+        )
+
+        def differentiate(rows: Tensor, _: float) -> None:
+            def values(prediction: Prediction) -> list[Tensor]:
+                margin = margins(prediction.logits, target[rows])
+                return [(margin * shares[rows, half]).flatten(1).sum(dim=1) for half in range(HALVES)]
+
+            slopes = field.slopes(x[rows], values)
+            found.values[rows] = torch.stack(slopes.values, dim=1).to(found.values)
+            found.gradients[rows] = steps.finite(torch.stack(slopes.gradients, dim=1))
+            found.margin[rows] = margins(slopes.prediction.logits, target[rows])
+
+        groups(torch.arange(n, device=x.device), differentiate)
+        return found
+
+
+def _halves(must: Tensor) -> Tensor:
+    """What each voxel counts in the mean over all that must change, first and second half apart: (n, HALVES, ...)."""
+    flat = must.flatten(1)
+    count = flat.sum(dim=1, keepdim=True)
+    first = flat & (flat.cumsum(dim=1) <= (count + 1) // 2)
+    return torch.stack([(half / count).view(must.shape) for half in (first, flat & ~first)], dim=1)
