@@ -55,6 +55,7 @@ class Reason(Code):
     SMALL_SLICES = "slice_smaller_than_window", "slices are smaller than the window of SSIM"
     GOAL_NOT_REACHED = "goal_not_reached", "no change that was tried reaches the goal"
     SCORE_UNDEFINED = "score_undefined", "the score is undefined somewhere on the curve"
+    NO_ESTIMATE = "no_estimate", "the search gives no estimate of it"
     NO_CHANGED_SAMPLE = "no_changed_sample", "no slice or volume was changed"
     NO_GROUND_TRUTH = "no_ground_truth", "needs a ground truth"
     NO_CURVE = "no_curve", "needs the curve"

@@ -101,6 +101,12 @@ class AttackConfig:
         "Once the goal is reached: shrink the change (`step` dynamic only), stop, or continue and keep the best.",
         heading="Goal",
     )
+    until: float | None = setting(
+        None,
+        "Excess at which a slice or volume leaves the search: the estimated share by which its change is longer than "
+        "the local optimum, 0.02 for 2 %. Never before the goal is reached. Without it all steps are taken.",
+        1e-6, 1e6, heading="Goal",
+    )  # fmt: skip
 
     mask_loss: MaskLoss = setting(
         "margin", "Loss that drives the prediction to the target; docs/method.md says which method has which."
@@ -212,6 +218,19 @@ class AttackConfig:
         goal = min(self.goal_iou, self.goal_hit)
         return self.aim if self.aim is not None else 1.0 if goal >= 0.99 else goal
 
+    @property
+    def certified(self) -> bool:
+        """Whether the search estimates its excess, see `search.certificate`.
+
+        That takes half-spaces of margins, a change that may go anywhere, and a length that is looked for.
+        """
+        return (
+            self.step == "dynamic"
+            and self.mask_loss == "margin"
+            and self.low_frequency == "penalty"
+            and self.eps is None
+        )
+
     def __post_init__(self) -> None:
         self._check_ranges()
         self._check_combinations()
@@ -252,6 +271,11 @@ class AttackConfig:
         self._refuse(
             self.adaptive_weights and self.mask_loss != "margin",
             f"`adaptive_weights` are for the margin loss, not for {self.mask_loss}: switch them off",
+        )
+        self._refuse(
+            self.until is not None and not self.certified,
+            "`until` needs an estimate of the excess, which `step` dynamic gives with `mask_loss` margin, "
+            "`low_frequency` penalty and no `eps`",
         )
         self._refuse(
             self.step_size is not None and step == "asma",

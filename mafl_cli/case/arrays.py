@@ -58,9 +58,10 @@ class Attacked(Generic[A]):
 
     adversarial: (B, C, *spatial), float32, the image's units. prediction: what the model draws on it, like the target.
     success: bool (B,), whether the goal is reached. iou, hit: (B,), mean IoU with the target over its classes, and the
-    share of the voxels to be changed that were. sizes: of the change. trace: lists under step, loss, score, reached and
-    l2_model, means over the samples that were attacked. trust: whether the attack can be believed, see
-    `mafl_cli.results.trust_report`. assumptions: what nobody stated about the model, as sentences.
+    share of the voxels to be changed that were. sizes: of the change. excess: (B,), estimated share by which the change
+    is longer than the local optimum, NaN where there is no estimate; see docs/method.md. trace: lists under step, loss,
+    score, reached and l2_model, means over the samples that were attacked. trust: whether the attack can be believed,
+    see `mafl_cli.results.trust_report`. assumptions: what nobody stated about the model, as sentences.
     """
 
     adversarial: A
@@ -69,6 +70,7 @@ class Attacked(Generic[A]):
     iou: A
     hit: A
     sizes: Sizes[A]
+    excess: A
     trace: Trace
     trust: Trust
     assumptions: tuple[str, ...]
@@ -363,6 +365,7 @@ def _result(
             linf=like_image(change.abs().amax(dim=1)),
             share=like_image((change != 0).float().mean(dim=1)),
         ),
+        excess=like_image(found.excess),
         trace=found.trace,
         trust=believed(problem, searches, config, reached=bool(verdict.reached.all()), linf_share=share),
         assumptions=problem.images.info.assumptions,

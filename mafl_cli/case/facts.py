@@ -84,6 +84,7 @@ def facts_of(
             passes=report.Passes(forward=found.forward, backward=found.backward),
             trace=found.trace,
             trust=believed(case, searches, config, reached=goal_reached, linf_share=_linf_share(sizes)),
+            local_optimum=found.local_optimum,
         ),
         metrics=report.Metrics(
             clean=agreement(clean),

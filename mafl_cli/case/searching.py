@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import field as made_field
 from types import EllipsisType
@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from mafl_cli.case.problem import Problem
-from mafl_cli.codes import Outcome
+from mafl_cli.codes import Outcome, Reason
 from mafl_cli.config import AttackConfig
 from mafl_cli.field.field import Field, ScanField
 from mafl_cli.field.samples import Changed, Drawn
+from mafl_cli.measure.records import LocalOptimum
 from mafl_cli.results.report import Trace
 from mafl_cli.search import traces
+from mafl_cli.search.certificate import Estimate
 from mafl_cli.search.limits import Limits
 from mafl_cli.search.loop import AttackResult, StepRecord, attack
 
@@ -40,7 +42,8 @@ class Found:
     """What the search brought, in memory. outcomes has one entry per sample, None where none was attacked.
 
     drawn: the prediction of the adversarial samples. trace: see `search.traces.joined`. watched: where the search of
-    some samples led, see `WATCHED`.
+    some samples led, see `WATCHED`. excess, local_optimum: how far each change is above the shortest near it, (B,), NaN
+    where that is not known, and all of them together.
     """
 
     adversarial: Changed
@@ -50,6 +53,8 @@ class Found:
     forward: int
     backward: int
     trace: Trace
+    excess: Tensor
+    local_optimum: LocalOptimum
     watched: Watched
 
 
@@ -102,6 +107,7 @@ def search(
     todo = torch.nonzero(differs & ~constant).flatten()
     adversarial = Changed(seen.clean, todo)
     outcomes: list[Outcome | None] = [None] * len(seen.clean)
+    estimate = Estimate.none(like=seen.clean)
     passes = [0, 0]
     watched = Watched.of(case, todo)
     # In lower precision the noise of the logits is as large as what the last steps change.
@@ -141,6 +147,7 @@ def search(
             groups.append(traces.Group(len(rows), records))
             watched.keep(rows, part, result)
             adversarial[rows] = part.pasted(result.adversarial)
+            estimate[rows] = result.estimate
             passes[0], passes[1] = passes[0] + result.forward, passes[1] + result.backward
             for row, outcome in zip(rows.tolist(), result.outcomes, strict=True):
                 outcomes[row] = outcome
@@ -163,7 +170,16 @@ def search(
         backward=passes[1],
         trace=traces.joined(rounds[0]),
         watched=watched,
+        excess=estimate.excess,
+        local_optimum=estimate.joined(_no_estimate(config, outcomes)),
     )
+
+
+def _no_estimate(config: AttackConfig, outcomes: Sequence[Outcome | None]) -> Reason:
+    """Why nothing is known of the local optimum, where that is so."""
+    if Outcome.REACHED in outcomes or not config.certified:
+        return Reason.NO_ESTIMATE
+    return Reason.GOAL_NOT_REACHED if Outcome.STEP_LIMIT in outcomes else Reason.IDENTICAL
 
 
 @dataclass(frozen=True)

@@ -184,3 +184,19 @@ class Size:
     """The same over the slices that changed."""
     ssim: Ssim
     low_frequency_share: Value
+
+
+# --- a change against the shortest one near it -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalOptimum:
+    """How far the change that the search found is above the shortest one near it that reaches the goal. An estimate to
+    first order, not a bound, and only about what is near: another change, elsewhere, may be shorter."""
+
+    excess: Value
+    """Share by which the change is longer, 0.02 for 2 %; over all slices with an estimate, as one change."""
+    kkt_cosine: Value
+    """Cosine of the change and the weighted sum of the margins' slopes, downwards; 1 at a local optimum of L2."""
+    excess_per_sample: dict[str, Length]
+    """By the number of the slice along the slice axis, "0" for the volume; only those that have an estimate."""

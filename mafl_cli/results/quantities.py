@@ -115,6 +115,11 @@ def value_of(number: Number) -> float | None:
 # --- where they are read ------------------------------------------------------------------------------------------
 
 
+def _excess(case: CaseRecord) -> Number:
+    optimum = case.attack.local_optimum
+    return undefined(Reason.NO_ESTIMATE) if optimum is None else optimum.excess
+
+
 def _metrics(pick: Callable[[Metrics | JudgedMetrics], Number]) -> Read:
     """What both reports measure."""
     return Read(lambda case: pick(case.metrics), lambda case: pick(case.metrics))
@@ -285,6 +290,10 @@ QUANTITIES: Mapping[str, Quantity] = {
         _evaluated(lambda case: _highest([each.adversarial.target_iou for each in case.survival],
                                          Reason.NO_TRANSFORM)),
     ),
+    "excess": Quantity(
+        "excess", "estimated share by which the change is longer than the local optimum", _searched(_excess),
+        "lower", span=_LENGTH,
+    ),
     "forward": Quantity(
         "forward", "forward passes of the search", _searched(lambda case: case.attack.passes.forward),
         "lower", ".0f", "passes", _LENGTH,
@@ -306,7 +315,7 @@ HEADLINES = ("target_iou", "hit_rate", "l2_model", "linf_model", "psnr_db", "ssi
 """The aggregate of a report, and the few lines on a batch."""
 TABLE = (
     "goal_reached", "target_iou_clean", "target_iou", "hit_rate", "collateral", "l2_model", "l2_native", "linf_model",
-    "linf_native", "psnr_db", "ssim", "ssim_worst", "low_frequency_share", "forward", "backward",
+    "linf_native", "psnr_db", "ssim", "ssim_worst", "low_frequency_share", "excess", "forward", "backward",
 )  # fmt: skip
 """The table and the statistics of a batch."""
 CARD = (

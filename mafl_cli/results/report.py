@@ -15,7 +15,7 @@ from annotated_types import Interval, Len
 from mafl_cli.classes import Classes
 from mafl_cli.codes import Outcome
 from mafl_cli.config import Activation, AttackConfig, Norm, SaveAs, SliceAxisChoice
-from mafl_cli.measure.records import Agreement, Size
+from mafl_cli.measure.records import Agreement, LocalOptimum, Size
 from mafl_cli.measure.value import Value
 from mafl_cli.results.envelope import Environment, Tool, Version
 from mafl_cli.results.trust_report import Trust
@@ -259,6 +259,7 @@ class Attack:
     trace: Trace | None = field(default=None, metadata=OPTIONAL)
     trust: Trust | None = field(default=None, metadata=OPTIONAL)
     """Whether the attack can be believed."""
+    local_optimum: LocalOptimum | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)

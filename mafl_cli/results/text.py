@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mafl_cli.codes import Alarm, Belief
-from mafl_cli.measure.records import Size
+from mafl_cli.measure.records import LocalOptimum, Size
 from mafl_cli.measure.value import Value
 from mafl_cli.results.report import CaseRecord, DryRun, Report
 from mafl_cli.results.trust_report import Trust
@@ -39,6 +39,7 @@ def format_summary(report: Report) -> str:
         f" collateral {post.collateral.count} voxels",
         f"  goal reached  {'yes' if attack.goal_reached else 'no'}{counts}",
         *format_size(case.metrics.size),
+        *_format_local_optimum(attack.local_optimum),
         *_format_stored_grid(case),
         f"  measured on   {case.files[0].name.split('/')[0]}, read again ({case.quantisation[0].dtype})",
         *(
@@ -80,6 +81,15 @@ def format_size(size: Size) -> list[str]:
         f" ({size.data_range.rule})",
         f"  SSIM          {number(size.ssim.mean, '.5f')}   worst slice {number(size.ssim.worst, '.5f')}",
     ]
+
+
+def _format_local_optimum(optimum: LocalOptimum | None) -> list[str]:
+    """How far the change is above the local optimum; nothing where that is not known."""
+    if optimum is None or optimum.excess.value is None:
+        return []
+    known = optimum.excess_per_sample.values()
+    most = f", {max(known):.1%} in the worst slice" if len(known) > 1 else ""
+    return [f"  excess        {optimum.excess.value:.1%} above the local optimum, estimated to first order{most}"]
 
 
 def _format_stored_grid(case: CaseRecord) -> list[str]:

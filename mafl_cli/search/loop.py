@@ -29,6 +29,7 @@ from mafl_cli.field.preprocess import per_channel
 from mafl_cli.network import prediction
 from mafl_cli.search import steps
 from mafl_cli.search.best import Best, finished, search_scale
+from mafl_cli.search.certificate import Certificate, Estimate
 from mafl_cli.search.descent import Descent
 from mafl_cli.search.goals import Verdict
 from mafl_cli.search.halpern import Halpern
@@ -61,7 +62,8 @@ class AttackResult:
     """Per sample: the best image found (B, C, *spatial, native), how it was judged, and why the search ended.
 
     last: like adversarial, where the search stood at its end. falls: what its gradients promised, and what came.
-    forward, backward: passes through the network, counted per sample.
+    l2: length of the change, model units. estimate: how far that is above the local optimum. forward, backward: passes
+    through the network, counted per sample.
     """
 
     adversarial: Tensor
@@ -70,6 +72,7 @@ class AttackResult:
     verdict: Verdict
     outcomes: tuple[Outcome, ...]
     l2: Tensor
+    estimate: Estimate
     forward: int
     backward: int
 
@@ -121,6 +124,7 @@ def attack(
     budget = config.steps - scale_search
     promises = Promises(torch.zeros_like(stuck) if watch is None else watch)
     gains = FeatureGains(config, budget, like=loss)
+    certificate = Certificate(clean, limits, budget) if config.certified else None
 
     for step in range(budget):
         if not len(rows):
@@ -149,6 +153,8 @@ def attack(
         stuck[rows] |= ~gradient.flatten(1).any(dim=1) & ~verdict.reached & (size == 0)
         if compare:
             gains.measure(rows, gradient, steps.finite(slopes.gradients[1]) * native)
+        if certificate is not None:
+            certificate.update(rows, here, gradient, loss[rows] - terms.lead(rows), ever_reached[rows])
         exact = _exact(limits, origin, steps.taken(delta, rows), rows, native, here)
         if config.step == "dynamic":
             gradient.masked_fill_(limits.blocks(x, origin, gradient), 0.0)
@@ -159,14 +165,18 @@ def attack(
         # 4. Samples that cannot move, or are finished, leave the batch.
         if on_step is not None:
             on_step(_record(step, best, loss))
-        rows = rows[~stuck[rows] & ~finished(best, rows, config, late=step >= budget // 2)]
+        done = stuck[rows] | finished(best, rows, config, late=step >= budget // 2)
+        if certificate is not None and config.until is not None:
+            done |= certificate.settled(best, rows, config.until)
+        rows = rows[~done]
         # Scans are large: nothing of this step must wait in memory while the next one runs the network.
         del origin, x, here, slopes, gradient, exact, now
 
     forward += search_scale(field, clean, goal, limits, scale_search, best)
     last = limits.project(clean, delta, torch.arange(len(clean), device=clean.device))
+    estimate = Estimate.none(clean) if certificate is None else certificate.estimate(best)
     return AttackResult(
-        best.x, last, promises.falls, best.verdict(), _outcomes(best, stuck), best.l2, forward, backward
+        best.x, last, promises.falls, best.verdict(), _outcomes(best, stuck), best.l2, estimate, forward, backward
     )
 
 

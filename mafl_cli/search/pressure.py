@@ -36,8 +36,13 @@ def margin_hinge(margin: Tensor, kappa: Tensor, weight: Tensor | float = 1.0) ->
     """
     lacking = margin + kappa
     with torch.no_grad():
-        share = (lacking / (2 * kappa).clamp_min(1e-20)).clamp_(0, 1).mul_(weight)
+        share = mask_share(margin, kappa).mul_(weight)
     return (lacking * share).flatten(1).mean(dim=1)
+
+
+def mask_share(margin: Tensor, kappa: Tensor) -> Tensor:
+    """How much of each voxel is in the adaptive mask of `margin_hinge`: like margin, in [0, 1]."""
+    return ((margin + kappa) / (2 * kappa).clamp_min(1e-20)).clamp_(0, 1)
 
 
 class Pressure:
@@ -65,6 +70,7 @@ class Pressure:
         self._jump = torch.zeros_like(self._mean)
         self._margin = torch.full_like(lead, torch.nan)
         self._weight: Tensor | None = None
+        self._lead = torch.zeros_like(self._mean)
 
     def kappa(self, rows: Tensor) -> Tensor:
         """The lead that each voxel of some samples must have: (b, *spatial), logit units."""
@@ -74,7 +80,14 @@ class Pressure:
         """`margin_hinge` of some samples: (b,)."""
         margin = margins(logits, target)
         self._follow(rows, margin.detach())
-        return margin_hinge(margin, self.kappa(rows), 1.0 if self._weight is None else steps.taken(self._weight, rows))
+        kappa, weight = self.kappa(rows), 1.0 if self._weight is None else steps.taken(self._weight, rows)
+        with torch.no_grad():
+            self._lead[rows] = mask_share(margin, kappa).mul_(weight).mul_(kappa).flatten(1).mean(dim=1)
+        return margin_hinge(margin, kappa, weight)
+
+    def lead(self, rows: Tensor) -> Tensor:
+        """What of the last loss is the lead that it asks for, and not the margins themselves: (b,)."""
+        return self._lead[rows]
 
     def update(self, rows: Tensor, late: Tensor, progress: float) -> None:
         """Set the lead that the next step wants.

@@ -105,6 +105,11 @@ class Terms:
             iou=self.config.goal_iou, hit=self.config.goal_hit, overlapping=self.overlapping,
         )  # fmt: skip
 
+    def lead(self, rows: Tensor) -> Tensor:
+        """What of the last margin loss is the lead that it asks for: (b,)."""
+        assert self.pressure is not None
+        return self.pressure.lead(rows)
+
     def press(self, now: Now) -> None:
         """Adapt the margin loss of the dynamic step to how the last step changed the margins."""
         if self.pressure is not None and self.config.step == "dynamic":

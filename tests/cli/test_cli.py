@@ -240,6 +240,33 @@ def test_the_report_has_the_trace_of_the_run(case: Path, models: Path) -> None:
     assert trace["score"][-1] >= 0.99
 
 
+def test_the_excess_is_said_and_reported_and_ends_the_search(case: Path, models: Path) -> None:
+    whole = attack(case, models, "--steps", 80)
+    said = json.loads((case / "out" / "report.json").read_text())["cases"][0]["attack"]
+    optimum = said["local_optimum"]
+    assert 0 < optimum["excess"]["value"] < 0.1
+    assert 0.9 < optimum["kkt_cosine"]["value"] <= 1
+    assert len(optimum["excess_per_sample"]) == said["samples"]["reached"] > 1
+    assert f"  excess        {optimum['excess']['value']:.1%} above the local optimum" in whole.stdout
+    early = attack(case, models, "--steps", 80, "--until", 0.08, "--overwrite")
+    assert early.exit_code == 0, early.stderr
+    sooner = json.loads((case / "out" / "report.json").read_text())["cases"][0]["attack"]
+    assert sooner["goal_reached"]
+    assert sooner["passes"]["backward"] < said["passes"]["backward"]
+    assert max(sooner["local_optimum"]["excess_per_sample"].values()) <= 0.08
+
+
+def test_a_method_without_an_estimate_says_why(case: Path, models: Path) -> None:
+    result = attack(case, models, "--method", "pgd")
+    assert "excess" not in result.stdout
+    optimum = json.loads((case / "out" / "report.json").read_text())["cases"][0]["attack"]["local_optimum"]
+    assert optimum["excess"] == {"value": None, "reason": "no_estimate"}
+    assert optimum["excess_per_sample"] == {}
+    refused = attack(case, models, "--method", "pgd", "--until", 0.1, "--overwrite")
+    assert refused.exit_code == 2
+    assert "--until needs an estimate of the excess" in " ".join(refused.stderr.split())
+
+
 # --- methods ------------------------------------------------------------------------------------------------------
 
 
