@@ -19,7 +19,7 @@ def margins(logits: Tensor, target: Tensor) -> Tensor:
     return other - own
 
 
-def margin_hinge(margin: Tensor, kappa: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+def margin_hinge(margin: Tensor, kappa: Tensor, weight: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
     """Weighted mean over all voxels of what each lacks, margin + kappa, times its share in the mask.
 
     The share is 0 for a voxel that is won by kappa, 1 for one that is lost by it, and linear between; it carries no
@@ -32,17 +32,13 @@ def margin_hinge(margin: Tensor, kappa: Tensor, weight: Tensor | float = 1.0) ->
         margin: (B, *spatial), logit units, see `margins`.
         kappa: (B, *spatial), logit units, at least 0: the lead that each voxel must have to count as won.
         weight: (B, *spatial), at least 0, or a number.
-    Returns: (B,).
+    Returns: the value, (B,), and what of it is the lead, the same mean of kappa alone, without gradient.
     """
     lacking = margin + kappa
     with torch.no_grad():
-        share = mask_share(margin, kappa).mul_(weight)
-    return (lacking * share).flatten(1).mean(dim=1)
-
-
-def mask_share(margin: Tensor, kappa: Tensor) -> Tensor:
-    """How much of each voxel is in the adaptive mask of `margin_hinge`: like margin, in [0, 1]."""
-    return ((margin + kappa) / (2 * kappa).clamp_min(1e-20)).clamp_(0, 1)
+        share = (lacking / (2 * kappa).clamp_min(1e-20)).clamp_(0, 1).mul_(weight)
+        lead = torch.linalg.vecdot(share.flatten(1), kappa.flatten(1)) / kappa[0].numel()
+    return (lacking * share).flatten(1).mean(dim=1), lead
 
 
 class Pressure:
@@ -77,13 +73,12 @@ class Pressure:
         return torch.minimum(steps.taken(self._most, rows), steps.spread_out(self._width[rows], self._most))
 
     def loss(self, rows: Tensor, logits: Tensor, target: Tensor) -> Tensor:
-        """`margin_hinge` of some samples: (b,)."""
+        """The value of `margin_hinge` of some samples: (b,)."""
         margin = margins(logits, target)
         self._follow(rows, margin.detach())
         kappa, weight = self.kappa(rows), 1.0 if self._weight is None else steps.taken(self._weight, rows)
-        with torch.no_grad():
-            self._lead[rows] = mask_share(margin, kappa).mul_(weight).mul_(kappa).flatten(1).mean(dim=1)
-        return margin_hinge(margin, kappa, weight)
+        loss, self._lead[rows] = margin_hinge(margin, kappa, weight)
+        return loss
 
     def lead(self, rows: Tensor) -> Tensor:
         """What of the last loss is the lead that it asks for, and not the margins themselves: (b,)."""

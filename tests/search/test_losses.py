@@ -26,7 +26,7 @@ def labels(*shape: int, classes: int, seed: int = 5) -> Tensor:
 
 
 def margin_hinge(logits: Tensor, target: Tensor, kappa: Tensor, weight: Tensor | None = None) -> Tensor:
-    return losses.margin_hinge(margins(logits, target), kappa, torch.ones_like(kappa) if weight is None else weight)
+    return losses.margin_hinge(margins(logits, target), kappa, torch.ones_like(kappa) if weight is None else weight)[0]
 
 
 # Two voxels, three classes: z = (1, 4, 2) and (0, -1, 5).
