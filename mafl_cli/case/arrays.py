@@ -368,7 +368,7 @@ def _result(
         excess=like_image(found.excess),
         trace=found.trace,
         trust=believed(problem, searches, config, reached=bool(verdict.reached.all()), linf_share=share),
-        assumptions=problem.images.info.assumptions,
+        assumptions=found.info.assumptions,
     )
 
 

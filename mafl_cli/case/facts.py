@@ -82,6 +82,7 @@ def facts_of(
                 skipped_constant=found.constant,
             ),
             passes=report.Passes(forward=found.forward, backward=found.backward),
+            faithful=found.faithful,
             trace=found.trace,
             trust=believed(case, searches, config, reached=goal_reached, linf_share=_linf_share(sizes)),
             local_optimum=found.local_optimum,

@@ -102,7 +102,7 @@ def _run_attack(
         clock.lap("measure")
         whole = assemble.attack_report(
             config=request.config,
-            model=subject.info,
+            model=found.info,
             device=device,
             case=replace(
                 body,

@@ -25,6 +25,7 @@ from mafl_cli.field.whole import Whole
 from mafl_cli.field.windows import Windows
 from mafl_cli.names import outside
 from mafl_cli.network.load import ModelInfo
+from mafl_cli.network.prediction import Network
 from mafl_cli.network.reasons import REFUSALS
 from mafl_cli.network.segmenter import Segmenter
 from mafl_cli.search.goals import Goal
@@ -61,10 +62,12 @@ class Seen:
         exact: in float32, whatever the precision of the search.
         """
         preprocessing = preprocessing or self.preprocessing
-        segmenter = self.segmenter.exact if exact else self.segmenter
+        return self._field(self.segmenter.exact if exact else self.segmenter, preprocessing)
+
+    def _field(self, network: Network, preprocessing: Preprocessing) -> ScanField:
         if self.tiling is None:
-            return Whole(segmenter, preprocessing, self.info.divisor, self.grids)
-        return Windows(segmenter, preprocessing, self.tiling, self.grids, batch=self.windows_together, say=self.say)
+            return Whole(network, preprocessing, self.info.divisor, self.grids)
+        return Windows(network, preprocessing, self.tiling, self.grids, batch=self.windows_together, say=self.say)
 
     @property
     def together(self) -> int:
@@ -92,12 +95,12 @@ class Seen:
                 done += size
 
     def drawn(self, samples: Samples, preprocessing: Preprocessing, *, like: Sequence[Drawn] = ()) -> Drawn:
-        """What the model draws: labels (B, M, *spatial), see `mafl_cli.classes`.
+        """What the model file draws: labels (B, M, *spatial), see `mafl_cli.classes`.
 
         like: what it drew before. Samples that are bit for bit those of such a batch, together with all that went
             through the network beside them and with the same statistics, get the same answer, and need not ask again.
         """
-        field = self.field(preprocessing)
+        field = self._field(self.segmenter.original, preprocessing)
         known = [each for each in like if each.preprocessing.is_as(preprocessing)]
         parts: list[Tensor] = []
 
@@ -106,8 +109,7 @@ class Seen:
             same = next((each for each in known if equal_bits(each.samples[rows], x)), None)
             parts.append(self.info.classes.from_network(field.labels(x)) if same is None else same.labels[rows])
 
-        with self.segmenter.exact.verifying():
-            self.groups(torch.arange(len(samples)), work)
+        self.groups(torch.arange(len(samples)), work)
         return Drawn(samples, preprocessing, torch.cat(parts))
 
 

@@ -10,13 +10,15 @@ from types import EllipsisType
 import torch
 from torch import Tensor
 
+from mafl_cli.case.faithful import ask, ask_again
 from mafl_cli.case.problem import Problem
 from mafl_cli.codes import Outcome, Reason
 from mafl_cli.config import AttackConfig
 from mafl_cli.field.field import Field, ScanField
 from mafl_cli.field.samples import Changed, Drawn
 from mafl_cli.measure.records import LocalOptimum
-from mafl_cli.results.report import Trace
+from mafl_cli.network.load import ModelInfo
+from mafl_cli.results.report import Faithful, Trace
 from mafl_cli.search import traces
 from mafl_cli.search.certificate import Estimate
 from mafl_cli.search.limits import Limits
@@ -41,13 +43,17 @@ class Progress:
 class Found:
     """What the search brought, in memory. outcomes has one entry per sample, None where none was attacked.
 
-    drawn: the prediction of the adversarial samples. trace: see `search.traces.joined`. watched: where the search of
-    some samples led, see `WATCHED`. excess, local_optimum: how far each change is above the shortest near it, (B,), NaN
-    where that is not known, and all of them together.
+    drawn: the prediction of the adversarial samples. info: of the model, with what this scan has shown of it.
+    faithful: how far the graph was from the file; None where the file itself was differentiated from the start.
+    trace: see `search.traces.joined`. watched: where the search of some samples led, see `WATCHED`. excess,
+    local_optimum: how far each change is above the shortest near it, (B,), NaN where that is not known, and all of them
+    together.
     """
 
     adversarial: Changed
     drawn: Drawn
+    info: ModelInfo
+    faithful: Faithful | None
     outcomes: tuple[Outcome | None, ...]
     constant: int
     forward: int
@@ -97,8 +103,10 @@ def search(
 
     Statistics that are recomputed from the changed file (z-scores) drift a little from the frozen ones, and a few
     voxels with them; so does a search in lower precision. Samples that lose their goal by this are attacked again,
-    in float32 and with the statistics frozen at the changed scan. The trace is that of the first round: later ones
-    begin anew with the few samples that are left, and do not continue it.
+    in float32 and with the statistics frozen at the changed scan; and so are samples for which the graph turns out not
+    to be the model, through its file. The trace is that of the first round: later ones begin anew with the few samples
+    that are left, and do not continue it.
+    Raises: ModelError for a model that answers differently each time, or that only a graph of it has a gradient.
     """
     seen = case.seen
     flat = seen.clean.flatten(1)
@@ -109,6 +117,7 @@ def search(
     outcomes: list[Outcome | None] = [None] * len(seen.clean)
     estimate = Estimate.none(like=seen.clean)
     passes = [0, 0]
+    faithful = ask(case, todo)
     watched = Watched.of(case, todo)
     # In lower precision the noise of the logits is as large as what the last steps change.
     watch = torch.tensor([row in watched.rows for row in range(len(seen.clean))], device=seen.clean.device)
@@ -158,12 +167,15 @@ def search(
         drawn = seen.drawn(adversarial, statistics, like=[case.clean_drawn])
         held = case.goal(config).judge(drawn.labels).reached
         lost = [row for row, outcome in enumerate(outcomes) if outcome is Outcome.REACHED and not held[row]]
-        if not lost:
+        faithful, strayed = ask_again(case, faithful, adversarial, statistics, todo.tolist())
+        if not lost and not strayed:
             break
-        todo = torch.tensor(lost, device=seen.clean.device)
+        todo = torch.tensor(sorted({*lost, *strayed}), device=seen.clean.device)
     return Found(
         adversarial=adversarial,
         drawn=drawn,
+        info=seen.info.with_gradient(seen.segmenter.gradient_from, faithful.sentence),
+        faithful=faithful.record,
         outcomes=tuple(outcomes),
         constant=int((differs & constant).sum()),
         forward=passes[0],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,4 +65,11 @@ class ScanField(Field, Protocol):
 
     def focus(self, clean: Tensor, edit: Tensor) -> Focus:
         """The function around an edit, bool (B, *spatial), of scans that stay clean everywhere else."""
+        ...
+
+    def inputs(self, x: Tensor, edit: Tensor, most: int) -> Iterator[Tensor]:
+        """What the network gets of one scan (1, C, *spatial), piece by piece, each (1, C, *).
+
+        edit: bool (1, *spatial). Pieces that draw none of it are left out; the `most` that draw most of it come first.
+        """
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -12,8 +13,7 @@ from mafl_cli.field.boxes import everything, on_last_axes, then
 from mafl_cli.field.field import Focus, Losses, Slopes
 from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.resample import Grids
-from mafl_cli.network.prediction import Prediction, drawn
-from mafl_cli.network.segmenter import Segmenter
+from mafl_cli.network.prediction import Network, Prediction, drawn
 
 
 class Whole:
@@ -23,7 +23,7 @@ class Whole:
     """
 
     def __init__(
-        self, segmenter: Segmenter, preprocessing: Preprocessing, divisor: int = 1, grids: Grids | None = None
+        self, segmenter: Network, preprocessing: Preprocessing, divisor: int = 1, grids: Grids | None = None
     ) -> None:
         self._segmenter = segmenter
         self._preprocessing = preprocessing
@@ -58,19 +58,26 @@ class Whole:
         """All of it: nothing is left out."""
         return Focus(self, everything(clean.shape[2:]), None)
 
+    def inputs(self, x: Tensor, edit: Tensor, most: int) -> Iterator[Tensor]:
+        """What the network gets of one sample: it has but one piece."""
+        with torch.no_grad():
+            yield self._see(self._preprocessing(x), x.ndim - 2)
+
+    def _see(self, native: Tensor, dims: int) -> Tensor:
+        """A map on the native grid as the network gets it: resampled and padded."""
+        found = native if self._grids is None else self._grids.to_network(native)
+        pad = [amount for size in reversed(found.shape[-dims:]) for amount in (0, -size % self._divisor)]
+        return F.pad(found, pad) if any(pad) else found
+
     def _forward(self, x: Tensor) -> Prediction:
         dims = x.ndim - 2
-
-        def see(native: Tensor) -> Tensor:
-            """A map on the native grid as the network gets it: resampled and padded."""
-            found = native if self._grids is None else self._grids.to_network(native)
-            pad = [amount for size in reversed(found.shape[-dims:]) for amount in (0, -size % self._divisor)]
-            return F.pad(found, pad) if any(pad) else found
-
-        prediction = self._segmenter(see(self._preprocessing(x)))
+        prediction = self._segmenter(self._see(self._preprocessing(x), dims))
         inner = x.shape[2:] if self._grids is None else self._grids.to_network.shape_out
         logits = prediction.logits[on_last_axes(everything(inner))]
         return Prediction(
             logits if self._grids is None else self._grids.from_network(logits),
-            tuple(replace(patch, see=then(see, patch.see)) for patch in prediction.features),
+            tuple(
+                replace(patch, see=then(lambda native: self._see(native, dims), patch.see))
+                for patch in prediction.features
+            ),
         )

@@ -25,9 +25,8 @@ from mafl_cli.field.field import Focus, Losses, Say, Slopes
 from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.resample import Box, Grids, Resample
 from mafl_cli.field.tiling import Tiling
-from mafl_cli.network.prediction import Patch, Prediction, drawn
+from mafl_cli.network.prediction import Network, Patch, Prediction, drawn
 from mafl_cli.network.reasons import REFUSALS
-from mafl_cli.network.segmenter import Segmenter
 
 Work = Callable[[Sequence[Start], Tensor, Prediction], None]
 
@@ -40,7 +39,7 @@ class Windows:
 
     def __init__(
         self,
-        segmenter: Segmenter,
+        segmenter: Network,
         preprocessing: Preprocessing,
         tiling: Tiling,
         grids: Grids,
@@ -100,6 +99,15 @@ class Windows:
         with torch.no_grad():
             part = _WindowsPart(self, box, moving, tapped, clean)
         return Focus(part, part.box, ~near[on_last_axes(part.box)])
+
+    def inputs(self, x: Tensor, edit: Tensor, most: int) -> Iterator[Tensor]:
+        """Windows of one scan that draw some of its edit, those that draw most of it first: (1, C, *roi)."""
+        with torch.no_grad():
+            ready, sources = self.ready(x), self._sources(edit[0])
+        voxels = [int(sources[self.place(start)].sum()) for start in self.starts]
+        for index in sorted(range(len(voxels)), key=lambda window: -voxels[window])[:most]:
+            if voxels[index]:
+                yield ready[on_last_axes(self.place(self.starts[index]))]
 
     def ready(self, x: Tensor) -> Tensor:
         """A whole scan, (B, C, *spatial) native, as windows are cut from it: (B, C, *shape)."""

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from mafl_cli.case import faithful
 from mafl_cli.case.problem import Say, goal_of
 from mafl_cli.case.request import ModelRequest
 from mafl_cli.case.subject import Subject, prepare_subject
@@ -62,7 +63,8 @@ class Judge:
     def of(pair: Pair, model: ModelRequest, sha256: str, device: torch.device, say: Say) -> Judge:
         """Let a model draw both scans. sha256: of its file; the attacked model sees them as it did in the attack.
 
-        Raises: as `case.subject.prepare_subject` and `scans.masks.read_masks`.
+        Raises: as `case.subject.prepare_subject` and `scans.masks.read_masks`; ModelError for a model that answers
+            differently each time.
         """
         subject = prepare_subject(pair.clean, _as_attacked(model, sha256, pair), device, say)
         # A target that cannot be used should not take two predictions to find out.
@@ -70,6 +72,7 @@ class Judge:
         clean, adversarial = (
             subject.predict([each.data for each in scans]) for scans in (pair.clean, pair.adversarial)
         )
+        faithful.require_repeatable(subject, [each.data for each in pair.adversarial])
         return Judge(subject, clean, adversarial, target)
 
     def verdict(self) -> Transfer:

@@ -28,6 +28,10 @@ class Tap:
     weight: float = 1.0
 
 
+class NoLayer(ModelError):
+    """A tap was asked for that the network does not have."""
+
+
 Gives = Literal["logits", "softmax", "sigmoid", "probabilities"]
 
 
@@ -36,8 +40,8 @@ class Lifted:
     """A network as a graph for one input shape: (B, C, *spatial) -> (raw segmentation, features of each tap).
 
     gives: what the network's own output is. For a last "softmax" or "sigmoid" the graph returns its argument.
-    decides: whether the network looks at values of its input to decide what to compute (an `if`, a loop, a random
-    number); then the graph is what it did with the input it was recorded with.
+    decides: whether the network looks at values of its input to decide what to compute (an `if`, a loop, a size); then
+    the graph is what it did with the input it was recorded with.
     """
 
     graph: fx.GraphModule
@@ -122,6 +126,7 @@ def lift(
     """
     x = x.detach().clone()
     graph = make_fx(module, _error_on_data_dependent_ops=False)(x)
+    _see_through_detach(graph.graph)
     depending = _depending(graph.graph)
     decides = _decides(graph.graph, depending)
     mutating = [node for node in graph.graph.nodes if node in depending and _mutates(node)]
@@ -138,6 +143,18 @@ def lift(
     )
     _set_outputs(graph, [raw, *nodes])
     return Lifted(graph, gives, found, decides)
+
+
+def _see_through_detach(graph: fx.Graph) -> None:
+    """Take out what cuts the gradient off and changes no value: the graph is attacked as what it computes.
+
+    A network whose cut is its gradient (a straight-through estimator) is attacked through its file; see
+    `gradient.choose`.
+    """
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
 
 
 def _schema(node: fx.Node) -> Any:
@@ -216,15 +233,12 @@ def _depending(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _decides(graph: fx.Graph, depending: set[fx.Node]) -> bool:
-    """Whether values of the input, or chance, decide what is computed."""
-    for node in graph.nodes:
-        if node in depending and getattr(node.target, "overloadpacket", None) in _LOOKS:
-            return True
-        if isinstance(node.target, torch._ops.HigherOrderOperator):
-            return True
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            return True
-    return False
+    """Whether values of the input decide what is computed."""
+    return any(
+        isinstance(node.target, torch._ops.HigherOrderOperator)
+        or (node in depending and getattr(node.target, "overloadpacket", None) in _LOOKS)
+        for node in graph.nodes
+    )
 
 
 _NAMED = 12
@@ -271,7 +285,7 @@ def _find_tap(graph: fx.Graph, raw: fx.Node, x: Tensor, wanted: str, name: str) 
                 return node
         names = [node.name for node, _ in nodes]
         shown = ", ".join(names if len(names) <= _NAMED else [*names[: _NAMED // 2], "...", *names[-_NAMED // 2 :]])
-        raise ModelError(f"{name}: has no layer called {wanted!r}; it has {shown}.")
+        raise NoLayer(f"{name}: has no layer called {wanted!r}; it has {shown}.")
     full = math.prod(x.shape[2:])
     convolutions = [node for node, _ in nodes if "convolution" in str(node.target)]
     # Transformers hold tokens with the channels last: only what a convolution takes or gives is surely a map.

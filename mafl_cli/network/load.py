@@ -16,17 +16,22 @@ from mafl_cli.errors import ModelError
 from mafl_cli.names import outside
 from mafl_cli.network.card import ModelCard, read_taps
 from mafl_cli.network.card_file import find_card
+from mafl_cli.network.gradient import choose
 from mafl_cli.network.intensity import Intensity
-from mafl_cli.network.lifting import Output, Tap, feature_nodes
+from mafl_cli.network.lifting import Gives, NoLayer, Output, Tap, feature_nodes
 from mafl_cli.network.model_file import ModelFile, read_model
 from mafl_cli.network.probing import accepted, input_kind, padded
-from mafl_cli.network.reasons import REFUSALS, enough_memory, is_out_of_memory, meaning
-from mafl_cli.network.segmenter import Segmenter
+from mafl_cli.network.reasons import REFUSALS, enough_memory, is_out_of_memory
+from mafl_cli.network.segmenter import GradientFrom, Segmenter
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a report says about a model. `assumptions` are sentences about what nobody stated."""
+    """What a report says about a model.
+
+    gradient_from: what the search differentiates. taps: none where that is the file. assumptions: sentences about what
+    nobody stated.
+    """
 
     name: str
     sha256: str
@@ -38,9 +43,17 @@ class ModelInfo:
     activation: Activation
     intensity: Intensity
     divisor: int
+    gradient_from: GradientFrom
     taps: tuple[Tap, ...]
     card: str | None
     assumptions: tuple[str, ...]
+
+    def with_gradient(self, source: GradientFrom, sentence: str | None) -> ModelInfo:
+        """With what a scan has shown: what was differentiated for it, and why, if that is not as it was loaded."""
+        if source == self.gradient_from:
+            return self
+        said = self.assumptions if sentence is None else (*self.assumptions, sentence)
+        return replace(self, gradient_from=source, taps=(), assumptions=said)
 
     def facts(self) -> dict[str, Any]:
         """As reports have it: `classes` are their names, and `overlapping` stands beside them."""
@@ -120,7 +133,7 @@ def _describe(
     segmenter = Segmenter(file, name, output, device, wanted, precision)
     segmenter.tried = example = (1, channels, *padded(shape, divisor))
     textured = torch.rand(example, generator=torch.Generator().manual_seed(0)).to(device)
-    gives = segmenter.exact.lifted(segmenter.enlarged(textured)).gives
+    segmenter.original.gives = gives = _gives(segmenter, textured)
     if gives != "logits":
         what = "probabilities" if gives == "probabilities" else f"a {gives}"
         said.append(f"output: {what}, not logits; the logits behind it are attacked")
@@ -138,11 +151,9 @@ def _describe(
         numbered = "regions are numbered" if overlapping else "0 is taken for background"
         said.append(f"classes: not stated, {numbered}")
     card = replace(card, dims=dims, divisor=divisor, activation=activation, classes=classes.names)
-    if _check(segmenter, textured):
-        said.append(
-            "graph: the network decides by the values of its input; every prediction is compared with the file's"
-        )
-    elif (why := _not_together(segmenter.exact, example)) is not None:
+    if (sentence := choose(segmenter, textured)) is not None:
+        said.append(sentence)
+    elif (why := _not_together(segmenter, example)) is not None:
         segmenter.take_one_by_one()
         said.append(f"batch: {why}; one goes at a time")
     info = ModelInfo(
@@ -156,19 +167,28 @@ def _describe(
         activation=activation,
         intensity=card.intensity or Intensity(),
         divisor=divisor,
-        taps=segmenter.lifted(segmenter.enlarged(textured)).taps,
+        gradient_from=segmenter.gradient_from,
+        taps=() if sentence else segmenter.lifted(segmenter.original.enlarged(textured)).taps,
         card=card.source,
         assumptions=tuple(said),
     )
-    if segmenter.decides:
-        segmenter.forget()  # Recorded with what is not a scan.
     return segmenter, info, card
+
+
+def _gives(segmenter: Segmenter, x: Tensor) -> Gives:
+    """What the network's own output is, as its graph shows; as its values show where no graph can be recorded."""
+    try:
+        return segmenter.exact.lifted(segmenter.original.enlarged(x)).gives
+    except NoLayer:
+        raise
+    except ModelError:
+        return "probabilities" if segmenter.original.output.bounded else "logits"
 
 
 def _not_together(segmenter: Segmenter, shape: tuple[int, ...]) -> str | None:
     """Why samples of this shape cannot go through a network together; None where they can."""
     try:
-        if segmenter.is_independent(shape):
+        if segmenter.original.is_independent(shape):
             return None
     except REFUSALS as exc:
         if not is_out_of_memory(exc):
@@ -199,67 +219,12 @@ def _said_of_grid(output: Output) -> list[str]:
 
 
 def taps(segmenter: Segmenter) -> list[tuple[str, tuple[int, ...]]]:
-    """Every node that could be a tap, with its shape (F, *coarse) for an input of the shape that was tried."""
-    x = segmenter.enlarged(torch.zeros(segmenter.tried, device=segmenter.device))
+    """Every node that could be a tap, with its shape (F, *coarse) for an input of the shape that was tried.
+
+    None where the file itself is differentiated.
+    """
+    if segmenter.gradient_from == "file":
+        return []
+    x = segmenter.original.enlarged(torch.zeros(segmenter.tried, device=segmenter.device))
     nodes = feature_nodes(segmenter.lifted(x).graph.graph, x)
     return [(node.name, size[1:]) for node, size in nodes]
-
-
-def _check(segmenter: Segmenter, x: Tensor) -> bool:
-    """Trial forward and backward on a fixed textured image `x`; whether the network decides by the values of its input.
-
-    A network that spoils its own gradient by working in place is made to work without. Raises ModelError if the model
-    cannot be attacked.
-    """
-    name = segmenter.name
-    try:
-        logits, gradient = _backward(segmenter.exact, x)
-    except REFUSALS:
-        segmenter.take_functional()
-        try:
-            logits, gradient = _backward(segmenter.exact, x)
-        except REFUSALS as exc:
-            raise ModelError(f"{name}: cannot be attacked: {meaning(exc)}.") from exc
-    if not torch.isfinite(logits).all():
-        raise ModelError(f"{name}: gives NaN or infinite values for an ordinary image.")
-    if gradient is None:
-        why = "(optimize_for_inference, quantised, or detached); save it with torch.jit.script or torch.jit.trace"
-        if segmenter.format == "torch.nn":
-            why = "(detached, turned into NumPy, or under torch.no_grad() in its forward); take that out"
-        raise ModelError(f"{name}: gives no gradient with respect to its input {why}.")
-    if not torch.isfinite(gradient).all() or not gradient.any():
-        raise ModelError(f"{name}: its gradient with respect to the input is zero or not finite.")
-    with torch.no_grad():
-        one, other = segmenter.exact(x).logits, segmenter.exact(x).logits
-        # The threads of a GPU add up in any order; dropout shows in the first digits.
-        slack = 0.0 if x.device.type == "cpu" else 1e-4 * float(one.abs().max())
-        if float((one - other).abs().max()) > slack:
-            advice = "take that out" if segmenter.format == "torch.nn" else "save it in eval mode"
-            raise ModelError(f"{name}: is not deterministic (dropout left on?); {advice}.")
-    if segmenter is not segmenter.exact:
-        try:
-            _backward(segmenter, x)
-        except REFUSALS as exc:
-            raise ModelError(f"{name}: cannot be attacked in this precision: {meaning(exc)}.") from exc
-    decides = segmenter.exact.lifted(segmenter.exact.enlarged(x)).decides
-    if decides:
-        segmenter.take_decisions()
-    return decides
-
-
-def _backward(segmenter: Segmenter, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Logits, and the gradient of what the attack may ask of them; None if there is none."""
-    x = x.clone().requires_grad_()
-    prediction = segmenter(x)
-    logits = prediction.logits
-    if not logits.requires_grad:
-        return logits.detach(), None
-    # No class wins where all logits rise alike, so their differences count. Weighed by chance: a plain sum is constant
-    # where regions are opposites, or where a last norm fixes the mean. Whole numbers, so that what cancels leaves none.
-    apart = logits[:, 1:] - logits[:, :-1]
-    weights = torch.randint(1, 1000, apart.shape, generator=torch.Generator().manual_seed(0)).to(apart)
-    (gradient,) = torch.autograd.grad((weights * apart).sum(), x, allow_unused=True, retain_graph=True)
-    taps = sum(patch.features.sum() for patch in prediction.features if patch.features.requires_grad)
-    if isinstance(taps, Tensor):
-        torch.autograd.grad(taps, x, allow_unused=True)
-    return logits.detach(), gradient

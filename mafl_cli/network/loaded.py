@@ -59,10 +59,7 @@ class LoadedModels:
             dims = self._dims[file] = model[1].dims
             _trim(self._dims, _KNOWN)
         assert dims is not None
-        segmenter = model[0]
-        if segmenter.decides:
-            segmenter.exact.forget()  # What it decided for another scan.
-            segmenter.forget()
+        model[0].renew()
         self._models[file, size(dims)] = model
         _trim(self._models, self._kept)
         return model

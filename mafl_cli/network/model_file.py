@@ -36,7 +36,8 @@ class ModelFile:
     frozen: the same function with fewer operations, to be lifted. It must not be given what `module` refuses: an error
         in a frozen TorchScript module is at times a segmentation fault.
     kernel: shape of its first convolution's kernel, if it shows one. example: shape of the input that it was exported
-    with, None for each size it leaves open; torch.export only.
+    with, None for each size it leaves open; torch.export only. cuts: whether it may cut gradients off, or have some of
+    its own, so that they are not the derivative of what it computes.
     """
 
     module: torch.nn.Module
@@ -45,6 +46,7 @@ class ModelFile:
     sha256: str
     kernel: tuple[int, ...] | None
     example: tuple[int | None, ...] | None
+    cuts: bool
 
 
 def read_model(path: Path, device: torch.device) -> ModelFile:
@@ -58,9 +60,11 @@ def read_model(path: Path, device: torch.device) -> ModelFile:
             if kind == "torch.export":
                 program = exported.read_exported(path)
                 example = _exported_with(program)
+                cuts = any(word in str(program.graph_module.graph) for word in ("detach", "set_grad_enabled"))
                 module: Any = program.module().to(device)
             else:
                 module = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
+                cuts = _cuts(module)
     except archives.Damaged as exc:
         raise ModelError(f"{outside(path.name)}: is damaged or cut off: {exc}; copy or export it anew.") from exc
     except ModelError:
@@ -75,7 +79,16 @@ def read_model(path: Path, device: torch.device) -> ModelFile:
     if kind == "torchscript" and hasattr(module, "training"):  # one that is frozen already has lost this attribute
         module.eval()
         frozen = _frozen(module)
-    return ModelFile(module, frozen, kind, digest, kernel, example)
+    return ModelFile(module, frozen, kind, digest, kernel, example, cuts)
+
+
+def _cuts(module: Any) -> bool:
+    """Whether a TorchScript program detaches something, or enters a no_grad (or another context), before freezing."""
+    try:
+        graph = module.inlined_graph
+    except (AttributeError, RuntimeError):
+        return True  # Whoever runs it says what is wrong with it.
+    return any(graph.findNode(kind) is not None for kind in ("aten::detach", "prim::data", "prim::Enter"))
 
 
 def _frozen(module: Any) -> torch.nn.Module:
@@ -113,7 +126,7 @@ def lent(module: torch.nn.Module) -> Iterator[ModelFile]:
             parameter.requires_grad_(False)
         # TorchScript that ran on a GPU before keeps the kernels it was compiled into; a frozen copy has none yet.
         own = isinstance(inner, torch.jit.ScriptModule) and hasattr(inner, "training")
-        yield ModelFile(inner, _frozen(inner) if own else inner, "torch.nn", "", _kernel(inner), None)
+        yield ModelFile(inner, _frozen(inner) if own else inner, "torch.nn", "", _kernel(inner), None, cuts=True)
     finally:
         for parameter, wanted in asked:
             parameter.requires_grad_(wanted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -42,6 +43,18 @@ class Prediction:
         return Prediction(
             self.logits.detach(), tuple(replace(patch, features=patch.features.detach()) for patch in self.features)
         )
+
+
+class Network(Protocol):
+    """A network as a function of (B, C, *spatial) in model units. name: what messages call it."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, x: Tensor) -> Prediction: ...
 
 
 def drawn(logits: Tensor, dim: int = 1, *, compact: bool = False) -> Tensor:

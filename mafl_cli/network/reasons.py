@@ -177,9 +177,10 @@ def enough_memory(name: str, what: str) -> Iterator[None]:
 
 def is_of_network(exc: BaseException) -> bool:
     """Whether an error came out of a network's graph, forward or backward, and not out of this program."""
-    frames = traceback.extract_tb(exc.__traceback__)
-    return any(frame.filename.startswith("<eval_with_key>") for frame in frames) or (
-        bool(frames) and frames[-1].name == "_engine_run_backward"
+    # A backward pass of the network's own, in Python, has frames of its own below the engine's.
+    return any(
+        frame.filename.startswith("<eval_with_key>") or frame.name == "_engine_run_backward"
+        for frame in traceback.extract_tb(exc.__traceback__)
     )
 
 

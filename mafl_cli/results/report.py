@@ -112,11 +112,15 @@ class Model:
     activation: Activation
     intensity: IntensityRecord
     divisor: Annotated[int, Interval(ge=1)]
-    taps: Annotated[tuple[TapRecord, ...], Len(1)]
+    taps: tuple[TapRecord, ...]
+    """None where the file itself is differentiated."""
     card: str | None
     """File name the model's description was read from."""
     assumptions: tuple[str, ...]
     """What nobody stated and mafl assumed."""
+    gradient_from: Literal["graph", "file"] = "graph"
+    """What the search differentiated: the graph lifted from the model file, or the file itself, where no graph stands
+    for it. Predictions are the file's own either way."""
 
     @property
     def drawn(self) -> Classes:
@@ -250,12 +254,29 @@ class Trace:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Faithful:
+    """How far the graph that the search differentiated is from the model file, on this scan: the largest difference of
+    their outputs as a share of the file's largest value. null: not finite, or not compared, because the file itself was
+    differentiated by then."""
+
+    compared: Count
+    """Slices or windows that were compared before the search."""
+    clean: Length | None
+    brightened: Length | None
+    """On the scan with a tenth of its range added."""
+    adversarial: Length | None
+    """On what the search found."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Attack:
     outcome: Outcome
     goal_reached: bool
     """On the whole scan, from the file read again."""
     samples: SamplesRecord
     passes: Passes
+    faithful: Faithful | None = field(default=None, metadata=OPTIONAL)
+    """Not there where the file itself was differentiated from the start."""
     trace: Trace | None = field(default=None, metadata=OPTIONAL)
     trust: Trust | None = field(default=None, metadata=OPTIONAL)
     """Whether the attack can be believed."""

@@ -123,7 +123,7 @@ def attack(
     scale_search = min(config.scale_search, config.steps // 4)
     budget = config.steps - scale_search
     promises = Promises(torch.zeros_like(stuck) if watch is None else watch)
-    gains = FeatureGains(config, budget, like=loss)
+    gains = FeatureGains(config.feature_weight if before.features else 0.0, config, budget, like=loss)
     certificate = Certificate(clean, limits, budget) if config.certified else None
 
     for step in range(budget):

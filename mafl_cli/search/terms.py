@@ -124,9 +124,9 @@ class FeatureGains:
     to the clean image: there the similarity to it is at its top, and its gradient next to nothing.
     """
 
-    def __init__(self, config: AttackConfig, budget: int, like: Tensor) -> None:
-        """budget: steps that are taken. like: (B,)."""
-        self._weight, self._compare_at = config.feature_weight, 1 + budget // 20
+    def __init__(self, weight: float, config: AttackConfig, budget: int, like: Tensor) -> None:
+        """weight: 0 where the network has no features. budget: steps that are taken. like: (B,)."""
+        self._weight, self._compare_at = weight, 1 + budget // 20
         # It says where to search. The dynamic step, which goes as far as the slope says, needs a true slope later on.
         self._ends = math.ceil(0.3 * budget) if config.step == "dynamic" else budget
         self._gains = torch.zeros_like(like)

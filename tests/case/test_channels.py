@@ -245,7 +245,7 @@ def test_slices_that_do_not_fit_together_go_in_smaller_groups(case: Path, monkey
     call = segmenter.Segmenter.__call__
 
     def short(self: segmenter.Segmenter, x: torch.Tensor) -> prediction.Prediction:
-        if len(x) > 2:
+        if len(x) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return call(self, x)
 

@@ -261,55 +261,6 @@ def test_a_network_that_refuses_this_scan_is_one_sentence(tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
-# --- decisions ----------------------------------------------------------------------------------------------------
-
-
-class EightBit(Base):
-    """An image with values above 1 is taken for 8-bit and divided by 255."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if bool(x.max() > 1.0):
-            x = x / 255.0
-        return self.logits(x)
-
-
-def scan_of(*scales: float) -> np.ndarray:
-    """Slices in [0, 1], each times its scale: a bright ball on a dark ground."""
-    grid = np.stack(np.meshgrid(np.linspace(-1, 1, 16), np.linspace(-1, 1, 16), indexing="ij"))
-    ball = np.exp(-3 * (grid**2).sum(axis=0))
-    return np.stack([scale * ball for scale in scales], axis=-1).astype(np.float32)
-
-
-def attacked(folder: Path, scan: np.ndarray) -> Any:
-    torch.jit.script(EightBit().eval()).save(folder / "net.ts")
-    nib.save(nib.Nifti1Image(scan, np.eye(4)), folder / "scan.nii.gz")
-    return mafl(
-        "attack", folder / "scan.nii.gz", "--target", "erase:1", "--model", folder / "net.ts", "--mode", "2d",
-        "--slice-axis", "k", "-o", folder / "out", "--steps", 2,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("scale", [1.0, 255.0])
-def test_a_network_that_decides_alike_for_all_of_a_scan_is_attacked_as_it_decides(scale: float, tmp_path: Path) -> None:
-    result = attacked(tmp_path, scan_of(*(scale,) * 3))
-    assert result.exit_code == 0, result.stderr
-    assert "the network decides by the values of its input" in result.stderr
-    net = EightBit().eval()
-    for scan, drawn in (("scan", "out/prediction_clean"), ("out/adversarial", "out/prediction_adversarial")):
-        data = np.asanyarray(nib.load(tmp_path / f"{scan}.nii.gz").dataobj).astype(np.float32)
-        mask = np.asanyarray(nib.load(tmp_path / f"{drawn}.nii.gz").dataobj)
-        for index in range(3):
-            own = net(torch.from_numpy(data[None, None, :, :, index].copy())).argmax(dim=1)[0]
-            assert np.array_equal(own.numpy(), mask[:, :, index])
-
-
-def test_a_network_that_decides_otherwise_for_some_slices_is_refused(tmp_path: Path) -> None:
-    result = attacked(tmp_path, scan_of(1.0, 255.0, 1.0))
-    assert result.exit_code == 4
-    assert "net.ts: decides by the values of its input" in result.stderr
-    assert not (tmp_path / "out").exists()
-
-
 # --- words --------------------------------------------------------------------------------------------------------
 
 

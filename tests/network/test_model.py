@@ -773,7 +773,7 @@ def test_a_sample_that_does_not_fit_is_one_sentence_and_not_a_matter_of_its_size
 def test_two_samples_that_do_not_fit_go_one_at_a_time_and_more_later_are_the_batchs_matter(tmp_path: Path) -> None:
     card = ModelCard(dims=2, channels=("image",))
     network = Greedy(5 * 64**2).eval().requires_grad_(False)
-    file = ModelFile(network, network, "torch.nn", "", (2, 1, 3, 3), None)
+    file = ModelFile(network, network, "torch.nn", "", (2, 1, 3, 3), None, cuts=False)
     _, info, _ = describe(file, "net", CPU, card, size=lambda dims: (128,) * dims)
     assert "batch: two samples need more memory than there is; one goes at a time" in info.assumptions
     segmenter = Segmenter(file, "net", Output(0, bounded=False), CPU)

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
+from commands import mafl
 from monai.networks.nets import UNETR, AttentionUnet, DynUNet, SegResNet, SwinUNETR, UNet, VNet
 from problems import Unit, box
 from torch import Tensor, nn
@@ -147,3 +150,28 @@ def first(output: Any) -> Tensor:
 def margin(logits: Tensor, target: Tensor) -> Tensor:
     """By how much each voxel misses the target."""
     return logits.amax(dim=1) - logits.gather(1, target[:, None])[:, 0]
+
+
+@pytest.mark.parametrize(("name", "dims", "how"), cases())
+def test_the_reported_prediction_is_the_files_own(name: str, dims: int, how: str, tmp_path: Path) -> None:
+    """Run outside the program, voxel for voxel: each slice, or the volume, scaled to [0, 1] as `minmax` says."""
+    make, edges, _ = NETWORKS[name]
+    size = edges[dims - 2]
+    torch.manual_seed(0)
+    path = saved(make(dims).eval().requires_grad_(False), how, image(1, 1, *(size,) * dims), tmp_path / "net.ts")
+    scan = np.random.default_rng(0).normal(100, 30, (size, size, 2 if dims == 2 else size)).astype(np.float32)
+    nib.save(nib.Nifti1Image(scan, np.eye(4)), tmp_path / "scan.nii.gz")
+    result = mafl(
+        "attack", tmp_path / "scan.nii.gz", "--target", "erase:1", "--model", path, "--mode", f"{dims}d",
+        "--slice-axis", "k", "--orientation", "native", "--intensity", "minmax", "--steps", 2, "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    net: Any = torch.export.load(path).module() if how == "exported" else torch.jit.load(path)
+    for volume, mask in (("scan", "prediction_clean"), ("out/adversarial", "prediction_adversarial")):
+        data = torch.from_numpy(np.asanyarray(nib.load(tmp_path / f"{volume}.nii.gz").dataobj).astype(np.float32))
+        scaled = (data - data.min()) / (data.max() - data.min())
+        samples = scaled.unbind(-1) if dims == 2 else [scaled]
+        with torch.no_grad():
+            own = [first(net(sample[None, None])).argmax(dim=1)[0].numpy() for sample in samples]
+        drawn = np.asanyarray(nib.load(tmp_path / f"out/{mask}.nii.gz").dataobj)
+        assert np.array_equal(np.stack(own, axis=-1) if dims == 2 else own[0], drawn), mask
