@@ -54,6 +54,7 @@ class Reason(Code):
     CONSTANT_IMAGE = "constant_image", "the scan is constant"
     SMALL_SLICES = "slice_smaller_than_window", "slices are smaller than the window of SSIM"
     GOAL_NOT_REACHED = "goal_not_reached", "no change that was tried reaches the goal"
+    NOT_KNOWN = "not_known", "it is not known how large a change the goal takes"
     SCORE_UNDEFINED = "score_undefined", "the score is undefined somewhere on the curve"
     NO_ESTIMATE = "no_estimate", "the search gives no estimate of it"
     NO_CHANGED_SAMPLE = "no_changed_sample", "no slice or volume was changed"
@@ -91,6 +92,8 @@ class Alarm(Code):
     LOOP = "loop", "in the search the model moved {} times as far as the gradients promised"
     NO_LIMIT = "no_limit", "the goal was missed although nothing limits the change"
     DUST = "dust", "the change is {} of the scan's range, which is dust"
+    MORE_BUDGET = "more_budget", "a larger change was allowed, and less was reached than with a smaller one ({})"
+    NOT_CHECKED = "not_checked", "the report does not say whether the attack was checked; attack again"
 
 
 class Belief(Code):

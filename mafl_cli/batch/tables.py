@@ -96,6 +96,7 @@ def _write_tables(out: Path, known: CaseList, said: Sequence[_Row]) -> Batch:
             **counts,
             cases=len(rows),
             goal_reached=sum(bool(each["goal_reached"]) for each in figures),
+            doubtful=sum(bool(row.alarms) for row in rows),
             figures={name: summary([each[name] for each in figures]) for name in TABLE if name != "goal_reached"},
         ),
     )
@@ -120,14 +121,23 @@ def _row(out: Path, case_id: str, before: KnownRow | None = None) -> _Row:
 def finished_row(case_id: str, said: Report) -> _Row:
     """What a run says of a case that is done. said: its report."""
     model = BatchModel(name=said.model.name, sha256=said.model.sha256, classes=said.model.classes)
-    outcome = said.case.attack.outcome
-    return BatchCase(case_id=case_id, status="ok", error=None, outcome=outcome, figures=figures(said.case)), model
+    attack = said.case.attack
+    row = BatchCase(
+        case_id=case_id,
+        status="ok",
+        error=None,
+        outcome=attack.outcome,
+        trust=None if attack.trust is None else attack.trust.verdict,
+        alarms=() if attack.trust is None else tuple(alarm.code for alarm in attack.trust.alarms),
+        figures=figures(said.case),
+    )
+    return row, model
 
 
 def _without_results(case_id: str, error: Failure | None = None) -> BatchCase:
     """A case that failed, or was not run yet."""
     status: Literal["pending", "failed"] = "pending" if error is None else "failed"
-    return BatchCase(case_id=case_id, status=status, error=error, outcome=None, figures=None)
+    return BatchCase(case_id=case_id, status=status, error=error, outcome=None, trust=None, alarms=(), figures=None)
 
 
 def figures(case: CaseRecord) -> dict[str, bool | float | None]:
@@ -158,6 +168,9 @@ def format_run(whole: Batch) -> str:
         found = counts.figures[name]
         if found.n:
             lines.append(f"  {name:<12} mean {found.mean:.5g}, lowest {found.min:.5g}, highest {found.max:.5g}")
+    if counts.doubtful:
+        why = ", ".join(dict.fromkeys(alarm.value for row in whole.cases for alarm in row.alarms))
+        lines.append(f"  {counts.doubtful} attacks are in doubt ({why}): the reports of these cases say why")
     lines += [f"  failed: {row.error.message}" for row in whole.cases if row.error is not None]
     return "\n".join(lines)
 

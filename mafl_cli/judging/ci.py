@@ -43,14 +43,16 @@ def _tests(gate: GateResult) -> Iterable[tuple[str, str, str]]:
     quantity = EVALUATED[gate.figure]
     for each in gate.cases:
         value = "goal not reached" if each.value is None else f"observed {quantity.with_unit(each.value)}"
-        yield each.case_id, each.status, value if each.problem is None else each.problem
+        reason = value if each.problem is None else each.problem
+        yield each.case_id, each.status, f"inconclusive: {reason}" if each.status == "inconclusive" else reason
 
 
 def _add_test(suite: ElementTree.Element, classname: str, name: str, status: str, reason: str) -> None:
     test = ElementTree.SubElement(suite, "testcase", classname=_xml(classname), name=_xml(name), time="0")
     if status != "pass":
-        kind = "failure" if status == "fail" else "error"
-        problem = ElementTree.SubElement(test, kind, message=_xml(reason), type="gate" if status == "fail" else "case")
+        kind = "error" if status == "error" else "failure"
+        cause = {"fail": "gate", "inconclusive": "inconclusive"}.get(status, "case")
+        problem = ElementTree.SubElement(test, kind, message=_xml(reason), type=cause)
         problem.text = _xml(reason)
 
 

@@ -18,7 +18,7 @@ from mafl_cli.case.request import ModelRequest
 from mafl_cli.classes import Labels
 from mafl_cli.codes import Outcome, Reason, Untested
 from mafl_cli.errors import MaflError, UsageError, place_of
-from mafl_cli.judging import gates, totals, trials
+from mafl_cli.judging import doubts, gates, totals, trials
 from mafl_cli.judging.gates import Gate
 from mafl_cli.judging.judges import Comparison, Judge
 from mafl_cli.judging.pairs import mask_of, of_files
@@ -47,8 +47,8 @@ from mafl_cli.scans.masks import Masks, read_masks
 
 # Share of the clean prediction that the attacked model may draw otherwise now: machines round differently.
 _MOST_DRIFT = 0.02
-# Share of the data range below which a change is rounding of a 32-bit float.
-_ROUNDING = 2.0**-23
+# Share of the data range below which a change is dust: 120 dB below it.
+_DUST = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +117,7 @@ def run_evaluation(
             say(said if said.startswith(f"{source.case_id}: ") else f"{source.case_id}: {said}")
     names = distinct([case.case_id for case in cases], sources)
     cases = [replace(case, case_id=name) for case, name in zip(cases, names, strict=True)]
+    cases = doubts.with_budgets(cases, alike.values())
     if request.trials.curve:
         cases = _with_joined_curves(cases, alike.values())
     return Evaluation(
@@ -199,6 +200,8 @@ def _judged(pair: Pair, judges: Sequence[Judge], request: EvaluateRequest, say: 
     quick = compared.quick_agreement(compared.adversarial)
     said = _record(pair, compared, quick, judged=bool(judges))
     iou, hit = compared.goal
+    reached = compared.reached(compared.adversarial)
+    attack = None if pair.recorded is None else doubts.told(pair.recorded)
     return JudgedCase(
         case_id=pair.case_id,
         status="ok",
@@ -208,7 +211,9 @@ def _judged(pair: Pair, judges: Sequence[Judge], request: EvaluateRequest, say: 
         files_intact=said.files_intact,
         differences=said.differences,
         untested=said.untested,
-        goal=GoalRecord(iou=iou, hit=hit, reached=compared.reached(compared.adversarial)),
+        attack=attack,
+        doubts=() if attack is None else doubts.of_attack(attack, reached=reached),
+        goal=GoalRecord(iou=iou, hit=hit, reached=reached),
         metrics=JudgedMetrics(
             clean=compared.agreement(compared.clean),
             post_write=compared.agreement(compared.adversarial),
@@ -241,7 +246,7 @@ class _Record:
 
 def _record(pair: Pair, compared: Comparison, quick: Reach, *, judged: bool) -> _Record:
     """quick: what the adversarial prediction has of the target."""
-    recorded, unchanged = pair.recorded, _unchanged(compared)
+    recorded, unchanged = pair.recorded, _unchanged(pair, compared)
     if recorded is None:
         return _Record(None, (), unchanged)
     changed = changed_files(recorded)
@@ -267,12 +272,15 @@ def _untested(code: Untested, what: str = "") -> ProvesNothing:
     return ProvesNothing(code=code, sentence=code.sentence.replace("{}", what))
 
 
-def _unchanged(compared: Comparison) -> ProvesNothing | None:
+def _unchanged(pair: Pair, compared: Comparison) -> ProvesNothing | None:
     """Why the pair proves nothing: nothing changed, or rounding alone."""
     channels = compared.size_per_channel
     if not any(size.l0.count for size in channels):
         return _untested(Untested.UNCHANGED)
-    if all(size.linf.native <= _ROUNDING * size.data_range.value for size in channels):
+    # As much as float32 can tell apart there.
+    spacings = [float(np.spacing(np.abs(scan.data).max())) for scan in pair.clean]
+    ends = (max(_DUST * size.data_range.value, least) for size, least in zip(channels, spacings, strict=True))
+    if all(size.linf.native <= end for size, end in zip(channels, ends, strict=True)):
         return _untested(Untested.ROUNDING)
     return None
 

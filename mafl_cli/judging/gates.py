@@ -2,7 +2,8 @@
 
 A *gate* is a sentence like `target_iou > 0.5` that must not come true, for the worst case unless it says otherwise.
 Gates fail closed: what was not measured, a case that could not be read and files that are not those of their report
-count as failed, because nobody knows that they are good.
+count as failed, because nobody knows that they are good. Where the attack may have failed, rather than the model held,
+a gate that the case does not break is *inconclusive*, which is a failure too.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
-from mafl_cli.codes import Reason
+from mafl_cli.codes import Reason, Untested
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.measure.statistics import quantile
+from mafl_cli.measure.value import Value
 from mafl_cli.names import outside, public_name
 from mafl_cli.results.evaluation_report import FailedCase, GateCase, GateResult, JudgedCase, Operator, Over
 from mafl_cli.results.quantities import EVALUATED
@@ -28,6 +30,11 @@ _EXPRESSION = re.compile(
     re.IGNORECASE,
 )
 
+Status = Literal["pass", "fail", "inconclusive"]
+CaseStatus = Literal["pass", "fail", "inconclusive", "error"]
+
+# The attack did nothing that a model could have withstood.
+_NOTHING_TRIED = frozenset({Untested.NO_GRADIENT, Untested.UNCHANGED, Untested.ROUNDING})
 # Characters of an expression or a name that a message repeats.
 _MOST_SHOWN = 80
 
@@ -126,9 +133,9 @@ def _listed(file: str, key: str, text: str) -> Gate:
 
 
 def judge(gate: Gate, cases: Sequence[JudgedCase | FailedCase]) -> GateResult:
-    """Whether a gate holds. On a case that is untested none does."""
+    """Whether a gate holds. On a case that is untested none does; on one that is in doubt none passes."""
     judged = tuple(_judge_case(gate, case) for case in cases)
-    observed, reason, holds = _verdict(gate, judged)
+    observed, reason, status = _verdict(gate, judged)
     return GateResult(
         name=gate.name,
         expression=gate.expression,
@@ -137,25 +144,35 @@ def judge(gate: Gate, cases: Sequence[JudgedCase | FailedCase]) -> GateResult:
         operator=gate.operator,
         threshold=gate.threshold,
         observed=observed,
-        status="pass" if holds else "fail",
+        status=status,
         reason=reason,
         cases=judged,
     )
 
 
-def _verdict(gate: Gate, cases: Sequence[GateCase]) -> tuple[float | None, str, bool]:
-    """What was observed, in words too, and whether the gate holds."""
-    unknown = [case for case in cases if case.problem is not None]
+def _verdict(gate: Gate, cases: Sequence[GateCase]) -> tuple[float | None, str, Status]:
+    """What was observed, in words too, and what becomes of the gate."""
     if not cases:
-        return None, "there is no case", False
+        return None, "there is no case", "fail"
+    doubtful = [case for case in cases if case.status == "inconclusive"]
+    unknown = [case for case in cases if case.problem is not None and case.status != "inconclusive"]
     if unknown:
-        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-        return None, f"cannot be measured, so it fails: {unknown[0].case_id}: {unknown[0].problem}{more}", False
+        return None, f"cannot be measured, so it fails: {_problems([*unknown, *doubtful])}", "fail"
     beyond = EVALUATED[gate.figure].beyond
-    values = [value for case in cases if (value := beyond if case.value is None else case.value) is not None]
-    observed = _aggregated(gate, sorted(values))
-    holds = not math.isnan(observed) and not _HOLDS[gate.operator](observed, gate.threshold)
-    return observed if math.isfinite(observed) else None, _reason(gate, observed, cases), holds
+    known = [case for case in cases if case.value is not None or case.status != "inconclusive"]
+    values = [value for case in known if (value := beyond if case.value is None else case.value) is not None]
+    observed = _aggregated(gate, sorted(values)) if values else math.nan
+    trips = not math.isnan(observed) and _HOLDS[gate.operator](observed, gate.threshold)
+    # What was reached was reached: an attack that is in doubt can only have shown too little.
+    if doubtful and not (trips and gate.aggregate == "worst"):
+        return None, f"inconclusive, so it fails: {_problems(doubtful)}", "inconclusive"
+    holds = not math.isnan(observed) and not trips
+    return observed if math.isfinite(observed) else None, _reason(gate, observed, known), "pass" if holds else "fail"
+
+
+def _problems(cases: Sequence[GateCase]) -> str:
+    more = f" (and {len(cases) - 1} more)" if len(cases) > 1 else ""
+    return f"{cases[0].case_id}: {cases[0].problem}{more}"
 
 
 def _judge_case(gate: Gate, case: JudgedCase | FailedCase) -> GateCase:
@@ -167,11 +184,25 @@ def _judge_case(gate: Gate, case: JudgedCase | FailedCase) -> GateCase:
     unreached = quantity.at_goal and found.reason is Reason.GOAL_NOT_REACHED
     if value is not None and not math.isfinite(value):
         value, problem = None, problem or f"{gate.figure} is not a number"
-    if problem is None and found.reason is not None and not unreached:
+    doubt = _doubt(case, found)
+    if problem is None and found.reason is not None and not unreached and doubt is None:
         problem = f"{gate.figure} is undefined: {found.reason.sentence}"
-    known = quantity.beyond if value is None else value
-    trips = problem is not None or (known is not None and _HOLDS[gate.operator](known, gate.threshold))
-    return GateCase(case_id=case.case_id, value=value, status="fail" if trips else "pass", problem=problem)
+    known = quantity.beyond if value is None and unreached else value
+    trips = known is not None and _HOLDS[gate.operator](known, gate.threshold)
+    status: CaseStatus = "fail" if problem is not None or trips else "pass"
+    if case.untested is not None and case.untested.code in _NOTHING_TRIED:
+        status, problem = "inconclusive", case.untested.sentence
+        value = None
+    elif status == "pass" and doubt is not None:
+        status, problem = "inconclusive", doubt
+    return GateCase(case_id=case.case_id, value=value, status=status, problem=problem)
+
+
+def _doubt(case: JudgedCase, found: Value) -> str | None:
+    """Why a figure that breaks no rule shows nothing, as a sentence; None if it does."""
+    if case.doubts:
+        return case.doubts[0].sentence
+    return found.reason.sentence if found.reason is Reason.NOT_KNOWN else None
 
 
 def _aggregated(gate: Gate, ordered: Sequence[float]) -> float:

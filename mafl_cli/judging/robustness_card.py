@@ -36,14 +36,17 @@ def error_of(case: JudgedCase | FailedCase) -> str:
 
 def card(report: Evaluation) -> str:
     """The robustness card: what was judged, how, with what result, and what that does not say."""
-    parts = [_head(report), _gates(report), _results(report), _trials(report), _cases(report), _models(report)]
+    parts = [
+        _head(report), _attacks(report), _gates(report), _results(report), _trials(report), _cases(report),
+        _models(report),
+    ]  # fmt: skip
     limits = "\n".join(f"- {line}" for line in _LIMITS)
     return "\n\n".join([*(part for part in parts if part), f"## Limits\n\n{limits}\n\n{NOTICE}"]) + "\n"
 
 
 def summary(report: Evaluation) -> str:
     """The short form, for the page of a CI job."""
-    parts = [_head(report), _gates(report), _results(report)]
+    parts = [_head(report), _attacks(report), _gates(report), _results(report)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -52,12 +55,52 @@ def _head(report: Evaluation) -> str:
     models = ", ".join(_md(each.name) for each in judges_of(report)) or "no model"
     verdict = ""
     if report.gates:
-        mark = "FAILED" if report.failed_gates else "PASSED"
-        verdict = f"**{mark}**: {len(report.failed_gates)} of {len(report.gates)} gates failed. "
+        unclear = sum(gate.status == "inconclusive" for gate in report.gates)
+        mark = (
+            "PASSED" if not report.failed_gates else "FAILED" if unclear < len(report.failed_gates) else "INCONCLUSIVE"
+        )
+        more = f", {unclear} of them inconclusive" if unclear else ""
+        verdict = f"**{mark}**: {len(report.failed_gates)} of {len(report.gates)} gates failed{more}. "
     broken = f"; {counts.failed} could not be judged" if counts.failed else ""
     reached = f"The attack reached its goal in {counts.goal_reached} of {counts.ok} cases{broken}."
     tool = f"{report.tool.name} {report.tool.version}"
     return f"# Robustness of {models}\n\n{verdict}{reached} Measured from the files by {tool}."
+
+
+def _attacks(report: Evaluation) -> str:
+    """What was tried, what the checks of the attack say, and within which budget the numbers were found."""
+    kinds: dict[tuple[str, ...], list[JudgedCase]] = {}
+    for case in report.judged:
+        kinds.setdefault(_tried(case), []).append(case)
+    if not kinds:
+        return ""
+    rows = []
+    for tried, cases in kinds.items():
+        told = [case.attack.trust for case in cases if case.attack is not None and case.attack.trust is not None]
+        shares = [each.explained for trust in told for each in trust.searches[:1] if each.explained is not None]
+        explained = f"{100 * min(shares):.0f} %" if shares else "-"
+        reached = sum(case.goal.reached for case in cases)
+        reasons = dict.fromkeys(alarm.sentence for case in cases for alarm in case.doubts)
+        doubtful = sum(bool(case.doubts) for case in cases)
+        said = f"{doubtful} of {len(cases)} in doubt: {'; '.join(list(reasons)[:3])}" if doubtful else "no alarm"
+        rows.append((*map(_md, tried), f"{reached} of {len(cases)}", explained, _md(said if told or doubtful else "-")))
+    heads = ("attack", "limit on the change", "steps", "goal reached", "gradient explains, at least", "checks")
+    unknown = any(case.attack is None for case in report.judged)
+    note = "\n\nNothing is known about an attack without a report: it may have been weak." if unknown else ""
+    return "## The attack\n\n" + _table(heads, rows) + note
+
+
+def _tried(case: JudgedCase) -> tuple[str, ...]:
+    """Method, budget and steps of a case, in words."""
+    attack = case.attack
+    if attack is None:
+        return "unknown", "unknown", "unknown"
+    where = "; only some voxels or channels" if attack.confined else ""
+    if attack.eps_native is None:
+        return attack.method, f"none{where}", str(attack.steps)
+    radius = ", ".join(f"{each:.4g}" for each in attack.eps_native)
+    norm = "each voxel" if attack.norm == "linf" else "length"
+    return attack.method, f"{norm} at most {radius} native units{where}", str(attack.steps)
 
 
 def _gates(report: Evaluation) -> str:
@@ -127,7 +170,9 @@ def _cases(report: Evaluation) -> str:
         ended = "" if case.goal.reached or case.outcome is None else case.outcome.sentence
         numbers = (EVALUATED[name].shown(EVALUATED[name].of_evaluation(case).value) for name in _OF_CASE)
         reached = "yes" if case.goal.reached else "no"
-        rows.append((_md(case.case_id), reached, *numbers, _md("; ".join(case.differences) or ended)))
+        doubt = f"in doubt: {case.doubts[0].sentence}" if case.doubts else ""
+        remarks = "; ".join(filter(None, (*case.differences, doubt))) or ended
+        rows.append((_md(case.case_id), reached, *numbers, _md(remarks)))
     heads = ("case", "goal reached", *(EVALUATED[name].title for name in _OF_CASE), "remarks")
     return "## Cases\n\n" + _table(heads, rows)
 

@@ -10,7 +10,7 @@ from mafl_cli.measure.records import ClassAgreement
 from mafl_cli.names import in_one_line
 from mafl_cli.results.evaluation_report import Curve, Evaluation, FailedCase, JudgedCase
 from mafl_cli.results.quantities import EVALUATED
-from mafl_cli.results.text import format_size, number
+from mafl_cli.results.text import format_size, number, said_of
 
 # What is shown of each of several cases.
 _OF_CASE = ("target_iou", "hit_rate", "linf_native", "psnr_db")
@@ -40,6 +40,7 @@ def _one_case(case: JudgedCase) -> str:
         *(f"  class {gone.name!r} removed: {gone.value:.4f}" for gone in post.removed),
         *format_size(case.metrics.size),
     ]
+    lines.append(f"  attack {_said_of(case)}")
     truth = case.ground_truth
     if truth is not None:
         before, after, drop = map(number, (truth.clean.dice, truth.adversarial.dice, truth.dice_drop))
@@ -47,6 +48,16 @@ def _one_case(case: JudgedCase) -> str:
     if case.curve is not None:
         lines += _curve_lines(case.curve)
     return "\n".join(lines)
+
+
+def _said_of(case: JudgedCase) -> str:
+    """Whether the attack can be believed."""
+    if case.doubts:
+        return f"in doubt: {in_one_line(case.doubts[0].sentence)}"
+    if case.attack is None or case.attack.trust is None:
+        return "nothing is known about it: there is no report of it"
+    said = said_of(case.attack.trust).removesuffix(".")
+    return f"{said[0].lower()}{said[1:]}"
 
 
 def _class_line(before: ClassAgreement, after: ClassAgreement) -> str:
@@ -87,7 +98,9 @@ def _many_cases(report: Evaluation) -> str:
         rows.append((case.case_id, reached, *values))
     counts = report.aggregate
     return f"{_plain(rows)}\n{counts.goal_reached} of {counts.ok} cases reached the goal" + (
-        f", {counts.failed} could not be judged" if counts.failed else ""
+        (f", {counts.failed} could not be judged" if counts.failed else "")
+        + (f"\n{counts.doubtful} of {counts.ok} attacks are in doubt" if counts.doubtful else "")
+        + ("\nnothing is known about attacks without a report" if any(c.attack is None for c in report.judged) else "")
     )
 
 

@@ -49,6 +49,7 @@ def aggregate(cases: Sequence[JudgedCase | FailedCase]) -> JudgedAggregate:
         ok=len(done),
         failed=len(cases) - len(done),
         goal_reached=sum(case.goal.reached for case in done),
+        doubtful=sum(bool(case.doubts) for case in done),
         figures=figures,
     )
 

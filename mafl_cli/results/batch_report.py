@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mafl_cli.codes import Outcome
+from mafl_cli.codes import Alarm, Belief, Outcome
 from mafl_cli.measure.statistics import Statistics
 from mafl_cli.results.envelope import Failure, Tool, Version
 from mafl_cli.system.records import CONFIG, Count, Length, Sha256
@@ -74,6 +74,10 @@ class BatchCase:
     status: Literal["ok", "failed", "pending"]
     error: Failure | None
     outcome: Outcome | None
+    trust: Belief | None
+    """Whether the attack can be believed."""
+    alarms: tuple[Alarm, ...]
+    """Why it may have failed, rather than the model held; its report has the numbers."""
     figures: dict[str, bool | float | None] | None
 
 
@@ -84,6 +88,8 @@ class BatchAggregate:
     pending: Count
     cases: Count
     goal_reached: Count
+    doubtful: Count
+    """Cases with alarms that nothing answers."""
     figures: dict[str, Statistics]
 
 

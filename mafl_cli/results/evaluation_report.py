@@ -12,10 +12,12 @@ from typing import Annotated, Literal
 from annotated_types import Interval, Len
 
 from mafl_cli.codes import Outcome, Reason, Untested
+from mafl_cli.config import Norm
 from mafl_cli.measure.records import Agreement, ClassAgreement, Reach, Size
 from mafl_cli.measure.statistics import Statistics
 from mafl_cli.measure.value import Value
 from mafl_cli.results.envelope import Environment, Failure, Tool, Version
+from mafl_cli.results.trust_report import AlarmRecord, Trust
 from mafl_cli.system.records import CONFIG, OPTIONAL, Count, Length, Sha256, Share, Which
 
 SCHEMA = Path(__file__).parent / "schemas" / "evaluation.schema.json"
@@ -54,6 +56,21 @@ class ProvesNothing:
 
     code: Untested
     sentence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackTold:
+    """What was tried, and how far it can be believed, as the run's own report says."""
+
+    method: str
+    steps: Annotated[int, Interval(ge=1)]
+    norm: Norm | None
+    """Norm of the ball that the change had to stay in; null: no limit on its size."""
+    eps_native: tuple[Length, ...] | None
+    """Radius of the ball for each channel, native units."""
+    confined: bool
+    """Whether only some voxels or channels were allowed to change."""
+    trust: Trust | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +234,10 @@ class JudgedCase:
     differences: tuple[str, ...]
     """Sentences on what the run's report says and the files do not."""
     untested: ProvesNothing | None
+    attack: AttackTold | None
+    """null without a run: then nothing is known about the attack."""
+    doubts: tuple[AlarmRecord, ...]
+    """Why the attack may have failed, rather than the model held: gates that it does not fail are inconclusive."""
     goal: GoalRecord
     metrics: JudgedMetrics
     ground_truth: GroundTruth | None
@@ -252,6 +273,8 @@ class JudgedAggregate:
     ok: Count
     failed: Count
     goal_reached: Count
+    doubtful: Count
+    """Cases whose attack may have failed, rather than the model held."""
     figures: dict[str, FigureStatistics]
     """By the names that gates use."""
 
@@ -304,7 +327,7 @@ class GateCase:
 
     case_id: str
     value: float | None
-    status: Literal["pass", "fail", "error"]
+    status: Literal["pass", "fail", "inconclusive", "error"]
     problem: str | None
 
 
@@ -320,7 +343,8 @@ class GateResult:
     threshold: float
     observed: float | None
     """null where it is not known, or beyond every change that was tried."""
-    status: Literal["pass", "fail"]
+    status: Literal["pass", "fail", "inconclusive"]
+    """inconclusive fails too: the attack may have failed, rather than the model held."""
     reason: str
     cases: tuple[GateCase, ...]
 
@@ -356,4 +380,4 @@ class Evaluation:
 
     @property
     def failed_gates(self) -> tuple[GateResult, ...]:
-        return tuple(gate for gate in self.gates if gate.status == "fail")
+        return tuple(gate for gate in self.gates if gate.status != "pass")

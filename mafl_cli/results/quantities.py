@@ -157,9 +157,15 @@ def _highest(values: list[Value], otherwise: Reason) -> Value:
 
 
 def _at_goal(smallest: Callable[[SmallestAtGoal], Number | None], whole: Callable[[JudgedMetrics], Number]) -> Read:
-    """A figure of the smallest change known to reach the goal: from the curve if there is one, else the file's own."""
+    """A figure of the smallest change known to reach the goal: from the curve if there is one, else the file's own.
+
+    Where the attack may have failed, or missed its goal with no limit on the change, nobody knows how much it takes.
+    """
 
     def pick(case: JudgedCase) -> Number:
+        free = case.attack is not None and case.attack.eps_native is None
+        if case.doubts or (free and not case.goal.reached):
+            return undefined(Reason.NOT_KNOWN)
         if case.curve is not None:
             found = smallest(case.curve.smallest_at_goal)
             return undefined(case.curve.smallest_at_goal.reason or Reason.GOAL_NOT_REACHED) if found is None else found

@@ -809,7 +809,7 @@ def test_without_a_slurm_that_takes_the_job_nothing_is_begun(
 def test_status_tells_how_far_a_run_is_and_what_a_case_takes(whole: Path) -> None:
     found = json.loads(mafl("status", whole, "--json", "-").stdout)
     assert (found["ok"], found["failed"], found["pending"], found["running"]) == (3, 3, 0, 0)
-    assert set(found["mean_seconds"]) == {"read", "lift", "attack", "write", "measure"}
+    assert set(found["mean_seconds"]) == {"read", "lift", "attack", "check", "write", "measure"}
     assert found["peak_resident_bytes"] > 0
 
 

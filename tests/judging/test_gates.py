@@ -138,7 +138,7 @@ def test_statistics_do_not_change_from_call_to_call() -> None:
 
 def test_one_case_has_no_interval_and_none_has_no_statistics() -> None:
     assert totals.aggregate(ious(0.5)).figures["target_iou"].ci95 is None
-    assert totals.aggregate([]) == JudgedAggregate(cases=0, ok=0, failed=0, goal_reached=0, figures={})
+    assert totals.aggregate([]) == JudgedAggregate(cases=0, ok=0, failed=0, goal_reached=0, doubtful=0, figures={})
 
 
 def test_statistics_count_failures_and_what_is_undefined_and_leave_out_what_nobody_asked_for() -> None:
@@ -262,7 +262,7 @@ def test_files_that_are_not_those_of_the_report_and_an_attack_without_gradient_p
     blind = case("b", reached=False, untested=ProvesNothing(code=Untested.NO_GRADIENT, sentence=said))
     whole = case("c", files_intact=True, outcome=Outcome.REACHED)
     (gate,) = judged([changed, blind, whole], [gates.parse("target_iou >= 1")]).gates
-    assert [each.status for each in gate.cases] == ["fail", "fail", "pass"]
+    assert [each.status for each in gate.cases] == ["fail", "inconclusive", "pass"]
     assert gate.reason == (
         "cannot be measured, so it fails: a: target.nii.gz is not the file the report describes (and 1 more)"
     )

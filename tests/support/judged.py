@@ -89,6 +89,8 @@ def case(case_id: str = "scan", *, reached: bool = True, **changes: Any) -> Judg
         files_intact=None,
         differences=(),
         untested=None,
+        attack=None,
+        doubts=(),
         goal=GoalRecord(iou=0.99, hit=0.99, reached=reached),
         metrics=replace(metrics, post_write=replace(metrics.post_write, **post), size=size),
         ground_truth=None,

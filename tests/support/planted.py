@@ -17,6 +17,7 @@ class Edges(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.border = nn.Parameter(torch.tensor([2.4, -2.4]).view(1, 2, 1, 1))
         generator = torch.Generator().manual_seed(3)
         self.first, self.last = nn.Conv2d(1, 6, 3, padding=1, bias=False), nn.Conv2d(6, 2, 3, padding=1, bias=False)
         with torch.no_grad():
@@ -28,7 +29,7 @@ class Edges(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.last(F.gelu(2 * self.first(x)))
-        return logits + torch.tensor([2.4, -2.4]).view(1, 2, 1, 1)
+        return logits + self.border
 
 
 class Wrapped(nn.Module):
