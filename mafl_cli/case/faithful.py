@@ -27,7 +27,7 @@ from mafl_cli.results.report import Faithful
 _MOST = 16
 """Slices, or windows, that are asked about before the search: those with most to change."""
 _FEW = 4
-"""Slices, or windows, that are brightened; and slices that a judge's model answers twice: those that differ most."""
+"""Slices that a judge's model answers twice: those that differ most."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def ask(problem: Problem, rows: Tensor) -> Faithfulness:
     if segmenter.gradient_from == "file":
         return Faithfulness(None)
     apart = [gradient.difference(segmenter, *pair) for pair in zip(clean, answers, strict=True)]
-    brighter = [gradient.difference(segmenter, gradient.brightened(ready)) for ready in clean[:_FEW]]
+    brighter = [gradient.difference(segmenter, gradient.brightened(ready)) for ready in clean[:1]]
     record = Faithful(compared=len(clean), clean=_most(apart), brightened=_most(brighter), adversarial=None)
     if not any(each.matters for each in (*apart, *brighter)):
         return Faithfulness(record)

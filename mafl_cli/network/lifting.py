@@ -210,7 +210,8 @@ def _without_mutation(graph: fx.GraphModule, x: Tensor) -> tuple[fx.GraphModule,
         )(x)
     except REFUSALS:
         return graph, False
-    return rewritten, not any(_mutates(node) for node in rewritten.graph.nodes)
+    # What is changed in place beside the input (sizes, as traces hold them) takes no gradient with it.
+    return rewritten, not any(map(_mutates, _depending(rewritten.graph)))
 
 
 _LOOKS = {

@@ -109,6 +109,7 @@ def test_a_network_is_lifted_tapped_and_attacked(name: str, dims: int, how: str,
     x = image(1, 1, *size)
     path = saved(net, how, x, tmp_path / "net.ts")
     segmenter, info, _ = load(path, device=CPU, size=lambda dims: size)
+    assert info.gradient_from == "graph"
 
     # The same logits and the same input gradient. Freezing folds batch norm, which moves the last digits.
     weight = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(2))
