@@ -127,7 +127,7 @@ def lift(
     x = x.detach().clone()
     graph = make_fx(module, _error_on_data_dependent_ops=False)(x)
     _see_through_detach(graph.graph)
-    depending = _depending(graph.graph)
+    depending = depending_nodes(graph.graph)
     decides = _decides(graph.graph, depending)
     mutating = [node for node in graph.graph.nodes if node in depending and _mutates(node)]
     if mutating:
@@ -224,7 +224,7 @@ _LOOKS = {
 }  # fmt: skip
 
 
-def _depending(graph: fx.Graph) -> set[fx.Node]:
+def depending_nodes(graph: fx.Graph) -> set[fx.Node]:
     """The input, and every node that depends on it."""
     depending: set[fx.Node] = set()
     for node in graph.nodes:
@@ -257,7 +257,7 @@ def _shape(node: fx.Node) -> tuple[int, ...] | None:
 
 def feature_nodes(graph: fx.Graph, x: Tensor) -> list[tuple[fx.Node, tuple[int, ...]]]:
     """Nodes holding a (B, F, *coarse) floating-point map that depends on the input, in order, with their shapes."""
-    depending = _depending(graph)
+    depending = depending_nodes(graph)
     found = []
     for node in graph.nodes:
         shape = _shape(node)

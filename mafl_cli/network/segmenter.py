@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -19,12 +21,14 @@ from torch import Tensor
 
 from mafl_cli.config import Precision
 from mafl_cli.errors import ModelError
+from mafl_cli.network import straight
 from mafl_cli.network.lifting import Gives, Lifted, Output, lift
 from mafl_cli.network.model_file import Format, ModelFile, quiet_torchscript
 from mafl_cli.network.original import Original, logits_of
 from mafl_cli.network.prediction import Patch, Prediction
 from mafl_cli.network.probing import run
 from mafl_cli.network.reasons import REFUSALS, is_out_of_memory, meaning
+from mafl_cli.network.straight import Plan
 
 KEPT_GRAPHS = 12
 """Lifted graphs kept at a time: each holds the network's constants once more."""
@@ -67,6 +71,8 @@ class Segmenter:
         self._precision: Precision = precision
         self._lifted: OrderedDict[tuple[int, ...], Lifted] = OrderedDict()
         self._one_by_one = self._functional = False
+        self._plan: Plan | None = None
+        self._watched: list[Tensor] | None = None
         self._loaded_with: GradientFrom = "graph"
 
     @property
@@ -81,6 +87,8 @@ class Segmenter:
 
     def __call__(self, x: Tensor) -> Prediction:
         """Raises ModelError if the network refuses the size of `x`."""
+        if self._watched is not None and (not self._watched or x.std() > self._watched[0].std()):
+            self._watched[:] = [x[:1].detach()]
         if self.gradient_from == "file":
             with self._casting():
                 return self.original(x)
@@ -141,10 +149,32 @@ class Segmenter:
             if is_out_of_memory(exc):
                 raise
             raise ModelError(f"{self.name}: does not accept an input of shape {shape} ({meaning(exc)}).") from exc
+        if self._plan is not None:
+            lifted = straight.straightened(lifted, self._plan)
         self._lifted[shape] = lifted
         if len(self._lifted) > KEPT_GRAPHS:
             self._lifted.popitem(last=False)
         return lifted
+
+    @contextmanager
+    def watching(self) -> Iterator[list[Tensor]]:
+        """Meanwhile the input with most contrast is kept, (1, C, *spatial), model units: a list of one."""
+        self._watched = []
+        try:
+            yield self._watched
+        finally:
+            self._watched = None
+
+    def straightened(self, x: Tensor) -> tuple[Segmenter, Plan]:
+        """The same network with slopes that say where to go, see `straight`, and what was done to it.
+
+        x: (1, C, *spatial), model units: what the operators do with it decides.
+        """
+        ready = self.original.enlarged(x)
+        plan = straight.diagnose(self.lifted(ready), ready)
+        twin = copy(self)
+        twin._lifted, twin._plan, twin.exact = OrderedDict(), plan, twin
+        return twin, plan
 
     def take_one_by_one(self) -> None:
         """From now on every sample goes through the network alone."""

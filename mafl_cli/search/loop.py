@@ -85,6 +85,7 @@ def attack(
     limits: Limits,
     *,
     guide: Tensor | None = None,
+    surrogate: Field | None = None,
     spacing: Sequence[float] | None = None,
     watch: Tensor | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
@@ -98,6 +99,8 @@ def attack(
         clean: (B, C, *spatial), native units.
         target: (B, *spatial), class indices in [0, K); (B, R, *spatial), 0 or 1, for regions that may overlap.
         guide: scans that have what the target shows, like clean; the feature term then pulls towards their features.
+        surrogate: a function whose slopes are followed in the place of those of `field`, which still judges; one more
+            forward pass a step.
         spacing: mm along the spatial axes, see `search.lowfreq.low_pass`.
         watch: bool (B,), the samples whose gradients are compared with what came of them; None for none.
         on_step: called after each step, for progress displays and traces.
@@ -106,15 +109,17 @@ def attack(
     limits = limits.within(config)
     native = per_channel(limits.unit, clean)
     free = native * ~limits.frozen
-    before = field.predict(clean)
+    followed = field if surrogate is None else surrogate
+    before = followed.predict(clean)
     overlapping = target.ndim == clean.ndim
-    terms = Terms.of(config, field, before, target, guide, overlapping=overlapping)
+    terms = Terms.of(config, followed, before, target, guide, overlapping=overlapping)
     goal = terms.goal(before.logits.shape[1])
 
     low = partial(low_pass, levels=config.low_frequency_levels, spacing=spacing)
     delta = _begin(clean, limits, config, low)
     rule = Halpern(config, clean, low) if config.step == "dynamic" else Descent(config, limits, clean, low)
-    best = Best.at(clean, goal.judge(terms.clean), config.aimed, bounded=config.eps is not None)
+    drawn = terms.clean if surrogate is None else prediction.drawn(field.predict(clean).logits)
+    best = Best.at(clean, goal.judge(drawn), config.aimed, bounded=config.eps is not None)
     ever_reached = best.reached.clone()
     loss = torch.zeros(len(clean), device=clean.device)
     stuck = torch.zeros_like(ever_reached)
@@ -135,13 +140,15 @@ def attack(
         here = (x - origin).div_(native)
         gain = gains.at(step, rows, ~ever_reached[rows])
         compare = gain is not None and gains.compare(step)
-        slopes = field.slopes(x, terms.losses(rows, progress=step / budget, gain=gain, apart=compare))
+        slopes = followed.slopes(x, terms.losses(rows, progress=step / budget, gain=gain, apart=compare))
         loss[rows] = slopes.values[0].to(loss)
         promises.settle(rows, here, slopes.prediction.logits)
-        forward, backward = forward + len(rows), backward + len(rows) * len(slopes.gradients)
+        forward += len(rows) * (1 if surrogate is None else 2)
+        backward += len(rows) * len(slopes.gradients)
 
         # 2. Judge it, and keep the best.
-        verdict = goal[rows].judge(prediction.drawn(slopes.prediction.logits))
+        seen = slopes.prediction if surrogate is None else field.predict(x)
+        verdict = goal[rows].judge(prediction.drawn(seen.logits))
         size = steps.length(here)
         best.update(rows, x, verdict, size)
         ever_reached[rows] |= verdict.reached
@@ -170,7 +177,7 @@ def attack(
             done |= certificate.settled(best, rows, config.until)
         rows = rows[~done]
         # Scans are large: nothing of this step must wait in memory while the next one runs the network.
-        del origin, x, here, slopes, gradient, exact, now
+        del origin, x, here, slopes, seen, gradient, exact, now
 
     forward += search_scale(field, clean, goal, limits, scale_search, best)
     last = limits.project(clean, delta, torch.arange(len(clean), device=clean.device))

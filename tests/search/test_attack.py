@@ -415,3 +415,29 @@ def test_the_box_ends_at_a_value_that_can_be_stored(change: float, expected: flo
     limits = box(clean, 8.0, 11.0, grid=rungs(0.7))
     found = limits.project(clean, torch.full_like(clean, change), torch.tensor([0]))
     torch.testing.assert_close(found, torch.full_like(clean, expected))
+
+
+# --- another function's slopes ------------------------------------------------------------------------------------
+
+
+class Stairs(Bright):
+    """Bright(), of an image that is rounded: the slope is 0 everywhere."""
+
+    def __call__(self, x: Tensor) -> Prediction:
+        rounded = torch.round(16 * x) / 16
+        return super().__call__(rounded + 0 * x)
+
+
+def test_a_surrogates_slopes_are_followed_and_the_function_itself_judges() -> None:
+    clean = scan(2, 12, 12)
+    stairs, bright = field(Stairs()), field(Bright())
+    target = (stairs.predict(clean).logits.argmax(dim=1) ^ (scan(2, 12, 12, seed=4)[:, 0] < 0.2).long()).long()
+    alone = attack(stairs, clean, target, QUICK, box(clean))
+    assert set(alone.outcomes) == {Outcome.NO_GRADIENT}
+    found = attack(stairs, clean, target, QUICK, box(clean), surrogate=bright)
+    drawn = stairs.predict(found.adversarial).logits.argmax(dim=1)
+    agrees = (drawn == target).flatten(1).float().mean(dim=1)
+    # Its border lies half a step away from that of the surrogate, which leaves voxels between them.
+    assert (agrees > 0.9).all()
+    torch.testing.assert_close(found.verdict.reached, (drawn == target).flatten(1).all(dim=1))
+    assert found.forward > alone.forward
