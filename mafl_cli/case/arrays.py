@@ -15,8 +15,9 @@ from torch import Tensor
 
 from mafl_cli.case.array_input import Array, guide_tensor, image_tensor, target_tensor, within_tensor
 from mafl_cli.case.problem import Problem, Say, Seen, kept_channels, limits_of
+from mafl_cli.case.remedies import Settled, settle
 from mafl_cli.case.request import path_of, require_choice, seen_as, words_of
-from mafl_cli.case.searching import Found, Progress, search
+from mafl_cli.case.searching import Progress, search
 from mafl_cli.case.trusting import believed, checked
 from mafl_cli.classes import Classes
 from mafl_cli.config import Activation, AttackConfig, Precision
@@ -32,7 +33,7 @@ from mafl_cli.network.load import ModelInfo, describe
 from mafl_cli.network.model_file import ModelFile, lent, read_model
 from mafl_cli.network.reasons import enough_memory
 from mafl_cli.results.report import Trace
-from mafl_cli.results.trust_report import SearchRecord, Trust
+from mafl_cli.results.trust_report import Trust
 from mafl_cli.search.limits import Limits
 
 A = TypeVar("A", NDArray[Any], Tensor)
@@ -204,9 +205,9 @@ def attack_arrays(
         clean = image_tensor(image, network.device)
         problem = _problem(network, clean, asked, say)
         found = search(problem, config, on_progress)
-        searches = checked(problem, found, config)
+        settled = settle(problem, found, checked(problem, found, config), config, say, on_progress)
         like_image = _same if isinstance(image, Tensor) else _as_numpy
-        return _result(problem, config, found, searches, like_image)
+        return _result(problem, config, settled, like_image)
 
 
 @dataclass(frozen=True)
@@ -343,11 +344,11 @@ def _by_channel(batch: Tensor) -> list[NDArray[np.float32]]:
 def _result(
     problem: ArrayProblem,
     config: AttackConfig,
-    found: Found,
-    searches: Sequence[SearchRecord],
+    settled: Settled,
     like_image: Callable[[Tensor], Any],
 ) -> Attacked[Any]:
-    """searches: what the checks say of the search. like_image: a tensor as an array of the kind that the image is."""
+    """settled: the best of all searches. like_image: a tensor as an array of the kind that the image is."""
+    found = settled.found
     adversarial = found.adversarial.whole()
     moved = adversarial - problem.images.clean
     change = moved.flatten(1)
@@ -367,7 +368,7 @@ def _result(
         ),
         excess=like_image(found.excess),
         trace=found.trace,
-        trust=believed(problem, searches, config, reached=bool(verdict.reached.all()), linf_share=share),
+        trust=believed(problem, settled, config, reached=bool(verdict.reached.all()), linf_share=share),
         assumptions=found.info.assumptions,
     )
 

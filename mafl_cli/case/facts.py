@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mafl_cli.case.prepare import Case
+from mafl_cli.case.remedies import Settled
 from mafl_cli.case.searching import Found
 from mafl_cli.case.trusting import believed
 from mafl_cli.classes import Labels
@@ -20,7 +21,6 @@ from mafl_cli.measure import perturbation
 from mafl_cli.measure.records import Agreement, Size
 from mafl_cli.results import report
 from mafl_cli.results.assemble import case_id
-from mafl_cli.results.trust_report import SearchRecord
 from mafl_cli.scans import volume
 from mafl_cli.scans.masks import MaskFile
 from mafl_cli.search.goals import Verdict
@@ -32,17 +32,16 @@ _BLOCK = 1 << 22
 def facts_of(
     case: Case,
     config: AttackConfig,
-    found: Found,
-    searches: Sequence[SearchRecord],
+    settled: Settled,
     again: list[volume.Volume],
     post_labels: Tensor,
 ) -> report.CaseRecord:
     """Everything the report says about the case, from the file that was written (`again`) and its prediction.
 
-    searches: what the checks say of the search, or searches.
+    settled: what the search, or the best of several, found.
     What it took, and what is in the folder, is not known yet: `timing_s`, `memory` and `files` are empty.
     """
-    subject = case.subject
+    found, subject = settled.found, case.subject
     scan, target, classes = subject.scan, case.target, subject.info.classes
     clean, post = subject.to_labels(case.clean_labels), subject.to_labels(post_labels)
     per_sample, together = case.goal(config).judge_together(post_labels)
@@ -84,7 +83,7 @@ def facts_of(
             passes=report.Passes(forward=found.forward, backward=found.backward),
             faithful=found.faithful,
             trace=found.trace,
-            trust=believed(case, searches, config, reached=goal_reached, linf_share=_linf_share(sizes)),
+            trust=believed(case, settled, config, reached=goal_reached, linf_share=_linf_share(sizes)),
             local_optimum=found.local_optimum,
         ),
         metrics=report.Metrics(

@@ -18,6 +18,7 @@ from mafl_cli.case.facts import bounds_of, facts_of, target_of, voxels_of
 from mafl_cli.case.hiding import hidden, require_elsewhere
 from mafl_cli.case.prepare import prepare
 from mafl_cli.case.problem import Say
+from mafl_cli.case.remedies import settle
 from mafl_cli.case.request import AttackRequest
 from mafl_cli.case.searching import Progress, search
 from mafl_cli.case.trusting import checked
@@ -85,7 +86,8 @@ def _run_attack(
         detail(memory.plan(case))
         found = search(case, request.config, on_progress)
         clock.lap("attack")
-        searched = checked(case, found, request.config)
+        settled = settle(case, found, checked(case, found, request.config), request.config, say, on_progress)
+        found = settled.found
         memory.give_back()
         clock.lap("check")
         written = Written(case, stage, request.config)
@@ -98,7 +100,7 @@ def _run_attack(
         there = OfScan(data, subject.layout, subject.clean.device)
         post = subject.drawn(there, subject.frozen(data), like=(found.drawn, case.clean_drawn)).labels
         written.masks(PREDICTION_ADVERSARIAL, subject.to_labels(post), again[0])
-        body = facts_of(case, request.config, found, searched, again, post)
+        body = facts_of(case, request.config, settled, again, post)
         clock.lap("measure")
         whole = assemble.attack_report(
             config=request.config,

@@ -94,10 +94,15 @@ class Watched:
                 self.ended[row] = part.pasted(result.last)[place]
 
 
+Follow = Callable[["Part", Tensor], Field]
+"""The function whose slopes are followed in the place of a part's own; given the part and its samples."""
+
+
 def search(
     case: Problem,
     config: AttackConfig,
     on_progress: Callable[[Progress], None] | None,
+    follow: Follow | None = None,
 ) -> Found:
     """Attack every slice (or the volume) whose prediction is not the target yet, a few at a time.
 
@@ -144,7 +149,8 @@ def search(
                 part.wanted,
                 config,
                 part.limits,
-                guide=part.guide,
+                guide=part.guide if config.feature_weight > 0 or follow is None else None,
+                surrogate=None if follow is None else follow(part, rows),
                 spacing=case.batch_spacing,
                 watch=watch[rows],
                 on_step=_relay(records, on_progress, share, len(rows) / len(todo), config.steps),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from mafl_cli.case.problem import Problem
+from mafl_cli.case.remedies import Settled
 from mafl_cli.case.searching import Found, Part
 from mafl_cli.codes import Outcome
 from mafl_cli.config import AttackConfig
@@ -47,16 +46,14 @@ def checked(
     return (judged(clean, ended, falls, rows, gradient=gradient, goal_reached=reached),)
 
 
-def believed(
-    case: Problem, searches: Sequence[SearchRecord], config: AttackConfig, *, reached: bool, linf_share: float
-) -> Trust:
+def believed(case: Problem, settled: Settled, config: AttackConfig, *, reached: bool, linf_share: float) -> Trust:
     """What the checks say of a case whose result was measured.
 
-    searches: those that were made. reached: whether the result is at the goal. linf_share: largest change of a voxel as
-    a share of the range of its channel.
+    settled: what the searches found. reached: whether the result is at the goal. linf_share: largest change of a voxel
+    as a share of the range of its channel.
     """
     limited = config.eps is not None or case.confined
-    return concluded(searches, goal_reached=reached, limited=limited, linf_share=linf_share)
+    return concluded(settled.searches, settled.found_by, goal_reached=reached, limited=limited, linf_share=linf_share)
 
 
 def _must(case: Problem, rows: Tensor, part: Part) -> Tensor:

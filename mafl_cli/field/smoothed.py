@@ -43,7 +43,7 @@ class Smoothed:
 
         found = [self._field.slopes(copy, along).gradients for copy in copies]
         gradients = [torch.stack(parts).mean(dim=0) for parts in zip(*found, strict=True)]
-        return Slopes(Prediction(logits.detach(), ()), [value.detach() for value in values], gradients)
+        return Slopes(Prediction(logits.detach(), ()), [value.detach() for value in values], gradients, pulls[0])
 
     def _copies(self, x: Tensor) -> list[Tensor]:
         size = self.NOISE * per_channel(self._unit, x)

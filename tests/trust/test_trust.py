@@ -33,14 +33,14 @@ def attacked(net: nn.Module, image: Tensor | None = None, **options: Any) -> maf
 
 
 def codes(trust: Trust) -> set[Alarm]:
-    return {alarm.code for alarm in trust.alarms} & OF_GRADIENTS
+    """What the first search is doubted for."""
+    return {alarm.code for alarm in trust.searches[0].alarms} & OF_GRADIENTS
 
 
 @pytest.mark.parametrize("kind", MASKED)
 def test_a_gradient_that_lies_raises_an_alarm(kind: str) -> None:
     trust = attacked(MASKED[kind]()).trust
 
-    assert trust.verdict is Belief.ALARM
     assert codes(trust)
     assert {check.alarm for check in trust.searches[0].checks} == {True, False}
 

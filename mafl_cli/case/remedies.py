@@ -1,0 +1,128 @@
+"""What is done about a search whose gradient is doubted: another one, by a gradient that says more.
+
+Both are judged on the unchanged network, and the better of their results counts: a search by other slopes can only
+find what the first one overlooked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mafl_cli.case.problem import Problem, Say
+from mafl_cli.case.searching import Follow, Found, Part, Progress, search
+from mafl_cli.config import AttackConfig
+from mafl_cli.field.field import Field
+from mafl_cli.field.preprocess import per_channel
+from mafl_cli.field.smoothed import Smoothed
+from mafl_cli.results.trust_report import CheckPasses, GradientName, SearchRecord
+from mafl_cli.search import steps
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The best of all searches of a case. searches: what is known of each, in order; found_by: whose the result is."""
+
+    found: Found
+    searches: tuple[SearchRecord, ...]
+    found_by: int = 0
+
+
+def settle(
+    case: Problem,
+    found: Found,
+    searches: tuple[SearchRecord, ...],
+    config: AttackConfig,
+    say: Say,
+    on_progress: Callable[[Progress], None] | None,
+) -> Settled:
+    """Search again where the checks doubt the first search, until one of them reaches the goal.
+
+    Args: searches: the record of the first, with its alarms; none where nothing was searched.
+    """
+    best = Settled(found, searches)
+    if not searches or not _is_doubted(case, searches[0], config):
+        return best
+    for gradient, follow, how in _others(case, searches[0], config):
+        say(f"{case.seen.info.name}: {_SAID[gradient]}")
+        other = search(case, how, on_progress, follow)
+        reached = _reached(case, config, other)
+        record = SearchRecord(
+            gradient=gradient,
+            goal_reached=bool(reached.all()),
+            explained=None,
+            checks=(),
+            alarms=(),
+            samples=searches[0].samples,
+            passes=CheckPasses(forward=0, backward=0),
+        )
+        searches = (*searches, record)
+        better = _is_better(case, config, other, best.found)
+        best = Settled(_counted(other, best.found) if better else _counted(best.found, other), searches, best.found_by)
+        if better:
+            best = replace(best, found_by=len(searches) - 1)
+        if record.goal_reached:
+            break
+    return best
+
+
+_SAID: dict[GradientName, str] = {
+    "straight_through": "the search is made once more, with a slope where its operators have none that leads anywhere.",
+    "smoothed": "the search is made once more, with the slope of its mean over small noise.",
+}
+
+
+def _is_doubted(case: Problem, first: SearchRecord, config: AttackConfig) -> bool:
+    """Whether the gradients were seen to mislead, or nothing limits the change and still the goal is missed."""
+    return bool(first.alarms) or (config.eps is None and not case.confined and not first.goal_reached)
+
+
+def _others(
+    case: Problem, first: SearchRecord, config: AttackConfig
+) -> Iterator[tuple[GradientName, Follow, AttackConfig]]:
+    """The searches that may help, the cheapest first, with their settings."""
+    rows = torch.tensor(first.samples[:1], device=case.seen.clean.device)
+    segmenter = case.seen.segmenter.exact
+    with segmenter.watching() as watched:
+        part = Part.of(case, case.seen.field(), rows)
+        part.field.predict(part.clean)
+    # Where the file itself is differentiated, no graph stands for it.
+    twin, plan = segmenter.straightened(watched[0]) if segmenter.gradient_from == "graph" else (segmenter, None)
+    if plan:
+        straight = replace(case.seen, segmenter=twin).field()
+
+        def along(part: Part, rows: Tensor) -> Field:
+            return Part.of(case, straight, rows).field
+
+        yield "straight_through", along, config
+    if first.alarms:
+
+        def mean(part: Part, rows: Tensor) -> Field:
+            return Smoothed(part.field, part.limits.unit, config.seed)
+
+        yield "smoothed", mean, replace(config, feature_weight=0.0)
+
+
+def _is_better(case: Problem, config: AttackConfig, one: Found, other: Found) -> bool:
+    """Whether one draws the target in more samples than the other; if in as many, whether it changes less."""
+    (drawn, length), (others, other_length) = _gain(case, config, one), _gain(case, config, other)
+    return drawn > others or (drawn == others and length < other_length)
+
+
+def _gain(case: Problem, config: AttackConfig, found: Found) -> tuple[int, float]:
+    """How many samples are at the goal, and the length of the change of all, in the units of the network's channels."""
+    change = (found.adversarial.whole() - case.seen.clean) / per_channel(case.limits.unit, case.seen.clean)
+    return int(_reached(case, config, found).sum()), float(steps.length(change.unsqueeze(0)))
+
+
+def _reached(case: Problem, config: AttackConfig, found: Found) -> Tensor:
+    """Which samples draw the target: bool (B,)."""
+    return case.goal(config).judge(found.drawn.labels).reached
+
+
+def _counted(found: Found, other: Found) -> Found:
+    """What was found, with the passes of both searches."""
+    return replace(found, forward=found.forward + other.forward, backward=found.backward + other.backward)
