@@ -23,20 +23,25 @@ from mafl_cli.results.trust_report import (
 )
 from mafl_cli.trust.measured import Measured
 
+Limits = tuple[float | None, float | None]
+
 # Lowest and highest that is believed. White directions are short in every smooth pattern that a network looks for, so
 # that honest models answer nearly linearly; smooth ones move them farther.
-_LIMITS: dict[CheckName, tuple[float | None, float | None]] = {
-    "slope": (0.95, None),
+_LIMITS: dict[CheckName, Limits] = {
+    "slope": (0.92, None),
     "slope_smooth": (0.6, None),
     "along": (0.3, 3.0),
     "dead": (None, 0.1),
-    "loop": (0.3, 3.0),
+    "loop": (0.2, 3.0),
     "no_limit": (1.0, None),
     "dust": (1e-6, None),
 }
 _PLACES = ("clean", "changed")
 _FEW = 4
 """Steps that must be compared before the search itself says something."""
+_STRAIGHT = 0.98
+"""A slope from which on a model that moved less than promised was asked too much at once: its gradient is true, and the
+steps of the search are long."""
 
 
 def judged(
@@ -63,8 +68,11 @@ def judged(
             _check("dead", place, float(torch.cat([each.still for each in found]).mean()))
             for place, found in zip(_PLACES, (clean, ended), strict=True)
         ),
-        _check("loop", None, max(_loops(falls), key=_apart, default=None)),
     ]
+    slope = checks[0].value
+    low, high = _LIMITS["loop"]
+    limits = (None if slope is not None and slope >= _STRAIGHT else low, high)
+    checks.append(_check("loop", None, max(_loops(falls), key=_apart, default=None), limits))
     alarmed = [check for check in checks if check.alarm]
     slopes = [check.value for check in checks[:2] if check.value is not None and (check is checks[0] or check.alarm)]
     explained = min((max(value, 0.0) ** 2 for value in slopes), default=None)
@@ -175,8 +183,9 @@ def _apart(ratio: float) -> float:
     return abs(math.log(ratio)) if ratio > 0 else math.inf
 
 
-def _check(name: CheckName, place: str | None, value: float | None) -> Check:
-    low, high = _LIMITS[name]
+def _check(name: CheckName, place: str | None, value: float | None, limits: Limits | None = None) -> Check:
+    """limits: None for those of every model."""
+    low, high = limits or _LIMITS[name]
     alarm = value is not None and ((low is not None and value < low) or (high is not None and value > high))
     if value is not None and not math.isfinite(value):
         # JSON has no number for it.
