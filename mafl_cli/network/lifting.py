@@ -211,7 +211,7 @@ def _without_mutation(graph: fx.GraphModule, x: Tensor) -> tuple[fx.GraphModule,
     except REFUSALS:
         return graph, False
     # What is changed in place beside the input (sizes, as traces hold them) takes no gradient with it.
-    return rewritten, not any(map(_mutates, _depending(rewritten.graph)))
+    return rewritten, not any(map(_mutates, depending_nodes(rewritten.graph)))
 
 
 _LOOKS = {
