@@ -33,8 +33,9 @@ class Best:
     """The best iterate of each sample so far, and how many steps ago it last got clearly better.
 
     Among iterates at the goal, one percent of the target more is worth 20 percent of length up to `aim`, and 0.2
-    percent beyond it. bounded: within a ball a change that moves the prediction nowhere is kept rather than none, for
-    it shows that something was tried.
+    percent beyond it. mark: that cost when it last got clearly better, so that small gains add up to a clear one.
+    bounded: within a ball a change that moves the prediction nowhere is kept rather than none, for it shows that
+    something was tried.
     """
 
     x: Tensor
@@ -44,6 +45,7 @@ class Best:
     reached: Tensor
     l2: Tensor
     cost: Tensor
+    mark: Tensor
     since: Tensor
     aim: float
     bounded: bool
@@ -52,7 +54,9 @@ class Best:
     def at(clean: Tensor, verdict: Verdict, aim: float, *, bounded: bool) -> Best:
         none = torch.zeros(len(clean), device=clean.device)
         parts = (verdict.iou, verdict.hit, verdict.removal, verdict.reached)
-        return Best(clean.clone(), *parts, none, torch.zeros_like(none), torch.zeros_like(none).long(), aim, bounded)
+        return Best(
+            clean.clone(), *parts, none, none.clone(), none.clone(), torch.zeros_like(none).long(), aim, bounded
+        )
 
     def verdict(self) -> Verdict:
         return Verdict(self.iou, self.hit, self.removal, self.reached)
@@ -66,7 +70,8 @@ class Best:
         smaller = (l2 < self.l2[rows]) if not self.bounded else (l2 > 0) & ((l2 < self.l2[rows]) | (self.l2[rows] == 0))
         closer = (verdict.score > was.score) | ((verdict.score == was.score) & smaller)
         better = torch.where(was.reached, verdict.reached & cheaper, verdict.reached | closer)
-        clearly = better & (~was.reached | (cost < 0.995 * self.cost[rows]))
+        clearly = better & (~was.reached | (cost < 0.995 * self.mark[rows]))
+        self.mark[rows] = torch.where(clearly, cost, self.mark[rows])
         # Patience counts only once the goal is reached: before that every step is worth taking.
         self.since[rows] = torch.where(clearly | ~(was.reached | verdict.reached), 0, self.since[rows] + 1)
         taken = rows[better]
