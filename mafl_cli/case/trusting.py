@@ -39,7 +39,7 @@ def checked(
         part = Part.of(case, case.seen.field(), some)
         there = torch.stack([_ended(found, row) for row in some.tolist()])[part.box]
         for x, ways, into in ((part.clean, _AT_CLEAN, clean), (there, _AT_END, ended)):
-            places = Places(x, part.wanted, _must(case, some, part))
+            places = Places(x, part.wanted, _must(case, some, part), ~part.limits.frozen)
             into.append(measure(part.field, places, ways, lambda rows, work: case.seen.groups(rows, work, together)))
     falls = [found.watched.falls[row] for row in rows]
     reached = bool(case.goal(config).judge(found.drawn.labels).reached.all())

@@ -35,12 +35,14 @@ class Places:
     """Scans at which a gradient is looked at, and what an attack wants of them.
 
     x: (n, C, *spatial), native units. target: (n, *spatial), or (n, R, *spatial) for regions that may overlap. must:
-    bool, like target, the voxels that must change; some in each scan.
+    bool, like target, the voxels that must change; some in each scan. free: bool, like x, those that may be changed:
+    zero is background to some networks, and a step off it is not a small change.
     """
 
     x: Tensor
     target: Tensor
     must: Tensor
+    free: Tensor
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class Measured:
 
     promised, came: (n, HALVES, directions), how the mean margin changes from one side of the scan to the other; white
         directions first. promised_along, came_along: (n,), how it falls by a step along the gradient, 0 if not asked.
-    still: (n,), share of the voxels to change whose margin nothing moved. forward, backward: passes that it took.
+    still: (n,), share of the voxels that must and may change whose margin nothing moved. forward, backward: passes that
+    it took.
     """
 
     ways: Ways
@@ -102,7 +105,7 @@ def measure(field: Field, places: Places, ways: Ways, groups: Groups) -> Measure
             if number == 2 * ways.directions:
                 there[row] -= downhill[place]
             else:
-                there[row] += (1 - 2 * (number % 2)) * size[place] * moves[number // 2][0]
+                there[row] += (1 - 2 * (number % 2)) * places.free[place] * size[place] * moves[number // 2][0]
         margin = margins(field.predict(there).logits, target[scan])
         for half in range(HALVES):
             ends[scan, way, half] = (margin * shares[scan, half]).flatten(1).sum(dim=1)
@@ -111,6 +114,8 @@ def measure(field: Field, places: Places, ways: Ways, groups: Groups) -> Measure
             moved[place] |= apart[row]
 
     groups(torch.arange(n * ways.count, device=x.device), look)
+    # Nothing that may change need be near a voxel that may not.
+    movable = places.free.any(dim=1).view(n, *(1,) * (must.ndim - x.ndim + 1), *x.shape[2:])
     both = ends[:, : 2 * ways.directions].view(n, ways.directions, 2, HALVES)
     nothing = torch.zeros(n, device=x.device)
     return Measured(
@@ -121,7 +126,7 @@ def measure(field: Field, places: Places, ways: Ways, groups: Groups) -> Measure
         came=(both[:, :, 0] - both[:, :, 1]).transpose(1, 2),
         promised_along=(total * downhill).flatten(1).sum(dim=1) if ways.along else nothing,
         came_along=(slopes.values - ends[:, -1]).sum(dim=1) if ways.along else nothing,
-        still=(must & ~moved).flatten(1).sum(dim=1) / must.flatten(1).sum(dim=1),
+        still=_share(must & ~moved & movable, must & movable),
         forward=n * (1 + ways.count),
         backward=n * HALVES,
     )
@@ -155,11 +160,17 @@ class _Slopes:
 
             slopes = field.slopes(x[rows], values)
             found.values[rows] = torch.stack(slopes.values, dim=1).to(found.values)
-            found.gradients[rows] = steps.finite(torch.stack(slopes.gradients, dim=1))
+            free = places.free[rows][:, None]
+            found.gradients[rows] = steps.finite(torch.stack(slopes.gradients, dim=1)) * free
             found.margin[rows] = margins(slopes.prediction.logits, target[rows])
 
         groups(torch.arange(n, device=x.device), differentiate)
         return found
+
+
+def _share(some: Tensor, of: Tensor) -> Tensor:
+    """How many of some voxels there are, bool (n, ...), for each of others; 0 where there are none: (n,)."""
+    return some.flatten(1).sum(dim=1) / of.flatten(1).sum(dim=1).clamp_min(1)
 
 
 def _halves(must: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ Limits = tuple[float | None, float | None]
 # Lowest and highest that is believed. White directions are short in every smooth pattern that a network looks for, so
 # that honest models answer nearly linearly; smooth ones move them farther.
 _LIMITS: dict[CheckName, Limits] = {
-    "slope": (0.92, None),
+    "slope": (0.9, None),
     "slope_smooth": (0.6, None),
     "along": (0.3, 3.0),
     "dead": (None, 0.1),

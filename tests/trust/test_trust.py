@@ -19,6 +19,7 @@ from mafl_cli.network.prediction import Prediction
 from mafl_cli.results.trust_report import Trust
 from mafl_cli.search.loop import attack
 from mafl_cli.trust import directions
+from mafl_cli.trust.measured import Places, Ways, measure
 
 OF_GRADIENTS = {Alarm.SLOPE, Alarm.ALONG, Alarm.DEAD, Alarm.LOOP}
 
@@ -76,6 +77,31 @@ def test_whatever_is_attacked_is_checked(net: nn.Module, options: dict[str, Any]
 
     assert not codes(trust)
     assert trust.searches[0].explained is not None
+
+
+def test_voxels_that_must_stay_are_not_moved() -> None:
+    """Zero is background to some networks: a step off it is not a small change. What must stay is not called dead."""
+    net, clean = Wrapped(), scan()
+    frozen = clean < 0.3
+    seen: list[Tensor] = []
+
+    def note(x: Tensor) -> Prediction:
+        seen.append(x.detach())
+        return _prediction(net, x)
+
+    segmenter: Any = note
+    unit: Any = Unit()
+    must = torch.ones(1, 32, 32, dtype=torch.bool)
+    places = Places(clean, torch.ones(1, 32, 32, dtype=torch.int64), must, ~frozen)
+
+    found = measure(Whole(segmenter, unit), places, Ways(2, 2, along=True), lambda rows, work: work(rows, 0.0))
+
+    assert len(seen) == 2
+    moved = torch.cat(seen) != clean
+    assert moved.any()
+    assert not (moved & frozen).any()
+    assert float(found.still) == 0
+    torch.testing.assert_close(found.promised, found.came, rtol=0.05, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"roi": (16, 16, 16)}], ids=["whole", "windows"])
