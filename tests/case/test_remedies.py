@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from planted import HONEST, MASKED, Wrapped, scan
+from masked import HONEST, MASKED, Wrapped, scan
 from torch import Tensor, nn
 
 import mafl_cli as mafl

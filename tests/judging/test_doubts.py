@@ -15,7 +15,7 @@ import torch
 from commands import mafl
 from evaluations import require_fits
 from judged import case, curve, judged
-from planted import HONEST, MASKED, scan
+from masked import HONEST, MASKED, scan
 
 from mafl_cli.batch import tables
 from mafl_cli.codes import Alarm, Belief, Reason, Untested

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from commands import Threshold
-from planted import HONEST, MASKED, Wrapped, scan
+from masked import HONEST, MASKED, Wrapped, scan
 from problems import SmallUNet, Unit, box, pooled
 from torch import Tensor, nn
 
