@@ -90,7 +90,7 @@ class Output:
         assert isinstance(node, fx.Node)
         gives = _ACTIVATIONS.get(node.target)
         # A softmax over an image axis is no class probability.
-        if gives == "sigmoid" or (gives == "softmax" and node.args[1] in (1, 1 - len(_shape(node) or ()))):
+        if gives == "sigmoid" or (gives == "softmax" and node.args[1] in (1, 1 - len(shape_of(node) or ()))):
             before = node.args[0]
             assert isinstance(before, fx.Node)
             return before, gives
@@ -139,7 +139,7 @@ def lift(
     raw, gives = output.pick(graph)
     nodes = [_find_tap(graph.graph, raw, x, wanted, name) for wanted, _ in taps]
     found = tuple(
-        Tap(node.name, tuple(_shape(node) or ())[1:], weight) for node, (_, weight) in zip(nodes, taps, strict=True)
+        Tap(node.name, tuple(shape_of(node) or ())[1:], weight) for node, (_, weight) in zip(nodes, taps, strict=True)
     )
     _set_outputs(graph, [raw, *nodes])
     return Lifted(graph, gives, found, decides)
@@ -249,7 +249,8 @@ _NAMED = 12
 # --- the tap ------------------------------------------------------------------------------------------------------
 
 
-def _shape(node: fx.Node) -> tuple[int, ...] | None:
+def shape_of(node: fx.Node) -> tuple[int, ...] | None:
+    """The shape of a node's value, as it was recorded; None where it has none."""
     meta = node.meta.get("tensor_meta")
     shape = getattr(meta, "shape", None)
     return None if shape is None else tuple(shape)
@@ -260,7 +261,7 @@ def feature_nodes(graph: fx.Graph, x: Tensor) -> list[tuple[fx.Node, tuple[int, 
     depending = depending_nodes(graph)
     found = []
     for node in graph.nodes:
-        shape = _shape(node)
+        shape = shape_of(node)
         if (
             node in depending
             and node.op == "call_function"
@@ -291,7 +292,7 @@ def _find_tap(graph: fx.Graph, raw: fx.Node, x: Tensor, wanted: str, name: str) 
     convolutions = [node for node, _ in nodes if "convolution" in str(node.target)]
     # Transformers hold tokens with the channels last: only what a convolution takes or gives is surely a map.
     ends = [end for node in convolutions for end in (node, node.args[0]) if isinstance(end, fx.Node)]
-    maps = {shape[2:] for shape in map(_shape, ends) if shape}
+    maps = {shape[2:] for shape in map(shape_of, ends) if shape}
     # Gates of squeeze-and-excite blocks pool to a single voxel: channel statistics, not a feature map.
     sizes = {math.prod(shape) for shape in maps if math.prod(shape) > 1} or {full}
     if min(sizes) < full:

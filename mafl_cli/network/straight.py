@@ -20,13 +20,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
-from mafl_cli.network.lifting import Gives, Lifted, depending_nodes
+from mafl_cli.network.lifting import Gives, Lifted, depending_nodes, shape_of
 
 Cure = Literal["straight", "cut", "front", "output"]
 
 _STEPS = {"round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "floor_divide", "heaviside"}
 """Operators whose slope is 0 wherever they have one."""
 _WAVES = {"sin", "cos", "frac", "remainder", "fmod", "tan"}
+_DETACHED = {"detach", "detach_", "lift_fresh_copy"}
 _BOUNDS = {"clamp", "clip", "hardtanh", "hardsigmoid"}
 _SATURATED = 0.01
 """Share of values at their bounds from which a clamp is taken to hide something."""
@@ -138,7 +139,10 @@ class _Look:
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(x.shape, generator=generator).to(x)
         self._noise = _NUDGE * (x.max() - x.min()).clamp_min(1e-6) * noise
-        self._wanted = set(self.order) | {self._input}
+        # Values of a whole network are large: only those that are looked at are kept.
+        shapes = (tuple(x.shape), shape_of(self._raw))
+        looked = [node for node in self.order if _is_suspect(node) or shape_of(node) in shapes]
+        self._wanted = {self._input, *looked, *(parent for node in looked for parent in _sources(node))}
         self._here, self._there = (self._values(x), self._values(x + self._noise))
 
     def _values(self, x: Tensor) -> dict[fx.Node, Tensor]:
@@ -174,7 +178,7 @@ class _Look:
             return ("cut", 0.0) if moved > _FAST else None
         if argument.shape != value.shape or not argument.is_floating_point():
             return None
-        if name in ("detach", "detach_", "lift_fresh_copy"):
+        if name in _DETACHED:
             return "straight", 1.0
         stepped = name in _STEPS or (name == "div" and bool(node.kwargs.get("rounding_mode")))
         if stepped or _from_integers(node):
@@ -270,6 +274,25 @@ def _is_clear(raw: Tensor) -> Tensor:
 def _operator(node: fx.Node) -> str:
     packet = getattr(node.target, "overloadpacket", None)
     return str(getattr(packet, "__name__", node.name))
+
+
+def _is_suspect(node: fx.Node) -> bool:
+    """Whether what an operator does may say nothing of its slope."""
+    name = _operator(node)
+    return (
+        name in _STEPS
+        or name in _WAVES
+        or name in _DETACHED
+        or (name == "div" and bool(node.kwargs.get("rounding_mode")))
+        or (name in _BOUNDS and _is_two_sided(node))
+        or _from_integers(node)
+    )
+
+
+def _sources(node: fx.Node) -> list[fx.Node]:
+    """What a node is made from: its inputs, and the floating-point value that they came from."""
+    origin = _origin(node)
+    return [*node.all_input_nodes, *([] if origin is None else [origin])]
 
 
 def _is_two_sided(node: fx.Node) -> bool:

@@ -69,7 +69,6 @@ FRONTS: dict[str, Callable[[Tensor], Tensor]] = {
     "every other column cut off": lambda x: torch.where(
         torch.arange(x.shape[-1]) // 4 % 2 == 0, x, torch.round(x * 1e6) / 1e6
     ),
-    "detached": lambda x: x.detach(),
 }  # fmt: skip
 ENDS: dict[str, Callable[[Tensor], Tensor]] = {
     "saturated": lambda y: torch.tanh(1e3 * y),

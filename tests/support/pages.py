@@ -18,7 +18,8 @@ from mafl_cli.codes import Outcome
 from mafl_cli.config import AttackConfig
 from mafl_cli.measure import agreement as metrics
 from mafl_cli.measure import perturbation
-from mafl_cli.measure.records import Agreement
+from mafl_cli.measure.records import Agreement, LocalOptimum
+from mafl_cli.measure.value import defined
 from mafl_cli.results import report
 from mafl_cli.results.envelope import Tool
 from mafl_cli.show.page import PageCase
@@ -92,6 +93,7 @@ def page_case(
                 skipped_constant=0,
             ),
             passes=report.Passes(forward=1510, backward=1450),
+            local_optimum=LocalOptimum(excess=defined(0.02), kkt_cosine=defined(0.98), excess_per_sample={"4": 0.02}),
         ),
         metrics=report.Metrics(
             clean=agreement("prediction_clean"),

@@ -38,19 +38,12 @@ def codes(trust: Trust) -> set[Alarm]:
     return {alarm.code for alarm in trust.searches[0].alarms} & OF_GRADIENTS
 
 
-@pytest.mark.parametrize("kind", MASKED)
-def test_a_gradient_that_lies_raises_an_alarm(kind: str) -> None:
-    trust = attacked(MASKED[kind]()).trust
-
-    assert codes(trust)
-    assert {check.alarm for check in trust.searches[0].checks} == {True, False}
-
-
 @pytest.mark.parametrize("kind", HONEST)
 def test_an_honest_one_raises_none(kind: str) -> None:
     trust = attacked(HONEST[kind]()).trust
 
     assert not codes(trust)
+    assert [each.gradient for each in trust.searches] == ["exact"]
     assert trust.searches[0].explained is not None
     assert trust.searches[0].explained > 0.9
 

@@ -22,7 +22,7 @@ from mafl_cli.field.layout import Layout
 from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.samples import Changed, OfScan, stacked
 from mafl_cli.network.intensity import Intensity
-from mafl_cli.network.segmenter import Segmenter
+from mafl_cli.network.original import Original
 from mafl_cli.scans import nifti_write, recipes
 from mafl_cli.scans.nifti import read_image
 from mafl_cli.scans.nifti_write import write_difference, write_image, write_labels
@@ -69,14 +69,14 @@ def test_only_slices_that_changed_go_through_the_network_once_more(
     case: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    called = Segmenter.__call__
+    called = Original.__call__
 
-    def counted(self: Segmenter, x: torch.Tensor) -> Any:
+    def counted(self: Original, x: torch.Tensor) -> Any:
         if not torch.is_grad_enabled():
             seen.append(len(x))
         return called(self, x)
 
-    monkeypatch.setattr(Segmenter, "__call__", counted)
+    monkeypatch.setattr(Original, "__call__", counted)
     _attack(case, tmp_path / "out")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     samples = report["cases"][0]["attack"]["samples"]
