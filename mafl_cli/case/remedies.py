@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mafl_cli.case.problem import Problem, Say
 from mafl_cli.case.searching import Follow, Found, Part, Progress, search
+from mafl_cli.codes import Alarm
 from mafl_cli.config import AttackConfig
 from mafl_cli.field.field import Field
 from mafl_cli.field.preprocess import per_channel
@@ -98,7 +99,8 @@ def _others(
             return Part.of(case, straight, rows).field
 
         yield "straight_through", along, config
-    if first.alarms:
+    # Ten times as dear as a search: not where steps that are too long may be all that is wrong.
+    if {alarm.code for alarm in first.alarms} & {Alarm.SLOPE, Alarm.ALONG}:
 
         def mean(part: Part, rows: Tensor) -> Field:
             return Smoothed(part.field, part.limits.unit, config.seed)
