@@ -11,12 +11,10 @@ Writes planted.md.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -313,7 +311,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    begin = perf_counter()
     lines = []
     for problem in problems(arguments.data):
         plain = mafl.attack(problem.network, problem.image, problem.target, steps=arguments.steps, **problem.options)
@@ -329,11 +326,12 @@ def main() -> None:
                 shown = f"{found.word} {found.ratio:.2f} {found.how}"
                 print(f"{problem.name} | {'honest' if honest else 'hides'} | {kind} | {shown}", flush=True)
     if arguments.out is not None:
-        command = "python " + " ".join(sys.argv)
-        (arguments.out / "planted.md").write_text(page(lines, command, perf_counter() - begin), encoding="utf-8")
+        data = "" if arguments.data is None else " --data DIR"
+        command = f"python benchmarks/planted.py{data} --steps {arguments.steps}"
+        (arguments.out / "planted.md").write_text(page(lines, command), encoding="utf-8")
 
 
-def page(lines: list[tuple[str, bool, str, Outcome]], command: str, seconds: float) -> str:
+def page(lines: list[tuple[str, bool, str, Outcome]], command: str) -> str:
     """The tables as Markdown."""
     hidden = [found for _, honest, _, found in lines if not honest]
     open_ones = [found for _, honest, _, found in lines if honest]
@@ -343,7 +341,7 @@ def page(lines: list[tuple[str, bool, str, Outcome]], command: str, seconds: flo
     text = [
         "# Networks that hide how easily they are fooled",
         "",
-        f"Made by `{command}` (torch {torch.__version__}, one thread, {seconds / 60:.0f} minutes).",
+        f"Made by `{command}` (torch {torch.__version__}, one thread).",
         "",
         f"{len(hidden)} attacks on networks that hide their gradient, draw by other rules when they see a scan, or "
         f"answer by chance: {', '.join(f'{count} {word}' for word, count in counts.items())}. {len(open_ones)} attacks "
@@ -354,7 +352,8 @@ def page(lines: list[tuple[str, bool, str, Outcome]], command: str, seconds: flo
         "*dear*: with more. *inconclusive*: missed, and every gate says so. *refused*: exit code 4, with the reason. "
         "*passed*: missed, and nothing says so: that must not be. In brackets: what the checks found "
         "([evaluate.md](evaluate.md)). The number is the L2 over that of the network inside; honest filters make it "
-        "larger or smaller by right.",
+        "larger or smaller by right, and an honest network is inconclusive where so few steps miss the goal though nothing "
+        "limits the change.",
     ]
     for honest, title in ((False, "Ways to hide"), (True, "Honest networks")):
         text += ["", f"## {title}", "", "| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]

@@ -16,8 +16,8 @@ from mafl_cli.config import config_hash, preset
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 NAMES = (
-    "ablation", "cases", "figure", "known", "overhead", "peers", "phantom", "planned", "quality", "released", "results",
-    "sources", "tables",
+    "ablation", "cases", "figure", "known", "overhead", "peers", "phantom", "planned", "planted", "quality",
+    "released", "results", "sources", "tables",
 )  # fmt: skip
 
 
@@ -252,3 +252,18 @@ def test_every_ingredient_can_be_taken_out(benchmarks: Any) -> None:
         assert len({config_hash(config) for config in rest}) == len(rest)
     (_, task), *_, (_, last) = ablation.tasks(["sample:hole"], "mafl-paper", 3)
     assert ablation.solve(task, None).samples == ablation.solve(last, None).samples == 2
+
+
+def test_the_page_of_planted_networks_counts_what_came_of_them(benchmarks: dict[str, ModuleType]) -> None:
+    planted = benchmarks["planted"]
+    found = [
+        ("a", False, "waves", planted.Outcome("broken", 1.02, "straight through (slope)")),
+        ("b", False, "waves", planted.Outcome("refused", float("nan"), "it says why")),
+        ("a", True, "blur", planted.Outcome("dear", 2.5, "exact")),
+        ("b", True, "blur", planted.Outcome("broken", 1.0, "exact (dead)")),
+    ]
+    page = planted.page(found, "python benchmarks/planted.py")
+    assert "1 broken, 0 dear, 0 inconclusive, 1 refused, 0 passed" in page
+    assert "2 attacks on honest ones: 1 with an alarm" in page
+    assert "| waves | broken, 1.02, straight through (slope) | refused |" in page
+    assert "| blur | dear, 2.50, exact | broken, 1.00, exact (dead) |" in page
