@@ -352,8 +352,8 @@ def page(lines: list[tuple[str, bool, str, Outcome]], command: str) -> str:
         "*dear*: with more. *inconclusive*: missed, and every gate says so. *refused*: exit code 4, with the reason. "
         "*passed*: missed, and nothing says so: that must not be. In brackets: what the checks found "
         "([evaluate.md](evaluate.md)). The number is the L2 over that of the network inside; honest filters make it "
-        "larger or smaller by right, and an honest network is inconclusive where so few steps miss the goal though nothing "
-        "limits the change.",
+        "larger or smaller by right, and an honest network is inconclusive where so few steps miss the goal though "
+        "nothing limits the change.",
     ]
     for honest, title in ((False, "Ways to hide"), (True, "Honest networks")):
         text += ["", f"## {title}", "", "| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
