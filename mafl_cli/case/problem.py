@@ -143,6 +143,10 @@ class Problem(ABC):
     def refrozen(self, batch: Tensor) -> Preprocessing:
         """The preprocessing with the statistics of a changed batch."""
 
+    def is_limited(self, config: AttackConfig) -> bool:
+        """Whether anything bounds the change, or where it may be."""
+        return config.eps is not None or self.confined
+
     def goal(self, config: AttackConfig) -> Goal:
         """What counts as reached."""
         return goal_of(self.seen.info.classes, self.wanted, self.clean_labels, iou=config.goal_iou, hit=config.goal_hit)

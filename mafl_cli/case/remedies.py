@@ -50,10 +50,9 @@ def settle(
     for gradient, follow, how in _others(case, searches[0], config):
         say(f"{case.seen.info.name}: {_SAID[gradient]}")
         other = search(case, how, on_progress, follow)
-        reached = _reached(case, config, other)
         record = SearchRecord(
             gradient=gradient,
-            goal_reached=bool(reached.all()),
+            goal_reached=bool(_reached(case, config, other).all()),
             explained=None,
             checks=(),
             alarms=(),
@@ -61,10 +60,10 @@ def settle(
             passes=CheckPasses(forward=0, backward=0),
         )
         searches = (*searches, record)
-        better = _is_better(case, config, other, best.found)
-        best = Settled(_counted(other, best.found) if better else _counted(best.found, other), searches, best.found_by)
-        if better:
-            best = replace(best, found_by=len(searches) - 1)
+        if _is_better(case, config, other, best.found):
+            best = Settled(_counted(other, best.found), searches, found_by=len(searches) - 1)
+        else:
+            best = Settled(_counted(best.found, other), searches, best.found_by)
         if record.goal_reached:
             break
     return best
@@ -78,27 +77,26 @@ _SAID: dict[GradientName, str] = {
 
 def _is_doubted(case: Problem, first: SearchRecord, config: AttackConfig) -> bool:
     """Whether the gradients were seen to mislead, or nothing limits the change and still the goal is missed."""
-    return bool(first.alarms) or (config.eps is None and not case.confined and not first.goal_reached)
+    return bool(first.alarms) or not (first.goal_reached or case.is_limited(config))
 
 
 def _others(
     case: Problem, first: SearchRecord, config: AttackConfig
 ) -> Iterator[tuple[GradientName, Follow, AttackConfig]]:
     """The searches that may help, the cheapest first, with their settings."""
-    rows = torch.tensor(first.samples[:1], device=case.seen.clean.device)
     segmenter = case.seen.segmenter.exact
-    with segmenter.watching() as watched:
-        part = Part.of(case, case.seen.field(), rows)
-        part.field.predict(part.clean)
     # Where the file itself is differentiated, no graph stands for it.
-    twin, plan = segmenter.straightened(watched[0]) if segmenter.gradient_from == "graph" else (segmenter, None)
-    if plan:
+    if segmenter.gradient_from == "graph":
+        rows = torch.tensor(first.samples[:1], device=case.seen.clean.device)
+        seen = next(case.seen.field().inputs(case.seen.clean[rows], case.edit(rows), 1))
+        twin, plan = segmenter.straightened(seen)
         straight = replace(case.seen, segmenter=twin).field()
 
         def along(part: Part, rows: Tensor) -> Field:
             return Part.of(case, straight, rows).field
 
-        yield "straight_through", along, config
+        if plan:
+            yield "straight_through", along, config
     # Ten times as dear as a search: not where steps that are too long may be all that is wrong.
     if {alarm.code for alarm in first.alarms} & {Alarm.SLOPE, Alarm.ALONG}:
 

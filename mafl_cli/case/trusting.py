@@ -10,7 +10,7 @@ from mafl_cli.case.remedies import Settled
 from mafl_cli.case.searching import Found, Part
 from mafl_cli.codes import Outcome
 from mafl_cli.config import AttackConfig
-from mafl_cli.results.trust_report import GradientName, SearchRecord, Trust
+from mafl_cli.results.trust_report import SearchRecord, Trust
 from mafl_cli.trust.measured import Measured, Places, Ways, measure
 from mafl_cli.trust.verdict import concluded, judged
 
@@ -19,12 +19,10 @@ _AT_CLEAN = Ways(white=2, smooth=2, along=True)
 _AT_END = Ways(white=3, seed=20181015)
 
 
-def checked(
-    case: Problem, found: Found, config: AttackConfig, gradient: GradientName = "exact"
-) -> tuple[SearchRecord, ...]:
+def checked(case: Problem, found: Found, config: AttackConfig) -> tuple[SearchRecord, ...]:
     """Look at the gradients of a search, at the clean samples and where it ended; none where nothing was searched.
 
-    gradient: what the search followed. The network is asked in float32, and nothing that was found changes.
+    The network is asked in float32, and nothing that was found changes.
     """
     rows = [row for row in found.watched.rows if found.outcomes[row] not in (None, Outcome.ALREADY)]
     if not rows:
@@ -43,7 +41,7 @@ def checked(
             into.append(measure(part.field, places, ways, lambda rows, work: case.seen.groups(rows, work, together)))
     falls = [found.watched.falls[row] for row in rows]
     reached = bool(case.goal(config).judge(found.drawn.labels).reached.all())
-    return (judged(clean, ended, falls, rows, gradient=gradient, goal_reached=reached),)
+    return (judged(clean, ended, falls, rows, gradient="exact", goal_reached=reached),)
 
 
 def believed(case: Problem, settled: Settled, config: AttackConfig, *, reached: bool, linf_share: float) -> Trust:
@@ -52,7 +50,7 @@ def believed(case: Problem, settled: Settled, config: AttackConfig, *, reached: 
     settled: what the searches found. reached: whether the result is at the goal. linf_share: largest change of a voxel
     as a share of the range of its channel.
     """
-    limited = config.eps is not None or case.confined
+    limited = case.is_limited(config)
     return concluded(settled.searches, settled.found_by, goal_reached=reached, limited=limited, linf_share=linf_share)
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any, Literal
@@ -72,7 +71,6 @@ class Segmenter:
         self._lifted: OrderedDict[tuple[int, ...], Lifted] = OrderedDict()
         self._one_by_one = self._functional = False
         self._plan: Plan | None = None
-        self._watched: list[Tensor] | None = None
         self._loaded_with: GradientFrom = "graph"
 
     @property
@@ -87,8 +85,6 @@ class Segmenter:
 
     def __call__(self, x: Tensor) -> Prediction:
         """Raises ModelError if the network refuses the size of `x`."""
-        if self._watched is not None and (not self._watched or x.std() > self._watched[0].std()):
-            self._watched[:] = [x[:1].detach()]
         if self.gradient_from == "file":
             with self._casting():
                 return self.original(x)
@@ -155,15 +151,6 @@ class Segmenter:
         if len(self._lifted) > KEPT_GRAPHS:
             self._lifted.popitem(last=False)
         return lifted
-
-    @contextmanager
-    def watching(self) -> Iterator[list[Tensor]]:
-        """Meanwhile the input with most contrast is kept, (1, C, *spatial), model units: a list of one."""
-        self._watched = []
-        try:
-            yield self._watched
-        finally:
-            self._watched = None
 
     def straightened(self, x: Tensor) -> tuple[Segmenter, Plan]:
         """The same network with slopes that say where to go, see `straight`, and what was done to it.

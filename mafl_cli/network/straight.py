@@ -96,7 +96,7 @@ def diagnose(lifted: Lifted, x: Tensor) -> Plan:
 
 def straightened(lifted: Lifted, plan: Plan) -> Lifted:
     """The same graph with the cures of `plan`; its output may be logits that lie before what the network gives."""
-    graph = deepcopy(lifted.graph)
+    graph = _copied(lifted.graph)
     nodes = {node.name: node for node in graph.graph.nodes}
     origins = {name: _origin(node) for name, node in nodes.items()}
     placeholder = next(node for node in graph.graph.nodes if node.op == "placeholder")
@@ -180,8 +180,7 @@ class _Look:
             return None
         if name in _DETACHED:
             return "straight", 1.0
-        stepped = name in _STEPS or (name == "div" and bool(node.kwargs.get("rounding_mode")))
-        if stepped or _from_integers(node):
+        if _is_stepped(node):
             slope, _ = _line(argument, value)
             return ("straight", slope) if slope else None
         if name in _BOUNDS and _is_two_sided(node):
@@ -244,9 +243,14 @@ class _Look:
         return None
 
 
+def _copied(graph: fx.GraphModule) -> fx.GraphModule:
+    """The same nodes once more, and the same weights in memory once."""
+    return fx.GraphModule(graph, deepcopy(graph.graph))
+
+
 def _value_of(graph: fx.GraphModule, node: fx.Node, x: Tensor) -> Tensor:
     """The value of a node for x, with its gradient."""
-    part = deepcopy(graph)
+    part = _copied(graph)
     (output,) = (each for each in part.graph.nodes if each.op == "output")
     output.args = (next(each for each in part.graph.nodes if each.name == node.name),)
     part.graph.eliminate_dead_code()
@@ -279,14 +283,13 @@ def _operator(node: fx.Node) -> str:
 def _is_suspect(node: fx.Node) -> bool:
     """Whether what an operator does may say nothing of its slope."""
     name = _operator(node)
-    return (
-        name in _STEPS
-        or name in _WAVES
-        or name in _DETACHED
-        or (name == "div" and bool(node.kwargs.get("rounding_mode")))
-        or (name in _BOUNDS and _is_two_sided(node))
-        or _from_integers(node)
-    )
+    return name in _WAVES or name in _DETACHED or (name in _BOUNDS and _is_two_sided(node)) or _is_stepped(node)
+
+
+def _is_stepped(node: fx.Node) -> bool:
+    """Whether its slope is 0 wherever it has one."""
+    name = _operator(node)
+    return name in _STEPS or (name == "div" and bool(node.kwargs.get("rounding_mode"))) or _from_integers(node)
 
 
 def _sources(node: fx.Node) -> list[fx.Node]:

@@ -31,7 +31,6 @@ from mafl_cli.measure.records import LocalOptimum
 from mafl_cli.measure.value import Value, defined, undefined
 from mafl_cli.search import steps
 from mafl_cli.search.best import Best
-from mafl_cli.search.halpern import dot
 from mafl_cli.search.limits import Limits
 
 
@@ -71,7 +70,7 @@ class Certificate:
         normal.addcmul_(steps.spread_out(share, here), gradient)
         if normal is not self._normal:
             self._normal[rows] = normal
-        self._offset[rows] = kept * self._offset[rows] + share * (margin - dot(gradient, here))
+        self._offset[rows] = kept * self._offset[rows] + share * (margin - steps.dot(gradient, here))
         self._at_goal[rows] += reached
 
     def settled(self, best: Best, rows: Tensor, until: float) -> Tensor:
@@ -87,7 +86,7 @@ class Certificate:
         bound = steps.length(nearest)
         excess = _excess(best, rows, bound)
         change = (best.x - self._clean).div_(per_channel(self._limits.unit, self._clean))
-        cosine = (dot(nearest, change) / (bound * best.l2).clamp_min(1e-38)).clamp(-1, 1)
+        cosine = (steps.dot(nearest, change) / (bound * best.l2).clamp_min(1e-38)).clamp(-1, 1)
         return Estimate(best.l2, excess, torch.where(excess.isfinite(), cosine, torch.nan))
 
     def _nearest(self, rows: Tensor) -> Tensor:
@@ -105,7 +104,7 @@ class Certificate:
         for _ in range(self.ROUNDS):
             way = -steps.spread_out(factor, normal) * normal
             free = normal * torch.where(normal > 0, way > low, way < high)
-            missing, size = self._offset[rows] + dot(normal, way.clamp(low, high)), dot(free, free)
+            missing, size = self._offset[rows] + steps.dot(normal, way.clamp(low, high)), steps.dot(free, free)
             factor += torch.where(size > 0, missing.clamp_min(0) / size.clamp_min(1e-30), 0.0)
         return (-steps.spread_out(factor, normal) * normal).clamp_(low, high)
 

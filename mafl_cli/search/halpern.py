@@ -52,12 +52,12 @@ class Halpern:
         """The next change, like `now.exact`; the loop brings it inside the limits."""
         delta, late = now.exact, now.is_late(self._config)
         normal, offset = self._averaged(now)
-        size = dot(normal, normal).clamp_min(1e-30)
+        size = steps.dot(normal, normal).clamp_min(1e-30)
         relaxation = torch.where(late, self._careful(now, late), self._relaxed(now.progress))
-        way = (offset + dot(normal, delta)).clamp_min(0) * relaxation
+        way = (offset + steps.dot(normal, delta)).clamp_min(0) * relaxation
         pull, share = self._pulled(now, normal), torch.where(late, 0.0, self._share(now))
         # Along the border of the cut, a pull gives up nothing of what was won.
-        way = (way - share * dot(normal, pull)) / size
+        way = (way - share * steps.dot(normal, pull)) / size
         return delta.addcmul(steps.spread_out(-share, delta), pull).addcmul_(steps.spread_out(-way, delta), normal)
 
     def _relaxed(self, progress: float) -> float:
@@ -76,7 +76,7 @@ class Halpern:
         """The cuts so far, averaged with that of this step, whose normal has length 1."""
         gradient, steepness = now.gradient, steps.length(now.gradient)
         gradient.mul_(steps.spread_out(torch.where(steepness > 0, 1 / steepness.clamp_min(1e-38), 0.0), gradient))
-        here = steps.distance(now.loss, steepness) - dot(gradient, now.exact)
+        here = steps.distance(now.loss, steepness) - steps.dot(gradient, now.exact)
         # The first cuts are far from the border, and mislead the longer the more they count.
         kept = self._config.momentum * min(1.0, now.progress / self.AVERAGED)
         normal = self._normal[now.rows].mul_(kept).add_(gradient, alpha=1 - kept)
@@ -112,9 +112,3 @@ class Halpern:
         ).clamp(self.WEAK, self.STRONG)
         self._pull[now.rows] = pull
         return self._config.l2_weight * (2 * pull / (now.step + 2)).clamp_max(self.MOST)
-
-
-def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product of each sample: (b,)."""
-    found: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
-    return found

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mafl_cli.field.field import Slopes
+from mafl_cli.search import steps
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class Promises:
         # Samples leave, and none comes: those that are here still were noted in the same order.
         old, new = torch.isin(noted.rows, rows), torch.isin(rows, noted.rows)
         promised, came = (torch.full(self._watched.shape, torch.nan, device=here.device) for _ in range(2))
-        promised[noted.rows[old]] = noted.in_scan[old] - _dot(noted.gradient[old], here[new])
-        came[noted.rows[old]] = noted.in_logits[old] - _dot(noted.pull[old], logits[new])
+        promised[noted.rows[old]] = noted.in_scan[old] - steps.dot(noted.gradient[old], here[new])
+        came[noted.rows[old]] = noted.in_logits[old] - steps.dot(noted.pull[old], logits[new])
         self._falls.append((promised, came))
 
     def note(self, rows: Tensor, here: Tensor, gradient: Tensor, slopes: Slopes) -> None:
@@ -79,10 +80,4 @@ class Promises:
             return
         gradient, pull = gradient[mine], slopes.pull[mine]
         logits = slopes.prediction.logits[mine]
-        self._noted = _Noted(rows[mine], gradient, pull, _dot(gradient, here[mine]), _dot(pull, logits))
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product of each sample, (b,)."""
-    found: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
-    return found
+        self._noted = _Noted(rows[mine], gradient, pull, steps.dot(gradient, here[mine]), steps.dot(pull, logits))

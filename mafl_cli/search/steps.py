@@ -18,6 +18,12 @@ def length(x: Tensor) -> Tensor:
     return norms.to(x.dtype)
 
 
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product of each sample: (B, ...), (B, ...) -> (B,)."""
+    found: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    return found
+
+
 def peak(x: Tensor) -> Tensor:
     """Largest magnitude per sample, 1 where all is zero: (B, ...) -> (B,), safe to divide by."""
     peak = x.flatten(1).abs().amax(dim=1)

@@ -10,7 +10,8 @@ from problems import standing
 from torch import Tensor
 
 from mafl_cli.config import AttackConfig
-from mafl_cli.search.halpern import Halpern, dot
+from mafl_cli.search.halpern import Halpern
+from mafl_cli.search.steps import dot
 
 PLAIN = AttackConfig(low_frequency_weight=0, peak_weight=0, feature_weight=0)
 
