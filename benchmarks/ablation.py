@@ -69,6 +69,7 @@ class Outcome:
     linf: float
     low_frequency: float
     under_blur: float
+    torch: str = torch.__version__
 
     @property
     def rank(self) -> tuple[float, ...]:
@@ -189,12 +190,12 @@ def section(method: str, names: Sequence[str], found: dict[tuple[str, str], list
     return f"## {method}\n\n{table(head, lines)}\n\n" + "\n".join(sentences)
 
 
-def page(command: str, names: Sequence[str], steps: int, sections: Sequence[str]) -> str:
+def page(command: str, names: Sequence[str], steps: int, versions: Sequence[str], sections: Sequence[str]) -> str:
     return f"""# Ablation
 
 `{command}`: {len(names)} problems in 2-D
 ({", ".join(names)}),
-{steps} passes, PyTorch {torch.__version__} on a CPU. Each row takes one ingredient out; the others stay as they are.
+{steps} passes, PyTorch {", ".join(versions)} on a CPU. Each row takes one ingredient out; the others stay as they are.
 
 L2 and Linf are ratios to everything: the geometric mean over the problems in which both reach the goal on every slice
 (column *pairs*), with its 95 % interval by Student's t over the logarithms of these ratios. An interval that holds 1
@@ -234,7 +235,8 @@ def main() -> None:
             outcomes.setdefault((row, task.case), []).append(found[task.key])
         sections.append(section(method, names, outcomes))
     command = "python benchmarks/ablation.py" + (" --data DATA" if arguments.data else "")
-    text = page(f"{command} --steps {arguments.steps}", names, arguments.steps, sections)
+    versions = sorted({outcome.torch for outcome in found.values()})
+    text = page(f"{command} --steps {arguments.steps}", names, arguments.steps, versions, sections)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "ablation.md").write_text(text, encoding="utf-8")
     print(text)

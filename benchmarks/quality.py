@@ -78,7 +78,7 @@ def main() -> None:
     document = {
         "command": _command(arguments),
         "machine": {
-            "torch": torch.__version__,
+            "torch": ", ".join(sorted({row["torch"] for row in rows})),
             "python": platform.python_version(),
             "processor": platform.machine(),
             "processes": arguments.jobs,
@@ -215,7 +215,8 @@ def solve(task: Task, data: Path | None) -> list[Row]:
         else:
             solution = (_one_by_one if "goals" in task.settings else _engine)(task, case)
         rows = [{"goal": task.settings.get("goal_iou"), **_measure(case, solution)}]
-    return [{"case": task.case, "method": task.method, "key": task.key, **row} for row in rows]
+    named = {"case": task.case, "method": task.method, "key": task.key, "torch": torch.__version__}
+    return [{**named, **row} for row in rows]
 
 
 @cache
