@@ -74,10 +74,12 @@ class Best:
         self.mark[rows] = torch.where(clearly, cost, self.mark[rows])
         # Patience counts only once the goal is reached: before that every step is worth taking.
         self.since[rows] = torch.where(clearly | ~(was.reached | verdict.reached), 0, self.since[rows] + 1)
-        taken = rows[better]
-        self.x[taken], self.l2[taken], self.cost[taken] = x[better], l2[better], cost[better]
-        self.iou[taken], self.hit[taken] = verdict.iou[better], verdict.hit[better]
-        self.removal[taken], self.reached[taken] = verdict.removal[better], verdict.reached[better]
+        # On a GPU each use of a mask as an index waits for the step to end, and a use of numbers does not.
+        won = torch.nonzero(better).flatten()
+        taken = rows[won]
+        self.x[taken], self.l2[taken], self.cost[taken] = x[won], l2[won], cost[won]
+        self.iou[taken], self.hit[taken] = verdict.iou[won], verdict.hit[won]
+        self.removal[taken], self.reached[taken] = verdict.removal[won], verdict.reached[won]
 
 
 def search_scale(field: Field, clean: Tensor, goal: Goal, limits: Limits, passes: int, best: Best) -> int:
