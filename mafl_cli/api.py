@@ -69,7 +69,7 @@ SCAN_OPTIONS = frozenset(each.name for each in fields(AttackRequest)) - {
     *("images", "volumes", "targets", "recipe", "masks", "model", "out", "config")
 } | {"resample_target", "label_map"}
 """Options of `attack_scan` beside them."""
-EVALUATE_OPTIONS = frozenset({*SEEN_AS, "device", "at_hand"}) - {"tap", "precision"}
+EVALUATE_OPTIONS = frozenset({*SEEN_AS, "device", "at_hand", "trust"}) - {"tap", "precision"}
 """Options of `evaluate` beside its parameters."""
 
 
@@ -269,7 +269,8 @@ def evaluate(
         ground_truth: what is really there: a mask, a folder of masks, or the manifest of a batch.
         fail_if: gates, see docs/evaluate.md. trials: transforms as "blur:1", or a `Trials`.
         options: device; mode, slice_axis, orientation, intensity, spacing, roi, overlap as for `attack_scan`; at_hand:
-            models among which the one that a run attacked is looked for.
+            models among which the one that a run attacked is looked for; trust: whether Python code that comes with a
+            model may run.
         on_case: called with how many cases are done, and how many there are.
     Returns: the report of the evaluation, see `results.evaluation_report` and docs/evaluate.md.
     Raises: the errors of `mafl_cli.errors`. A failed gate is not an error: it stands in the report.
@@ -277,6 +278,7 @@ def evaluate(
     for name in options:
         require_known(name, EVALUATE_OPTIONS)
     view, models = seen_as(options), paths_of("model", model)
+    trust = bool(with_types({"trust": options.get("trust", False)})["trust"])
     if original is not None and not models and not runs:
         raise UsageError("`model` must name the model that draws the predictions of a pair of scans.")
     rules = (fail_if,) if isinstance(fail_if, (str, Gate)) else fail_if
@@ -285,7 +287,7 @@ def evaluate(
         original=None if original is None else str(original),
         adversarial=None if adversarial is None else str(adversarial),
         target=None if target is None else str(target),
-        models=tuple(ModelRequest(model=each, **view) for each in models),
+        models=tuple(ModelRequest(model=each, trust=trust, **view) for each in models),
         at_hand=tuple(ModelRequest(model=each, **view) for each in paths_of("at_hand", options.get("at_hand", ()))),
         device=str(options.get("device", "auto")),
         ground_truth=None if ground_truth is None else path_of("ground_truth", ground_truth),

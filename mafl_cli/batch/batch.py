@@ -23,6 +23,7 @@ from mafl_cli.config import config_hash
 from mafl_cli.errors import DiskFullError, InputError, Interrupted, MaflError, UsageError
 from mafl_cli.listing.cases import CaseFiles
 from mafl_cli.names import digest, public_name, sha256
+from mafl_cli.network import kinds
 from mafl_cli.network.card_file import find_card
 from mafl_cli.results import read
 from mafl_cli.results.batch_report import Batch, CaseList, FailedAttack, Ticket
@@ -35,8 +36,8 @@ from mafl_cli.system.records import to_json
 # What an attack request has that changes no result, or that is hashed by its contents.
 _NOT_HASHED = frozenset(
     (
-        *("images", "volumes", "out", "targets", "guides", "within", "model", "device", "overwrite", "size_limit"),
-        *("recipe", "config"),
+        *("images", "volumes", "out", "targets", "guides", "within", "model", "trust", "device", "overwrite"),
+        *("size_limit", "recipe", "config"),
     )
 )
 
@@ -132,11 +133,7 @@ def request_hash(attack: AttackRequest) -> str:
     files = [digest(path) for path in shared]
     chosen = {key: asdict(value) if hasattr(value, "__dataclass_fields__") else value for key, value in plain.items()}
     recipe = attack.recipe.text if attack.recipe else None
-    try:
-        model = sha256(attack.model)
-    except OSError:
-        model = ""  # The loader says what is wrong.
-    card = find_card(attack.model)
+    card, model = find_card(attack.model, trust=attack.trust), kinds.digest(attack.model)
     return config_hash(attack.config, asdict(card), json.loads(json.dumps(chosen, default=str)), recipe, files, model)
 
 

@@ -29,8 +29,9 @@ from mafl_cli.network.card import ModelCard
 from mafl_cli.network.card_file import find_card
 from mafl_cli.network.device import exactly, float32_by_default, pick_device
 from mafl_cli.network.intensity import Intensity
+from mafl_cli.network.kinds import read_model
 from mafl_cli.network.load import ModelInfo, describe
-from mafl_cli.network.model_file import ModelFile, lent, read_model
+from mafl_cli.network.model_file import ModelFile, lent
 from mafl_cli.network.reasons import enough_memory
 from mafl_cli.results.report import Trace
 from mafl_cli.results.trust_report import Trust

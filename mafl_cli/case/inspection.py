@@ -10,36 +10,40 @@ from typing import Any
 
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.names import public_name
+from mafl_cli.network import kinds
 from mafl_cli.results import folder
 from mafl_cli.scans import formats, nifti
 
 _MODEL_SUFFIXES = (
     *(".ts", ".pt", ".pth", ".torchscript", ".pt2", ".jit"),
     # No model that can be attacked, and more than "no scan" can be said of them.
-    *(".onnx", ".ckpt", ".safetensors", ".h5", ".hdf5", ".keras", ".tflite"),
+    *(".ckpt", ".safetensors", ".h5", ".hdf5", ".keras", ".tflite"),
 )
 
 
-def inspect(file: str | Path) -> dict[str, Any]:
+def inspect(file: str | Path, *, trust: bool = False) -> dict[str, Any]:
     """Facts about a model, a scan or a mask, JSON-ready: what `mafl inspect` shows.
 
         facts = mafl.inspect("model.ts")
         facts["kind"], facts["dims"], facts["classes"]
 
+    trust: whether Python code that comes with a model may run.
     Raises: InputError or ModelError if it is none of them.
     """
     file = Path(file)
+    if kinds.is_known(file):
+        return {"kind": "model", **_inspect_model(file, trust)}
     if not file.exists():
         raise InputError(f"{public_name(file)}: does not exist: check the path.")
     zipped = file.is_file() and file.suffix.lower() != ".zip" and zipfile.is_zipfile(file)
     if file.suffix.lower() in _MODEL_SUFFIXES or zipped:
-        return {"kind": "model", **_inspect_model(file)}
+        return {"kind": "model", **_inspect_model(file, trust)}
     if formats.is_dicom(file):
         return {"kind": "image", **formats.describe_dicom(file)}
     return {"kind": "image", **nifti.describe_image(file)}
 
 
-def write_card(model: Path, *, overwrite: bool) -> Path:
+def write_card(model: Path, *, overwrite: bool, trust: bool = False) -> Path:
     """Write what is known about a model, found out by trying included, as the TOML beside it; returns its path.
 
     Raises ModelError if the model is unusable, UsageError if the file is there already.
@@ -52,9 +56,10 @@ def write_card(model: Path, *, overwrite: bool) -> Path:
     path = model.with_suffix(".toml")
     if path.exists() and not overwrite:
         raise UsageError(f"{public_name(path)}: is there already: add `overwrite` to replace it.")
-    stated = find_card(model)
+    stated = find_card(model, trust=trust)
     roi = stated.roi
-    _, info, found = load(model, device=torch.device("cpu"), size=None if roi is None else lambda _: roi)
+    size = None if roi is None else lambda _: roi
+    _, info, found = load(model, device=torch.device("cpu"), size=size, trust=trust)
     # Orientation and intensity nobody can find out: an assumption must not become a statement.
     card = replace(
         found, orientation=stated.orientation, intensity=stated.intensity, channels=stated.channels or info.channels
@@ -92,14 +97,15 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _inspect_model(file: Path) -> dict[str, Any]:
+def _inspect_model(file: Path, trust: bool) -> dict[str, Any]:
     import torch
 
     from mafl_cli.network.card_file import find_card
     from mafl_cli.network.load import load, taps
 
-    roi = find_card(file).roi
-    segmenter, info, _ = load(file, device=torch.device("cpu"), size=None if roi is None else lambda _: roi)
+    roi = find_card(file, trust=trust).roi
+    size = None if roi is None else lambda _: roi
+    segmenter, info, _ = load(file, device=torch.device("cpu"), size=size, trust=trust)
     layers = [
         {"tap": name + (" *" if name in {tap.name for tap in info.taps} else ""), "shape": list(shape)}
         for name, shape in taps(segmenter)

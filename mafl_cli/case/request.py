@@ -31,10 +31,12 @@ DEMO_MODEL = Path(__file__).parents[1] / "demo" / "model.ts"
 class ModelRequest:
     """A model and how it is to see scans. `None` for a property of the model means: what its card says.
 
-    spacing: mm, along the model's axes. roi: voxels of a window.
+    trust: whether Python code that comes with the model may run. spacing: mm, along the model's axes. roi: voxels of a
+    window.
     """
 
     model: Path = DEMO_MODEL
+    trust: bool = False
     mode: Mode = "auto"
     slice_axis: SliceAxisChoice | None = None
     precision: Precision = "float32"
@@ -165,7 +167,7 @@ def _numbers(name: str, values: Any) -> list[float]:
     raise UsageError(f"`{name}` must be numbers, such as (96, 96), got {values!r}.")
 
 
-_BOOLS = ("allow_gaps", "body_only", "redact", "overwrite", "resample_target")
+_BOOLS = ("allow_gaps", "body_only", "redact", "overwrite", "resample_target", "trust")
 
 
 def with_types(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def prepare_subject(scans: Sequence[Volume], request: ModelRequest, device: torc
         that cannot be those of this model.
     """
     scan = scans[0]
-    card = find_card(request.model).merged(
+    card = find_card(request.model, trust=request.trust).merged(
         orientation=request.orientation,
         intensity=request.intensity,
         spacing=request.spacing,
@@ -107,6 +107,7 @@ def prepare_subject(scans: Sequence[Volume], request: ModelRequest, device: torc
         size=size,
         tap=request.tap,
         precision=request.precision,
+        trust=request.trust,
     )
     for sentence in info.assumptions:
         say(f"assumed for {info.name}: {sentence}")

@@ -19,6 +19,7 @@ from mafl_cli.cli.options import (
     MaybeStr,
     Overwrite,
     SizeLimit,
+    Trust,
 )
 from mafl_cli.cli.reading import between_commas, files_between_commas, read_ball, read_label_map, read_part
 from mafl_cli.config import PRESETS, Precision, SaveAs
@@ -66,11 +67,12 @@ class AttackFiles:
             FILES,
             "--model",
             "-m",
-            metavar="FILE",
-            help="TorchScript or .pt2 model. It is a program: use only files you trust. "
+            metavar="MODEL",
+            help="TorchScript, .pt2 or ONNX model. It is a program: use only files you trust. "
             "[default: $MAFL_MODEL, else the brain-tissue model that comes with mafl]",
         ),
     ] = None
+    trust: Trust = False
     out: Annotated[Path, under(FILES, "--out", "-o", metavar="DIR", help="Folder for the results.")] = Path("mafl-out")
     overwrite: Overwrite = False
     size_limit: SizeLimit = None
@@ -144,6 +146,7 @@ class AttackFiles:
             "out": self.out,
             "overwrite": self.overwrite,
             "size_limit": self.size_limit,
+            "trust": self.trust,
             "label_map": read_label_map(self.label_map),
             "guides": () if self.guides is None else files_between_commas(self.guides, "--guide"),
             "attack_channels": None if names is None else between_commas(names, "--attack-channels"),

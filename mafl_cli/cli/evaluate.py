@@ -12,7 +12,7 @@ from mafl_cli.cli.application import EXIT_CODES, app
 from mafl_cli.cli.console import Voice, progress_of_cases, reported, show_text, tell_github, write_all
 from mafl_cli.cli.flags import in_flags
 from mafl_cli.cli.groups import FILES, GATES, OUTPUT, TRIALS, Grouped, HelpAll, expanded, under
-from mafl_cli.cli.options import Json, MaybePath, MaybeStr, SizeLimit, ViewOptions, Words
+from mafl_cli.cli.options import Json, MaybePath, MaybeStr, SizeLimit, Trust, ViewOptions, Words
 from mafl_cli.cli.reading import (
     files_between_commas,
     model_or_default,
@@ -71,12 +71,13 @@ class EvaluateFiles:
             FILES,
             "--model",
             "-m",
-            metavar="FILE",
-            help="TorchScript or .pt2 model that draws the predictions; the first judges, others show whether they "
-            "are fooled too. It is a program: use only files you trust. [default: $MAFL_MODEL, else the model that "
-            "comes with mafl; a RUN that attacked another one passes no gate without it]",
+            metavar="MODEL",
+            help="TorchScript, .pt2 or ONNX model that draws the predictions; the first judges, others show whether "
+            "they are fooled too. It is a program: use only files you trust. [default: $MAFL_MODEL, else the model "
+            "that comes with mafl; a RUN that attacked another one passes no gate without it]",
         ),
     ] = None
+    trust: Trust = False
     size_limit: SizeLimit = None
 
     def read(self) -> list[Path]:
@@ -224,6 +225,7 @@ def evaluate(
                 adversarial=files.adversarial,
                 target=files.target,
                 model=judges,
+                trust=files.trust,
                 at_hand=() if files.model or not runs else models_at_hand(),
                 ground_truth=files.ground_truth,
                 trials=trials,

@@ -11,7 +11,7 @@ from mafl_cli.cli.application import EXIT_CODES, app
 from mafl_cli.cli.console import Voice, reported, show_text
 from mafl_cli.cli.flags import in_flags
 from mafl_cli.cli.groups import Grouped
-from mafl_cli.cli.options import Debug, SizeLimit
+from mafl_cli.cli.options import Debug, SizeLimit, Trust
 from mafl_cli.system import sizes
 from mafl_cli.system.streams import put
 
@@ -24,6 +24,7 @@ def inspect(
         bool, typer.Option("--write", help="Write what is known about a model into the TOML file beside it.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a TOML file that is there.")] = False,
+    trust: Trust = False,
     size_limit: SizeLimit = None,
     debug: Debug = False,
 ) -> None:
@@ -34,9 +35,9 @@ def inspect(
         from mafl_cli.system.records import to_json
 
         if write:
-            show_text(f"wrote {inspection.write_card(file, overwrite=overwrite).name}")
+            show_text(f"wrote {inspection.write_card(file, overwrite=overwrite, trust=trust).name}")
             return
-        facts = inspection.inspect(file)
+        facts = inspection.inspect(file, trust=trust)
         if as_json:
             put(to_json(facts))
         else:

@@ -38,6 +38,16 @@ SizeLimit = Annotated[
 ]
 
 
+Trust = Annotated[
+    bool,
+    under(
+        FILES,
+        "--trust",
+        help="Let Python code that comes with the model run: a function, or the expressions of a MONAI bundle.",
+    ),
+]
+
+
 @dataclass
 class Words:
     """How much a command says."""

@@ -26,7 +26,8 @@ from mafl_cli.judging.trials import Trials
 from mafl_cli.measure import agreement
 from mafl_cli.measure.records import Reach, Size
 from mafl_cli.measure.value import Value, defined, undefined
-from mafl_cli.names import outside, sha256
+from mafl_cli.names import outside
+from mafl_cli.network import kinds
 from mafl_cli.network.device import exactly, pick_device
 from mafl_cli.network.reasons import enough_memory
 from mafl_cli.results.envelope import NOTICE, SCHEMA_VERSION, TOOL, Environment, Failure
@@ -86,7 +87,7 @@ def run_evaluation(
     Raises: the errors of `mafl_cli.errors`.
     """
     sources = _sources(request)
-    hashes = {model.model: _hash(model.model) for model in (*request.models, *request.at_hand)}
+    hashes = {model.model: kinds.digest(model.model) for model in (*request.models, *request.at_hand)}
     device = pick_device(request.device)
     cases: list[JudgedCase | FailedCase] = []
     alike: dict[object, list[int]] = {}
@@ -167,13 +168,6 @@ def _attacked(pair: Pair, request: EvaluateRequest, hashes: Mapping[Path, str]) 
             "`model`."
         )
     return found[:1]
-
-
-def _hash(model: Path) -> str:
-    try:
-        return sha256(model)
-    except OSError:
-        return ""  # The loader says what is wrong with it.
 
 
 def _facts(judge: Judge) -> JudgingModel:

@@ -11,7 +11,6 @@ from typing import Any, get_args
 from mafl_cli.config import Activation, Blend, Resampling, SliceAxisChoice
 from mafl_cli.errors import InputError, ModelError, UsageError
 from mafl_cli.names import as_keys, outside
-from mafl_cli.network.bundle import read_bundle
 from mafl_cli.network.card import (
     ModelCard,
     check_divisor,
@@ -22,30 +21,30 @@ from mafl_cli.network.card import (
     short,
 )
 from mafl_cli.network.intensity import Intensity, IntensityKind
+from mafl_cli.network.kinds import kind_of
 from mafl_cli.system.documents import read_toml
 
 
-def find_card(model: Path) -> ModelCard:
-    """The card beside `model`, its gaps filled from the MONAI bundle in the file, if it is one.
+def find_card(model: Path, *, trust: bool = False) -> ModelCard:
+    """The card beside `model`, its gaps filled from what the model says of itself.
 
     Raises ModelError if there is a card that cannot be used.
     """
     beside = [path for path in (model.with_suffix(".toml"), model.parent / "model.toml") if path.is_file()]
     card = read_card(beside[0]) if beside else ModelCard()
-    stated, said = read_bundle(model)
-    if not stated:
+    stated = kind_of(model).states(model, trust)
+    if not stated.values:
         return card
-    gaps = {key: value for key, value in stated.items() if getattr(card, key) == getattr(ModelCard, key, None)}
+    gaps = {key: value for key, value in stated.values.items() if getattr(card, key) == getattr(ModelCard, key, None)}
     try:
         gaps |= {key: check(gaps[key]) for key, check in _CHECKS.items() if key in gaps}
     except UsageError as exc:
         raise ModelError(
-            f"{outside(model.name)}: in its bundle, {as_keys(str(exc)).rstrip('.')}: state it in a TOML file "
-            "beside the "
-            "model."
+            f"{outside(model.name)}: in {stated.source or 'it'}, {as_keys(str(exc)).rstrip('.')}: state it in a TOML "
+            "file beside the model."
         ) from exc
-    source = f"{card.source}, then its bundle" if card.source else "its bundle"
-    return replace(card, **gaps, source=source, said=said)
+    sources = [source for source in (card.source, stated.source) if source is not None]
+    return replace(card, **gaps, source=", then ".join(sources) or None, said=stated.said)
 
 
 def read_card(path: Path) -> ModelCard:

@@ -201,6 +201,8 @@ def _refusal(segmenter: Segmenter, graph: _Trial, own: _Trial, reason: str | Non
     why = "(optimize_for_inference, quantised, or detached); save it with torch.jit.script or torch.jit.trace"
     if segmenter.format == "torch.nn":
         why = "(detached, turned into NumPy, or under torch.no_grad() in its forward); take that out"
+    if segmenter.format == "onnx":
+        why = "(onnxruntime has none); export it as TorchScript or .pt2"
     if reason is not None:
         return ModelError(f"{name}: cannot be attacked: {reason}, and the file itself gives no gradient {why}.")
     if graph.gradient is None:

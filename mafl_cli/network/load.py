@@ -18,8 +18,9 @@ from mafl_cli.network.card import ModelCard, read_taps
 from mafl_cli.network.card_file import find_card
 from mafl_cli.network.gradient import choose
 from mafl_cli.network.intensity import Intensity
+from mafl_cli.network.kinds import read_model
 from mafl_cli.network.lifting import Gives, NoLayer, Output, Tap, feature_nodes
-from mafl_cli.network.model_file import ModelFile, read_model
+from mafl_cli.network.model_file import ModelFile
 from mafl_cli.network.probing import accepted, input_kind, padded
 from mafl_cli.network.reasons import REFUSALS, enough_memory, is_out_of_memory
 from mafl_cli.network.segmenter import GradientFrom, Segmenter
@@ -73,22 +74,25 @@ def load(
     size: Callable[[int], tuple[int, ...]] | None = None,
     tap: str = "auto",
     precision: Precision = "float32",
+    trust: bool = False,
 ) -> tuple[Segmenter, ModelInfo, ModelCard]:
-    """Load a model file, find out what it takes and gives, and lift it.
+    """Load a model, find out what it takes and gives, and lift it.
 
     Args:
-        path: TorchScript or .pt2. It is a program: load only files you trust.
+        path: a model of any of the kinds in `network.kinds`. It may be a program: load only what you trust.
         card: what is known about the model; what lies beside the file or in it if None.
         size: spatial size the model will be used at (before padding), given its number of dimensions; None is the one
             that it was exported for, else 64 voxels.
         tap: "auto" (last layer at the coarsest resolution) or a node name that `mafl inspect` lists; NAME:WEIGHT,
             several of them separated by commas.
         precision: of the search; `Segmenter.exact` judges in float32.
+        trust: whether Python code that comes with the model may run.
     Returns: the segmenter, what a report says about it, and the card with every gap filled.
     Raises ModelError with the reason if the file cannot be attacked.
     """
-    card = find_card(path) if card is None else card
-    return describe(read_model(path, device), outside(path.name), device, card, size=size, tap=tap, precision=precision)
+    card = find_card(path, trust=trust) if card is None else card
+    file = read_model(path, device, trust=trust)
+    return describe(file, outside(path.name), device, card, size=size, tap=tap, precision=precision)
 
 
 def describe(
@@ -187,6 +191,9 @@ def _gives(segmenter: Segmenter, x: Tensor) -> Gives:
 
 def _not_together(segmenter: Segmenter, shape: tuple[int, ...]) -> str | None:
     """Why samples of this shape cannot go through a network together; None where they can."""
+    example = segmenter.original.file.example
+    if example is not None and example[0] == 1:
+        return "it was exported for one sample"
     try:
         if segmenter.original.is_independent(shape):
             return None

@@ -11,6 +11,7 @@ import torch
 
 from mafl_cli.config import Precision
 from mafl_cli.network.card import ModelCard
+from mafl_cli.network.kinds import changes
 from mafl_cli.network.load import ModelInfo, load
 from mafl_cli.network.segmenter import Segmenter
 
@@ -38,6 +39,7 @@ class LoadedModels:
         size: Callable[[int], tuple[int, ...]],
         tap: str,
         precision: Precision,
+        trust: bool = False,
     ) -> tuple[Segmenter, ModelInfo, ModelCard]:
         """Like `load`, with the same arguments: the model as it was left, where the file and they are the same.
 
@@ -45,13 +47,12 @@ class LoadedModels:
         """
 
         def fresh() -> tuple[Segmenter, ModelInfo, ModelCard]:
-            return load(path, device=device, card=card, size=size, tap=tap, precision=precision)
+            return load(path, device=device, card=card, size=size, tap=tap, precision=precision, trust=trust)
 
-        try:
-            stat = path.stat()
-        except OSError:
-            return fresh()  # Says what is wrong.
-        file = (path, stat.st_mtime_ns, stat.st_size, tap, precision, card, device)
+        as_it_is = changes(path)
+        if as_it_is is None:
+            return fresh()
+        file = (path, as_it_is, tap, precision, card, device)
         dims = card.dims or self._dims.get(file)
         model = self._models.pop((file, size(dims)), None) if dims else None
         if model is None:

@@ -24,7 +24,7 @@ from mafl_cli.names import outside, sha256
 from mafl_cli.network import archives, exported
 from mafl_cli.network.reasons import meaning
 
-Format = Literal["torchscript", "torch.export", "torch.nn"]
+Format = Literal["torchscript", "torch.export", "torch.nn", "onnx"]
 
 _REMEDY = "save the network with torch.jit.script(net).save(...) or torch.jit.trace(net, example).save(...)"
 
@@ -49,8 +49,11 @@ class ModelFile:
     cuts: bool
 
 
-def read_model(path: Path, device: torch.device) -> ModelFile:
-    """Load a model. Raises ModelError saying what the file is if it is none, or why PyTorch cannot load it."""
+def read_archive(path: Path, device: torch.device) -> ModelFile:
+    """Load a TorchScript or .pt2 file.
+
+    Raises: ModelError saying what the file is if it is none, or why PyTorch cannot load it.
+    """
     digest = _digest(path)
     import_compiler()
     example = None
@@ -187,7 +190,6 @@ def _without_archive(head: bytes, suffix: str) -> str:
     kinds: tuple[tuple[bool, str], ...] = (
         (not head, "is empty"),
         (head[:1] == b"\x80", "is a Python pickle, not TorchScript"),
-        (suffix == ".onnx", "is an ONNX model, which gives no gradient"),
         (head[8:9] == b"{" or suffix == ".safetensors", "is a safetensors file (weights without the network)"),
         (head.startswith(b"\x89HDF"), "is an HDF5 file (Keras?), which only TensorFlow can run"),
         (head[4:8] == b"TFL3", "is a TensorFlow Lite model, which gives no gradient"),
