@@ -86,6 +86,7 @@ def attack(
     method: str = "mafl",
     steps: int | None = None,
     guide: Array | None = None,
+    start: Array | None = None,
     within: Array | None = None,
     attack_channels: str | int | Sequence[str | int] | None = None,
     config: AttackConfig | None = None,
@@ -112,9 +113,10 @@ def attack(
         target: (B, *spatial), class numbers in [0, K); for regions that may overlap (B, R, *spatial), 0 or 1.
         eps: the change stays in a ball of this radius, in model units: those of the image unless `intensity` scales
             it. None: the method's; mafl has no ball, and seeks the smallest change.
-        method: mafl, mafl-paper, asma, pgd, mifgsm, segpgd, cospgd, ssah or dag.
-        steps: forward passes for each sample, at least 1. None: the method's.
+        method: mafl, mafl-paper, asma, pgd, mifgsm, segpgd, cospgd, ssah, dag or worst.
+        steps: forward passes for each sample, at least 1; worst makes as many once more. None: the method's.
         guide: like image: what has what the target shows; the feature term pulls towards it.
+        start: like image: changed images, as another model's attack found them, that one search of worst begins at.
         within: bool (B, *spatial): only these voxels may change.
         attack_channels: names or numbers of the channels that may change; None for all.
         config: all settings of a method at once, as `preset` gives them, instead of `method`, `eps`, `steps` and
@@ -130,7 +132,7 @@ def attack(
         require_known(name, SETTINGS | ARRAY_OPTIONS)
     view = View(**{name: options.pop(name) for name in ARRAY_OPTIONS & set(options)})
     chosen = settings(method, {"eps": eps, "steps": steps, **options}, config)
-    asked = Asked(target=target, guide=guide, within=within, attack_channels=attack_channels, view=view)
+    asked = Asked(target=target, guide=guide, start=start, within=within, attack_channels=attack_channels, view=view)
     return attack_arrays(model, image, asked, chosen, say=say, on_progress=on_progress)
 
 

@@ -93,6 +93,7 @@ class Alarm(Code):
     NO_LIMIT = "no_limit", "the goal was missed although nothing limits the change"
     DUST = "dust", "the change is {} of the scan's range, which is dust"
     MORE_BUDGET = "more_budget", "a larger change was allowed, and less was reached than with a smaller one ({})"
+    LADDER = "ladder", "the attack reaches less with more ({})"
     NOT_CHECKED = "not_checked", "the report does not say whether the attack was checked; attack again"
 
 

@@ -26,7 +26,7 @@ Mode = Literal["auto", "2d", "3d"]
 SliceAxisChoice = Literal["auto", "i", "j", "k", "axial", "coronal", "sagittal"]
 SaveAs = Literal["float32", "source"]
 Activation = Literal["softmax", "sigmoid"]
-MaskLoss = Literal["margin", "logit", "ce", "dice", "segpgd", "cospgd", "dag"]
+MaskLoss = Literal["margin", "logit", "ce", "dice", "js", "segpgd", "cospgd", "dag"]
 LowFrequency = Literal["penalty", "hard"]
 GradientNorm = Literal["none", "l1", "l2"]
 Direction = Literal["raw", "l2", "linf", "sign"]
@@ -77,7 +77,12 @@ class AttackConfig:
     With `gradient_norm` none they are the factors of the sum that is minimised.
     """
 
-    method: str = setting("mafl", "The preset that these settings started from; a label, without effect.", heading=None)
+    method: str = setting(
+        "mafl",
+        "The preset that these settings started from. Only worst has an effect of its own: several searches, see "
+        "docs/method.md.",
+        heading=None,
+    )
     steps: int = setting(
         100, "Forward passes per slice or volume, the final search of the scale included.", 1, 1_000_000, usual=True
     )
@@ -273,6 +278,10 @@ class AttackConfig:
             f"`adaptive_weights` are for the margin loss, not for {self.mask_loss}: switch them off",
         )
         self._refuse(
+            self.method == "worst" and not (dynamic and self.mask_loss == "margin"),
+            "`method` worst tries other losses by itself: leave out `mask_loss` and `step`",
+        )
+        self._refuse(
             self.until is not None and not self.certified,
             "`until` needs an estimate of the excess, which `step` dynamic gives with `mask_loss` margin, "
             "`low_frequency` penalty and no `eps`",
@@ -369,6 +378,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "dag": _PLAIN
     | {"mask_loss": "dag", "direction": "linf", "step": "constant", "step_size": 0.003, "after_goal": "stop"},
+    # A search as mafl's, and then others; see `mafl_cli.case.worst`.
+    "worst": {},
 }
 """The methods: what each sets differently from the defaults of `AttackConfig`. Sources: `docs/method.md`."""
 

@@ -36,8 +36,8 @@ from mafl_cli.system.records import to_json
 # What an attack request has that changes no result, or that is hashed by its contents.
 _NOT_HASHED = frozenset(
     (
-        *("images", "volumes", "out", "targets", "guides", "within", "model", "trust", "device", "overwrite"),
-        *("size_limit", "recipe", "config"),
+        *("images", "volumes", "out", "targets", "guides", "starts", "within", "model", "trust", "device"),
+        *("overwrite", "size_limit", "recipe", "config"),
     )
 )
 
@@ -128,7 +128,8 @@ def request_hash(attack: AttackRequest) -> str:
     device."""
     plain = {key: value for key, value in vars(attack).items() if key not in _NOT_HASHED}
     mask = attack.recipe.mask if attack.recipe else None
-    shared = (*attack.targets, *attack.guides, *(path for path in (attack.within, mask) if path is not None))
+    files_of_all = (*attack.targets, *attack.guides, *attack.starts)
+    shared = (*files_of_all, *(path for path in (attack.within, mask) if path is not None))
     # Hashes of their contents: touched or copied, they are the same.
     files = [digest(path) for path in shared]
     chosen = {key: asdict(value) if hasattr(value, "__dataclass_fields__") else value for key, value in plain.items()}

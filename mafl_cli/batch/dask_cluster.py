@@ -121,7 +121,8 @@ def _everywhere(job: Job) -> Job:
     """With paths that do not depend on where a worker was started."""
     request = job.request
     places: dict[str, Any] = {
-        name: tuple(path.resolve() for path in getattr(request, name)) for name in ("images", "targets", "guides")
+        name: tuple(path.resolve() for path in getattr(request, name))
+        for name in ("images", "targets", "guides", "starts")
     }
     places |= {name: getattr(request, name).resolve() for name in ("out", "model")}
     places["within"] = None if request.within is None else request.within.resolve()

@@ -25,12 +25,12 @@ def image_tensor(values: Array, device: torch.device) -> Tensor:
     return _finite(x, "image", device)
 
 
-def guide_tensor(values: Array, like: Tensor) -> Tensor:
-    """A guide: an image of the same shape as the attacked one. Raises InputError for anything else."""
-    x = _numbers(values, "guide")
+def image_like(values: Array, like: Tensor, name: str) -> Tensor:
+    """An image of the same shape as the attacked one. name: of the parameter. Raises InputError for anything else."""
+    x = _numbers(values, name)
     if x.shape != like.shape:
-        raise InputError(f"`guide` must have the shape of the image, {tuple(like.shape)}, got {tuple(x.shape)}.")
-    return _finite(x, "guide", like.device)
+        raise InputError(f"`{name}` must have the shape of the image, {tuple(like.shape)}, got {tuple(x.shape)}.")
+    return _finite(x, name, like.device)
 
 
 def target_tensor(values: Array, device: torch.device) -> Tensor:

@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mafl_cli.case.array_input import Array, guide_tensor, image_tensor, target_tensor, within_tensor
+from mafl_cli.case.array_input import Array, image_like, image_tensor, target_tensor, within_tensor
 from mafl_cli.case.problem import Problem, Say, Seen, kept_channels, limits_of
 from mafl_cli.case.remedies import Settled, settle
 from mafl_cli.case.request import path_of, require_choice, seen_as, words_of
-from mafl_cli.case.searching import Progress, search
+from mafl_cli.case.searching import Progress
 from mafl_cli.case.trusting import believed, checked
+from mafl_cli.case.worst import searched
 from mafl_cli.classes import Classes
 from mafl_cli.config import Activation, AttackConfig, Precision
 from mafl_cli.errors import InputError, UsageError
@@ -35,6 +36,7 @@ from mafl_cli.network.model_file import ModelFile, lent
 from mafl_cli.network.reasons import enough_memory
 from mafl_cli.results.report import Trace
 from mafl_cli.results.trust_report import Trust
+from mafl_cli.results.worst_report import WorstCase
 from mafl_cli.search.limits import Limits
 
 A = TypeVar("A", NDArray[Any], Tensor)
@@ -63,7 +65,8 @@ class Attacked(Generic[A]):
     share of the voxels to be changed that were. sizes: of the change. excess: (B,), estimated share by which the change
     is longer than the local optimum, NaN where there is no estimate; see docs/method.md. trace: lists under step, loss,
     score, reached and l2_model, means over the samples that were attacked. trust: whether the attack can be believed,
-    see `mafl_cli.results.trust_report`. assumptions: what nobody stated about the model, as sentences.
+    see `mafl_cli.results.trust_report`. worst: with the method worst, who found what, see
+    `mafl_cli.results.worst_report`; else None. assumptions: what nobody stated about the model, as sentences.
     """
 
     adversarial: A
@@ -75,6 +78,7 @@ class Attacked(Generic[A]):
     excess: A
     trace: Trace
     trust: Trust
+    worst: WorstCase | None
     assumptions: tuple[str, ...]
 
 
@@ -179,6 +183,7 @@ class Asked:
 
     target: Array
     guide: Array | None = None
+    start: Array | None = None
     within: Array | None = None
     attack_channels: str | int | Sequence[str | int] | None = None
     view: View
@@ -194,6 +199,8 @@ def attack_arrays(
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Attacked[A]:
     """See `mafl_cli.attack`."""
+    if asked.start is not None and config.method != "worst":
+        raise UsageError(f"`start` is for the method worst, not for {config.method}: leave it out.")
     with ExitStack() as stack:
         # A caller's no_grad or inference_mode would leave nothing to search with, and autocast would be recorded.
         stack.enter_context(float32_by_default())
@@ -205,7 +212,7 @@ def attack_arrays(
         stack.enter_context(enough_memory(network.name, "the batch"))
         clean = image_tensor(image, network.device)
         problem = _problem(network, clean, asked, say)
-        found = search(problem, config, on_progress)
+        found = searched(problem, config, on_progress)
         settled = settle(problem, found, checked(problem, found, config), config, say, on_progress)
         like_image = _same if isinstance(image, Tensor) else _as_numpy
         return _result(problem, config, settled, like_image)
@@ -294,7 +301,8 @@ def _problem(network: _Network, clean: Tensor, asked: Asked, say: Say) -> ArrayP
         images=seen,
         wanted=_target(wanted, labels, info.classes),
         clean_labels=labels,
-        guide=None if asked.guide is None else guide_tensor(asked.guide, clean),
+        guide=None if asked.guide is None else image_like(asked.guide, clean, "guide"),
+        start=None if asked.start is None else image_like(asked.start, clean, "start"),
         limits=_limits(preprocessing, clean, asked, info),
         confined=asked.within is not None or asked.attack_channels is not None,
         spacing=spacing,
@@ -367,9 +375,10 @@ def _result(
             linf=like_image(change.abs().amax(dim=1)),
             share=like_image((change != 0).float().mean(dim=1)),
         ),
-        excess=like_image(found.excess),
+        excess=like_image(found.estimate.excess),
         trace=found.trace,
         trust=believed(problem, settled, config, reached=bool(verdict.reached.all()), linf_share=share),
+        worst=found.worst,
         assumptions=found.info.assumptions,
     )
 

@@ -81,10 +81,11 @@ def facts_of(
                 skipped_constant=found.constant,
             ),
             passes=report.Passes(forward=found.forward, backward=found.backward),
-            faithful=found.faithful,
+            faithful=found.faithful.record,
             trace=found.trace,
             trust=believed(case, settled, config, reached=goal_reached, linf_share=_linf_share(sizes)),
             local_optimum=found.local_optimum,
+            worst=found.worst,
         ),
         metrics=report.Metrics(
             clean=agreement(clean),

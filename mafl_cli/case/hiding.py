@@ -56,5 +56,5 @@ def require_elsewhere(request: AttackRequest) -> None:
 def _inputs(request: AttackRequest) -> list[Path]:
     """Every file or folder of the case that is read."""
     mask = request.recipe.mask if request.recipe is not None else None
-    paths = (*request.images, *request.targets, *request.guides, request.within, mask)
+    paths = (*request.images, *request.targets, *request.guides, *request.starts, request.within, mask)
     return [path for path in paths if path is not None]

@@ -16,12 +16,14 @@ import torch
 from mafl_cli.case import memory
 from mafl_cli.case.facts import bounds_of, facts_of, target_of, voxels_of
 from mafl_cli.case.hiding import hidden, require_elsewhere
+from mafl_cli.case.ladder import climbed
 from mafl_cli.case.prepare import prepare
 from mafl_cli.case.problem import Say
 from mafl_cli.case.remedies import settle
 from mafl_cli.case.request import AttackRequest
-from mafl_cli.case.searching import Progress, search
+from mafl_cli.case.searching import Progress
 from mafl_cli.case.trusting import checked
+from mafl_cli.case.worst import searched
 from mafl_cli.case.write import Written
 from mafl_cli.field.samples import OfScan
 from mafl_cli.names import public_name
@@ -84,9 +86,11 @@ def _run_attack(
         clock.lap("lift")
         memory.give_back()
         detail(memory.plan(case))
-        found = search(case, request.config, on_progress)
+        found = searched(case, request.config, on_progress)
         clock.lap("attack")
         settled = settle(case, found, checked(case, found, request.config), request.config, say, on_progress)
+        if request.ladder:
+            settled = climbed(case, settled, request.config)
         found = settled.found
         memory.give_back()
         clock.lap("check")
@@ -129,6 +133,8 @@ def _run_attack(
                 "body_only": request.body_only,
                 "resample_target": request.masks.resample,
                 "label_map": {str(old): new for old, new in request.masks.label_map.items()} or None,
+                **({"start": tuple(map(public_name, request.starts))} if request.starts else {}),
+                **({"ladder": True} if request.ladder else {}),
             },
             started=clock.started,
         )

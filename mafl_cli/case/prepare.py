@@ -84,6 +84,8 @@ def prepare(
             f"a feature term is needed for `guides`, which {request.config.method} does not have: set `feature_weight` "
             "above 0."
         )
+    if request.starts and request.config.method != "worst":
+        raise UsageError(f"`starts` are for the method worst, not for {request.config.method}: leave them out.")
     subject = prepare_subject(scans, request, device, say)
     lap("lift")
     info, layout = subject.info, subject.layout
@@ -99,6 +101,7 @@ def prepare(
     target = read_masks(files, scan, info.classes, request.masks) if files else None
     bounds = _bounds(request, scan, say)
     guide = _guide(request, scans, layout, subject.preprocessing, say) if request.guides else None
+    start = _start(request, scans, layout, device, say) if request.starts else None
     for warning in target.warnings if target else ():
         say(warning)
     lap("read")
@@ -124,6 +127,7 @@ def prepare(
         wanted=wanted,
         clean_labels=clean_labels,
         guide=guide,
+        start=start,
         bounds=bounds,
         limits=replace(limits, frozen=frozen),
         confined=bounds.allowed is not None or bool(request.attack_channels),
@@ -175,6 +179,28 @@ def _guide(
     except InputError as exc:
         raise InputError(f"{guide.name}: {exc}") from exc
     return preprocessing.translate(torch.from_numpy(stacked(data, layout)).to(device), own)
+
+
+def _start(
+    request: AttackRequest, scans: Sequence[volume.Volume], layout: Layout, device: torch.device, say: Say
+) -> Tensor:
+    """A changed scan as a batch, native units: from an earlier adversarial scan, or from a perturbation.
+
+    Raises: GeometryError when it lies on another grid; InputError when it cannot be read.
+    """
+    if len(request.starts) != len(scans):
+        raise UsageError(
+            f"`starts` must be one file for each of {counted(len(scans), 'channel')}, got {len(request.starts)}."
+        )
+    given = read_channels(request.starts, say, allow_gaps=request.allow_gaps)
+    require_same_grid(scans[0], given[0])
+    changed = []
+    for scan, start in zip(scans, given, strict=True):
+        # A changed scan is close to the scan, and a perturbation to nothing.
+        is_scan = bool(np.linalg.norm(start.data - scan.data) < np.linalg.norm(start.data))
+        say(f"{start.name}: taken for {'a changed scan' if is_scan else 'a perturbation'}, to begin a search at.")
+        changed.append(start.data if is_scan else scan.data + start.data)
+    return torch.from_numpy(stacked(changed, layout)).to(device)
 
 
 def _limits(subject: Subject, save_as: SaveAs) -> Limits:

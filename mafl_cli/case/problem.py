@@ -120,12 +120,14 @@ class Problem(ABC):
     wanted: the target as labels (B, M, *spatial), see `mafl_cli.classes`. clean_labels: the prediction of the clean
     batch, likewise.
     guide: what has what the target shows, like clean; None for none.
+    start: what a search may begin at, like clean; None for none.
     confined: whether only some voxels or channels may change, because somebody wants it so.
     """
 
     wanted: Tensor
     clean_labels: Tensor
     guide: Tensor | None
+    start: Tensor | None = None
     limits: Limits
     confined: bool
 

@@ -14,22 +14,28 @@ from torch import Tensor
 
 from mafl_cli.case.problem import Problem, Say
 from mafl_cli.case.searching import Follow, Found, Part, Progress, search
+from mafl_cli.case.worst import with_search
 from mafl_cli.codes import Alarm
 from mafl_cli.config import AttackConfig
 from mafl_cli.field.field import Field
 from mafl_cli.field.preprocess import per_channel
 from mafl_cli.field.smoothed import Smoothed
-from mafl_cli.results.trust_report import CheckPasses, GradientName, SearchRecord
+from mafl_cli.results.trust_report import CheckPasses, GradientName, Ladder, SearchRecord
 from mafl_cli.search import steps
 
 
 @dataclass(frozen=True)
 class Settled:
-    """The best of all searches of a case. searches: what is known of each, in order; found_by: whose the result is."""
+    """The best of all searches of a case. searches: what is known of each, in order; found_by: whose the result is.
+
+    follow: the function whose slopes found it, None for the network's own. ladder: None where nobody climbed it.
+    """
 
     found: Found
     searches: tuple[SearchRecord, ...]
     found_by: int = 0
+    follow: Follow | None = None
+    ladder: Ladder | None = None
 
 
 def settle(
@@ -52,7 +58,7 @@ def settle(
         other = search(case, how, on_progress, follow)
         record = SearchRecord(
             gradient=gradient,
-            goal_reached=bool(_reached(case, config, other).all()),
+            goal_reached=bool(other.reached(case, config).all()),
             explained=None,
             checks=(),
             alarms=(),
@@ -60,10 +66,15 @@ def settle(
             passes=CheckPasses(forward=0, backward=0),
         )
         searches = (*searches, record)
-        if _is_better(case, config, other, best.found):
-            best = Settled(_counted(other, best.found), searches, found_by=len(searches) - 1)
+        if best.found.worst is not None:
+            joined = with_search(case, config, best.found, gradient, other, how.steps)
+            better = _is_better(case, config, joined, best.found)
+            by, along = (len(searches) - 1, follow) if better else (best.found_by, best.follow)
+            best = Settled(joined, searches, by, along)
+        elif _is_better(case, config, other, best.found):
+            best = Settled(_counted(other, best.found), searches, len(searches) - 1, follow)
         else:
-            best = Settled(_counted(best.found, other), searches, best.found_by)
+            best = Settled(_counted(best.found, other), searches, best.found_by, best.follow)
         if record.goal_reached:
             break
     return best
@@ -115,12 +126,7 @@ def _is_better(case: Problem, config: AttackConfig, one: Found, other: Found) ->
 def _gain(case: Problem, config: AttackConfig, found: Found) -> tuple[int, float]:
     """How many samples are at the goal, and the length of the change of all, in the units of the network's channels."""
     change = (found.adversarial.whole() - case.seen.clean) / per_channel(case.limits.unit, case.seen.clean)
-    return int(_reached(case, config, found).sum()), float(steps.length(change.unsqueeze(0)))
-
-
-def _reached(case: Problem, config: AttackConfig, found: Found) -> Tensor:
-    """Which samples draw the target: bool (B,)."""
-    return case.goal(config).judge(found.drawn.labels).reached
+    return int(found.reached(case, config).sum()), float(steps.length(change.unsqueeze(0)))
 
 
 def _counted(found: Found, other: Found) -> Found:

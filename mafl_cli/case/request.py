@@ -55,8 +55,10 @@ class AttackRequest(ModelRequest):
     images: one file (or DICOM folder) for each channel of the model, in its order. volumes: the same, where they were
     read already; images then only name them. series, allow_gaps: see
     `scans.dicom.read.read_dicom`. targets: one mask, or one for each region that may overlap others; none with a
-    recipe. masks: how mask files are read. within: a mask; only its voxels may change, and with body_only only those
-    of the body. redact: keep the names of the files out of everything, and text, patient and study out of headers.
+    recipe. masks: how mask files are read. starts: an earlier adversarial scan or perturbation, at which one search of
+    the method worst begins. ladder: try whether more steps and larger changes reach more. within: a mask; only its
+    voxels may change, and with body_only only those of the body. redact: keep the names of the files out of
+    everything, and text, patient and study out of headers.
     attack_channels: names or numbers of the channels that may change; all if None. save_as: None is float32 for NIfTI,
     source for DICOM. size_limit: GiB, see `mafl_cli.system.sizes`; None is what holds where the request is followed.
     """
@@ -72,6 +74,8 @@ class AttackRequest(ModelRequest):
     within: Path | None = None
     body_only: bool = False
     guides: tuple[Path, ...] = ()
+    starts: tuple[Path, ...] = ()
+    ladder: bool = False
     save_as: SaveAs | None = None
     device: str = "auto"
     attack_channels: tuple[str, ...] | None = None
@@ -167,7 +171,7 @@ def _numbers(name: str, values: Any) -> list[float]:
     raise UsageError(f"`{name}` must be numbers, such as (96, 96), got {values!r}.")
 
 
-_BOOLS = ("allow_gaps", "body_only", "redact", "overwrite", "resample_target", "trust")
+_BOOLS = ("allow_gaps", "body_only", "redact", "overwrite", "resample_target", "trust", "ladder")
 
 
 def with_types(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,8 +185,8 @@ def with_types(options: Mapping[str, Any]) -> dict[str, Any]:
         require_type("size_limit", found["size_limit"], float)
     if "within" in found:
         found["within"] = path_of("within", found["within"])
-    if "guides" in found:
-        found["guides"] = paths_of("guides", found["guides"])
+    for name in {"guides", "starts"} & set(found):
+        found[name] = paths_of(name, found[name])
     if "attack_channels" in found:
         found["attack_channels"] = words_of(found["attack_channels"])
     for name in {"series", "device"} & set(found):

@@ -10,15 +10,17 @@ from types import EllipsisType
 import torch
 from torch import Tensor
 
-from mafl_cli.case.faithful import ask, ask_again
+from mafl_cli.case.faithful import Faithfulness, ask, ask_again
 from mafl_cli.case.problem import Problem
 from mafl_cli.codes import Outcome, Reason
 from mafl_cli.config import AttackConfig
 from mafl_cli.field.field import Field, ScanField
-from mafl_cli.field.samples import Changed, Drawn
+from mafl_cli.field.preprocess import per_channel
+from mafl_cli.field.samples import Changed, Drawn, Samples
 from mafl_cli.measure.records import LocalOptimum
 from mafl_cli.network.load import ModelInfo
-from mafl_cli.results.report import Faithful, Trace
+from mafl_cli.results.report import Trace
+from mafl_cli.results.worst_report import WorstCase
 from mafl_cli.search import traces
 from mafl_cli.search.certificate import Estimate
 from mafl_cli.search.limits import Limits
@@ -44,24 +46,29 @@ class Found:
     """What the search brought, in memory. outcomes has one entry per sample, None where none was attacked.
 
     drawn: the prediction of the adversarial samples. info: of the model, with what this scan has shown of it.
-    faithful: how far the graph was from the file; None where the file itself was differentiated from the start.
-    trace: see `search.traces.joined`. watched: where the search of some samples led, see `WATCHED`. excess,
-    local_optimum: how far each change is above the shortest near it, (B,), NaN where that is not known, and all of them
-    together.
+    faithful: how far the graph was from the file.
+    trace: see `search.traces.joined`. watched: where the search of some samples led, see `WATCHED`. estimate,
+    local_optimum: how far each change is above the shortest near it, and all of them together.
+    worst: who found what, where several searches were made.
     """
 
     adversarial: Changed
     drawn: Drawn
     info: ModelInfo
-    faithful: Faithful | None
+    faithful: Faithfulness
     outcomes: tuple[Outcome | None, ...]
     constant: int
     forward: int
     backward: int
     trace: Trace
-    excess: Tensor
+    estimate: Estimate
     local_optimum: LocalOptimum
     watched: Watched
+    worst: WorstCase | None = None
+
+    def reached(self, case: Problem, config: AttackConfig) -> Tensor:
+        """Which samples draw the target: bool (B,)."""
+        return case.goal(config).judge(self.drawn.labels).reached
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,10 @@ def search(
     config: AttackConfig,
     on_progress: Callable[[Progress], None] | None,
     follow: Follow | None = None,
+    start: Samples | None = None,
+    begun: int = 0,
+    known: Faithfulness | None = None,
+    among: Tensor | None = None,
 ) -> Found:
     """Attack every slice (or the volume) whose prediction is not the target yet, a few at a time.
 
@@ -111,18 +122,23 @@ def search(
     in float32 and with the statistics frozen at the changed scan; and so are samples for which the graph turns out not
     to be the model, through its file. The trace is that of the first round: later ones begin anew with the few samples
     that are left, and do not continue it.
+
+    Args:
+        start, begun: changed samples to begin at, and steps that count as taken; see `search.loop.attack`.
+        known: how far the graph is from the file, where an earlier search of the same case has asked.
+        among: bool (B,), the samples that may be attacked; None for all.
     Raises: ModelError for a model that answers differently each time, or that only a graph of it has a gradient.
     """
     seen = case.seen
     flat = seen.clean.flatten(1)
     constant = (flat == flat[:, :1]).all(dim=1)
     differs = case.edited
-    todo = torch.nonzero(differs & ~constant).flatten()
+    todo = torch.nonzero(differs & ~constant & (True if among is None else among)).flatten()
     adversarial = Changed(seen.clean, todo)
     outcomes: list[Outcome | None] = [None] * len(seen.clean)
     estimate = Estimate.none(like=seen.clean)
     passes = [0, 0]
-    faithful = ask(case, todo)
+    faithful = known or ask(case, todo)
     watched = Watched.of(case, todo)
     # In lower precision the noise of the logits is as large as what the last steps change.
     watch = torch.tensor([row in watched.rows for row in range(len(seen.clean))], device=seen.clean.device)
@@ -151,6 +167,8 @@ def search(
                 part.limits,
                 guide=part.guide if config.feature_weight > 0 or follow is None else None,
                 surrogate=None if follow is None else follow(part, rows),
+                start=None if start is None else part.change(start[rows]),
+                begun=begun,
                 spacing=case.batch_spacing,
                 watch=watch[rows],
                 on_step=_relay(records, on_progress, share, len(rows) / len(todo), config.steps),
@@ -181,19 +199,19 @@ def search(
         adversarial=adversarial,
         drawn=drawn,
         info=seen.info.with_gradient(seen.segmenter.gradient_from, faithful.sentence),
-        faithful=faithful.record,
+        faithful=faithful,
         outcomes=tuple(outcomes),
         constant=int((differs & constant).sum()),
         forward=passes[0],
         backward=passes[1],
         trace=traces.joined(rounds[0]),
         watched=watched,
-        excess=estimate.excess,
-        local_optimum=estimate.joined(_no_estimate(config, outcomes)),
+        estimate=estimate,
+        local_optimum=estimate.joined(no_estimate(config, outcomes)),
     )
 
 
-def _no_estimate(config: AttackConfig, outcomes: Sequence[Outcome | None]) -> Reason:
+def no_estimate(config: AttackConfig, outcomes: Sequence[Outcome | None]) -> Reason:
     """Why nothing is known of the local optimum, where that is so."""
     if Outcome.REACHED in outcomes or not config.certified:
         return Reason.NO_ESTIMATE
@@ -230,6 +248,10 @@ class Part:
             whole=whole,
             box=box,
         )
+
+    def change(self, samples: Tensor) -> Tensor:
+        """What changed samples (b, C, *spatial) differ by from the clean ones, cut to the part, model units."""
+        return (samples[self.box] - self.clean) / per_channel(self.limits.unit, self.clean)
 
     def pasted(self, part: Tensor) -> Tensor:
         """The whole samples with the part in its place."""

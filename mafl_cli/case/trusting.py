@@ -51,7 +51,14 @@ def believed(case: Problem, settled: Settled, config: AttackConfig, *, reached: 
     as a share of the range of its channel.
     """
     limited = case.is_limited(config)
-    return concluded(settled.searches, settled.found_by, goal_reached=reached, limited=limited, linf_share=linf_share)
+    return concluded(
+        settled.searches,
+        settled.found_by,
+        goal_reached=reached,
+        limited=limited,
+        linf_share=linf_share,
+        ladder=settled.ladder,
+    )
 
 
 def _must(case: Problem, rows: Tensor, part: Part) -> Tensor:

@@ -87,6 +87,7 @@ def attack(
         target = read_target(files.target, keep_folders=not several)
         scan = () if several else read_images(scans, files.channels)
         asked = {**seen_as, **budget.where(), **files.given(), **output.given(), "config": config}
+        asked["ladder"] = method.ladder
         model = model_or_default(files.model, voice)
         if not several:
             if files.dry_run:

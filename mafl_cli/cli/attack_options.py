@@ -110,6 +110,17 @@ class AttackFiles:
             rare=True,
         ),
     ] = None
+    starts: Annotated[
+        MaybeStr,
+        under(
+            FILES,
+            "--start",
+            metavar="FILE",
+            help="Earlier adversarial scan or perturbation, a file for each channel, that one search of --method worst "
+            "begins at.",
+            rare=True,
+        ),
+    ] = None
     resample_target: Annotated[
         bool,
         under(FILES, "--resample-target", help="Move masks to the image's grid, to the nearest voxel.", rare=True),
@@ -149,6 +160,7 @@ class AttackFiles:
             "trust": self.trust,
             "label_map": read_label_map(self.label_map),
             "guides": () if self.guides is None else files_between_commas(self.guides, "--guide"),
+            "starts": () if self.starts is None else files_between_commas(self.starts, "--start"),
             "attack_channels": None if names is None else between_commas(names, "--attack-channels"),
             "resample_target": self.resample_target,
             "series": self.series,
@@ -166,6 +178,15 @@ class Method:
     method: Annotated[str, under(METHOD, metavar="NAME", help=f"Settings to start from: {', '.join(PRESETS)}.")] = (
         "mafl"
     )
+    ladder: Annotated[
+        bool,
+        under(
+            METHOD,
+            "--ladder",
+            help="Try on at most four slices, or the volume, whether more steps and larger changes reach more; where "
+            "they do not, the attack is in doubt.",
+        ),
+    ] = False
     require_success: Annotated[
         bool, under(GOAL, "--require-success", help="Exit with 5 when the goal is not reached; the results are kept.")
     ] = False

@@ -95,10 +95,10 @@ def case_id(name: str) -> str:
 def renamed(report: Report, names: Callable[[str], str]) -> Report:
     """The report with every name of a file that was given changed by `names`, and what speaks of it."""
     settings = report.run.settings
-    guide = tuple(names(name) for name in settings.guide or ()) or None
+    guide, start = (tuple(map(names, given or ())) or None for given in (settings.guide, settings.start))
     return replace(
         report,
-        run=replace(report.run, settings=replace(settings, guide=guide)),
+        run=replace(report.run, settings=replace(settings, guide=guide, start=start)),
         cases=(_renamed_case(report.case, names),),
     )
 

@@ -5,6 +5,7 @@ They may come from anybody. What mafl cannot have written is bad input, by name.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -70,7 +71,8 @@ def _parsed(path: Path, name: str) -> Report:
     if isinstance(version, str) and version != SCHEMA_VERSION:
         raise OtherVersion(name, version)
     read = records.read_text(Report, text, f"{name}: is not a report of this mafl")
-    missing = sorted(Settings.__dataclass_fields__.keys() - found["run"]["settings"].keys())
+    always = {each.name for each in fields(Settings) if "optional" not in each.metadata}
+    missing = sorted(always - found["run"]["settings"].keys())
     problem = f"run.settings.{missing[0]} is missing" if missing else _problem(read)
     if problem is not None:
         raise InputError(f"{name}: is not a report of this mafl: {problem}.")

@@ -19,6 +19,7 @@ from mafl_cli.measure.records import Agreement, LocalOptimum, Size
 from mafl_cli.measure.value import Value
 from mafl_cli.results.envelope import Environment, Tool, Version
 from mafl_cli.results.trust_report import Trust
+from mafl_cli.results.worst_report import WorstCase
 from mafl_cli.system.records import (
     CONFIG,
     OPTIONAL,
@@ -61,6 +62,10 @@ class Settings(AttackConfig):
     body_only: bool
     resample_target: bool
     label_map: dict[str, int] | None
+    start: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL)
+    """Names of files that one search began at."""
+    ladder: bool | None = field(default=None, metadata=OPTIONAL)
+    """Whether it was tried that more steps and larger changes reach more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,6 +286,8 @@ class Attack:
     trust: Trust | None = field(default=None, metadata=OPTIONAL)
     """Whether the attack can be believed."""
     local_optimum: LocalOptimum | None = field(default=None, metadata=OPTIONAL)
+    worst: WorstCase | None = field(default=None, metadata=OPTIONAL)
+    """With the method `worst` alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from mafl_cli.measure.records import LocalOptimum, Size
 from mafl_cli.measure.value import Value
 from mafl_cli.results.report import CaseRecord, DryRun, Report
 from mafl_cli.results.trust_report import Trust
+from mafl_cli.results.worst_report import WorstCase
 
 
 def format_dry_run(shown: DryRun) -> str:
@@ -40,6 +41,7 @@ def format_summary(report: Report) -> str:
         f"  goal reached  {'yes' if attack.goal_reached else 'no'}{counts}",
         *format_size(case.metrics.size),
         *_format_local_optimum(attack.local_optimum),
+        *_format_worst(attack.worst, samples.kind),
         *_format_stored_grid(case),
         f"  measured on   {case.files[0].name.split('/')[0]}, read again ({case.quantisation[0].dtype})",
         *(
@@ -90,6 +92,17 @@ def _format_local_optimum(optimum: LocalOptimum | None) -> list[str]:
     known = optimum.excess_per_sample.values()
     most = f", {max(known):.1%} in the worst slice" if len(known) > 1 else ""
     return [f"  excess        {optimum.excess.value:.1%} above the local optimum, estimated to first order{most}"]
+
+
+def _format_worst(worst: WorstCase | None, kind: str) -> list[str]:
+    """Which searches shared the steps, and whose results were kept; nothing for a single search."""
+    if worst is None:
+        return []
+    named = [(each.name.replace("_", " "), each) for each in worst.searches]
+    shares = ", ".join(f"{name} {each.steps}" for name, each in named)
+    kept = ", ".join(f"{name} {each.kept}" for name, each in named if each.kept)
+    found = f"kept of {kept} slices" if kind == "slices" else f"kept of {kept.rpartition(' ')[0]}"
+    return [f"  worst of      {shares} steps; {found}"]
 
 
 def _format_stored_grid(case: CaseRecord) -> list[str]:

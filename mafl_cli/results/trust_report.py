@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from mafl_cli.codes import Alarm, Belief
-from mafl_cli.system.records import Count, Share
+from mafl_cli.config import EpsUnit, Norm
+from mafl_cli.system.records import OPTIONAL, AtMostOne, Count, Length, Share
 
 CheckName = Literal["slope", "slope_smooth", "along", "dead", "loop", "no_limit", "dust"]
 GradientName = Literal["exact", "straight_through", "smoothed"]
@@ -61,6 +62,34 @@ class SearchRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rung:
+    """A short search: more of something than the rung of the same kind before it, and never to reach less."""
+
+    more: Literal["steps", "change", "no_limit"]
+    """What there is more of: steps, the size that the change may have, or that size without a limit."""
+    steps: Count
+    eps: Length | None
+    """Largest size of the change, as `eps_unit` and `norm` of the rung say; null where nothing limits it."""
+    eps_unit: EpsUnit | None
+    norm: Norm | None
+    score: tuple[AtMostOne, ...]
+    """For each sample of the ladder: the least of IoU, hit rate and removal."""
+    reached: Count
+    """Samples at the goal."""
+    l2_model: tuple[Length, ...]
+    """Length of the change of each sample, model units."""
+    broken: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """Whether more steps and larger changes reach more, tried on some samples."""
+
+    samples: tuple[Count, ...]
+    rungs: tuple[Rung, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trust:
     """Whether the attack can be believed. A run whose verdict is "alarm" proves nothing about the model."""
 
@@ -73,3 +102,5 @@ class Trust:
     """About the result as it was written."""
     alarms: tuple[AlarmRecord, ...]
     """Those that nothing answers."""
+    ladder: Ladder | None = field(default=None, metadata=OPTIONAL)
+    """With `ladder` alone."""

@@ -86,6 +86,8 @@ def attack(
     *,
     guide: Tensor | None = None,
     surrogate: Field | None = None,
+    start: Tensor | None = None,
+    begun: int = 0,
     spacing: Sequence[float] | None = None,
     watch: Tensor | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
@@ -101,6 +103,8 @@ def attack(
         guide: scans that have what the target shows, like clean; the feature term then pulls towards their features.
         surrogate: a function whose slopes are followed in the place of those of `field`, which still judges; one more
             forward pass a step.
+        start: the change to begin at, like clean, in model units; None for none. begun: steps that count as taken on
+            the way there: rules that grow finer with time would take it for a first guess, and throw it away.
         spacing: mm along the spatial axes, see `search.lowfreq.low_pass`.
         watch: bool (B,), the samples whose gradients are compared with what came of them; None for none.
         on_step: called after each step, for progress displays and traces.
@@ -116,7 +120,7 @@ def attack(
     goal = terms.goal(before.logits.shape[1])
 
     low = partial(low_pass, levels=config.low_frequency_levels, spacing=spacing)
-    delta = _begin(clean, limits, config, low)
+    delta = _begin(clean, limits, config, low) if start is None else start.clone()
     rule = Halpern(config, clean, low) if config.step == "dynamic" else Descent(config, limits, clean, low)
     drawn = terms.clean if surrogate is None else prediction.drawn(field.predict(clean).logits)
     best = Best.at(clean, goal.judge(drawn), config.aimed, bounded=config.eps is not None)
@@ -140,7 +144,8 @@ def attack(
         here = (x - origin).div_(native)
         gain = gains.at(step, rows, ~ever_reached[rows])
         compare = gain is not None and gains.compare(step)
-        slopes = followed.slopes(x, terms.losses(rows, progress=step / budget, gain=gain, apart=compare))
+        now_at, whole = begun + step, begun + budget
+        slopes = followed.slopes(x, terms.losses(rows, progress=now_at / whole, gain=gain, apart=compare))
         loss[rows] = slopes.values[0].to(loss)
         promises.settle(rows, here, slopes.prediction.logits)
         forward += len(rows) * (1 if surrogate is None else 2)
@@ -165,7 +170,7 @@ def attack(
         exact = _exact(limits, origin, steps.taken(delta, rows), rows, native, here)
         if config.step == "dynamic":
             gradient.masked_fill_(limits.blocks(x, origin, gradient), 0.0)
-        now = Now(rows, step, budget, here, size, exact, loss[rows], gradient, verdict, ever_reached[rows])
+        now = Now(rows, now_at, whole, here, size, exact, loss[rows], gradient, verdict, ever_reached[rows])
         delta[rows] = without_low_frequency(rule.step(now), config, low)
         terms.press(now)
 

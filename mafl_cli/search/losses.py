@@ -7,6 +7,8 @@ authors' definition and say so.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -43,6 +45,8 @@ def mask_loss(
         return clean_class_lead(logits, target, clean)
     if kind == "dice":
         return dice(logits, target)
+    if kind == "js":
+        return jensen_shannon(logits, target)
     if kind == "segpgd":
         return segpgd(logits, target, progress)
     if kind == "cospgd":
@@ -115,6 +119,20 @@ def dice(logits: Tensor, target: Tensor) -> Tensor:
     both, either = (probability * wanted).mean(dim=2), (probability + wanted).mean(dim=2)
     present = wanted.any(dim=2).to(logits.dtype)
     return 1 - (2 * both / either.clamp_min(1e-30) * present).sum(dim=1) / present.sum(dim=1)
+
+
+def jensen_shannon(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean Jensen-Shannon divergence of the class probabilities and the target over all voxels: (B,), 0 to log 2.
+
+    As in SEA (Croce et al., ECCV 2024). Unlike the cross-entropy it is bounded, so that voxels far from their target
+    pull little, and those near the border most.
+    """
+    own = F.log_softmax(logits, dim=1).gather(1, target.unsqueeze(1)).squeeze(1)
+    share = own.exp()
+    middle = torch.log1p(share) - math.log(2)
+    # Half of KL(p, m) + KL(t, m) with m half way between p and t, which is 1 at the target class.
+    divergence = ((1 - share) * math.log(2) + share * (own - middle) - middle) / 2
+    return divergence.flatten(1).mean(dim=1)
 
 
 def segpgd(logits: Tensor, target: Tensor, progress: float) -> Tensor:

@@ -18,9 +18,11 @@ from mafl_cli.results.trust_report import (
     CheckName,
     CheckPasses,
     GradientName,
+    Ladder,
     SearchRecord,
     Trust,
 )
+from mafl_cli.trust.ladder import broken_rungs
 from mafl_cli.trust.measured import Measured
 
 Limits = tuple[float | None, float | None]
@@ -97,6 +99,7 @@ def concluded(
     goal_reached: bool,
     limited: bool,
     linf_share: float,
+    ladder: Ladder | None = None,
 ) -> Trust:
     """What all searches together are worth.
 
@@ -107,7 +110,7 @@ def concluded(
         searches: in the order in which they were made; none where nothing was to be changed. found_by: whose the result
             is. goal_reached: by the result, as it was written.
         limited: whether anything bounds the change, or where it may be.
-        linf_share: largest change of a voxel as a share of the scan's range.
+        linf_share: largest change of a voxel as a share of the scan's range. ladder: None where nobody climbed it.
     """
     if not searches:
         return Trust(verdict=Belief.UNCHECKED, found_by="exact", searches=(), checks=(), alarms=())
@@ -116,7 +119,11 @@ def concluded(
         checks.append(_check("no_limit", None, float(goal_reached)))
     doubted = searches[0].alarms
     answered = bool(doubted) and any(each.goal_reached for each in searches[1:])
-    alarms = (*(() if answered else doubted), *_alarms([check for check in checks if check.alarm], None))
+    alarms = (
+        *(() if answered else doubted),
+        *_alarms([check for check in checks if check.alarm], None),
+        *broken_rungs(ladder),
+    )
     verdict = Belief.ALARM if alarms else Belief.ANSWERED if answered else Belief.CLEAN
     return Trust(
         verdict=verdict,
@@ -124,6 +131,7 @@ def concluded(
         searches=tuple(searches),
         checks=tuple(checks),
         alarms=alarms,
+        ladder=ladder,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import get_args
 
 import pytest
@@ -224,6 +225,14 @@ LN = {p: float(torch.log(torch.tensor(p, dtype=torch.float64))) for p in (0.1, 0
         ("segpgd", (1, 2), 0.0, -LN[0.25] / 2),
         ("segpgd", (1, 2), 0.5, -(0.25 * LN[0.6] + 0.75 * LN[0.25]) / 2),
         ("cospgd", (1, 1), 0.0, -(LN[0.6] * (1 - 0.6 / 0.46**0.5) + LN[0.25] * (1 - 0.25 / 0.375**0.5)) / 2),
+        # By its definition, with the mixtures (.05, .8, .15) and (.25, .125, .625).
+        (
+            "js",
+            (1, 2),
+            0.0,
+            (0.4 * math.log(2) + 0.6 * math.log(0.6 / 0.8) - math.log(0.8)) / 4
+            + (0.75 * math.log(2) + 0.25 * math.log(0.25 / 0.625) - math.log(0.625)) / 4,
+        ),
         # Class 1 and class 2 are wanted once each: 2 * .6 / (.85 + 1) and 2 * .25 / (.55 + 1).
         ("dice", (1, 2), 0.0, 1 - (1.2 / 1.85 + 0.5 / 1.55) / 2),
         # All background: 2 * .6 / (.6 + 2).
