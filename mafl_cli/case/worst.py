@@ -27,7 +27,7 @@ from mafl_cli.search import steps
 from mafl_cli.search.certificate import Estimate
 from mafl_cli.search.goals import SLACK, Verdict
 
-FEWEST = 10
+FEWEST = 20
 """Steps of a trial below which it tells nothing: with fewer there are fewer trials."""
 CLOSE = 1.1
 """How much longer than the best change that of a trial may be for the search to go on from there."""
