@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.names import public_name
 from mafl_cli.network import kinds
 from mafl_cli.results import folder
 from mafl_cli.scans import formats, nifti
+
+if TYPE_CHECKING:
+    from mafl_cli.case.readings import Readings
 
 _MODEL_SUFFIXES = (
     *(".ts", ".pt", ".pth", ".torchscript", ".pt2", ".jit"),
@@ -21,16 +24,23 @@ _MODEL_SUFFIXES = (
 )
 
 
-def inspect(file: str | Path, *, trust: bool = False) -> dict[str, Any]:
+def inspect(
+    file: str | Path, *, trust: bool = False, scan: Sequence[str | Path] = (), mask: str | Path | None = None
+) -> dict[str, Any]:
     """Facts about a model, a scan or a mask, JSON-ready: what `mafl inspect` shows.
 
         facts = mafl.inspect("model.ts")
         facts["kind"], facts["dims"], facts["classes"]
 
     trust: whether Python code that comes with a model may run.
-    Raises: InputError or ModelError if it is none of them.
+    scan, mask: a scan that a model is to see, a file for each channel, and what it should draw on it: adds `readings`,
+    what it draws with other axes, scalings and channels, see `mafl_cli.case.readings`.
+    Raises: InputError or ModelError if it is none of them; UsageError for a scan without a mask.
     """
     file = Path(file)
+    if scan or mask is not None:
+        found = tried_readings(file, [Path(each) for each in scan], mask, trust=trust)
+        return {"kind": "model", **_inspect_model(file, trust), "readings": found.facts()}
     if kinds.is_known(file):
         return {"kind": "model", **_inspect_model(file, trust)}
     if not file.exists():
@@ -43,9 +53,34 @@ def inspect(file: str | Path, *, trust: bool = False) -> dict[str, Any]:
     return {"kind": "image", **nifti.describe_image(file)}
 
 
-def write_card(model: Path, *, overwrite: bool, trust: bool = False) -> Path:
+def tried_readings(model: Path, scan: Sequence[Path], mask: str | Path | None, *, trust: bool = False) -> Readings:
+    """What a model draws on a scan that is read in other ways. Raises: UsageError without a scan and a mask."""
+    import torch
+
+    from mafl_cli.case.readings import try_readings
+    from mafl_cli.case.request import ModelRequest
+    from mafl_cli.case.subject import prepare_subject, read_channels
+    from mafl_cli.scans.masks import Masks, read_masks
+
+    if not scan or mask is None:
+        raise UsageError("`scan` and `mask` are needed both: the mask has what the model should draw on the scan.")
+
+    def say(sentence: str) -> None:
+        """What is assumed is among the facts."""
+
+    scans = read_channels(scan, say)
+    subject = prepare_subject(scans, ModelRequest(model=model, trust=trust), torch.device("cpu"), say)
+    wanted = read_masks([Path(mask)], scans[0], subject.info.classes, Masks(adjustable=False))
+    drawn = subject.to_labels(subject.drawn(subject.clean, subject.preprocessing).labels)
+    return try_readings(subject, drawn, wanted.labels, thorough=True)
+
+
+def write_card(
+    model: Path, *, overwrite: bool, trust: bool = False, scan: Sequence[Path] = (), mask: Path | None = None
+) -> Path:
     """Write what is known about a model, found out by trying included, as the TOML beside it; returns its path.
 
+    scan, mask: see `inspect`; where another reading makes markedly more sense, the TOML has that one.
     Raises ModelError if the model is unusable, UsageError if the file is there already.
     """
     import torch
@@ -57,6 +92,7 @@ def write_card(model: Path, *, overwrite: bool, trust: bool = False) -> Path:
     if path.exists() and not overwrite:
         raise UsageError(f"{public_name(path)}: is there already: add `overwrite` to replace it.")
     stated = find_card(model, trust=trust)
+    better = tried_readings(model, scan, mask, trust=trust).better if scan or mask else None
     roi = stated.roi
     size = None if roi is None else lambda _: roi
     _, info, found = load(model, device=torch.device("cpu"), size=size, trust=trust)
@@ -64,7 +100,7 @@ def write_card(model: Path, *, overwrite: bool, trust: bool = False) -> Path:
     card = replace(
         found, orientation=stated.orientation, intensity=stated.intensity, channels=stated.channels or info.channels
     )
-    folder.write_text(path, to_toml(card))
+    folder.write_text(path, to_toml(card if better is None else better.reading.on(card)))
     return path
 
 

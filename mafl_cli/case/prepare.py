@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mafl_cli.case import readings
 from mafl_cli.case.problem import Problem, Say, kept_channels, limits_of
 from mafl_cli.case.request import AttackRequest
 from mafl_cli.case.subject import Subject, counted, prepare_subject, read_channels
+from mafl_cli.classes import Labels
 from mafl_cli.config import SaveAs
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.field.layout import Layout
@@ -114,6 +116,8 @@ def prepare(
         say(note)
         target = Target(labels, target.files if target else (), (note,), recipe.text)
     assert target is not None
+    if recipe is None:
+        _ask_of_reading(subject, subject.to_labels(clean_labels), target.labels, request.strict, say)
     target = replace(target, labels=target.labels.astype(torch.empty(0, dtype=clean_labels.dtype).numpy().dtype))
     wanted = torch.from_numpy(layout.to_batch(target.labels)).to(device)
     limits = _limits(subject, save_as)
@@ -132,6 +136,24 @@ def prepare(
         limits=replace(limits, frozen=frozen),
         confined=bounds.allowed is not None or bool(request.attack_channels),
     )
+
+
+def _ask_of_reading(subject: Subject, drawn: Labels, wanted: Labels, strict: bool, say: Say) -> None:
+    """Say, or with `strict` refuse, where the model would make far more of the scan if it were read another way."""
+    if not readings.is_doubtful(drawn, wanted, subject.info.classes):
+        return
+    found = readings.try_readings(subject, drawn, wanted, thorough=False)
+    better = found.better
+    if better is None:
+        return
+    options = better.reading.options(found.given.reading)
+    said = (
+        f"{subject.info.name}: what it draws on {subject.scan.name} has little in common with the target (Dice "
+        f"{better.given:.2f}), and much with {options} (Dice {better.agreement:.2f}): the model may expect such input"
+    )
+    if strict:
+        raise InputError(f"{said}. Try that, or leave out `strict`.")
+    say(said)
 
 
 def _bounds(request: AttackRequest, scan: volume.Volume, say: Say) -> Bounds:

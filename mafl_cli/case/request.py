@@ -58,7 +58,8 @@ class AttackRequest(ModelRequest):
     recipe. masks: how mask files are read. starts: an earlier adversarial scan or perturbation, at which one search of
     the method worst begins. ladder: try whether more steps and larger changes reach more. within: a mask; only its
     voxels may change, and with body_only only those of the body. redact: keep the names of the files out of
-    everything, and text, patient and study out of headers.
+    everything, and text, patient and study out of headers. strict: refuse a scan of which the model makes far more when
+    it is read another way, see `mafl_cli.case.readings`.
     attack_channels: names or numbers of the channels that may change; all if None. save_as: None is float32 for NIfTI,
     source for DICOM. size_limit: GiB, see `mafl_cli.system.sizes`; None is what holds where the request is followed.
     """
@@ -81,6 +82,7 @@ class AttackRequest(ModelRequest):
     attack_channels: tuple[str, ...] | None = None
     redact: bool = False
     overwrite: bool = False
+    strict: bool = False
     size_limit: float | None = None
     config: AttackConfig = field(default_factory=AttackConfig)
 
@@ -171,7 +173,7 @@ def _numbers(name: str, values: Any) -> list[float]:
     raise UsageError(f"`{name}` must be numbers, such as (96, 96), got {values!r}.")
 
 
-_BOOLS = ("allow_gaps", "body_only", "redact", "overwrite", "resample_target", "trust", "ladder")
+_BOOLS = ("allow_gaps", "body_only", "redact", "overwrite", "resample_target", "strict", "trust", "ladder")
 
 
 def with_types(options: Mapping[str, Any]) -> dict[str, Any]:

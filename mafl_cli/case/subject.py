@@ -94,7 +94,7 @@ def prepare_subject(scans: Sequence[Volume], request: ModelRequest, device: torc
             scan.affine, orientation=card.orientation or "native", slice_axis=slices.index if dims == 2 else None
         )
         shape = tuple(scan.shape[axis] for axis in layout.axes[3 - dims :])
-        return layout, _grids(card, layout, scan, shape), _tiling(card, dims)
+        return layout, grids_of(card, layout, scan, shape), _tiling(card, dims)
 
     def size(dims: int) -> tuple[int, ...]:
         _, grids, tiling = laid_out(dims)
@@ -160,7 +160,7 @@ def read_channels(
     return tuple(found)
 
 
-def _grids(card: ModelCard, layout: Layout, scan: Volume, shape: tuple[int, ...]) -> Grids:
+def grids_of(card: ModelCard, layout: Layout, scan: Volume, shape: tuple[int, ...]) -> Grids:
     """The scan's grid along the batch's axes, and the network's at the spacing it was trained with."""
     if card.spacing is None:
         return Grids.same(shape)

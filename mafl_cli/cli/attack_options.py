@@ -140,6 +140,15 @@ class AttackFiles:
             rare=True,
         ),
     ] = None
+    strict: Annotated[
+        bool,
+        under(
+            MODEL_INPUT,
+            "--strict",
+            help="Refuse a scan of which the model makes far more when it is read another way; else that is only said.",
+            rare=True,
+        ),
+    ] = False
     allow_gaps: Annotated[
         bool,
         under(
@@ -164,6 +173,7 @@ class AttackFiles:
             "attack_channels": None if names is None else between_commas(names, "--attack-channels"),
             "resample_target": self.resample_target,
             "series": self.series,
+            "strict": self.strict,
             "allow_gaps": self.allow_gaps,
         }
 

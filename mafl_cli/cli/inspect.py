@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -12,6 +12,7 @@ from mafl_cli.cli.console import Voice, reported, show_text
 from mafl_cli.cli.flags import in_flags
 from mafl_cli.cli.groups import Grouped
 from mafl_cli.cli.options import Debug, SizeLimit, Trust
+from mafl_cli.cli.reading import files_between_commas
 from mafl_cli.system import sizes
 from mafl_cli.system.streams import put
 
@@ -24,6 +25,19 @@ def inspect(
         bool, typer.Option("--write", help="Write what is known about a model into the TOML file beside it.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a TOML file that is there.")] = False,
+    scan: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--scan",
+            metavar="SCAN[,SCAN...]",
+            help="Scan that the model is to see, a file for each channel: with --mask, try other orders of its axes "
+            "and channels and other intensity scalings.",
+        ),
+    ] = None,
+    mask: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--mask", metavar="MASK", help="What the model should draw on --scan."),
+    ] = None,
     trust: Trust = False,
     size_limit: SizeLimit = None,
     debug: Debug = False,
@@ -34,10 +48,15 @@ def inspect(
         from mafl_cli.case import inspection
         from mafl_cli.system.records import to_json
 
+        asked: dict[str, Any] = {
+            "trust": trust,
+            "scan": () if scan is None else files_between_commas(scan, "--scan"),
+            "mask": mask,
+        }
         if write:
-            show_text(f"wrote {inspection.write_card(file, overwrite=overwrite, trust=trust).name}")
+            show_text(f"wrote {inspection.write_card(file, overwrite=overwrite, **asked).name}")
             return
-        facts = inspection.inspect(file, trust=trust)
+        facts = inspection.inspect(file, **asked)
         if as_json:
             put(to_json(facts))
         else:

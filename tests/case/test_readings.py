@@ -1,0 +1,134 @@
+"""A network that sees what it was not trained on: found by what it draws when the scan is read in other ways."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from commands import mafl
+from torch import Tensor, nn
+
+from mafl_cli.case.inspection import tried_readings
+from mafl_cli.case.readings import Reading
+
+SHAPE, BLOB = (32, 32, 6), (slice(12, 17), slice(12, 17), slice(2, 5))
+
+
+class Shifted(nn.Module):
+    """Draws what is bright in the first channel, a few voxels further along the last axis."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = torch.roll(x[:, :1], 6, dims=-1) - 0.5
+        return torch.cat([-bright, bright], dim=1) * 10
+
+
+def saved(folder: Path, *, channels: int = 1, dims: int = 2) -> Path:
+    path = folder / "net.ts"
+    size = (32,) * dims
+    torch.jit.trace(Shifted().eval(), torch.rand(1, channels, *size)).save(str(path))
+    names = [str(n) for n in range(channels)]
+    path.with_suffix(".toml").write_text(f"[input]\ndims = {dims}\nchannels = {names}\n")
+    return path
+
+
+def write(folder: Path, name: str, array: np.ndarray) -> Path:
+    nib.save(nib.Nifti1Image(array, np.eye(4)), folder / name)
+    return folder / name
+
+
+def scan(folder: Path, *, low: float = 0.0, high: float = 1.0, name: str = "scan.nii.gz", shape: tuple = SHAPE) -> Path:
+    array = np.full(shape, low, np.float32)
+    array[BLOB] = high
+    # No two voxels alike: a scan of two values has no percentiles.
+    return write(folder, name, array + np.linspace(0, 0.01 * (high - low), array.size, dtype=np.float32).reshape(shape))
+
+
+def mask(folder: Path, axis: int, by: int, shape: tuple = SHAPE) -> Path:
+    """What the network draws if its last axis is an axis of the scan, or runs against it."""
+    array = np.zeros(shape, np.uint8)
+    array[BLOB] = 1
+    return write(folder, "mask.nii.gz", np.roll(array, by, axis=axis))
+
+
+def test_a_scan_that_is_read_as_the_network_was_trained_has_no_better_reading(tmp_path: Path) -> None:
+    found = tried_readings(saved(tmp_path), [scan(tmp_path)], mask(tmp_path, 1, 6))
+    assert found.given.agreement == pytest.approx(1)
+    assert found.better is None
+    assert found.given.reading == Reading(orientation="RAS", slice_axis="k", intensity=None, order=(0,))
+
+
+@pytest.mark.parametrize(("axis", "by", "last"), [(0, 6, "R"), (0, -6, "L"), (1, -6, "P")])
+def test_the_order_and_direction_of_axes_is_found(tmp_path: Path, axis: int, by: int, last: str) -> None:
+    found = tried_readings(saved(tmp_path), [scan(tmp_path)], mask(tmp_path, axis, by))
+    assert found.given.agreement == 0
+    assert found.better is not None
+    assert found.better.agreement == pytest.approx(1)
+    assert found.better.reading.orientation[1] == last
+    assert found.better.reading.slice_axis == "k"
+    assert found.better.reading.intensity is None
+
+
+def test_the_axes_of_a_volume_are_found(tmp_path: Path) -> None:
+    shape = (32, 32, 32)
+    network = saved(tmp_path, dims=3)
+    found = tried_readings(network, [scan(tmp_path, shape=shape)], mask(tmp_path, 0, -6, shape))
+    assert found.better is not None
+    assert found.better.reading.orientation[2] == "L"
+
+
+def test_the_scaling_of_intensities_is_found(tmp_path: Path) -> None:
+    found = tried_readings(saved(tmp_path), [scan(tmp_path, low=100, high=900)], mask(tmp_path, 1, 6))
+    assert found.better is not None
+    assert found.better.reading.options(found.given.reading) in (
+        "--intensity minmax",
+        "--intensity percentile:0.5,99.5",
+    )
+
+
+def test_the_order_of_channels_is_found(tmp_path: Path) -> None:
+    dark = write(tmp_path, "dark.nii.gz", np.random.default_rng(0).random(SHAPE, np.float32) * 0.1)
+    found = tried_readings(saved(tmp_path, channels=2), [dark, scan(tmp_path)], mask(tmp_path, 1, 6))
+    assert found.better is not None
+    assert found.better.reading.options(found.given.reading) == "the channels in the order 2, 1"
+
+
+def test_a_target_that_moves_what_is_there_is_no_reason_to_advise(tmp_path: Path) -> None:
+    target = np.zeros(SHAPE, np.uint8)
+    target[2:6, 24:29, 2:5] = 1
+    found = tried_readings(saved(tmp_path), [scan(tmp_path)], write(tmp_path, "mask.nii.gz", target))
+    assert found.given.agreement == 0
+    assert found.better is None
+
+
+def test_an_attack_says_which_reading_fits_the_target_and_strict_refuses(tmp_path: Path) -> None:
+    network, image, target = saved(tmp_path), scan(tmp_path), mask(tmp_path, 0, -6)
+    arguments = ("attack", image, "--target", target, "--model", network, "--steps", 4, "--out")
+    result = mafl(*arguments, tmp_path / "out")
+    assert "has little in common with the target (Dice 0.00), and much with --orientation" in result.stderr
+    assert result.exit_code == 0
+    result = mafl(*arguments, tmp_path / "strict", "--strict")
+    assert result.exit_code == 3
+    assert "or leave out --strict" in result.stderr
+    assert not (tmp_path / "strict").exists()
+    assert "little in common" not in mafl(*arguments, tmp_path / "erased", "--target", "erase:1").stderr
+
+
+def test_inspect_shows_the_readings_and_writes_the_better_one(tmp_path: Path) -> None:
+    network, image, wanted = saved(tmp_path), scan(tmp_path), mask(tmp_path, 0, -6)
+    asked = ("inspect", network, "--scan", image, "--mask", wanted)
+    found = json.loads(mafl(*asked, "--json").stdout)["readings"]
+    assert found["given"]["agreement"] == 0
+    assert found["others"][0]["agreement"] == 1
+    assert found["better"].startswith("--orientation ")
+    assert mafl(*asked, "--write", "--overwrite").exit_code == 0
+    assert json.loads(mafl(*asked, "--json").stdout)["readings"]["given"]["agreement"] == 1
+
+
+def test_a_scan_without_a_mask_is_one_sentence(tmp_path: Path) -> None:
+    result = mafl("inspect", saved(tmp_path), "--scan", scan(tmp_path))
+    assert result.exit_code == 2
+    assert "--scan and --mask are needed both" in result.stderr
