@@ -271,8 +271,8 @@ def evaluate(
         ground_truth: what is really there: a mask, a folder of masks, or the manifest of a batch.
         fail_if: gates, see docs/evaluate.md. trials: transforms as "blur:1", or a `Trials`.
         options: device; mode, slice_axis, orientation, intensity, spacing, roi, overlap as for `attack_scan`; at_hand:
-            models among which the one that a run attacked is looked for; trust: whether Python code that comes with a
-            model may run.
+            models among which the one that a run attacked is looked for; folds, mirror: of
+            nnU-Net results folders; trust: whether Python code that comes with a model may run.
         on_case: called with how many cases are done, and how many there are.
     Returns: the report of the evaluation, see `results.evaluation_report` and docs/evaluate.md.
     Raises: the errors of `mafl_cli.errors`. A failed gate is not an error: it stands in the report.

@@ -36,6 +36,7 @@ EpsUnit = Literal["model", "native", "range"]
 Norm = Literal["linf", "l2"]
 Blend = Literal["gaussian", "constant"]
 Resampling = Literal["corner", "edge"]
+WindowsAs = Literal["monai", "nnunet"]
 Precision = Literal["float32", "bf16", "fp16"]
 
 

@@ -134,7 +134,7 @@ def request_hash(attack: AttackRequest) -> str:
     files = [digest(path) for path in shared]
     chosen = {key: asdict(value) if hasattr(value, "__dataclass_fields__") else value for key, value in plain.items()}
     recipe = attack.recipe.text if attack.recipe else None
-    card, model = find_card(attack.model, trust=attack.trust), kinds.digest(attack.model)
+    card, model = find_card(attack.model, attack.opening), kinds.digest(attack.model, attack.opening)
     return config_hash(attack.config, asdict(card), json.loads(json.dumps(chosen, default=str)), recipe, files, model)
 
 

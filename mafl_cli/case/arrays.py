@@ -273,6 +273,11 @@ def _problem(network: _Network, clean: Tensor, asked: Asked, say: Say) -> ArrayP
             raise UsageError(f"`{name}` must have a number for each of the {dims} spatial axes, got {len(numbers)}.")
     if card.dims not in (None, dims):
         raise InputError(f"`image` has {dims} spatial axes, the model takes {card.dims}.")
+    if card.crop:
+        raise UsageError(
+            "`model` must be a network or a model file: an nnU-Net results folder asks for spacing and axes, which "
+            "arrays do not have; give files to mafl.attack_scan."
+        )
     tiling = Tiling(card.roi, card.overlap, card.blend) if card.roi is not None else None
     segmenter, info, card = describe(
         network.file,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.names import public_name
 from mafl_cli.network import kinds
+from mafl_cli.network.opening import Opening, read_folds
 from mafl_cli.results import folder
 from mafl_cli.scans import formats, nifti
 
@@ -25,29 +26,36 @@ _MODEL_SUFFIXES = (
 
 
 def inspect(
-    file: str | Path, *, trust: bool = False, scan: Sequence[str | Path] = (), mask: str | Path | None = None
+    file: str | Path,
+    *,
+    folds: str | Sequence[str] | None = None,
+    mirror: bool | None = None,
+    trust: bool = False,
+    scan: Sequence[str | Path] = (),
+    mask: str | Path | None = None,
 ) -> dict[str, Any]:
     """Facts about a model, a scan or a mask, JSON-ready: what `mafl inspect` shows.
 
         facts = mafl.inspect("model.ts")
         facts["kind"], facts["dims"], facts["classes"]
 
-    trust: whether Python code that comes with a model may run.
+    folds, mirror, trust: of a model, see `network.opening.Opening`.
     scan, mask: a scan that a model is to see, a file for each channel, and what it should draw on it: adds `readings`,
     what it draws with other axes, scalings and channels, see `mafl_cli.case.readings`.
     Raises: InputError or ModelError if it is none of them; UsageError for a scan without a mask.
     """
     file = Path(file)
+    opening = Opening(folds=None if folds is None else read_folds(folds), mirror=mirror, trust=trust)
     if scan or mask is not None:
         found = tried_readings(file, [Path(each) for each in scan], mask, trust=trust)
-        return {"kind": "model", **_inspect_model(file, trust), "readings": found.facts()}
+        return {"kind": "model", **_inspect_model(file, opening), "readings": found.facts()}
     if kinds.is_known(file):
-        return {"kind": "model", **_inspect_model(file, trust)}
+        return {"kind": "model", **_inspect_model(file, opening)}
     if not file.exists():
         raise InputError(f"{public_name(file)}: does not exist: check the path.")
     zipped = file.is_file() and file.suffix.lower() != ".zip" and zipfile.is_zipfile(file)
     if file.suffix.lower() in _MODEL_SUFFIXES or zipped:
-        return {"kind": "model", **_inspect_model(file, trust)}
+        return {"kind": "model", **_inspect_model(file, opening)}
     if formats.is_dicom(file):
         return {"kind": "image", **formats.describe_dicom(file)}
     return {"kind": "image", **nifti.describe_image(file)}
@@ -68,6 +76,8 @@ def tried_readings(model: Path, scan: Sequence[Path], mask: str | Path | None, *
     def say(sentence: str) -> None:
         """What is assumed is among the facts."""
 
+    if kinds.kind_of(model).in_folds:
+        raise UsageError("`scan` cannot be used: the plans of an nnU-Net results folder say how it sees scans.")
     scans = read_channels(scan, say)
     subject = prepare_subject(scans, ModelRequest(model=model, trust=trust), torch.device("cpu"), say)
     wanted = read_masks([Path(mask)], scans[0], subject.info.classes, Masks(adjustable=False))
@@ -88,14 +98,16 @@ def write_card(
     from mafl_cli.network.card_file import find_card, to_toml
     from mafl_cli.network.load import load
 
+    if kinds.kind_of(model).in_folds:
+        raise UsageError(f"{public_name(model)}: says all that mafl must know about it itself: leave out `write`.")
     path = model.with_suffix(".toml")
     if path.exists() and not overwrite:
         raise UsageError(f"{public_name(path)}: is there already: add `overwrite` to replace it.")
-    stated = find_card(model, trust=trust)
+    stated = find_card(model, Opening(trust=trust))
     better = tried_readings(model, scan, mask, trust=trust).better if scan or mask else None
     roi = stated.roi
     size = None if roi is None else lambda _: roi
-    _, info, found = load(model, device=torch.device("cpu"), size=size, trust=trust)
+    _, info, found = load(model, device=torch.device("cpu"), size=size, opening=Opening(trust=trust))
     # Orientation and intensity nobody can find out: an assumption must not become a statement.
     card = replace(
         found, orientation=stated.orientation, intensity=stated.intensity, channels=stated.channels or info.channels
@@ -133,15 +145,15 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _inspect_model(file: Path, trust: bool) -> dict[str, Any]:
+def _inspect_model(file: Path, opening: Opening) -> dict[str, Any]:
     import torch
 
     from mafl_cli.network.card_file import find_card
     from mafl_cli.network.load import load, taps
 
-    roi = find_card(file, trust=trust).roi
+    roi = find_card(file, opening).roi
     size = None if roi is None else lambda _: roi
-    segmenter, info, _ = load(file, device=torch.device("cpu"), size=size, trust=trust)
+    segmenter, info, _ = load(file, device=torch.device("cpu"), size=size, opening=opening)
     layers = [
         {"tap": name + (" *" if name in {tap.name for tap in info.taps} else ""), "shape": list(shape)}
         for name, shape in taps(segmenter)

@@ -126,6 +126,8 @@ def _run_attack(
                 "roi": subject.tiling.roi if subject.tiling else None,
                 "overlap": subject.tiling.overlap if subject.tiling else None,
                 "blend": subject.tiling.blend if subject.tiling else None,
+                "folds": request.folds,
+                "mirror": request.mirror,
                 "attack_channels": request.attack_channels or None,
                 "tap": request.tap,
                 "guide": tuple(public_name(path) for path in request.guides) or None,

@@ -140,7 +140,8 @@ def prepare(
 
 def _ask_of_reading(subject: Subject, drawn: Labels, wanted: Labels, strict: bool, say: Say) -> None:
     """Say, or with `strict` refuse, where the model would make far more of the scan if it were read another way."""
-    if not readings.is_doubtful(drawn, wanted, subject.info.classes):
+    # The plans of nnU-Net leave no choice.
+    if subject.card.crop or not readings.is_doubtful(drawn, wanted, subject.info.classes):
         return
     found = readings.try_readings(subject, drawn, wanted, thorough=False)
     better = found.better
@@ -197,7 +198,7 @@ def _guide(
     data = [each.data for each in guides]
     device = preprocessing.unit.device
     try:
-        own = Preprocessing.freeze(preprocessing.intensity, data, device)
+        own = preprocessing.again(data)
     except InputError as exc:
         raise InputError(f"{guide.name}: {exc}") from exc
     return preprocessing.translate(torch.from_numpy(stacked(data, layout)).to(device), own)

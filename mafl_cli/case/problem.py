@@ -15,6 +15,7 @@ from mafl_cli.classes import Classes, in_any_map
 from mafl_cli.config import AttackConfig
 from mafl_cli.errors import UsageError
 from mafl_cli.field.batches import fewer, slices_per_batch
+from mafl_cli.field.crop import CroppedScan
 from mafl_cli.field.field import Say as Say
 from mafl_cli.field.field import ScanField
 from mafl_cli.field.preprocess import Preprocessing
@@ -54,7 +55,11 @@ class Seen:
 
     def frozen(self, data: Sequence[NDArray[np.float32]]) -> Preprocessing:
         """The preprocessing with the statistics of another scan, (I, J, K) for each channel."""
-        return Preprocessing.freeze(self.preprocessing.intensity, data, self.clean.device)
+        return self.preprocessing.again(data)
+
+    def grids_for(self, preprocessing: Preprocessing) -> Grids:
+        """The grids for a scan with these statistics: the clean scan's, unless they depend on the crop."""
+        return self.grids
 
     def field(self, preprocessing: Preprocessing | None = None, *, exact: bool = True) -> ScanField:
         """The attacked function, with the statistics of the clean scan, or others, frozen in.
@@ -65,9 +70,13 @@ class Seen:
         return self._field(self.segmenter.exact if exact else self.segmenter, preprocessing)
 
     def _field(self, network: Network, preprocessing: Preprocessing) -> ScanField:
-        if self.tiling is None:
-            return Whole(network, preprocessing, self.info.divisor, self.grids)
-        return Windows(network, preprocessing, self.tiling, self.grids, batch=self.windows_together, say=self.say)
+        grids, crop = self.grids_for(preprocessing), preprocessing.crop
+        field: ScanField = (
+            Whole(network, preprocessing, self.info.divisor, grids)
+            if self.tiling is None
+            else Windows(network, preprocessing, self.tiling, grids, batch=self.windows_together, say=self.say)
+        )
+        return field if crop is None else CroppedScan(field, crop.box, self.clean.shape[2:])
 
     @property
     def together(self) -> int:

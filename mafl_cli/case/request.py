@@ -20,6 +20,7 @@ from mafl_cli.network.card import (
     read_taps,
 )
 from mafl_cli.network.intensity import Intensity
+from mafl_cli.network.opening import Opening, read_folds
 from mafl_cli.scans.masks import Masks
 from mafl_cli.scans.recipes import Recipe
 from mafl_cli.scans.volume import Volume
@@ -31,11 +32,13 @@ DEMO_MODEL = Path(__file__).parents[1] / "demo" / "model.ts"
 class ModelRequest:
     """A model and how it is to see scans. `None` for a property of the model means: what its card says.
 
-    trust: whether Python code that comes with the model may run. spacing: mm, along the model's axes. roi: voxels of a
+    folds, mirror, trust: see `network.opening.Opening`. spacing: mm, along the model's axes. roi: voxels of a
     window.
     """
 
     model: Path = DEMO_MODEL
+    folds: tuple[str, ...] | None = None
+    mirror: bool | None = None
     trust: bool = False
     mode: Mode = "auto"
     slice_axis: SliceAxisChoice | None = None
@@ -46,6 +49,11 @@ class ModelRequest:
     roi: WindowSize | None = None
     overlap: float | None = None
     tap: str = "auto"
+
+    @property
+    def opening(self) -> Opening:
+        """What the user says about opening the model."""
+        return Opening(folds=self.folds, mirror=self.mirror, trust=self.trust)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +95,10 @@ class AttackRequest(ModelRequest):
     config: AttackConfig = field(default_factory=AttackConfig)
 
 
-SEEN_AS = ("mode", "slice_axis", "orientation", "intensity", "spacing", "roi", "overlap", "precision", "tap")
+SEEN_AS = (
+    *("mode", "slice_axis", "orientation", "intensity", "spacing", "roi", "overlap", "precision", "tap"),
+    *("folds", "mirror"),
+)
 """The options that say how a model sees scans."""
 _CHOICES: dict[str, tuple[str, ...]] = {
     "mode": get_args(Mode),
@@ -119,6 +130,10 @@ def seen_as(options: Mapping[str, Any]) -> dict[str, Any]:
         found["overlap"] = check_overlap(*_numbers("overlap", [found["overlap"]]))
     if "tap" in found:
         read_taps(found["tap"])
+    if "folds" in found:
+        found["folds"] = read_folds(found["folds"])
+    if "mirror" in found:
+        require_type("mirror", found["mirror"], bool)
     return found
 
 

@@ -16,10 +16,12 @@ from mafl_cli.case.request import ModelRequest
 from mafl_cli.classes import Labels
 from mafl_cli.config import Mode
 from mafl_cli.errors import InputError, UsageError
+from mafl_cli.field.crop import Crop
 from mafl_cli.field.layout import Layout
 from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.resample import Grids
 from mafl_cli.field.samples import OfScan, stacked
+from mafl_cli.field.spline import nnunet_grids
 from mafl_cli.field.tiling import Tiling
 from mafl_cli.network.card import ModelCard
 from mafl_cli.network.card_file import find_card
@@ -61,6 +63,13 @@ class Subject(Seen):
         array: Labels = self.layout.from_batch(labels.cpu().numpy())
         return array
 
+    def grids_for(self, preprocessing: Preprocessing) -> Grids:
+        """The grids for a scan with these statistics."""
+        crop = preprocessing.crop
+        if crop is None or (self.preprocessing.crop is not None and crop is self.preprocessing.crop):
+            return self.grids
+        return grids_of(self.card, self.layout, self.scan, crop.shape, crop)
+
     def predict(self, data: Sequence[NDArray[np.float32]]) -> Labels:
         """Labels (M, I, J, K) that the model draws on a scan, (I, J, K) for each channel, native."""
         return self.to_labels(self.drawn(OfScan(data, self.layout, self.clean.device), self.frozen(data)).labels)
@@ -77,7 +86,7 @@ def prepare_subject(scans: Sequence[Volume], request: ModelRequest, device: torc
         that cannot be those of this model.
     """
     scan = scans[0]
-    card = find_card(request.model, trust=request.trust).merged(
+    card = find_card(request.model, request.opening).merged(
         orientation=request.orientation,
         intensity=request.intensity,
         spacing=request.spacing,
@@ -107,7 +116,7 @@ def prepare_subject(scans: Sequence[Volume], request: ModelRequest, device: torc
         size=size,
         tap=request.tap,
         precision=request.precision,
-        trust=request.trust,
+        opening=request.opening,
     )
     for sentence in info.assumptions:
         say(f"assumed for {info.name}: {sentence}")
@@ -119,9 +128,13 @@ def prepare_subject(scans: Sequence[Volume], request: ModelRequest, device: torc
     layout, grids, tiling = laid_out(info.dims)
     assert card.intensity is not None
     try:
-        preprocessing = Preprocessing.freeze(card.intensity, [each.data for each in scans], device)
+        preprocessing = Preprocessing.freeze(
+            card.intensity, [each.data for each in scans], device, turn=layout.as_batch if card.crop else None
+        )
     except InputError as exc:
         raise InputError(f"{scan.name}: {exc}") from exc
+    if preprocessing.crop is not None:
+        grids = grids_of(card, layout, scan, preprocessing.crop.shape, preprocessing.crop)
     largest = float(torch.maximum(preprocessing.low.abs(), preprocessing.high.abs()).max())
     if card.intensity.kind == "none" and card.source is None and largest > 100:
         say(
@@ -160,12 +173,18 @@ def read_channels(
     return tuple(found)
 
 
-def grids_of(card: ModelCard, layout: Layout, scan: Volume, shape: tuple[int, ...]) -> Grids:
-    """The scan's grid along the batch's axes, and the network's at the spacing it was trained with."""
+def grids_of(card: ModelCard, layout: Layout, scan: Volume, shape: tuple[int, ...], crop: Crop | None = None) -> Grids:
+    """The scan's grid along the batch's axes, and the network's at the spacing it was trained with.
+
+    shape: of the scan, or of its crop.
+    """
     if card.spacing is None:
         return Grids.same(shape)
-    if len(card.spacing) not in (len(shape), 3):
+    if len(card.spacing) not in (len(shape), 3) and card.resize is None:
         raise UsageError(f"`spacing` must be {len(shape)} numbers for this model, got {len(card.spacing)}.")
+    if card.resize is not None:
+        ranges = None if crop is None else crop.ranges
+        return nnunet_grids(shape, layout.batch_spacing(scan.affine), card.spacing, card.resize, ranges)
     return Grids.at_spacing(shape, layout.batch_spacing(scan.affine), card.spacing[-len(shape) :], card.resample)
 
 
@@ -174,7 +193,7 @@ def _tiling(card: ModelCard, dims: int) -> Tiling | None:
         return None
     if len(card.roi) != dims:
         raise UsageError(f"`roi` must be {dims} numbers for this model, got {len(card.roi)}.")
-    return Tiling(card.roi, card.overlap, card.blend)
+    return Tiling(card.roi, card.overlap, card.blend, card.windows)
 
 
 def counted(count: int, what: str) -> str:

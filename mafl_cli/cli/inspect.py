@@ -11,7 +11,7 @@ from mafl_cli.cli.application import EXIT_CODES, app
 from mafl_cli.cli.console import Voice, reported, show_text
 from mafl_cli.cli.flags import in_flags
 from mafl_cli.cli.groups import Grouped
-from mafl_cli.cli.options import Debug, SizeLimit, Trust
+from mafl_cli.cli.options import Debug, Folds, Mirror, SizeLimit, Trust
 from mafl_cli.cli.reading import files_between_commas
 from mafl_cli.system import sizes
 from mafl_cli.system.streams import put
@@ -38,6 +38,8 @@ def inspect(
         Optional[Path],  # noqa: UP045
         typer.Option("--mask", metavar="MASK", help="What the model should draw on --scan."),
     ] = None,
+    folds: Folds = None,
+    mirror: Mirror = None,
     trust: Trust = False,
     size_limit: SizeLimit = None,
     debug: Debug = False,
@@ -56,7 +58,7 @@ def inspect(
         if write:
             show_text(f"wrote {inspection.write_card(file, overwrite=overwrite, **asked).name}")
             return
-        facts = inspection.inspect(file, **asked)
+        facts = inspection.inspect(file, folds=folds, mirror=mirror, **asked)
         if as_json:
             put(to_json(facts))
         else:

@@ -48,6 +48,27 @@ Trust = Annotated[
 ]
 
 
+Folds = Annotated[
+    MaybeStr,
+    under(
+        MODEL_INPUT,
+        "--folds",
+        metavar="FOLDS",
+        help="Folds of an nnU-Net folder whose mean is the model, as 0,2, or all. [default: all that are there]",
+        rare=True,
+    ),
+]
+Mirror = Annotated[
+    Optional[bool],  # noqa: UP045
+    under(
+        MODEL_INPUT,
+        "--mirror/--no-mirror",
+        help="Average an nnU-Net model over mirrored inputs. [default: as it was trained]",
+        rare=True,
+    ),
+]
+
+
 @dataclass
 class Words:
     """How much a command says."""
@@ -121,6 +142,8 @@ class ViewOptions:
             rare=True,
         ),
     ] = None
+    folds: Folds = None
+    mirror: Mirror = None
     device: Annotated[
         str, under(MODEL_INPUT, "--device", "-d", help="Device that runs the model: auto, cpu, cuda or cuda:N.")
     ] = "auto"

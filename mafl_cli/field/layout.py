@@ -31,13 +31,16 @@ class Layout:
         """The layout of one scan.
 
         Args:
-            orientation: axcodes the model was trained in ("RAS", "LPS", ...), or "native" for the file's own.
+            orientation: axcodes the model was trained in ("RAS", "LPS", ...), "native" for the file's own, or the
+                file's axes in the model's order ("kji").
             slice_axis: None for 3D; for 2D the axis (0, 1, 2) in the FILE's array order. It moves to the
                 front after the scan is turned; the two other axes keep their order.
         Raises: UsageError when the orientation does not name each body axis once.
         """
         axes, flipped = [0, 1, 2], [False] * 3
-        if orientation != "native":
+        if sorted(orientation) == ["i", "j", "k"]:
+            axes = ["ijk".index(letter) for letter in orientation]
+        elif orientation != "native":
             turn = turn_to(affine, orientation)
             for file_axis, (new_axis, direction) in enumerate(turn):
                 axes[int(new_axis)] = file_axis

@@ -6,8 +6,8 @@ nothing has to be inverted afterwards: a voxel outside the window gets no gradie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,13 @@ import torch
 from torch import Tensor
 
 from mafl_cli.errors import InputError
+from mafl_cli.field.boxes import on_last_axes
+from mafl_cli.field.crop import Crop
+from mafl_cli.field.resample import Box
 from mafl_cli.measure.quantiles import percentiles
 from mafl_cli.network.intensity import Intensity
+
+Turn = Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,9 @@ class Preprocessing:
 
     offset, unit: (C,), y = (x - offset) / unit + start; `unit` is native units per model unit.
     low, high: (C,), native: the range of the clean scan, the data box of the attack.
+    crop: the box that the network sees, to whose voxels all this applies; None for the whole scan.
+    each: that of every channel alone, where they are scaled in different ways.
+    turn: (1, I, J, K) -> (1, 1, a, b, c), a scan's axes to the batch's; for the crop.
     """
 
     intensity: Intensity
@@ -32,16 +40,61 @@ class Preprocessing:
     unit: Tensor
     low: Tensor
     high: Tensor
+    crop: Crop | None = None
+    each: tuple[Preprocessing, ...] = ()
+    turn: Turn | None = None
 
     @staticmethod
-    def freeze(intensity: Intensity, scan: Sequence[np.ndarray[Any, Any]], device: torch.device) -> Preprocessing:
+    def freeze(
+        intensity: Intensity,
+        scan: Sequence[np.ndarray[Any, Any]],
+        device: torch.device,
+        *,
+        turn: Turn | None = None,
+    ) -> Preprocessing:
         """Take the statistics of `scan`, (I, J, K) native units for each channel, whole volume per channel.
 
+        turn: of a network that sees the crop alone; None for one that sees the whole scan.
         Raises InputError if a channel has no spread to scale by.
         """
+        if turn is None:
+            return Preprocessing._of(intensity, scan, device)
+        turned = [turn(channel[np.newaxis])[0, 0] for channel in scan]
+        crop = Crop.of(turned, device)
+        cut = [channel[crop.box] for channel in turned]
+        there = replace(Preprocessing._of(intensity, cut, device, crop), turn=turn)
+        normal = there(torch.from_numpy(np.stack(cut)[np.newaxis].astype(np.float32)).to(device))[0]
+        lines = (normal.movedim(axis, 1).flatten(2) for axis in range(1, normal.ndim))
+        ranges = tuple((line.amin(dim=-1), line.amax(dim=-1)) for line in lines)
+        return replace(there, crop=replace(crop, ranges=ranges))
+
+    def again(self, scan: Sequence[np.ndarray[Any, Any]]) -> Preprocessing:
+        """The same with the statistics of another scan. Raises: as `freeze`."""
+        return Preprocessing.freeze(self.intensity, scan, self.unit.device, turn=self.turn)
+
+    @staticmethod
+    def _of(
+        intensity: Intensity, scan: Sequence[np.ndarray[Any, Any]], device: torch.device, crop: Crop | None = None
+    ) -> Preprocessing:
+        """From all voxels of `scan`, which is the crop where there is one."""
+        if intensity.kind == "each":
+            each = tuple(
+                Preprocessing._of(intensity.of_channel(number), [channel], device, crop)
+                for number, channel in enumerate(scan)
+            )
+            return Preprocessing(
+                intensity,
+                offset=torch.cat([one.offset for one in each]),
+                unit=torch.cat([one.unit for one in each]),
+                low=torch.cat([one.low for one in each]),
+                high=torch.cat([one.high for one in each]),
+                crop=crop,
+                each=each,
+            )
         offsets, units = [], []
+        inside = None if crop is None or intensity.region != "filled" else crop.filled[0, 0].cpu().numpy()
         for channel in scan:
-            offset, unit = _scaling(intensity, channel)
+            offset, unit = _scaling(intensity, channel if inside is None else channel[inside])
             offsets.append(offset)
             units.append(unit)
 
@@ -54,21 +107,33 @@ class Preprocessing:
             unit=vector(units),
             low=vector([channel.min() for channel in scan]),
             high=vector([channel.max() for channel in scan]),
+            crop=crop,
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, C, *spatial) native -> the same voxels in model units."""
+        """(B, C, *spatial) native -> the same voxels in model units; those of the crop where there is one."""
+        if self.each:
+            return torch.cat([one(x[:, number : number + 1]) for number, one in enumerate(self.each)], dim=1)
         if self.intensity.kind == "ct":
             x = x.clamp(self.intensity.lower, self.intensity.upper)
         y = (x - per_channel(self.offset, x)) / per_channel(self.unit, x)
         if self.intensity.kind in ("window", "percentile"):
             y = y + self.intensity.to[0]
-        if self.nonzero_only:
+        if self.intensity.region == "filled" and self.crop is not None:
+            y = y * self.crop.filled
+        elif self.nonzero_only:
             # `x != 0` on the voxels at hand, not a stored mask: `keep` makes sure that no voxel changes sides.
             y = y * (x != 0)
         if self.intensity.clip is not None:
             y = y.clamp(*self.intensity.clip)
         return y
+
+    def cut(self, box: Box) -> Preprocessing:
+        """For the voxels in a box of the crop alone."""
+        if self.crop is None:
+            return self
+        crop = replace(self.crop, filled=self.crop.filled[on_last_axes(box)])
+        return replace(self, crop=crop, each=tuple(one.cut(box) for one in self.each))
 
     def is_as(self, other: Preprocessing) -> bool:
         """Whether another one makes the same of every voxel."""
@@ -76,6 +141,7 @@ class Preprocessing:
             self.intensity == other.intensity
             and torch.equal(self.offset, other.offset)
             and torch.equal(self.unit, other.unit)
+            and (other.crop is None if self.crop is None else self.crop.is_as(other.crop))
         )
 
     def translate(self, x: Tensor, source: Preprocessing) -> Tensor:
@@ -91,15 +157,24 @@ class Preprocessing:
     @property
     def nonzero_only(self) -> bool:
         """Whether exact zeros are background by definition (and must stay exact zeros, and nothing else may)."""
-        return self.intensity.kind == "zscore" and self.intensity.region == "nonzero"
+        return any(
+            one.kind == "zscore" and one.region in ("nonzero", "filled")
+            for one in self.intensity.each or (self.intensity,)
+        )
 
     def keep(self, x: Tensor) -> Tensor:
         """Voxels of the clean batch that must not change, or the frozen statistics would no longer be the file's.
 
-        Args: x: (B, C, *spatial), clean, native.  Returns: bool, like x.
+        Args: x: (B, C, *spatial), clean, native, the whole scan.  Returns: bool, like x.
         """
-        if self.nonzero_only:
-            return x == 0
+        if self.crop is not None:
+            # Its holes may change: they are filled either way.
+            return self._keep_values(x) | self.crop.outside(x.shape[2:])
+        return x == 0 if self.nonzero_only else self._keep_values(x)
+
+    def _keep_values(self, x: Tensor) -> Tensor:
+        if self.each:
+            return torch.cat([one._keep_values(x[:, n : n + 1]) for n, one in enumerate(self.each)], dim=1)
         if self.intensity.kind == "minmax":
             return (x == per_channel(self.low, x)) | (x == per_channel(self.high, x))
         return torch.zeros_like(x, dtype=torch.bool)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -60,16 +61,72 @@ class Axis:
         """The inputs that outputs `part` are made of."""
         return slice(int(self.low[part].min()), int(self.high[part].max()) + 1)
 
+    @property
+    def count(self) -> int:
+        """Outputs."""
+        return len(self.low)
+
+    def apply(self, x: Tensor, dim: int) -> Tensor:
+        """(..., inputs, ...) -> (..., outputs, ...) along an axis, counted from the first."""
+        at_low, at_high, weight = self.on(x.device)
+        low, high = x.index_select(dim, at_low), x.index_select(dim, at_high)
+        return low + (high - low) * weight.view(-1, *(1,) * (x.ndim - dim - 1))
+
+    def touched(self, x: Tensor, dim: int) -> Tensor:
+        """Which outputs depend on inputs that are above 0, as numbers above 0."""
+        return self.apply(x, dim)
+
     def cut(self, part: slice, source: slice) -> Axis:
         """The table for outputs `part`, given inputs `source` alone."""
         return Axis(self.low[part] - source.start, self.weight[part], source.stop - source.start)
 
 
+class Table(Protocol):
+    """One axis of a resampling, whatever its outputs are made of. size: inputs. count: outputs."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def is_identity(self) -> bool: ...
+
+    def needs(self, part: slice) -> slice: ...
+
+    def cut(self, part: slice, source: slice) -> Table: ...
+
+    def apply(self, x: Tensor, dim: int) -> Tensor: ...
+
+    def touched(self, x: Tensor, dim: int) -> Tensor: ...
+
+
+class Bounds(Protocol):
+    """What keeps the values of a resampled scan in bounds; see `spline.Clip`.
+
+    axis: the one that is resampled after that; None where it comes last.
+    """
+
+    @property
+    def axis(self) -> int | None: ...
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    def cut(self, source: Box) -> Bounds: ...
+
+
 @dataclass(frozen=True)
 class Resample:
-    """Resampling of the last axes of a tensor, a table for each."""
+    """Resampling of the last axes of a tensor, a table for each.
 
-    axes: tuple[Axis, ...]
+    bounds: of its values, for scans alone. plain: linear tables for the same grids, for what is not a scan; None where
+    `axes` are linear themselves.
+    """
+
+    axes: tuple[Table, ...]
+    bounds: Bounds | None = None
+    plain: tuple[Axis, ...] | None = None
 
     @staticmethod
     def identity(shape: Sequence[int]) -> Resample:
@@ -82,7 +139,7 @@ class Resample:
 
     @property
     def shape_out(self) -> tuple[int, ...]:
-        return tuple(len(axis.low) for axis in self.axes)
+        return tuple(axis.count for axis in self.axes)
 
     def needs(self, box: Box) -> Box:
         """The part of the input that the outputs in `box` are made of."""
@@ -91,23 +148,48 @@ class Resample:
     def within(self, source: Box) -> Box:
         """The outputs that the inputs in `source` suffice for."""
         found = []
-        for axis, given in zip(self.axes, source, strict=True):
+        for axis, given in zip(self.tables, source, strict=True):
             index = torch.nonzero((axis.low >= given.start) & (axis.high < given.stop)).flatten()
             found.append(slice(int(index.min()), int(index.max()) + 1))
         return tuple(found)
 
     def cut(self, box: Box, source: Box) -> Resample:
         """The resampling of the inputs in `source` alone to the outputs in `box`; `source` holds `needs(box)`."""
-        return Resample(tuple(axis.cut(part, given) for axis, part, given in zip(self.axes, box, source, strict=True)))
+        parts = tuple(zip(box, source, strict=True))
+        return Resample(
+            tuple(axis.cut(*part) for axis, part in zip(self.axes, parts, strict=True)),
+            None if self.bounds is None else self.bounds.cut(source),
+            None
+            if self.plain is None
+            else tuple(axis.cut(*part) for axis, part in zip(self.plain, parts, strict=True)),
+        )
+
+    @property
+    def tables(self) -> tuple[Axis, ...]:
+        """Its axes, where all of them are tables of two neighbours, as those of logits are."""
+        return tuple(axis for axis in self.axes if isinstance(axis, Axis))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(..., *shape_in) -> (..., *shape_out)."""
+        """(..., *shape_in) -> (..., *shape_out); (B, C, *shape_in) of scans where they have bounds."""
+        first = x.ndim - len(self.axes)
+        last = None if self.bounds is None else self.bounds.axis
+        for index, axis in enumerate(self.axes):
+            if index != last and not axis.is_identity:
+                x = axis.apply(x, first + index)
+        if self.bounds is not None:
+            x = self.bounds(x)
+            if last is not None and not self.axes[last].is_identity:
+                x = self.axes[last].apply(x, first + last)
+        return x
+
+    def seen(self, x: Tensor) -> Tensor:
+        """A map (..., *shape_in) that is not a scan: linear, in no bounds."""
+        return self(x) if self.plain is None else Resample(self.plain)(x)
+
+    def touched(self, x: Tensor) -> Tensor:
+        """Which outputs depend on inputs above 0, as numbers above 0: (..., *shape_in) -> (..., *shape_out)."""
         for dim, axis in enumerate(self.axes, start=x.ndim - len(self.axes)):
-            if axis.is_identity:
-                continue
-            at_low, at_high, weight = axis.on(x.device)
-            low, high = x.index_select(dim, at_low), x.index_select(dim, at_high)
-            x = low + (high - low) * weight.view(-1, *(1,) * (x.ndim - dim - 1))
+            x = x if axis.is_identity else axis.touched(x, dim)
         return x
 
 

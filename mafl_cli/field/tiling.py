@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
-from mafl_cli.config import Blend
+from mafl_cli.config import Blend, WindowsAs
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How windows cover a volume: MONAI's sliding_window_inference, with its sigma of 1/8 of the window."""
+    """How windows cover a volume: as MONAI's sliding_window_inference, or nnU-Net's predictor; both with a sigma of 1/8
+    of the window.
+    """
 
     roi: tuple[int, ...]
     overlap: float = 0.5
     blend: Blend = "gaussian"
+    windows: WindowsAs = "monai"
 
     def starts(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
         """First voxel of each window in a volume at least as large as the window."""
+        if self.windows == "nnunet":
+            return list(product(*(self._even(edge, size) for edge, size in zip(self.roi, shape, strict=True))))
         from monai.data.utils import dense_patch_slices
 
         steps = [
@@ -32,9 +41,30 @@ class Tiling:
 
     def weights(self, device: torch.device) -> Tensor:
         """(*roi), what each voxel of a window counts."""
+        if self.windows == "nnunet":
+            return self._halves().to(device)
         from monai.data.utils import compute_importance_map
 
         return torch.as_tensor(compute_importance_map(self.roi, self.blend, sigma_scale=0.125, device=device))
+
+    def _even(self, edge: int, size: int) -> list[int]:
+        """Starts along an axis: as few as overlap so much, and as far from one another as that leaves."""
+        if edge == 1:
+            return list(range(size))  # Slices, which overlap no other.
+        count = math.ceil((size - edge) / (edge * (1 - self.overlap))) + 1
+        step = (size - edge) / (count - 1) if count > 1 else 0.0
+        return [int(np.round(step * number)) for number in range(count)]
+
+    def _halves(self) -> Tensor:
+        """The weights of nnU-Net: a filtered point, times 10, in half precision, and nowhere 0."""
+        if self.blend == "constant":
+            return torch.ones(self.roi)
+        point = np.zeros(self.roi)
+        point[tuple(edge // 2 for edge in self.roi)] = 1
+        spread = ndimage.gaussian_filter(point, [edge / 8 for edge in self.roi], mode="constant")
+        found = torch.from_numpy(spread / (spread.max() / 10)).half().float()
+        found[found == 0] = found[found > 0].min()
+        return found
 
     def padding(self, shape: Sequence[int]) -> list[tuple[int, int]]:
         """Zeros before and after each axis that is shorter than the window."""

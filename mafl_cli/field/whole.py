@@ -61,17 +61,24 @@ class Whole:
     def inputs(self, x: Tensor, edit: Tensor, most: int) -> Iterator[Tensor]:
         """What the network gets of one sample: it has but one piece."""
         with torch.no_grad():
-            yield self._see(self._preprocessing(x), x.ndim - 2)
+            yield self._ready(x)
 
     def _see(self, native: Tensor, dims: int) -> Tensor:
         """A map on the native grid as the network gets it: resampled and padded."""
-        found = native if self._grids is None else self._grids.to_network(native)
+        return self._padded(native if self._grids is None else self._grids.to_network.seen(native), dims)
+
+    def _ready(self, x: Tensor) -> Tensor:
+        """A batch of scans as the network gets them."""
+        normal = self._preprocessing(x)
+        return self._padded(normal if self._grids is None else self._grids.to_network(normal), x.ndim - 2)
+
+    def _padded(self, found: Tensor, dims: int) -> Tensor:
         pad = [amount for size in reversed(found.shape[-dims:]) for amount in (0, -size % self._divisor)]
         return F.pad(found, pad) if any(pad) else found
 
     def _forward(self, x: Tensor) -> Prediction:
         dims = x.ndim - 2
-        prediction = self._segmenter(self._see(self._preprocessing(x), dims))
+        prediction = self._segmenter(self._ready(x))
         inner = x.shape[2:] if self._grids is None else self._grids.to_network.shape_out
         logits = prediction.logits[on_last_axes(everything(inner))]
         return Prediction(

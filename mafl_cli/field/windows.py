@@ -88,7 +88,7 @@ class Windows:
         if len(self.shape) == 2:
             return Focus(self, everything(clean.shape[2:]), None)
         near = self._near(edit)
-        seen, edited = self._all.onto_box(near.float())[0] > 0, self._sources(edit[0])
+        seen, edited = self._all.touched(near.float())[0] > 0, self._sources(edit[0])
         moving = [start for start in self.starts if bool(seen[self.place(start)].any())]
         tapped = [start for start in moving if bool(edited[self.place(start)].any())]
         # One voxel more: between it and the last one that a window draws, native voxels take from both.
@@ -160,7 +160,8 @@ class Windows:
         sizes = zip(self.tiling.roi, edit.shape[1:], self.grids.to_network.shape_out, strict=True)
         for axis, (edge, native, inner) in enumerate(sizes, start=1):
             # At least to the next voxel that the network sees.
-            reach = math.ceil(max(edge / 4, 1) * native / inner)
+            # A window of one plane sees no other.
+            reach = math.ceil(max(edge / 4, 1) * native / inner) if edge > 1 or native != inner else 0
             line = near.movedim(axis, -1)
             grown = F.max_pool1d(line.flatten(0, -2)[:, None].float(), 2 * reach + 1, stride=1, padding=reach)
             near = grown.view(line.shape).movedim(-1, axis) > 0
@@ -169,7 +170,7 @@ class Windows:
     def _slabs(self, x: Tensor) -> Iterator[Tensor]:
         """Labels of one scan (1, C, *spatial), a few planes of the first axis after the other."""
         ready, dims = self.ready(x), len(self.shape)
-        table, before = self.grids.from_network.axes[0], self.padding[0][0]
+        table, before = self.grids.from_network.tables[0], self.padding[0][0]
         # The sum over the windows so far, of the planes from `first` on; native planes before `native` are done.
         blended, first, native = torch.zeros(0), 0, 0
         levels = sorted({start[0] for start in self.starts})
@@ -199,7 +200,7 @@ class Windows:
 
     def _draw(self, blended: Tensor, first: int, part: slice) -> Tensor:
         """Labels of native planes, from the sum (K, planes, *) over the windows, which begins at plane `first`."""
-        table, before = self.grids.from_network.axes[0], self.padding[0][0]
+        table, before = self.grids.from_network.tables[0], self.padding[0][0]
         source = table.needs(part)
         at = slice(source.start + before, source.stop + before)
         sizes = zip(self.padding[1:], self.grids.to_network.shape_out[1:], strict=True)
@@ -240,6 +241,7 @@ class _WindowsPart:
         self.box = whole.grids.from_network.within(tuple(inner))
         given = hull(self.box, whole.grids.to_network.needs(tuple(inner)))
         self._there = whole.grids.to_network.cut(tuple(inner), given)
+        self._preprocessing = whole.preprocessing.cut(given)
         self._back = whole.grids.from_network.cut(self.box, tuple(inner))
         self._own = tuple(shifted(self.box, [part.start for part in given]))
         self._around = None if clean is None or self.box == given else clean[on_last_axes(given)]
@@ -250,8 +252,19 @@ class _WindowsPart:
         self._constant: Tensor | float = 0.0 if clean is None else self._others(clean, box, moving)
 
     def onto_box(self, native: Tensor) -> Tensor:
-        """A map (..., *native box) as the windows get it: resampled, with the zeros around it."""
-        return F.pad(self._there(native), self._pad) if any(self._pad) else self._there(native)
+        """The scan in model units, (B, C, *native box), as windows get it: resampled, with the zeros around it."""
+        return self._with_zeros(self._there(native))
+
+    def seen(self, native: Tensor) -> Tensor:
+        """A map (..., *native box) on the grid of the windows."""
+        return self._with_zeros(self._there.seen(native))
+
+    def touched(self, native: Tensor) -> Tensor:
+        """Where windows depend on voxels that are above 0 in a map (..., *native box), as numbers above 0."""
+        return self._with_zeros(self._there.touched(native))
+
+    def _with_zeros(self, inner: Tensor) -> Tensor:
+        return F.pad(inner, self._pad) if any(self._pad) else inner
 
     def predict(self, x: Tensor) -> Prediction:
         """Without gradient. x: (B, C, *native box)."""
@@ -292,7 +305,7 @@ class _WindowsPart:
             around = self._around.clone()
             around[on_last_axes(self._own)] = x
             x = around
-        return self.onto_box(self._whole.preprocessing(x))
+        return self.onto_box(self._preprocessing(x))
 
     def _drawn(self, blended: Tensor) -> Tensor:
         """Blended logits of the box -> native logits."""
@@ -330,7 +343,7 @@ class _WindowsPart:
                 rim = torch.zeros(*native.shape[: -len(place)], *self._around.shape[-len(place) :]).to(native)
                 rim[on_last_axes(self._own)] = native
                 native = rim
-            return self.onto_box(native)[on_last_axes(place)]
+            return self.seen(native)[on_last_axes(place)]
 
         for patch in answer.features:
             yield Patch(patch.features[rows].clone(), patch.weight, then(see, patch.see))

@@ -87,7 +87,7 @@ def run_evaluation(
     Raises: the errors of `mafl_cli.errors`.
     """
     sources = _sources(request)
-    hashes = {model.model: kinds.digest(model.model) for model in (*request.models, *request.at_hand)}
+    hashes = {model.model: kinds.digest(model.model, model.opening) for model in (*request.models, *request.at_hand)}
     device = pick_device(request.device)
     cases: list[JudgedCase | FailedCase] = []
     alike: dict[object, list[int]] = {}

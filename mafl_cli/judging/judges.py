@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -22,6 +23,7 @@ from mafl_cli.network.intensity import Intensity
 from mafl_cli.results import files
 from mafl_cli.results.evaluation_report import Transfer
 from mafl_cli.results.recorded import Pair
+from mafl_cli.results.report import IntensityRecord
 from mafl_cli.scans import masks
 from mafl_cli.scans.masks import Masks
 
@@ -32,7 +34,7 @@ def _as_attacked(model: ModelRequest, sha256: str, pair: Pair) -> ModelRequest:
     if recorded is None or recorded.report.model.sha256 != sha256:
         return model
     said, settings = recorded.report.model, recorded.report.run.settings
-    given = {key: value for key, value in asdict(said.intensity).items() if value is not None}
+    given = _given(said.intensity)
     try:
         orientation = check_orientation(said.orientation)
         intensity = Intensity(**given)
@@ -47,7 +49,17 @@ def _as_attacked(model: ModelRequest, sha256: str, pair: Pair) -> ModelRequest:
         spacing=model.spacing or settings.spacing or "native",
         roi=model.roi or settings.roi or "none",
         overlap=settings.overlap if model.overlap is None else model.overlap,
+        folds=model.folds or settings.folds,
+        mirror=settings.mirror if model.mirror is None else model.mirror,
     )
+
+
+def _given(intensity: IntensityRecord) -> dict[str, Any]:
+    """A record of a scaling as arguments of an `Intensity`."""
+    given = {key: value for key, value in vars(intensity).items() if value is not None}
+    if intensity.each is not None:
+        given["each"] = tuple(Intensity(**_given(one)) for one in intensity.each)
+    return given
 
 
 @dataclass(frozen=True, eq=False)

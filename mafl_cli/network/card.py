@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from mafl_cli.config import Activation, Blend, Resampling, SliceAxisChoice
+from mafl_cli.config import Activation, Blend, Resampling, SliceAxisChoice, WindowsAs
 from mafl_cli.errors import UsageError
 from mafl_cli.names import outside
 from mafl_cli.network.intensity import Intensity
@@ -23,15 +23,51 @@ WindowSize = Sequence[int] | Literal["none"]
 """Voxels of sliding windows, or no windows, whatever a card says."""
 
 
+@dataclass(frozen=True)
+class Interpolation:
+    """How nnU-Net brings an array onto another grid.
+
+    order: of the splines, 0, 1 or 3. across: order along the axis of thick slices, where that goes separately.
+    separate: whether it does; None where either spacing is more than `threshold` times as large there as elsewhere.
+    """
+
+    order: int
+    across: int = 0
+    separate: bool | None = None
+    threshold: float = 3.0
+
+    def axis(self, current: Sequence[float], wanted: Sequence[float]) -> int | None:
+        """The axis that goes separately, from a spacing to another one; None if all go together."""
+        chosen = next((mm for mm in (current, wanted) if max(mm) / min(mm) > self.threshold), None)
+        if self.separate is not None:
+            chosen = current if self.separate else None
+        if chosen is None:
+            return None
+        thick = [axis for axis, mm in enumerate(chosen) if max(chosen) / mm == 1]
+        return thick[0] if len(thick) == 1 else None
+
+
+@dataclass(frozen=True)
+class Resize:
+    """How a scan gets onto the network's grid, and its logits back, as nnU-Net resizes them: outer edges coincide."""
+
+    image: Interpolation
+    logits: Interpolation
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
     """What is known about a model. None means: not stated, found out at load or assumed.
 
-    orientation: axcodes ("RAS") the network was trained in, or "native" for the file's own axis order.
+    orientation: axcodes ("RAS") the network was trained in, "native" for the file's own axis order, or the file's axes
+        in the network's order ("kji").
     spacing: mm along the axes of the orientation (the last two for slices) that the network was trained at; the scan
-        is resampled to it linearly, as `resample` says: corner as MONAI's Spacing, edge as nnU-Net.
+        is resampled to it linearly, as `resample` says: corner as MONAI's Spacing, edge by the outer edges; with
+        `resize` as nnU-Net itself does it.
+    crop: whether the network sees the box around the voxels that are not 0 alone; the rest is background.
     divisor: sizes are zero-padded (after scaling) to multiples of this.
-    roi, overlap, blend: the network sees windows of `roi` voxels, as MONAI's sliding_window_inference.
+    roi, overlap, blend: the network sees windows of `roi` voxels, laid out and weighted as `windows` says: as MONAI's
+        sliding_window_inference, or as nnU-Net's predictor.
     classes: names by index, background first; of regions that may overlap (sigmoid, several): all of them.
     """
 
@@ -43,10 +79,13 @@ class ModelCard:
     intensity: Intensity | None = None
     spacing: tuple[float, ...] | None = None
     resample: Resampling = "corner"
+    resize: Resize | None = None
+    crop: bool = False
     divisor: int | None = None
     roi: tuple[int, ...] | None = None
     overlap: float = 0.5
     blend: Blend = "gaussian"
+    windows: WindowsAs = "monai"
     activation: Activation | None = None
     classes: tuple[str, ...] | None = None
     source: str | None = field(default=None, compare=False)
@@ -127,14 +166,18 @@ def _shown(numbers: Sequence[float]) -> str:
 
 
 def check_orientation(codes: str) -> str:
-    """Return `codes` in upper case ("native" as it is). Raises UsageError unless they name three axes."""
-    if codes.lower() == "native":
-        return "native"
+    """Return `codes` in upper case ("native" and the file's own axes, as "kji", in lower case).
+
+    Raises: UsageError unless they name three axes.
+    """
+    if codes.lower() == "native" or sorted(codes.lower()) == ["i", "j", "k"]:
+        return codes.lower()
     upper = codes.upper()
     if len(upper) == 3 and all(len(set(upper) & set(pair)) == 1 for pair in ("LR", "PA", "IS")):
         return upper
     raise UsageError(
-        f"`orientation` must be three axis codes, such as RAS or LPS, or native, got {outside(short(codes))}."
+        f"`orientation` must be three axis codes, such as RAS, the file's axes, such as kji, or native, got "
+        f"{outside(short(codes))}."
     )
 
 

@@ -22,17 +22,18 @@ from mafl_cli.network.card import (
 )
 from mafl_cli.network.intensity import Intensity, IntensityKind
 from mafl_cli.network.kinds import kind_of
+from mafl_cli.network.opening import PLAIN, Opening
 from mafl_cli.system.documents import read_toml
 
 
-def find_card(model: Path, *, trust: bool = False) -> ModelCard:
+def find_card(model: Path, opening: Opening = PLAIN) -> ModelCard:
     """The card beside `model`, its gaps filled from what the model says of itself.
 
     Raises ModelError if there is a card that cannot be used.
     """
     beside = [path for path in (model.with_suffix(".toml"), model.parent / "model.toml") if path.is_file()]
     card = read_card(beside[0]) if beside else ModelCard()
-    stated = kind_of(model).states(model, trust)
+    stated = kind_of(model).states(model, opening)
     if not stated.values:
         return card
     gaps = {key: value for key, value in stated.values.items() if getattr(card, key) == getattr(ModelCard, key, None)}

@@ -9,8 +9,8 @@ from typing import Literal, get_args
 from mafl_cli.errors import UsageError
 from mafl_cli.names import outside
 
-IntensityKind = Literal["none", "minmax", "zscore", "window", "percentile", "ct"]
-Region = Literal["all", "nonzero"]
+IntensityKind = Literal["none", "minmax", "zscore", "window", "percentile", "ct", "each"]
+Region = Literal["all", "nonzero", "crop", "filled"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +19,15 @@ class Intensity:
 
     none:   y = x.
     minmax: y = (x - min) / (max - min).
-    zscore: y = (x - mean) / std over `region`; with region "nonzero" all voxels that are exactly 0 stay 0.
+    zscore: y = (x - mean) / std over `region`; with region "nonzero" all voxels that are exactly 0 stay 0, with
+        "filled" all that lie outside.
     window: y = to[0] + (x - min) / (max - min) * (to[1] - to[0]).
     percentile: as window, min and max being the percentiles `lower` and `upper` (MONAI's
         ScaleIntensityRangePercentiles).
     ct: y = (clip(x, lower, upper) - mean) / std, all four in HU and given (nnU-Net's CTNormalization).
+    each: every channel has its own, in `each`.
+    `region` is where statistics are taken: all voxels; each channel's that are not 0; or, as nnU-Net does it, the crop,
+    which is the box around the voxels that are not 0 in any channel, or in it those voxels with their holes filled.
     `clip` (model units) is applied last; for a window it defaults to `to`.
     """
 
@@ -37,6 +41,7 @@ class Intensity:
     upper: float = 100.0
     mean: float = 0.0
     std: float = 1.0
+    each: tuple[Intensity, ...] = ()
 
     def __post_init__(self) -> None:
         for name, choices in (("kind", IntensityKind), ("region", Region)):
@@ -64,11 +69,23 @@ class Intensity:
         used = {
             "window": ("min", "max", "to"),
             "zscore": ("region",),
+            "minmax": ("region",) if self.region != "all" else (),
             "percentile": ("lower", "upper", "to"),
             "ct": ("lower", "upper", "mean", "std"),
         }.get(self.kind, ())
         facts = {"kind": self.kind, **{name: getattr(self, name) for name in used}}
+        if self.kind == "each":
+            facts["each"] = [each.facts() for each in self.each]
         return facts if self.clip is None else {**facts, "clip": self.clip}
+
+    @property
+    def regions(self) -> frozenset[Region]:
+        """Where the statistics of its channels are taken."""
+        return frozenset({self.region}.union(*(each.regions for each in self.each)))
+
+    def of_channel(self, channel: int) -> Intensity:
+        """What happens to one channel."""
+        return self.each[channel] if self.kind == "each" else self
 
     @staticmethod
     def parse(text: str) -> Intensity:

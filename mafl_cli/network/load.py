@@ -21,6 +21,7 @@ from mafl_cli.network.intensity import Intensity
 from mafl_cli.network.kinds import read_model
 from mafl_cli.network.lifting import Gives, NoLayer, Output, Tap, feature_nodes
 from mafl_cli.network.model_file import ModelFile
+from mafl_cli.network.opening import PLAIN, Opening
 from mafl_cli.network.probing import accepted, input_kind, padded
 from mafl_cli.network.reasons import REFUSALS, enough_memory, is_out_of_memory
 from mafl_cli.network.segmenter import GradientFrom, Segmenter
@@ -74,7 +75,7 @@ def load(
     size: Callable[[int], tuple[int, ...]] | None = None,
     tap: str = "auto",
     precision: Precision = "float32",
-    trust: bool = False,
+    opening: Opening = PLAIN,
 ) -> tuple[Segmenter, ModelInfo, ModelCard]:
     """Load a model, find out what it takes and gives, and lift it.
 
@@ -86,12 +87,12 @@ def load(
         tap: "auto" (last layer at the coarsest resolution) or a node name that `mafl inspect` lists; NAME:WEIGHT,
             several of them separated by commas.
         precision: of the search; `Segmenter.exact` judges in float32.
-        trust: whether Python code that comes with the model may run.
+        opening: what the user says about opening it: whether its code may run, which folds.
     Returns: the segmenter, what a report says about it, and the card with every gap filled.
     Raises ModelError with the reason if the file cannot be attacked.
     """
-    card = find_card(path, trust=trust) if card is None else card
-    file = read_model(path, device, trust=trust)
+    card = find_card(path, opening) if card is None else card
+    file = read_model(path, device, opening)
     return describe(file, outside(path.name), device, card, size=size, tap=tap, precision=precision)
 
 
@@ -136,6 +137,13 @@ def _describe(
     count = raw.shape[1]
     segmenter = Segmenter(file, name, output, device, wanted, precision)
     segmenter.tried = example = (1, channels, *padded(shape, divisor))
+    if file.members > 1:
+        # A graph of all of them would keep what each of them needs for its gradient, at once.
+        segmenter.take_file(for_good=True)
+        said.append(
+            f"gradient: of the mean over {file.members} passes (folds and mirrored inputs), one at a time, without a "
+            "feature term"
+        )
     textured = torch.rand(example, generator=torch.Generator().manual_seed(0)).to(device)
     segmenter.original.gives = gives = _gives(segmenter, textured)
     if gives != "logits":
@@ -155,9 +163,9 @@ def _describe(
         numbered = "regions are numbered" if overlapping else "0 is taken for background"
         said.append(f"classes: not stated, {numbered}")
     card = replace(card, dims=dims, divisor=divisor, activation=activation, classes=classes.names)
-    if (sentence := choose(segmenter, textured)) is not None:
+    if file.members == 1 and (sentence := choose(segmenter, textured)) is not None:
         said.append(sentence)
-    elif (why := _not_together(segmenter, example)) is not None:
+    elif file.members == 1 and (why := _not_together(segmenter, example)) is not None:
         segmenter.take_one_by_one()
         said.append(f"batch: {why}; one goes at a time")
     info = ModelInfo(
@@ -172,7 +180,7 @@ def _describe(
         intensity=card.intensity or Intensity(),
         divisor=divisor,
         gradient_from=segmenter.gradient_from,
-        taps=() if sentence else segmenter.lifted(segmenter.original.enlarged(textured)).taps,
+        taps=() if segmenter.gradient_from == "file" else segmenter.lifted(segmenter.original.enlarged(textured)).taps,
         card=card.source,
         assumptions=tuple(said),
     )
@@ -181,6 +189,8 @@ def _describe(
 
 def _gives(segmenter: Segmenter, x: Tensor) -> Gives:
     """What the network's own output is, as its graph shows; as its values show where no graph can be recorded."""
+    if segmenter.original.file.members > 1:
+        return "logits"
     try:
         return segmenter.exact.lifted(segmenter.original.enlarged(x)).gives
     except NoLayer:

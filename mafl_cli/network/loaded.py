@@ -13,6 +13,7 @@ from mafl_cli.config import Precision
 from mafl_cli.network.card import ModelCard
 from mafl_cli.network.kinds import changes
 from mafl_cli.network.load import ModelInfo, load
+from mafl_cli.network.opening import PLAIN, Opening
 from mafl_cli.network.segmenter import Segmenter
 
 _KNOWN = 64
@@ -39,7 +40,7 @@ class LoadedModels:
         size: Callable[[int], tuple[int, ...]],
         tap: str,
         precision: Precision,
-        trust: bool = False,
+        opening: Opening = PLAIN,
     ) -> tuple[Segmenter, ModelInfo, ModelCard]:
         """Like `load`, with the same arguments: the model as it was left, where the file and they are the same.
 
@@ -47,12 +48,12 @@ class LoadedModels:
         """
 
         def fresh() -> tuple[Segmenter, ModelInfo, ModelCard]:
-            return load(path, device=device, card=card, size=size, tap=tap, precision=precision, trust=trust)
+            return load(path, device=device, card=card, size=size, tap=tap, precision=precision, opening=opening)
 
-        as_it_is = changes(path)
+        as_it_is = changes(path, opening)
         if as_it_is is None:
             return fresh()
-        file = (path, as_it_is, tap, precision, card, device)
+        file = (path, as_it_is, tap, precision, card, device, opening)
         dims = card.dims or self._dims.get(file)
         model = self._models.pop((file, size(dims)), None) if dims else None
         if model is None:

@@ -24,7 +24,7 @@ from mafl_cli.names import outside, sha256
 from mafl_cli.network import archives, exported
 from mafl_cli.network.reasons import meaning
 
-Format = Literal["torchscript", "torch.export", "torch.nn", "onnx"]
+Format = Literal["torchscript", "torch.export", "torch.nn", "onnx", "nnunet"]
 
 _REMEDY = "save the network with torch.jit.script(net).save(...) or torch.jit.trace(net, example).save(...)"
 
@@ -37,7 +37,8 @@ class ModelFile:
         in a frozen TorchScript module is at times a segmentation fault.
     kernel: shape of its first convolution's kernel, if it shows one. example: shape of the input that it was exported
     with, None for each size it leaves open; torch.export only. cuts: whether it may cut gradients off, or have some of
-    its own, so that they are not the derivative of what it computes.
+    its own, so that they are not the derivative of what it computes. members: how many passes of networks make one
+    answer, whose mean it is; where there are several, `module` keeps of each no more than its input for a gradient.
     """
 
     module: torch.nn.Module
@@ -47,6 +48,7 @@ class ModelFile:
     kernel: tuple[int, ...] | None
     example: tuple[int | None, ...] | None
     cuts: bool
+    members: int = 1
 
 
 def read_archive(path: Path, device: torch.device) -> ModelFile:

@@ -64,7 +64,12 @@ def attack_report(
 def _model(model: ModelInfo) -> Model:
     facts = model.facts()
     taps = tuple(TapRecord(name=tap.name, shape=tuple(tap.shape), weight=tap.weight) for tap in model.taps)
-    return Model(**{**facts, "intensity": IntensityRecord(**facts["intensity"]), "taps": taps})
+    return Model(**{**facts, "intensity": _intensity(facts["intensity"]), "taps": taps})
+
+
+def _intensity(facts: Mapping[str, Any]) -> IntensityRecord:
+    each = tuple(_intensity(one) for one in facts.get("each", ())) or None
+    return IntensityRecord(**{**facts, "each": each})
 
 
 def aggregate(cases: Sequence[CaseRecord]) -> Aggregate:

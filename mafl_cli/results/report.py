@@ -66,6 +66,10 @@ class Settings(AttackConfig):
     """Names of files that one search began at."""
     ladder: bool | None = field(default=None, metadata=OPTIONAL)
     """Whether it was tried that more steps and larger changes reach more."""
+    folds: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL)
+    """Those of an nnU-Net results folder that made the model; not there: all."""
+    mirror: bool | None = field(default=None, metadata=OPTIONAL)
+    """Whether it was averaged over mirrored inputs; not there: as it was trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +85,8 @@ class Run:
 class IntensityRecord:
     """How the model's input is scaled; what a kind does not need is not there."""
 
-    kind: Literal["none", "minmax", "zscore", "window", "percentile", "ct"]
-    region: Literal["all", "nonzero"] | None = field(default=None, metadata=OPTIONAL)
+    kind: Literal["none", "minmax", "zscore", "window", "percentile", "ct", "each"]
+    region: Literal["all", "nonzero", "crop", "filled"] | None = field(default=None, metadata=OPTIONAL)
     min: float | None = field(default=None, metadata=OPTIONAL)
     max: float | None = field(default=None, metadata=OPTIONAL)
     to: NumberPair | None = field(default=None, metadata=OPTIONAL)
@@ -91,6 +95,8 @@ class IntensityRecord:
     upper: float | None = field(default=None, metadata=OPTIONAL)
     mean: float | None = field(default=None, metadata=OPTIONAL)
     std: Positive | None = field(default=None, metadata=OPTIONAL)
+    each: tuple[IntensityRecord, ...] | None = field(default=None, metadata=OPTIONAL)
+    """What each channel has, for the kind `each`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +113,7 @@ class TapRecord:
 class Model:
     name: str
     sha256: Sha256
-    format: Literal["torchscript", "torch.export", "torch.nn", "onnx"]
+    format: Literal["torchscript", "torch.export", "torch.nn", "onnx", "nnunet"]
     dims: Literal[2, 3]
     channels: Annotated[tuple[str, ...], Len(1)]
     orientation: str

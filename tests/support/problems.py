@@ -76,6 +76,9 @@ class Unit:
     def __call__(self, x: Tensor) -> Tensor:
         return x / self.unit
 
+    def cut(self, box: tuple[slice, ...]) -> Unit:
+        return self
+
 
 class Counted:
     """A field that counts the samples that passed through it, forward and backward."""
