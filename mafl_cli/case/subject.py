@@ -28,7 +28,7 @@ from mafl_cli.network.card_file import find_card
 from mafl_cli.network.loaded import LoadedModels
 from mafl_cli.scans.formats import read_scan
 from mafl_cli.scans.forms import require_same_grid
-from mafl_cli.scans.geometry import SliceAxis, choose_slice_axis
+from mafl_cli.scans.geometry import SliceAxis, axcodes, choose_slice_axis
 from mafl_cli.scans.volume import Volume
 
 
@@ -98,9 +98,17 @@ def prepare_subject(scans: Sequence[Volume], request: ModelRequest, device: torc
         raise UsageError(f"`mode` {request.mode} cannot be used: the model is {card.dims}-D.")
     slices = choose_slice_axis(scan.affine, scan.shape, request.slice_axis or card.slice_axis)
 
+    stated = card.orientation
+
+    def orientation(dims: int) -> str:
+        """Slices of DICOM are rows x columns, as every reader of DICOM hands them out."""
+        codes = axcodes(scan.affine)
+        rows_first = dims == 2 and scan.format == "dicom" and slices.index == 2
+        return stated or (codes[1] + codes[0] + codes[2] if rows_first else "native")
+
     def laid_out(dims: int) -> tuple[Layout, Grids, Tiling | None]:
         layout = Layout.for_volume(
-            scan.affine, orientation=card.orientation or "native", slice_axis=slices.index if dims == 2 else None
+            scan.affine, orientation=orientation(dims), slice_axis=slices.index if dims == 2 else None
         )
         shape = tuple(scan.shape[axis] for axis in layout.axes[3 - dims :])
         return layout, grids_of(card, layout, scan, shape), _tiling(card, dims)
@@ -118,6 +126,11 @@ def prepare_subject(scans: Sequence[Volume], request: ModelRequest, device: torc
         precision=request.precision,
         opening=request.opening,
     )
+    card = replace(card, orientation=orientation(info.dims))
+    if stated is None and card.orientation != "native":
+        turned = f"orientation: not stated, rows x columns of the DICOM slices are used ({card.orientation})"
+        assumed = (turned if each.startswith("orientation:") else each for each in info.assumptions)
+        info = replace(info, assumptions=tuple(assumed))
     for sentence in info.assumptions:
         say(f"assumed for {info.name}: {sentence}")
     if len(info.channels) != len(scans):

@@ -105,7 +105,7 @@ def test_an_attack_that_is_ended_leaves_the_earlier_results_alone(
     case: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
     out = tmp_path / "out"
-    monkeypatch.setattr(pipeline, "search", lambda *_: signal.raise_signal(number))
+    monkeypatch.setattr(pipeline, "searched", lambda *_: signal.raise_signal(number))
     assert mafl(*case).exit_code == code
     assert not out.exists()
     out.mkdir()

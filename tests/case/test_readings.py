@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from commands import mafl
+from dicoms import LPS, write_ct
 from torch import Tensor, nn
 
 from mafl_cli.case.inspection import tried_readings
@@ -132,3 +133,29 @@ def test_a_scan_without_a_mask_is_one_sentence(tmp_path: Path) -> None:
     result = mafl("inspect", saved(tmp_path), "--scan", scan(tmp_path))
     assert result.exit_code == 2
     assert "--scan and --mask are needed both" in result.stderr
+
+
+def test_slices_of_dicom_are_rows_by_columns_where_no_card_says_otherwise(tmp_path: Path) -> None:
+    """A network taught on the arrays that DICOM readers hand out: its last axis runs along the columns of a row."""
+    stored = np.zeros(SHAPE, np.uint16)
+    stored[BLOB] = 1000
+    write_ct(tmp_path / "series", stored, LPS)
+    network = saved(tmp_path)
+    network.with_suffix(".toml").write_text('[input]\ndims = 2\nintensity = { kind = "minmax" }\n')
+    result = mafl(
+        "attack",
+        tmp_path / "series",
+        "--target",
+        "erase:1",
+        "--model",
+        network,
+        "--steps",
+        2,
+        "--out",
+        tmp_path / "out",
+    )
+    assert "orientation: not stated, rows x columns of the DICOM slices are used (PLS)" in result.stderr
+    drawn = np.asarray(nib.load(tmp_path / "out" / "prediction_clean.nii.gz").dataobj)
+    wanted = np.zeros(SHAPE, bool)
+    wanted[18:23, 12:17, 2:5] = True
+    assert np.array_equal(drawn > 0, wanted)

@@ -553,7 +553,7 @@ def test_an_internal_error_quotes_nothing(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError(f"patient {MARK} in {tmp_path}")
 
-    monkeypatch.setattr(pipeline, "search", fail)
+    monkeypatch.setattr(pipeline, "searched", fail)
     result = attack(scan, "erase:1", model, tmp_path / "out")
     assert result.exit_code == 1
     assert re.fullmatch(
