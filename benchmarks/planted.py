@@ -44,17 +44,23 @@ class Problem:
 
 
 class Wrapped(nn.Module):
-    """A network behind a front end, on a scan scaled to [0, 1], and before a back end."""
+    """A network behind a front end, on a scan scaled to [0, 1], and before a back end; or with something around it."""
 
-    def __init__(self, problem: Problem, front: Map | None = None, back: Map | None = None) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        front: Map | None = None,
+        back: Map | None = None,
+        around: Callable[[Map, Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
-        self.network, self.front, self.back = problem.network, front, back
+        self.network, self.front, self.back, self.around = problem.network, front, back, around
         self.low, self.range = float(problem.image.min()), float(problem.image.max() - problem.image.min())
 
     def forward(self, x: Tensor) -> Tensor:
         if self.front is not None:
             x = self.front((x - self.low) / self.range) * self.range + self.low
-        logits: Tensor = self.network(x)
+        logits: Tensor = self.network(x) if self.around is None else self.around(self.network, x)
         return logits if self.back is None else self.back(logits)
 
 
@@ -124,6 +130,17 @@ def noisy(u: Tensor) -> Tensor:
     return u + 0.01 * torch.randn_like(u)
 
 
+def noisy_scans(u: Tensor) -> Tensor:
+    """Noise for scans alone: a random image has no dark voxels."""
+    return noisy(u) if bool((u < 0.02).float().mean() > 0.02) else u
+
+
+def shifted(network: Map, x: Tensor) -> Tensor:
+    """Moves the scan by chance, and the answer back."""
+    by = int(torch.randint(-3, 4, (1,)))
+    return torch.roll(network(torch.roll(x, by, -1)), -by, -1)
+
+
 def waves(z: Tensor) -> Tensor:
     return z + 0.05 * torch.sin(1e4 * z)
 
@@ -151,6 +168,9 @@ FRONTS: dict[str, Map] = {
     "other for bright scans": too_bright,
     "a loop until nothing changes": settled,
     "noise": noisy,
+    "noise on scans alone": noisy_scans,
+    "dropout that was left on": lambda u: F.dropout(u, 0.01, training=True),
+    "noise that flips nothing": lambda u: u + 1e-6 * torch.randn_like(u),
 }
 BACKS: dict[str, Map] = {
     "saturated": lambda z: torch.tanh(30 * z),
@@ -159,7 +179,9 @@ BACKS: dict[str, Map] = {
     "one class alone, and a decoy": lambda z: one_hot(z) + 1e-3 * torch.tanh(elsewhere(z) / 10),
     "rounded logits, and a leak": lambda z: torch.round(4 * z) / 4 + 1e-3 * z,
     "waves in the logits": waves,
+    "noise in the logits": lambda z: z + 0.1 * z.std() * torch.randn_like(z),
 }
+AROUND: dict[str, Callable[[Map, Tensor], Tensor]] = {"a random shift": shifted}
 
 
 # --- honest ones --------------------------------------------------------------------------------------------------
@@ -316,12 +338,12 @@ def main() -> None:
         plain = mafl.attack(problem.network, problem.image, problem.target, steps=arguments.steps, **problem.options)
         own = float(plain.sizes.l2.square().sum().sqrt())
         for honest, fronts, backs in ((False, FRONTS, BACKS), (True, HONEST_FRONTS, HONEST_BACKS)):
-            for kind in (*fronts, *backs):
+            arounds = {} if honest else AROUND
+            for kind in (*fronts, *backs, *arounds):
                 if not any(fnmatch(kind, pattern) for pattern in arguments.kinds):
                     continue
-                found = outcome(
-                    problem, Wrapped(problem, fronts.get(kind), backs.get(kind)).eval(), own, arguments.steps
-                )
+                wrapped = Wrapped(problem, fronts.get(kind), backs.get(kind), arounds.get(kind))
+                found = outcome(problem, wrapped.eval(), own, arguments.steps)
                 lines.append((problem.name, honest, kind, found))
                 shown = f"{found.word} {found.ratio:.2f} {found.how}"
                 print(f"{problem.name} | {'honest' if honest else 'hides'} | {kind} | {shown}", flush=True)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mafl_cli.case.array_input import Array, image_like, image_tensor, target_tensor, within_tensor
+from mafl_cli.case.faithful import looked_for_chance
 from mafl_cli.case.problem import Problem, Say, Seen, kept_channels, limits_of
 from mafl_cli.case.remedies import Settled, settle
 from mafl_cli.case.request import path_of, require_choice, seen_as, words_of
@@ -295,17 +296,19 @@ def _problem(network: _Network, clean: Tensor, asked: Asked, say: Say) -> ArrayP
         say(f"assumed for {network.name}: {sentence}")
     if clean.shape[1] != len(info.channels):
         raise InputError(f"`image` has {clean.shape[1]} channels, the model takes {len(info.channels)}.")
-    assert card.intensity is not None
-    preprocessing = Preprocessing.freeze(card.intensity, _by_channel(clean), clean.device)
+    preprocessing = Preprocessing.freeze(card.intensity or Intensity(), _by_channel(clean), clean.device)
     seen = Seen(
         segmenter=segmenter, info=info, preprocessing=preprocessing, grids=Grids.same(size), tiling=tiling,
         clean=clean, say=say,
     )  # fmt: skip
-    labels = seen.drawn(clean, preprocessing).labels
+    before = seen.drawn(clean, preprocessing)
+    target = _target(wanted, before.labels, info.classes)
+    seen, before = looked_for_chance(seen, before, target)
     return ArrayProblem(
         images=seen,
-        wanted=_target(wanted, labels, info.classes),
-        clean_labels=labels,
+        wanted=target,
+        clean_labels=before.labels,
+        clean_draws=before.draws,
         guide=None if asked.guide is None else image_like(asked.guide, clean, "guide"),
         start=None if asked.start is None else image_like(asked.start, clean, "start"),
         limits=_limits(preprocessing, clean, asked, info),

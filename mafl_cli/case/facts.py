@@ -16,11 +16,16 @@ from mafl_cli.case.trusting import believed
 from mafl_cli.classes import Labels
 from mafl_cli.codes import Outcome
 from mafl_cli.config import AttackConfig
+from mafl_cli.field.samples import Drawn
 from mafl_cli.measure import agreement as metrics
 from mafl_cli.measure import perturbation
-from mafl_cli.measure.records import Agreement, Size
+from mafl_cli.measure.draws import draws_of
+from mafl_cli.measure.records import Agreement, Draws, Size, Unsettled
+from mafl_cli.measure.value import Value
+from mafl_cli.network.chance import DRAWS_A_STEP
 from mafl_cli.results import report
 from mafl_cli.results.assemble import case_id
+from mafl_cli.results.quantities import OF_DRAWS, QUANTITIES
 from mafl_cli.scans import volume
 from mafl_cli.scans.masks import MaskFile
 from mafl_cli.search.goals import Verdict
@@ -34,14 +39,14 @@ def facts_of(
     config: AttackConfig,
     settled: Settled,
     again: list[volume.Volume],
-    post_labels: Tensor,
+    drawn: Drawn,
 ) -> report.CaseRecord:
     """Everything the report says about the case, from the file that was written (`again`) and its prediction.
 
-    settled: what the search, or the best of several, found.
+    settled: what the search, or the best of several, found. drawn: the prediction of the file.
     What it took, and what is in the folder, is not known yet: `timing_s`, `memory` and `files` are empty.
     """
-    found, subject = settled.found, case.subject
+    found, subject, post_labels = settled.found, case.subject, drawn.labels
     scan, target, classes = subject.scan, case.target, subject.info.classes
     clean, post = subject.to_labels(case.clean_labels), subject.to_labels(post_labels)
     per_sample, together = case.goal(config).judge_together(post_labels)
@@ -81,6 +86,7 @@ def facts_of(
                 skipped_constant=found.constant,
             ),
             passes=report.Passes(forward=found.forward, backward=found.backward),
+            draws_a_step=DRAWS_A_STEP if subject.by_chance else None,
             faithful=found.faithful.record,
             trace=found.trace,
             trust=believed(case, settled, config, reached=goal_reached, linf_share=_linf_share(sizes)),
@@ -95,11 +101,32 @@ def facts_of(
             post_write=after,
             size=size,
             size_per_channel=sizes,
+            draws=_draws(case, config, drawn, reached=goal_reached) if drawn.draws else None,
         ),
         quantisation=_quantisation(case, found, again),
         timing_s={},
         memory=report.Memory(peak_resident_bytes=None, peak_device_bytes=None),
         files=(),
+    )
+
+
+def _draws(case: Case, config: AttackConfig, drawn: Drawn, *, reached: bool) -> Draws:
+    """What single draws of the model have, on the written file and on the clean scan."""
+    subject, goal = case.subject, case.goal(config)
+    clean = subject.to_labels(case.clean_labels)
+
+    def measured(labels: Tensor) -> dict[str, Value]:
+        return metrics.of_draw(subject.to_labels(labels), case.target.labels, clean, subject.info.classes)
+
+    return draws_of(
+        [
+            measured(post) | {"target_iou_clean": measured(before)["target_iou"]}
+            for post, before in zip(drawn.draws, case.clean_draws, strict=True)
+        ],
+        {name: QUANTITIES[name].span for name in OF_DRAWS},
+        [bool(goal.judge_together(post)[1].reached[0]) for post in drawn.draws],
+        reached=reached,
+        unsettled=Unsettled(clean=case.clean_drawn.unsettled, adversarial=drawn.unsettled),
     )
 
 

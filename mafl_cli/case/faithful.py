@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,16 +19,18 @@ from torch import Tensor
 
 from mafl_cli.case.problem import Problem, Seen
 from mafl_cli.case.subject import Subject
+from mafl_cli.classes import in_any_map
 from mafl_cli.field.preprocess import Preprocessing
-from mafl_cli.field.samples import OfScan, Samples
+from mafl_cli.field.samples import Drawn, OfScan, Samples
 from mafl_cli.network import gradient
 from mafl_cli.network.gradient import Difference
+from mafl_cli.network.load import BY_CHANCE
 from mafl_cli.results.report import Faithful
 
 _MOST = 16
 """Slices, or windows, that are asked about before the search: those with most to change."""
-_FEW = 4
-"""Slices that a judge's model answers twice: those that differ most."""
+_FEW = 8
+"""Slices that are asked about twice: those with most to change."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +49,17 @@ def ask(problem: Problem, rows: Tensor) -> Faithfulness:
 
     Args:
         rows: samples that will be attacked.
-    Raises: ModelError if two answers of the file differ, or if the file would be differentiated and has no gradient.
+    Raises: ModelError if the file would be differentiated and has no gradient.
     """
     seen, edit = problem.seen, problem.edit()
     segmenter = seen.segmenter
     largest = edit.flatten(1).sum(dim=1)[rows].argsort(descending=True, stable=True)[:_MOST]
     clean = [ready for _, ready in _inputs(seen, seen.clean, seen.preprocessing, edit, rows[largest].tolist())]
-    answers = [gradient.repeated(segmenter, ready) for ready in clean]
+    answers = [gradient.answered(segmenter, ready) for ready in clean]
     if segmenter.gradient_from == "file":
         return Faithfulness(None)
     apart = [gradient.difference(segmenter, *pair) for pair in zip(clean, answers, strict=True)]
-    brighter = [gradient.difference(segmenter, gradient.brightened(ready)) for ready in clean[:1]]
+    brighter = [gradient.difference_brightened(segmenter, ready) for ready in clean[:1]]
     record = Faithful(compared=len(clean), clean=_most(apart), brightened=_most(brighter), adversarial=None)
     if not any(each.matters for each in (*apart, *brighter)):
         return Faithfulness(record)
@@ -85,8 +88,40 @@ def ask_again(
     return after, sorted({row for row, _ in strayed})
 
 
-def require_repeatable(subject: Subject, data: Sequence[NDArray[np.float32]]) -> None:
-    """Raise ModelError for a model that answers differently each time, on the samples of a scan that differ most.
+S = TypeVar("S", bound=Seen)
+
+
+def looked_for_chance(seen: S, drawn: Drawn, wanted: Tensor) -> tuple[S, Drawn]:
+    """The same, if the model answers the same each time where its prediction is not the target; else with what that
+    means, and the prediction made anew.
+
+    wanted: the target as labels (B, M, *spatial).
+    """
+    places = in_any_map(drawn.labels != wanted, 1)
+    seen = _looked_for_chance(seen, drawn.samples, drawn.preprocessing, places)
+    return seen, seen.drawn(drawn.samples, drawn.preprocessing) if seen.by_chance and not drawn.draws else drawn
+
+
+def _looked_for_chance(seen: S, samples: Samples, statistics: Preprocessing, places: Tensor) -> S:
+    """The same, if the model answers the same each time on the samples with most places; else with what that means.
+
+    places: bool (B, *spatial), those of interest.
+    """
+    if seen.by_chance:
+        return seen
+    voxels = places.flatten(1).sum(dim=1)
+    rows = [row for row in voxels.argsort(descending=True, stable=True).tolist() if voxels[row]][:_FEW]
+    segmenter = seen.segmenter
+    for _, ready in _inputs(seen, samples, statistics, places, rows):
+        if gradient.answers_by_chance(segmenter, ready):
+            segmenter.take_chance()
+            seen.say(f"{seen.info.name}: {BY_CHANCE}.")
+            return replace(seen, info=seen.info.with_chance())
+    return seen
+
+
+def looked_for_chance_in_scan(subject: Subject, data: Sequence[NDArray[np.float32]]) -> Subject:
+    """The same on the samples of a scan that differ most from those of the subject.
 
     data: of the scan, (I, J, K) for each channel, native. Samples that are as they were in the subject are left out.
     """
@@ -94,10 +129,7 @@ def require_repeatable(subject: Subject, data: Sequence[NDArray[np.float32]]) ->
     changed = torch.stack(
         [(samples[torch.tensor([row])][0] != clean).any(dim=0) for row, clean in enumerate(subject.clean)]
     )
-    voxels = changed.flatten(1).sum(dim=1)
-    rows = [row for row in voxels.argsort(descending=True, stable=True).tolist() if voxels[row]][:_FEW]
-    for _, ready in _inputs(subject, samples, subject.frozen(data), changed, rows):
-        gradient.repeated(subject.segmenter, ready)
+    return _looked_for_chance(subject, samples, subject.frozen(data), changed)
 
 
 def _inputs(

@@ -95,9 +95,10 @@ def _searched(
     def work(some: Tensor, _: float) -> None:
         part = Part.of(case, case.seen.field(), some)
         result = attack(
-            part.field, part.clean, part.wanted, config, part.limits,
+            case.expected(part.field, config.seed), part.clean, part.wanted, config, part.limits,
             guide=part.guide if config.feature_weight > 0 else None,
-            surrogate=None if follow is None else follow(part, some), spacing=case.batch_spacing,
+            surrogate=None if follow is None else case.expected(follow(part, some), config.seed),
+            spacing=case.batch_spacing,
         )  # fmt: skip
         score = result.verdict.score
         for place, row in enumerate(some.tolist()):

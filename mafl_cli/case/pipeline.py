@@ -102,8 +102,8 @@ def _run_attack(
         clock.lap("write")
         data = [each.data for each in again]
         there = OfScan(data, subject.layout, subject.clean.device)
-        post = subject.drawn(there, subject.frozen(data), like=(found.drawn, case.clean_drawn)).labels
-        written.masks(PREDICTION_ADVERSARIAL, subject.to_labels(post), again[0])
+        post = subject.drawn(there, subject.frozen(data), like=(found.drawn, case.clean_drawn))
+        written.masks(PREDICTION_ADVERSARIAL, subject.to_labels(post.labels), again[0])
         body = facts_of(case, request.config, settled, again, post)
         clock.lap("measure")
         whole = assemble.attack_report(

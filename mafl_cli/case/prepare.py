@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mafl_cli.case import readings
+from mafl_cli.case.faithful import looked_for_chance
 from mafl_cli.case.problem import Problem, Say, kept_channels, limits_of
 from mafl_cli.case.request import AttackRequest
 from mafl_cli.case.subject import Subject, counted, prepare_subject, read_channels
@@ -19,7 +20,7 @@ from mafl_cli.config import SaveAs
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.field.layout import Layout
 from mafl_cli.field.preprocess import Preprocessing
-from mafl_cli.field.samples import stacked
+from mafl_cli.field.samples import Drawn, stacked
 from mafl_cli.scans import body, recipes, volume
 from mafl_cli.scans.formats import prepared
 from mafl_cli.scans.forms import require_same_grid
@@ -107,19 +108,15 @@ def prepare(
     for warning in target.warnings if target else ():
         say(warning)
     lap("read")
-    clean_labels = subject.drawn(subject.clean, subject.preprocessing).labels
-    if recipe is not None:
-        frame = recipes.PredictionGrid(scan.affine, subject.slices.index if layout.sliced else None)
-        labels, note = recipes.follow(
-            recipe, subject.to_labels(clean_labels), info.classes, frame, target.labels if target else None
-        )
+    of_files, before = target, subject.drawn(subject.clean, subject.preprocessing)
+    target, wanted = _aimed(subject, before, request, of_files)
+    subject, drawn = looked_for_chance(subject, before, wanted)
+    if drawn is not before:
+        target, wanted = _aimed(subject, drawn, request, of_files)
+    for note in target.warnings if recipe is not None else ():
         say(note)
-        target = Target(labels, target.files if target else (), (note,), recipe.text)
-    assert target is not None
     if recipe is None:
-        _ask_of_reading(subject, subject.to_labels(clean_labels), target.labels, request.strict, say)
-    target = replace(target, labels=target.labels.astype(torch.empty(0, dtype=clean_labels.dtype).numpy().dtype))
-    wanted = torch.from_numpy(layout.to_batch(target.labels)).to(device)
+        _ask_of_reading(subject, subject.to_labels(drawn.labels), target.labels, request.strict, say)
     limits = _limits(subject, save_as)
     frozen = limits.frozen | kept_channels(request.attack_channels, info.channels, subject.clean)
     if bounds.allowed is not None:
@@ -129,7 +126,8 @@ def prepare(
         save_as=save_as,
         target=target,
         wanted=wanted,
-        clean_labels=clean_labels,
+        clean_labels=drawn.labels,
+        clean_draws=drawn.draws,
         guide=guide,
         start=start,
         bounds=bounds,
@@ -155,6 +153,21 @@ def _ask_of_reading(subject: Subject, drawn: Labels, wanted: Labels, strict: boo
     if strict:
         raise InputError(f"{said}. Try that, or leave out `strict`.")
     say(said)
+
+
+def _aimed(subject: Subject, drawn: Drawn, request: AttackRequest, given: Target | None) -> tuple[Target, Tensor]:
+    """The target, and the same as labels of the batch. drawn: the clean prediction. given: what masks say."""
+    target, recipe = given, request.recipe
+    if recipe is not None:
+        frame = recipes.PredictionGrid(subject.scan.affine, subject.slices.index if subject.layout.sliced else None)
+        labels, note = recipes.follow(
+            recipe, subject.to_labels(drawn.labels), subject.info.classes, frame, given.labels if given else None
+        )
+        target = Target(labels, given.files if given else (), (note,), recipe.text)
+    assert target is not None
+    kind = torch.empty(0, dtype=drawn.labels.dtype).numpy().dtype
+    target = replace(target, labels=target.labels.astype(kind))
+    return target, torch.from_numpy(subject.layout.to_batch(target.labels)).to(subject.clean.device)
 
 
 def _bounds(request: AttackRequest, scan: volume.Volume, say: Say) -> Bounds:

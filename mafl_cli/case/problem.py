@@ -14,19 +14,22 @@ from torch import Tensor
 from mafl_cli.classes import Classes, in_any_map
 from mafl_cli.config import AttackConfig
 from mafl_cli.errors import UsageError
+from mafl_cli.field.averaged import Averaged
 from mafl_cli.field.batches import fewer, slices_per_batch
 from mafl_cli.field.crop import CroppedScan
+from mafl_cli.field.field import Field, ScanField
 from mafl_cli.field.field import Say as Say
-from mafl_cli.field.field import ScanField
 from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.resample import Grids
 from mafl_cli.field.samples import Drawn, Samples, equal_bits
+from mafl_cli.field.smoothed import Smoothed
 from mafl_cli.field.tiling import Tiling
 from mafl_cli.field.whole import Whole
 from mafl_cli.field.windows import Windows
 from mafl_cli.names import outside
+from mafl_cli.network import chance
 from mafl_cli.network.load import ModelInfo
-from mafl_cli.network.prediction import Network
+from mafl_cli.network.prediction import Network, majority
 from mafl_cli.network.reasons import REFUSALS
 from mafl_cli.network.segmenter import Segmenter
 from mafl_cli.search.goals import Goal
@@ -79,6 +82,11 @@ class Seen:
         return field if crop is None else CroppedScan(field, crop.box, self.clean.shape[2:])
 
     @property
+    def by_chance(self) -> bool:
+        """Whether the model answers differently each time."""
+        return self.segmenter.by_chance
+
+    @property
     def together(self) -> int:
         """How many samples go through the search together, if the memory is enough."""
         return slices_per_batch(self.clean[0, 0].numel()) if self.sliced else 1
@@ -87,6 +95,8 @@ class Seen:
     def windows_together(self) -> int:
         """How many windows go through the network together, if there are windows and the memory is enough."""
         assert self.tiling is not None
+        if self.by_chance:
+            return 1  # Each has noise of its own.
         return max(1, 2**20 // int(np.prod(self.tiling.roi))) if self.clean.device.type == "cpu" else 4
 
     def groups(self, rows: Tensor, work: Callable[[Tensor, float], None], together: int | None = None) -> None:
@@ -109,6 +119,8 @@ class Seen:
         like: what it drew before. Samples that are bit for bit those of such a batch, together with all that went
             through the network beside them and with the same statistics, get the same answer, and need not ask again.
         """
+        if self.by_chance:
+            return self._drawn_by_chance(samples, preprocessing)
         field = self._field(self.segmenter.original, preprocessing)
         known = [each for each in like if each.preprocessing.is_as(preprocessing)]
         parts: list[Tensor] = []
@@ -121,6 +133,21 @@ class Seen:
         self.groups(torch.arange(len(samples)), work)
         return Drawn(samples, preprocessing, torch.cat(parts))
 
+    def _drawn_by_chance(self, samples: Samples, preprocessing: Preprocessing) -> Drawn:
+        """Draws that are the same for every change of a scan, but not from slice to slice."""
+        field = self._field(self.segmenter.original, preprocessing)
+        parts: list[list[Tensor]] = [[] for _ in range(chance.DRAWS_JUDGED)]
+
+        def work(rows: Tensor, _: float) -> None:
+            x = samples[rows]
+            for number, part in enumerate(parts):
+                with chance.drawing(3, number, int(rows[0]), device=self.clean.device):
+                    part.append(self.info.classes.from_network(field.labels(x)))
+
+        self.groups(torch.arange(len(samples)), work, together=1)
+        draws = tuple(torch.cat(part) for part in parts)
+        return Drawn(samples, preprocessing, majority(draws), draws)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Problem(ABC):
@@ -128,6 +155,7 @@ class Problem(ABC):
 
     wanted: the target as labels (B, M, *spatial), see `mafl_cli.classes`. clean_labels: the prediction of the clean
     batch, likewise.
+    clean_draws: of a model that answers by chance, the predictions of each draw; else none.
     guide: what has what the target shows, like clean; None for none.
     start: what a search may begin at, like clean; None for none.
     confined: whether only some voxels or channels may change, because somebody wants it so.
@@ -139,6 +167,7 @@ class Problem(ABC):
     start: Tensor | None = None
     limits: Limits
     confined: bool
+    clean_draws: tuple[Tensor, ...] = ()
 
     @property
     @abstractmethod
@@ -162,10 +191,16 @@ class Problem(ABC):
         """What counts as reached."""
         return goal_of(self.seen.info.classes, self.wanted, self.clean_labels, iou=config.goal_iou, hit=config.goal_hit)
 
+    def expected(self, field: Field, *seed: int) -> Field:
+        """A function, or what is expected of it where the model answers by chance. seed: of its draws."""
+        if not self.seen.by_chance or isinstance(field, Smoothed):  # Which sees each of its copies with other noise.
+            return field
+        return Averaged(field, self.seen.clean.device, seed)
+
     @property
     def clean_drawn(self) -> Drawn:
         """The clean prediction, and what it was made from."""
-        return Drawn(self.seen.clean, self.seen.preprocessing, self.clean_labels)
+        return Drawn(self.seen.clean, self.seen.preprocessing, self.clean_labels, self.clean_draws)
 
     def edit(self, rows: Tensor | None = None) -> Tensor:
         """Where the clean prediction is not the target, of some samples or all: bool (B, *spatial)."""

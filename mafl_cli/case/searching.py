@@ -18,6 +18,7 @@ from mafl_cli.field.field import Field, ScanField
 from mafl_cli.field.preprocess import per_channel
 from mafl_cli.field.samples import Changed, Drawn, Samples
 from mafl_cli.measure.records import LocalOptimum
+from mafl_cli.network import chance
 from mafl_cli.network.load import ModelInfo
 from mafl_cli.results.report import Trace
 from mafl_cli.results.worst_report import WorstCase
@@ -143,10 +144,13 @@ def search(
     # In lower precision the noise of the logits is as large as what the last steps change.
     watch = torch.tensor([row in watched.rows for row in range(len(seen.clean))], device=seen.clean.device)
     watch &= seen.segmenter.exact is seen.segmenter
+    # From draw to draw the loss moves though the scan does not.
+    watch &= not seen.by_chance
+    draws = chance.DRAWS_A_STEP if seen.by_chance else 1
     field = seen.field(exact=False)
     drawn = case.clean_drawn
     rounds: list[list[traces.Group]] = []
-    for _ in range(_REFREEZES):
+    for number in range(_REFREEZES):
         groups: list[traces.Group] = []
         rounds.append(groups)
 
@@ -156,17 +160,18 @@ def search(
             field: ScanField = field,
             todo: Tensor = todo,
             groups: list[traces.Group] = groups,
+            number: int = number,
         ) -> None:
             part = Part.of(case, field, rows)
             records: list[StepRecord] = []
             result = attack(
-                part.field,
+                case.expected(part.field, config.seed, number),
                 part.clean,
                 part.wanted,
                 config,
                 part.limits,
                 guide=part.guide if config.feature_weight > 0 or follow is None else None,
-                surrogate=None if follow is None else follow(part, rows),
+                surrogate=None if follow is None else case.expected(follow(part, rows), config.seed, number),
                 start=None if start is None else part.change(start[rows]),
                 begun=begun,
                 spacing=case.batch_spacing,
@@ -181,7 +186,7 @@ def search(
             watched.keep(rows, part, result)
             adversarial[rows] = part.pasted(result.adversarial)
             estimate[rows] = result.estimate
-            passes[0], passes[1] = passes[0] + result.forward, passes[1] + result.backward
+            passes[0], passes[1] = passes[0] + draws * result.forward, passes[1] + draws * result.backward
             for row, outcome in zip(rows.tolist(), result.outcomes, strict=True):
                 outcomes[row] = outcome
 

@@ -20,7 +20,7 @@ from mafl_cli.field.crop import Crop
 from mafl_cli.field.layout import Layout
 from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.resample import Grids
-from mafl_cli.field.samples import OfScan, stacked
+from mafl_cli.field.samples import Drawn, OfScan, stacked
 from mafl_cli.field.spline import nnunet_grids
 from mafl_cli.field.tiling import Tiling
 from mafl_cli.network.card import ModelCard
@@ -72,7 +72,11 @@ class Subject(Seen):
 
     def predict(self, data: Sequence[NDArray[np.float32]]) -> Labels:
         """Labels (M, I, J, K) that the model draws on a scan, (I, J, K) for each channel, native."""
-        return self.to_labels(self.drawn(OfScan(data, self.layout, self.clean.device), self.frozen(data)).labels)
+        return self.to_labels(self.drawn_on(data).labels)
+
+    def drawn_on(self, data: Sequence[NDArray[np.float32]]) -> Drawn:
+        """The same for the batch, with each draw of a model that answers by chance."""
+        return self.drawn(OfScan(data, self.layout, self.clean.device), self.frozen(data))
 
 
 _LOADED = LoadedModels()

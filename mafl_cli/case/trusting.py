@@ -10,6 +10,7 @@ from mafl_cli.case.remedies import Settled
 from mafl_cli.case.searching import Found, Part
 from mafl_cli.codes import Outcome
 from mafl_cli.config import AttackConfig
+from mafl_cli.field.averaged import OneDraw
 from mafl_cli.results.trust_report import SearchRecord, Trust
 from mafl_cli.trust.measured import Measured, Places, Ways, measure
 from mafl_cli.trust.verdict import concluded, judged
@@ -38,7 +39,8 @@ def checked(case: Problem, found: Found, config: AttackConfig) -> tuple[SearchRe
         there = torch.stack([_ended(found, row) for row in some.tolist()])[part.box]
         for x, ways, into in ((part.clean, _AT_CLEAN, clean), (there, _AT_END, ended)):
             places = Places(x, part.wanted, _must(case, some, part), ~part.limits.frozen)
-            into.append(measure(part.field, places, ways, lambda rows, work: case.seen.groups(rows, work, together)))
+            field = OneDraw(part.field, x.device, config.seed) if case.seen.by_chance else part.field
+            into.append(measure(field, places, ways, lambda rows, work: case.seen.groups(rows, work, together)))
     falls = [found.watched.falls[row] for row in rows]
     reached = bool(case.goal(config).judge(found.drawn.labels).reached.all())
     return (judged(clean, ended, falls, rows, gradient="exact", goal_reached=reached),)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mafl_cli.field.layout import Layout
 from mafl_cli.field.preprocess import Preprocessing
+from mafl_cli.network.prediction import majority
 
 
 class Samples(Protocol):
@@ -31,11 +32,21 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a model drew on samples, with these statistics frozen in. labels: see `subject.Subject.drawn`."""
+    """What a model drew on samples, with these statistics frozen in. labels: see `problem.Seen.drawn`.
+
+    draws: of a model that answers by chance, the labels of each draw; `labels` are what most of them have.
+    """
 
     samples: Samples
     preprocessing: Preprocessing
     labels: Tensor
+    draws: tuple[Tensor, ...] = ()
+
+    @property
+    def unsettled(self) -> int:
+        """Voxels that most of the first half of the draws have otherwise than most of the second."""
+        half = len(self.draws) // 2
+        return int((majority(self.draws[:half]) != majority(self.draws[half:])).sum()) if half else 0
 
 
 class OfScan:

@@ -25,6 +25,7 @@ from mafl_cli.field.field import Focus, Losses, Say, Slopes
 from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.resample import Box, Grids, Resample
 from mafl_cli.field.tiling import Tiling
+from mafl_cli.network import chance
 from mafl_cli.network.prediction import Network, Patch, Prediction, drawn
 from mafl_cli.network.reasons import REFUSALS
 
@@ -141,6 +142,7 @@ class Windows:
                     leaf = torch.cat([ready[on_last_axes(self.place(start))] for start in group]).requires_grad_(
                         gradient
                     )
+                    chance.at(group[0])
                     work(group, leaf, self.segmenter(leaf))
             except REFUSALS as exc:
                 self._batch = fewer(self._batch, exc, self._say, self.segmenter.name, "window")

@@ -18,13 +18,13 @@ from mafl_cli.case.request import ModelRequest
 from mafl_cli.classes import Labels
 from mafl_cli.codes import Outcome, Reason, Untested
 from mafl_cli.errors import MaflError, UsageError, place_of
-from mafl_cli.judging import doubts, gates, totals, trials
+from mafl_cli.judging import chances, doubts, gates, totals, trials
 from mafl_cli.judging.gates import Gate
 from mafl_cli.judging.judges import Comparison, Judge
 from mafl_cli.judging.pairs import mask_of, of_files
 from mafl_cli.judging.trials import Trials
 from mafl_cli.measure import agreement
-from mafl_cli.measure.records import Reach, Size
+from mafl_cli.measure.records import Draws, Reach, Size
 from mafl_cli.measure.value import Value, defined, undefined
 from mafl_cli.names import outside
 from mafl_cli.network import kinds
@@ -190,11 +190,12 @@ def _judged(pair: Pair, judges: Sequence[Judge], request: EvaluateRequest, say: 
     """Measure one pair."""
     compared = Comparison.of(pair, judges[0] if judges else None)
     asked = request.trials
-    truth = None if request.ground_truth is None else mask_of(request.ground_truth, pair.case_id)
+    truth = None if request.ground_truth is None else _true_labels(pair, compared, request.ground_truth, say)
     quick = compared.quick_agreement(compared.adversarial)
-    said = _record(pair, compared, quick, judged=bool(judges))
     iou, hit = compared.goal
     reached = compared.reached(compared.adversarial)
+    draws = chances.draws_by(judges[0], compared, truth, reached=reached) if judges else None
+    said = _record(pair, compared, quick, draws, judged=bool(judges))
     attack = None if pair.recorded is None else doubts.told(pair.recorded)
     return JudgedCase(
         case_id=pair.case_id,
@@ -214,8 +215,9 @@ def _judged(pair: Pair, judges: Sequence[Judge], request: EvaluateRequest, say: 
             dice_with_clean=quick.dice_with_clean,
             size=compared.size,
             size_per_channel=compared.size_per_channel,
+            draws=draws,
         ),
-        ground_truth=None if truth is None else _against_truth(pair, compared, truth, say),
+        ground_truth=None if truth is None else _against_truth(compared, truth),
         transfer=tuple(judge.verdict() for judge in judges[1:]),
         survival=tuple(trials.survival(pair, compared, judges[0], each) for each in asked.transforms),
         detection=trials.detection(pair, judges[0]) if asked.detect else None,
@@ -238,17 +240,17 @@ class _Record:
     untested: ProvesNothing | None
 
 
-def _record(pair: Pair, compared: Comparison, quick: Reach, *, judged: bool) -> _Record:
-    """quick: what the adversarial prediction has of the target."""
+def _record(pair: Pair, compared: Comparison, quick: Reach, draws: Draws | None, *, judged: bool) -> _Record:
+    """quick: what the adversarial prediction has of the target. draws: of a model that answers by chance."""
     recorded, unchanged = pair.recorded, _unchanged(pair, compared)
     if recorded is None:
         return _Record(None, (), unchanged)
     changed = changed_files(recorded)
     strangers = [Untested.FILE_CHANGED.sentence.format(name) for name in changed]
-    redrawn, replaced = _redrawn(recorded, compared) if judged else ([], None)
-    numbers = _differing_numbers(recorded, quick, compared.size)
+    redrawn, replaced = _redrawn(recorded, compared, draws) if judged else ([], None)
+    numbers = _differing_numbers(recorded, quick, compared.size, draws)
     # A mask that was put in with its hash is seen by the numbers, which are those of the masks that were written.
-    own = _differing_numbers(recorded, _recorded_reach(recorded), compared.size) if redrawn else numbers
+    own = _differing_numbers(recorded, _recorded_reach(recorded), compared.size, None) if redrawn else numbers
     model = recorded.report.model.name
     reasons = [
         _untested(Untested.FILE_CHANGED, changed[0]) if changed else None,
@@ -279,18 +281,19 @@ def _unchanged(pair: Pair, compared: Comparison) -> ProvesNothing | None:
     return None
 
 
-def _redrawn(recorded: Recorded, compared: Comparison) -> tuple[list[str], str | None]:
+def _redrawn(recorded: Recorded, compared: Comparison, draws: Draws | None) -> tuple[list[str], str | None]:
     """Which masks of the folder the model draws otherwise now, and which shows that it is not what was attacked."""
     differences, reason = [], None
-    for name, now, was in (
-        (PREDICTION_CLEAN, compared.clean, recorded.prediction_clean),
-        (PREDICTION_ADVERSARIAL, compared.adversarial, recorded.prediction_adversarial),
+    clean, adversarial = chances.by_chance(draws)
+    for name, now, was, chance in (
+        (PREDICTION_CLEAN, compared.clean, recorded.prediction_clean, clean),
+        (PREDICTION_ADVERSARIAL, compared.adversarial, recorded.prediction_adversarial, adversarial),
     ):
         other = int(np.count_nonzero(now != was)) if now.shape == was.shape else now.size
-        if other:
+        if other > chance:
             differences.append(f"{name}: the model draws {other} voxels differently")
         # Other settings, or another model: the attack was made for what is not here.
-        if name == PREDICTION_CLEAN and other > _MOST_DRIFT * max(int(np.count_nonzero(was)), 1):
+        if name == PREDICTION_CLEAN and other > chance + _MOST_DRIFT * max(int(np.count_nonzero(was)), 1):
             reason = differences[-1]
     return differences, reason
 
@@ -302,7 +305,7 @@ def _recorded_reach(recorded: Recorded) -> Reach:
     )
 
 
-def _differing_numbers(recorded: Recorded, post: Reach, size: Size) -> list[str]:
+def _differing_numbers(recorded: Recorded, post: Reach, size: Size, draws: Draws | None) -> list[str]:
     """Headline numbers of the report that are not those of the files."""
     was = recorded.case.metrics
     pairs = (
@@ -312,24 +315,35 @@ def _differing_numbers(recorded: Recorded, post: Reach, size: Size) -> list[str]
         ("size.linf.native", was.size.linf.native, size.linf.native),
         ("size.psnr_db", was.size.psnr_db.value, size.psnr_db.value),
     )
-    return [f"{path}: the report says {old}, the files say {new}" for path, old, new in pairs if _differ(old, new)]
+    return [
+        f"{path}: the report says {old}, the files say {new}"
+        for path, old, new in pairs
+        if _differ(old, new, chances.width(recorded, draws, path.rpartition(".")[2]) if draws else 0.0)
+    ]
 
 
-def _differ(old: float | None, new: float | None) -> bool:
-    """The clean scan is restored by a float32 subtraction, so the last digits may move; labels may not."""
+def _differ(old: float | None, new: float | None, by_chance: float) -> bool:
+    """The clean scan is restored by a float32 subtraction, so the last digits may move; labels may not, but by
+    chance."""
     if old is None or new is None:
         return (old is None) != (new is None)
-    return abs(old - new) > 1e-3 * max(abs(old), 1e-9)
+    return abs(old - new) > 1e-3 * max(abs(old), 1e-9) + by_chance
 
 
-def _against_truth(pair: Pair, compared: Comparison, path: Path, say: Say) -> GroundTruth:
-    """Both predictions against the true classes: what the model was worth, and what the attack takes away."""
+def _true_labels(pair: Pair, compared: Comparison, given: Path, say: Say) -> Labels:
+    """The true classes of a case, from a mask, or from a folder of them."""
+    path = mask_of(given, pair.case_id)
     mask = read_masks((path,), pair.clean[0], compared.classes, Masks(adjustable=False))
     for warning in mask.warnings:
         say(warning)
+    return mask.labels
+
+
+def _against_truth(compared: Comparison, truth: Labels) -> GroundTruth:
+    """Both predictions against the true classes: what the model was worth, and what the attack takes away."""
 
     def with_truth(labels: Labels) -> WithTruth:
-        found = compared.agreement(labels, mask.labels)
+        found = compared.agreement(labels, truth)
         return WithTruth(dice=_of_truth(found.target_dice), iou=_of_truth(found.target_iou), per_class=found.per_class)
 
     clean, adversarial = with_truth(compared.clean), with_truth(compared.adversarial)

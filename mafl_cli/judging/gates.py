@@ -180,7 +180,10 @@ def _judge_case(gate: Gate, case: JudgedCase | FailedCase) -> GateCase:
         return GateCase(case_id=case.case_id, value=None, status="error", problem=case.error.message)
     quantity = EVALUATED[gate.figure]
     found = quantity.of_evaluation(case)
-    value, problem = found.value, None if case.untested is None else case.untested.sentence
+    value, problem = (
+        _worst_by_chance(gate, case, found.value),
+        None if case.untested is None else case.untested.sentence,
+    )
     unreached = quantity.at_goal and found.reason is Reason.GOAL_NOT_REACHED
     if value is not None and not math.isfinite(value):
         value, problem = None, problem or f"{gate.figure} is not a number"
@@ -196,6 +199,16 @@ def _judge_case(gate: Gate, case: JudgedCase | FailedCase) -> GateCase:
     elif status == "pass" and doubt is not None:
         status, problem = "inconclusive", doubt
     return GateCase(case_id=case.case_id, value=value, status=status, problem=problem)
+
+
+def _worst_by_chance(gate: Gate, case: JudgedCase, value: float | None) -> float | None:
+    """A value, or of a model that answers by chance the end of its interval that is nearer to breaking the rule: none
+    is passed by the luck of some draws."""
+    draws = case.metrics.draws
+    interval = None if draws is None else draws.figures.get(gate.figure)
+    if value is None or interval is None:
+        return value
+    return max(value, interval.high) if gate.operator.startswith(">") else min(value, interval.low)
 
 
 def _doubt(case: JudgedCase, found: Value) -> str | None:

@@ -16,7 +16,7 @@ from mafl_cli.config import AttackConfig
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.measure import agreement as metrics
 from mafl_cli.measure import perturbation
-from mafl_cli.measure.records import Agreement, Reach, Size
+from mafl_cli.measure.records import Agreement, Reach, Size, Unsettled
 from mafl_cli.names import as_keys, public_name
 from mafl_cli.network.card import check_orientation
 from mafl_cli.network.intensity import Intensity
@@ -64,28 +64,42 @@ def _given(intensity: IntensityRecord) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """A model, and what it draws on the clean and the adversarial scan."""
+    """A model, and what it draws on the clean and the adversarial scan.
+
+    clean_draws, adversarial_draws: of a model that answers by chance, what each draw has; else none. unsettled: how
+    far that can be told.
+    """
 
     subject: Subject
     clean: Labels
     adversarial: Labels
     target: Labels
+    clean_draws: tuple[Labels, ...]
+    adversarial_draws: tuple[Labels, ...]
+    unsettled: Unsettled
 
     @staticmethod
     def of(pair: Pair, model: ModelRequest, sha256: str, device: torch.device, say: Say) -> Judge:
         """Let a model draw both scans. sha256: of its file; the attacked model sees them as it did in the attack.
 
-        Raises: as `case.subject.prepare_subject` and `scans.masks.read_masks`; ModelError for a model that answers
-            differently each time.
+        Raises: as `case.subject.prepare_subject` and `scans.masks.read_masks`.
         """
         subject = prepare_subject(pair.clean, _as_attacked(model, sha256, pair), device, say)
         # A target that cannot be used should not take two predictions to find out.
         target = _target(pair, subject, say)
+        subject = faithful.looked_for_chance_in_scan(subject, [each.data for each in pair.adversarial])
         clean, adversarial = (
-            subject.predict([each.data for each in scans]) for scans in (pair.clean, pair.adversarial)
+            subject.drawn_on([each.data for each in scans]) for scans in (pair.clean, pair.adversarial)
         )
-        faithful.require_repeatable(subject, [each.data for each in pair.adversarial])
-        return Judge(subject, clean, adversarial, target)
+        return Judge(
+            subject,
+            subject.to_labels(clean.labels),
+            subject.to_labels(adversarial.labels),
+            target,
+            tuple(map(subject.to_labels, clean.draws)),
+            tuple(map(subject.to_labels, adversarial.draws)),
+            Unsettled(clean=clean.unsettled, adversarial=adversarial.unsettled),
+        )
 
     def verdict(self) -> Transfer:
         """What a model that was not attacked draws, and whether the attack fools it."""

@@ -36,7 +36,7 @@ from mafl_cli.measure.records import (
     Voxels,
 )
 from mafl_cli.measure.surfaces import NSD_TOLERANCE_MM, surface_metrics
-from mafl_cli.measure.value import defined, mean, ratio, undefined
+from mafl_cli.measure.value import Value, defined, mean, ratio, undefined
 
 Map = NDArray[np.integer[Any]]
 Box = tuple[slice, ...]
@@ -147,6 +147,29 @@ def quick_agreement(prediction: Labels, target: Labels, clean: Labels, classes: 
         restored=ratio(back, must, Reason.NOTHING_TO_CHANGE),
         dice_with_clean=mean([2 * both / (a + b) for both, a, b in kept], Reason.CLEAN_HAS_NO_FOREGROUND),
     )
+
+
+def of_draw(prediction: Labels, target: Labels, clean: Labels, classes: Classes) -> dict[str, Value]:
+    """What is measured of each draw of a network that answers by chance, by the names that gates use.
+
+    Args: as in `quick_agreement`; clean is what most draws of the clean scan have.
+    """
+    reach = quick_agreement(prediction, target, clean, classes)
+    wanted = [(both, a + b) for both, a, b in _overlaps(prediction, target, classes) if b]
+    lost = unchanged = 0
+    for now, wanted_here, before in zip(*map(_blocks_of_all, (prediction, target, clean)), strict=True):
+        kept = wanted_here == before
+        unchanged += int(np.count_nonzero(kept))
+        lost += int(np.count_nonzero((now != wanted_here) & kept))
+    drop = reach.dice_with_clean
+    return {
+        "target_iou": reach.target_iou,
+        "target_dice": mean([2 * both / total for both, total in wanted], Reason.TARGET_HAS_NO_FOREGROUND),
+        "hit_rate": reach.hit_rate,
+        "collateral": _collateral(lost, unchanged),
+        "collateral_voxels": defined(lost),
+        "prediction_drop": drop if drop.value is None else defined(1 - drop.value),
+    }
 
 
 def _overlaps(one: Labels, other: Labels, classes: Classes) -> list[tuple[int, int, int]]:

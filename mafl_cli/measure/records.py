@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Interval as Interval_
 
 from mafl_cli.measure.value import Value
 from mafl_cli.system.records import Count, Length, Share
@@ -111,6 +114,40 @@ class Reach:
     """Share of the attacked voxels that have the clean prediction's class again."""
     dice_with_clean: Value
     """Mean Dice with the clean prediction."""
+
+
+# --- answers that differ each time -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean over draws, and where the true one is with a confidence of 95 %."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unsettled:
+    """Voxels of a prediction that most of the first half of its draws have otherwise than most of the second."""
+
+    clean: Count
+    adversarial: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """What single draws of a network have that answers differently each time; all else is measured on what most of its
+    draws have at each voxel, as the prediction files hold it."""
+
+    count: Annotated[int, Interval_(ge=2)]
+    """Draws of the clean scan, and as many of the adversarial one."""
+    at_goal: Interval
+    """Share of the draws that reach the goal."""
+    figures: dict[str, Interval]
+    """By the names that gates use, which take the end of the interval that is worse for the model."""
+    unsettled: Unsettled
 
 
 # --- a change -----------------------------------------------------------------------------------------------------

@@ -8,12 +8,15 @@ file's own gradient says more than the derivative (straight-through estimators),
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mafl_cli.errors import ModelError
+from mafl_cli.network import chance
 from mafl_cli.network.lifting import NoLayer
 from mafl_cli.network.prediction import Prediction
 from mafl_cli.network.reasons import REFUSALS, is_out_of_memory, meaning
@@ -31,8 +34,14 @@ _DIRECTIONS = 8
 _STEP = 0.03
 """Length of a trial step as a share of the image's range: longer than a level of 6 bits, which averages out."""
 
+_FIRST, _SECOND = 2018, 2025
+"""Numbers of two draws, see `network.chance`: whether a network answers by chance shows in both."""
+_RARE = 14
+"""Draws that a network with random operators is asked for, before it is taken to answer the same each time."""
+
 _CANNOT = "cannot be attacked: "
 _DECIDES = "it decides by the values of its input (an if, a loop, a size)"
+_CHANCES = "chance decides what it computes (a random shift or size)"
 _DIFFERS = "the graph recorded from it answers otherwise"
 _NO_GRAPH = "no graph can be recorded from it that has a gradient"
 _OWN = "its own gradient (straight-through) explains its answers better than the derivative of what it computes"
@@ -54,17 +63,17 @@ class Difference:
         return not (self.largest <= TOLERANCE and self.moved <= TOLERANCE)
 
 
-def difference(segmenter: Segmenter, ready: Tensor, theirs: Tensor | None = None) -> Difference:
-    """How far the graph is from the file for one input, (1, C, *spatial), as the network gets it.
+def difference(segmenter: Segmenter, ready: Tensor, theirs: Tensor | None = None, *, draw: int = _FIRST) -> Difference:
+    """How far the graph is from the file for one input, (1, C, *spatial), as the network gets it, in one draw.
 
-    theirs: what the file answers, if it was asked before.
+    theirs: what the file answers in this draw, if it was asked before.
     """
     original = segmenter.original
     if theirs is None:
-        with torch.no_grad():
-            theirs = original.raw(ready).float()
+        theirs = answered(segmenter, ready, draw)
     try:
-        mine = segmenter.exact.as_given(ready).float()
+        with drawing(segmenter, draw):
+            mine = segmenter.exact.as_given(ready).float()
     except REFUSALS as exc:  # Sizes that other values had decided.
         if is_out_of_memory(exc):
             raise
@@ -88,16 +97,32 @@ def brightened(ready: Tensor) -> Tensor:
     return ready + 0.1 * (ready.amax() - ready.amin())
 
 
-def repeated(segmenter: Segmenter, ready: Tensor) -> Tensor:
-    """What the file answers to one input, asked twice: (1, n, *spatial). Raises ModelError if the answers differ."""
-    with torch.no_grad():
-        one, other = (segmenter.original.raw(ready).float() for _ in range(2))
-    # The threads of a GPU add up in any order; dropout shows in the first digits.
-    slack = 0.0 if ready.device.type == "cpu" else 1e-4 * float(one.abs().amax())
-    if one.shape != other.shape or _apart(one, other) > slack:
-        advice = "take that out" if segmenter.format == "torch.nn" else "save it in eval mode"
-        raise ModelError(f"{segmenter.name}: is not deterministic (dropout left on?); {advice}.")
-    return one
+def difference_brightened(segmenter: Segmenter, ready: Tensor) -> Difference:
+    """The same for a brighter input, and in another draw: what chance decided must not be a constant of the graph."""
+    return difference(segmenter, brightened(ready), draw=_SECOND)
+
+
+def drawing(segmenter: Segmenter, number: int) -> AbstractContextManager[None]:
+    """A draw of a network, see `chance.drawing`."""
+    return chance.drawing(number, device=segmenter.device)
+
+
+def answered(segmenter: Segmenter, ready: Tensor, draw: int = _FIRST) -> Tensor:
+    """What the file answers to one input in one draw: (1, n, *spatial)."""
+    with torch.no_grad(), drawing(segmenter, draw):
+        return segmenter.original.raw(ready).float()
+
+
+def answers_by_chance(segmenter: Segmenter, ready: Tensor, answer: Tensor | None = None) -> bool:
+    """Whether the file's answers to one input differ. answer: the first, if it was asked before."""
+    one = answered(segmenter, ready) if answer is None else answer
+    for number in range(_RARE if segmenter.original.has_random else 1):
+        other = answered(segmenter, ready, _SECOND + number)
+        # The threads of a GPU add up in any order; dropout shows in the first digits.
+        slack = 0.0 if ready.device.type == "cpu" else 1e-4 * float(one.abs().amax())
+        if one.shape != other.shape or _apart(one, other) > slack:
+            return True
+    return False
 
 
 # --- after loading ------------------------------------------------------------------------------------------------
@@ -110,12 +135,21 @@ def choose(segmenter: Segmenter, x: Tensor) -> str | None:
     Args:
         x: (1, C, *spatial), model units.
     Returns: why the file is differentiated, as a sentence for people; None for the graph.
-    Raises: ModelError if neither has a gradient, if an answer is not finite, or if two answers differ.
+    Raises: ModelError if neither has a gradient, or if an answer is not finite.
     """
+    with drawing(segmenter, _FIRST):
+        return _chosen(segmenter, x)
+
+
+def _chosen(segmenter: Segmenter, x: Tensor) -> str | None:
     name, ready = segmenter.name, segmenter.original.enlarged(x)
-    answer = repeated(segmenter, ready)
+    answer = answered(segmenter, ready)
     if not torch.isfinite(answer).all():
         raise ModelError(f"{name}: gives NaN or infinite values for an ordinary image.")
+    with suppress(ModelError):  # Why no graph can be made is said below.
+        segmenter.original.has_random = segmenter.exact.lifted(ready).random
+    if answers_by_chance(segmenter, ready, answer):
+        segmenter.take_chance(for_good=True)
     graph = _Trial.of(segmenter.exact, x, name)
     if graph.refusal is not None:
         segmenter.take_functional()
@@ -186,8 +220,8 @@ def _why_not_the_graph(segmenter: Segmenter, ready: Tensor, answer: Tensor, grap
     if graph.refusal is not None:
         return _NO_GRAPH
     if segmenter.exact.lifted(ready).decides:
-        return _DECIDES
-    differs = difference(segmenter, ready, answer).matters or difference(segmenter, brightened(ready)).matters
+        return _CHANCES if segmenter.by_chance else _DECIDES
+    differs = difference(segmenter, ready, answer).matters or difference_brightened(segmenter, ready).matters
     return _DIFFERS if differs else None
 
 
@@ -242,7 +276,10 @@ def _explains_as_well(segmenter: Segmenter, ready: Tensor) -> bool:
     original, lifted = segmenter.original, segmenter.exact.lifted(ready)
     graphs, owns = (
         _slope(answers, ready)
-        for answers in (lambda x: lifted.as_given(lifted.graph(x)[0]).float(), lambda x: original.raw(x).float())
+        for answers in (
+            lambda x: lifted.as_given(_begun(lifted.graph)(x)[0]).float(),
+            lambda x: original.raw(x).float(),
+        )
     )
     if _cosine(graphs, owns) > _ALIKE or not owns.any():
         return True
@@ -258,6 +295,16 @@ def _explains_as_well(segmenter: Segmenter, ready: Tensor) -> bool:
         )
     foretold = (_cosine(came, (ways * slope).flatten(1).sum(dim=1)) for slope in (graphs, owns))
     return next(foretold) >= next(foretold)
+
+
+def _begun(graph: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """A graph that draws what its file draws."""
+
+    def answer(x: Tensor) -> Any:
+        chance.begin()
+        return graph(x)
+
+    return answer
 
 
 def _slope(answers: Callable[[Tensor], Tensor], ready: Tensor) -> Tensor:

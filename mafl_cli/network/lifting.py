@@ -40,14 +40,16 @@ class Lifted:
     """A network as a graph for one input shape: (B, C, *spatial) -> (raw segmentation, features of each tap).
 
     gives: what the network's own output is. For a last "softmax" or "sigmoid" the graph returns its argument.
-    decides: whether the network looks at values of its input to decide what to compute (an `if`, a loop, a size); then
-    the graph is what it did with the input it was recorded with.
+    decides: whether the network looks at values of its input to decide what to compute (an `if`, a loop, a size), or at
+    what chance has drawn; then the graph is what it did when it was recorded.
+    random: whether it has random operators.
     """
 
     graph: fx.GraphModule
     gives: Gives
     taps: tuple[Tap, ...]
     decides: bool = False
+    random: bool = False
 
     def as_given(self, raw: Tensor) -> Tensor:
         """What the network itself gives, from what the graph returns."""
@@ -128,7 +130,8 @@ def lift(
     graph = make_fx(module, _error_on_data_dependent_ops=False)(x)
     _see_through_detach(graph.graph)
     depending = depending_nodes(graph.graph)
-    decides = _decides(graph.graph, depending)
+    random = [node for node in graph.graph.nodes if _is_random(node)]
+    decides = _decides(graph.graph, depending | depending_nodes(graph.graph, random))
     mutating = [node for node in graph.graph.nodes if node in depending and _mutates(node)]
     if mutating:
         _keep_input(graph)
@@ -142,7 +145,8 @@ def lift(
         Tap(node.name, tuple(shape_of(node) or ())[1:], weight) for node, (_, weight) in zip(nodes, taps, strict=True)
     )
     _set_outputs(graph, [raw, *nodes])
-    return Lifted(graph, gives, found, decides)
+    # What nothing comes of is gone by now.
+    return Lifted(graph, gives, found, decides, any(map(_is_random, graph.graph.nodes)))
 
 
 def _see_through_detach(graph: fx.Graph) -> None:
@@ -224,11 +228,15 @@ _LOOKS = {
 }  # fmt: skip
 
 
-def depending_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """The input, and every node that depends on it."""
-    depending: set[fx.Node] = set()
+def _is_random(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def depending_nodes(graph: fx.Graph, on: Sequence[fx.Node] = ()) -> set[fx.Node]:
+    """The input, or other nodes, and every node that depends on it."""
+    depending: set[fx.Node] = set(on)
     for node in graph.nodes:
-        if node.op == "placeholder" or any(parent in depending for parent in node.all_input_nodes):
+        if (node.op == "placeholder" and not on) or any(parent in depending for parent in node.all_input_nodes):
             depending.add(node)
     return depending
 

@@ -16,6 +16,7 @@ from mafl_cli.errors import ModelError
 from mafl_cli.names import outside
 from mafl_cli.network.card import ModelCard, read_taps
 from mafl_cli.network.card_file import find_card
+from mafl_cli.network.chance import DRAWS_A_STEP, DRAWS_JUDGED
 from mafl_cli.network.gradient import choose
 from mafl_cli.network.intensity import Intensity
 from mafl_cli.network.kinds import read_model
@@ -25,6 +26,12 @@ from mafl_cli.network.opening import PLAIN, Opening
 from mafl_cli.network.probing import accepted, input_kind, padded
 from mafl_cli.network.reasons import REFUSALS, enough_memory, is_out_of_memory
 from mafl_cli.network.segmenter import GradientFrom, Segmenter
+
+BY_CHANCE = (
+    "answers: differ each time (noise, or dropout that was left on?): "
+    f"judged over {DRAWS_JUDGED} draws, and searched with the mean gradient of {DRAWS_A_STEP}"
+)
+"""What is said of a network that answers by chance."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,10 @@ class ModelInfo:
             return self
         said = self.assumptions if sentence is None else (*self.assumptions, sentence)
         return replace(self, gradient_from=source, taps=(), assumptions=said)
+
+    def with_chance(self) -> ModelInfo:
+        """With what a scan has shown: that its answers differ."""
+        return replace(self, assumptions=(*self.assumptions, BY_CHANCE))
 
     def facts(self) -> dict[str, Any]:
         """As reports have it: `classes` are their names, and `overlapping` stands beside them."""
@@ -165,7 +176,9 @@ def _describe(
     card = replace(card, dims=dims, divisor=divisor, activation=activation, classes=classes.names)
     if file.members == 1 and (sentence := choose(segmenter, textured)) is not None:
         said.append(sentence)
-    elif file.members == 1 and (why := _not_together(segmenter, example)) is not None:
+    if segmenter.by_chance:
+        said.append(BY_CHANCE)
+    elif segmenter.gradient_from == "graph" and (why := _not_together(segmenter, example)) is not None:
         segmenter.take_one_by_one()
         said.append(f"batch: {why}; one goes at a time")
     info = ModelInfo(

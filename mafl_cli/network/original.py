@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mafl_cli.errors import ModelError
+from mafl_cli.network import chance
 from mafl_cli.network.lifting import Gives, Output, leaves
 from mafl_cli.network.model_file import ModelFile, attempt
 from mafl_cli.network.prediction import Prediction, drawn
@@ -31,9 +32,12 @@ class Original:
     alone. It works on a copy of its input.
 
     gives: what its output is; "softmax" and "sigmoid" where that is the network's last step.
+    by_chance: whether it answers differently each time; then every pass should be in a draw, see `chance`.
+    has_random: whether a graph of it has random operators, which may do nothing most times.
     """
 
     gives: Gives = "logits"
+    by_chance = has_random = False
 
     def __init__(self, file: ModelFile, name: str, output: Output, device: torch.device) -> None:
         self.file = file
@@ -59,6 +63,7 @@ class Original:
         Raises: ModelError if it refuses them; what PyTorch raises when the memory does not suffice.
         """
         wants_gradient = torch.is_grad_enabled() and ready.requires_grad
+        chance.begin()
         outputs = attempt(lambda: self.file.module(ready.clone()))
         if isinstance(outputs, Exception):
             if is_out_of_memory(outputs):

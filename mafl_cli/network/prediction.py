@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -33,16 +33,25 @@ class Prediction:
 
     logits: before softmax; (B, K, *spatial) with K >= 2 exclusive classes, or (B, 2, R, *spatial) for R regions that
     may overlap, each a problem of two classes. features: of each tap, or of each window and tap.
+    draws: of a network that answers by chance, the labels of each draw; logits and features are their mean.
     """
 
     logits: Tensor
     features: tuple[Patch, ...]
+    draws: tuple[Tensor, ...] = ()
 
     def detach(self) -> Prediction:
         """The same numbers without their history."""
         return Prediction(
-            self.logits.detach(), tuple(replace(patch, features=patch.features.detach()) for patch in self.features)
+            self.logits.detach(),
+            tuple(replace(patch, features=patch.features.detach()) for patch in self.features),
+            self.draws,
         )
+
+    @property
+    def labels(self) -> Tensor:
+        """The class of each voxel, (B, *spatial), or (B, R, *spatial): of several draws, what most of them have."""
+        return majority(self.draws) if self.draws else drawn(self.logits)
 
 
 class Network(Protocol):
@@ -70,6 +79,19 @@ def drawn(logits: Tensor, dim: int = 1, *, compact: bool = False) -> Tensor:
         labels = torch.maximum(labels, (other > top).to(torch.int16).mul_(index))
         top = torch.maximum(top, other)
     return labels.to(kept_type(logits.shape[dim])) if compact else labels.long()
+
+
+def majority(draws: Sequence[Tensor]) -> Tensor:
+    """What most of some label maps have at each voxel, the lowest of equals."""
+    most = torch.zeros_like(draws[0], dtype=torch.int16)
+    votes, found = torch.full_like(most, -1), torch.zeros_like(draws[0])
+    for label in range(int(max(labels.max() for labels in draws)) + 1):
+        most.zero_()
+        for labels in draws:
+            most += labels == label
+        found = torch.where(most > votes, label, found)
+        votes = torch.maximum(votes, most)
+    return found.to(draws[0].dtype)
 
 
 def kept_type(classes: int) -> torch.dtype:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mafl_cli.config import Precision
 from mafl_cli.errors import ModelError
-from mafl_cli.network import straight
+from mafl_cli.network import chance, straight
 from mafl_cli.network.lifting import Gives, Lifted, Output, lift
 from mafl_cli.network.model_file import Format, ModelFile, quiet_torchscript
 from mafl_cli.network.original import Original, logits_of
@@ -72,11 +72,17 @@ class Segmenter:
         self._one_by_one = self._functional = False
         self._plan: Plan | None = None
         self._loaded_with: GradientFrom = "graph"
+        self._chance_for_good = False
 
     @property
     def format(self) -> Format:
         """What the network was read from."""
         return self._file.format
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether its file answers differently each time; then every pass should be in a draw, see `chance`."""
+        return self.original.by_chance
 
     @property
     def cuts(self) -> bool:
@@ -88,7 +94,8 @@ class Segmenter:
         if self.gradient_from == "file":
             with self._casting():
                 return self.original(x)
-        if self._one_by_one and len(x) > 1:
+        # What a batch shares, by chance, its samples would share.
+        if (self._one_by_one or self.by_chance) and len(x) > 1:
             parts = [self(part) for part in torch.split(x, 1)]
             together = (
                 replace(patch, features=torch.cat([part.features[index].features for part in parts]))
@@ -108,6 +115,7 @@ class Segmenter:
             # Some networks were traced or exported for one sample and hold that number.
             self._one_by_one = True
             return self(x)
+        chance.begin()
         raw, *features = lifted.graph(ready)
         gives: Gives = "probabilities" if lifted.gives == "probabilities" else "logits"
         logits = logits_of(raw.float(), gives, overlapping=self.original.output.overlapping)
@@ -122,6 +130,7 @@ class Segmenter:
         """What the graph gives in place of the file's own output, without gradient: (B, n, *spatial)."""
         with torch.no_grad():
             lifted = self.lifted(ready)
+            chance.begin()
             return lifted.as_given(lifted.graph(ready)[0])
 
     def lifted(self, x: Tensor) -> Lifted:
@@ -177,8 +186,14 @@ class Segmenter:
             each._loaded_with = "file" if for_good else each._loaded_with
             each._lifted.clear()
 
+    def take_chance(self, *, for_good: bool = False) -> None:
+        """From now on it is known to answer differently each time. for_good: for every scan; else until `renew`."""
+        self.original.by_chance = True
+        self._chance_for_good = self._chance_for_good or for_good
+
     def renew(self) -> None:
         """Be as it was after loading: what one scan has shown of the network says nothing of the next."""
+        self.original.by_chance = self._chance_for_good
         for each in (self, self.exact):
             each.gradient_from = each._loaded_with
 

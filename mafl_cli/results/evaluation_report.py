@@ -13,7 +13,7 @@ from annotated_types import Interval, Len
 
 from mafl_cli.codes import Outcome, Reason, Untested
 from mafl_cli.config import Norm
-from mafl_cli.measure.records import Agreement, ClassAgreement, Reach, Size
+from mafl_cli.measure.records import Agreement, ClassAgreement, Draws, Reach, Size
 from mafl_cli.measure.statistics import Statistics
 from mafl_cli.measure.value import Value
 from mafl_cli.results.envelope import Environment, Failure, Tool, Version
@@ -89,6 +89,8 @@ class JudgedMetrics:
     dice_with_clean: Value
     size: Size
     size_per_channel: Annotated[tuple[Size, ...], Len(1)]
+    draws: Draws | None = field(default=None, metadata=OPTIONAL)
+    """Only where the first model answers differently each time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +247,12 @@ class JudgedCase:
     survival: tuple[Survival, ...]
     detection: Detection | None
     curve: Curve | None
+
+    @property
+    def may_reach(self) -> bool:
+        """Whether the goal is reached, or may be with other luck: a single draw of the model reaches it."""
+        draws = self.metrics.draws
+        return self.goal.reached or (draws is not None and draws.at_goal.mean > 0)
 
 
 @dataclass(frozen=True, kw_only=True)

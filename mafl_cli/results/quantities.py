@@ -169,7 +169,7 @@ def _at_goal(smallest: Callable[[SmallestAtGoal], Number | None], whole: Callabl
         if case.curve is not None:
             found = smallest(case.curve.smallest_at_goal)
             return undefined(case.curve.smallest_at_goal.reason or Reason.GOAL_NOT_REACHED) if found is None else found
-        return whole(case.metrics) if case.goal.reached else undefined(Reason.GOAL_NOT_REACHED)
+        return whole(case.metrics) if case.may_reach else undefined(Reason.GOAL_NOT_REACHED)
 
     return _evaluated(pick)
 
@@ -315,6 +315,12 @@ EVALUATED: Mapping[str, Quantity] = {
     name: quantity for name, quantity in QUANTITIES.items() if quantity.read.evaluation is not None
 }
 """What gates, and statistics of an evaluation, know."""
+
+OF_DRAWS = (
+    "target_iou", "target_iou_clean", "target_dice", "hit_rate", "collateral", "collateral_voxels", "prediction_drop",
+    "dice_clean", "dice_adversarial", "dice_drop",
+)  # fmt: skip
+"""What is measured of each draw of a model that answers differently each time."""
 
 # What is shown where, in this order.
 HEADLINES = ("target_iou", "hit_rate", "l2_model", "linf_model", "psnr_db", "ssim")

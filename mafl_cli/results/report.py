@@ -15,7 +15,7 @@ from annotated_types import Interval, Len
 from mafl_cli.classes import Classes
 from mafl_cli.codes import Outcome
 from mafl_cli.config import Activation, AttackConfig, Norm, SaveAs, SliceAxisChoice
-from mafl_cli.measure.records import Agreement, LocalOptimum, Size
+from mafl_cli.measure.records import Agreement, Draws, LocalOptimum, Size
 from mafl_cli.measure.value import Value
 from mafl_cli.results.envelope import Environment, Tool, Version
 from mafl_cli.results.trust_report import Trust
@@ -286,6 +286,9 @@ class Attack:
     """On the whole scan, from the file read again."""
     samples: SamplesRecord
     passes: Passes
+    draws_a_step: Annotated[int, Interval(ge=1)] | None = field(default=None, metadata=OPTIONAL)
+    """Draws whose gradients are averaged, each with passes of its own; only where the model answers differently each
+    time."""
     faithful: Faithful | None = field(default=None, metadata=OPTIONAL)
     """Not there where the file itself was differentiated from the start."""
     trace: Trace | None = field(default=None, metadata=OPTIONAL)
@@ -313,6 +316,8 @@ class Metrics:
     """Agreement of the prediction of the written file, read again."""
     size: Size
     size_per_channel: Annotated[tuple[Size, ...], Len(1)]
+    draws: Draws | None = field(default=None, metadata=OPTIONAL)
+    """Only where the model answers differently each time."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mafl_cli.codes import Alarm, Belief
-from mafl_cli.measure.records import LocalOptimum, Size
+from mafl_cli.measure.records import Draws, LocalOptimum, Size
 from mafl_cli.measure.value import Value
 from mafl_cli.results.report import CaseRecord, DryRun, Report
 from mafl_cli.results.trust_report import Trust
@@ -39,6 +39,7 @@ def format_summary(report: Report) -> str:
         f"  hit rate      {number(post.hit_rate)}   of {post.changed_voxels} voxels that must change;"
         f" collateral {post.collateral.count} voxels",
         f"  goal reached  {'yes' if attack.goal_reached else 'no'}{counts}",
+        *format_draws(case.metrics.draws, attack.draws_a_step),
         *format_size(case.metrics.size),
         *_format_local_optimum(attack.local_optimum),
         *_format_worst(attack.worst, samples.kind),
@@ -73,6 +74,29 @@ def said_of(trust: Trust) -> str:
 
 def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
+
+
+def format_draws(draws: Draws | None, a_step: int | None = None) -> list[str]:
+    """What single draws have of the target; nothing where a model always answers the same.
+
+    a_step: how many each step of the search took.
+    """
+    if draws is None:
+        return []
+    spans = ", ".join(
+        f"{name} {figure.mean:.4f} ({figure.low:.4f} to {figure.high:.4f})"
+        for name, figure in (
+            ("target IoU", draws.figures.get("target_iou")),
+            ("hit rate", draws.figures.get("hit_rate")),
+            ("at goal", draws.at_goal),
+        )
+        if figure is not None
+    )
+    cost = "" if a_step is None else f"; {a_step} passes for each of a step of the search"
+    return [
+        f"  single draws  {spans}",
+        f"                means of {draws.count} with 95 % intervals; all else is of what most draws have{cost}",
+    ]
 
 
 def format_size(size: Size) -> list[str]:

@@ -10,7 +10,6 @@ from torch import Tensor
 from mafl_cli.config import AttackConfig
 from mafl_cli.field.field import Field
 from mafl_cli.field.preprocess import per_channel
-from mafl_cli.network import prediction
 from mafl_cli.search import steps
 from mafl_cli.search.goals import SLACK, Goal, Verdict
 from mafl_cli.search.limits import Limits
@@ -98,7 +97,7 @@ def search_scale(field: Field, clean: Tensor, goal: Goal, limits: Limits, passes
     high = torch.ones_like(low)
     for _ in range(passes):
         x = limits.project(origin, found * steps.spread_out(probe, found), rows)
-        verdict = goal[rows].judge(prediction.drawn(field.predict(x).logits))
+        verdict = goal[rows].judge_prediction(field.predict(x))
         best.update(rows, x, verdict, steps.length((x - origin) / per_channel(limits.unit, clean)))
         holds = verdict.reached & (verdict.score >= enough)
         high = torch.where(holds, probe, high)

@@ -13,8 +13,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from mafl_cli.network.prediction import Prediction, majority
+
 # Voxels that are counted together.
 _BLOCK = 1 << 20
+_CLEARLY = 0.7
+"""Share of the draws of a step that clearly most are: 3 of 4."""
 SLACK = 1e-6
 """For comparing scores: the smallest step a count of voxels can make in float32 is far above it."""
 
@@ -87,6 +91,18 @@ class Goal:
     def judge(self, labels: Tensor) -> Verdict:
         """Judge a prediction. labels: like the target."""
         return self._verdict(self._tally(labels))
+
+    def judge_prediction(self, prediction: Prediction) -> Verdict:
+        """Judge what a search has seen. Where a network answers by chance, a voxel is at its target only if clearly
+        most of the draws are, so that no luck of a few draws counts."""
+        if not prediction.draws:
+            return self.judge(prediction.labels)
+        target = (self.code // (2 * self.classes)).view_as(prediction.draws[0])
+        others = [torch.where(labels == target, -1, labels) for labels in prediction.draws]
+        votes = torch.stack([other < 0 for other in others]).sum(dim=0)
+        rest = majority([other.clamp_min(0) for other in others])
+        rest = torch.where(rest == target, (target + 1) % self.classes, rest)
+        return self.judge(torch.where(votes >= _CLEARLY * len(others), target, rest))
 
     def judge_together(self, labels: Tensor) -> tuple[Verdict, Verdict]:
         """What `judge` says, and what it would say of all samples as one."""

@@ -26,7 +26,6 @@ from mafl_cli.codes import Outcome
 from mafl_cli.config import AttackConfig
 from mafl_cli.field.field import Field
 from mafl_cli.field.preprocess import per_channel
-from mafl_cli.network import prediction
 from mafl_cli.search import steps
 from mafl_cli.search.best import Best, finished, search_scale
 from mafl_cli.search.certificate import Certificate, Estimate
@@ -122,8 +121,8 @@ def attack(
     low = partial(low_pass, levels=config.low_frequency_levels, spacing=spacing)
     delta = _begin(clean, limits, config, low) if start is None else start.clone()
     rule = Halpern(config, clean, low) if config.step == "dynamic" else Descent(config, limits, clean, low)
-    drawn = terms.clean if surrogate is None else prediction.drawn(field.predict(clean).logits)
-    best = Best.at(clean, goal.judge(drawn), config.aimed, bounded=config.eps is not None)
+    seen = before if surrogate is None else field.predict(clean)
+    best = Best.at(clean, goal.judge_prediction(seen), config.aimed, bounded=config.eps is not None)
     ever_reached = best.reached.clone()
     loss = torch.zeros(len(clean), device=clean.device)
     stuck = torch.zeros_like(ever_reached)
@@ -133,7 +132,8 @@ def attack(
     budget = config.steps - scale_search
     promises = Promises(torch.zeros_like(stuck) if watch is None else watch)
     gains = FeatureGains(config.feature_weight if before.features else 0.0, config, budget, like=loss)
-    certificate = Certificate(clean, limits, budget) if config.certified else None
+    # Half-spaces of means over draws say nothing of the lead that single draws need.
+    certificate = Certificate(clean, limits, budget) if config.certified and not before.draws else None
 
     for step in range(budget):
         if not len(rows):
@@ -153,7 +153,7 @@ def attack(
 
         # 2. Judge it, and keep the best.
         seen = slopes.prediction if surrogate is None else field.predict(x)
-        verdict = goal[rows].judge(prediction.drawn(seen.logits))
+        verdict = goal[rows].judge_prediction(seen)
         size = steps.length(here)
         best.update(rows, x, verdict, size)
         ever_reached[rows] |= verdict.reached

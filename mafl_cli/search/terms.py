@@ -48,7 +48,7 @@ class Terms:
     ) -> Terms:
         if guide is not None and config.feature_weight == 0:
             raise UsageError("a guide needs a feature term: set `feature_weight` above 0.")
-        clean = drawn(before.logits)
+        clean = before.labels
         features = None if guide is None else field.predict(guide).features
         pressure = (
             Pressure(-margins(before.logits, clean), clean == target, config.kappa)
