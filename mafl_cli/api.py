@@ -39,6 +39,7 @@ from mafl_cli.judging.evaluation import EvaluateRequest, run_evaluation
 from mafl_cli.judging.gates import Gate
 from mafl_cli.judging.trials import Trials
 from mafl_cli.network.device import float32_by_default
+from mafl_cli.network.source import Model
 from mafl_cli.results.evaluation_report import Evaluation
 from mafl_cli.results.report import Report
 from mafl_cli.scans import recipes
@@ -105,7 +106,7 @@ def attack(
     in evaluation mode, in float32.
 
     Args:
-        model: an `nn.Module`, the path of a TorchScript or .pt2 file, or what `load_model` returns. It takes
+        model: an `nn.Module`, the path of a model, or what `load_model` returns. It takes
             (B, C, *spatial) and gives logits or probabilities, (B, K, *spatial). A file is a program: use only files
             you trust.
         image: (B, C, *spatial), real numbers; NumPy, or a tensor, which is attacked on its device. In 2-D a batch of
@@ -170,7 +171,7 @@ def attack_scan(
     Args:
         scan: NIfTI or DICOM, or a `Volume`; one for each channel of the model, in its order.
         target: a mask file (one for each region that may overlap), or a recipe such as "erase:1".
-        model: TorchScript or .pt2; a program: use only files you trust.
+        model: a file or folder, see docs/models.md, or what `load_model` returns; a program: use only files you trust.
         out: folder for the results; None keeps nothing but the report.
         options: method, settings of it (eps, steps, ...), or config with all of them; and the fields of
             `mafl_cli.case.request.AttackRequest`, as within, body_only, guides, attack_channels, save_as, device,
@@ -215,7 +216,10 @@ def attack_request(
     for name in options:
         require_known(name, SETTINGS | SCAN_OPTIONS)
     if isinstance(model, torch.nn.Module):
-        raise UsageError("`model` must be a file for a scan: an nn.Module is attacked on arrays, by `mafl.attack`.")
+        raise UsageError(
+            "`model` must be a file for a scan, or what load_model returns: an nn.Module is attacked on arrays, by "
+            "`mafl.attack`, and on scans after load_model(network)."
+        )
     options = with_types({name: value for name, value in options.items() if value is not None})
     chosen = {name: options.pop(name) for name in SETTINGS & set(options)}
     masks = Masks(options.pop("resample_target", False), options.pop("label_map", {}))
@@ -228,7 +232,7 @@ def attack_request(
         targets=() if target is None or isinstance(target, Recipe) else paths_of("target", target),
         recipe=target if isinstance(target, Recipe) else None,
         masks=masks,
-        model=model.path if isinstance(model, Loaded) else path_of("model", model),
+        model=model.source if isinstance(model, Loaded) else path_of("model", model),
         out=path_of("out", out),
         config=settings(method, chosen, config),
         **{**options, **seen_as(options)},
@@ -246,13 +250,17 @@ def _scans(given: Files | Volume | Sequence[Volume]) -> tuple[tuple[Volume, ...]
     return volumes, tuple(Path(scan.name) for scan in volumes)
 
 
+def _models(given: Files | Loaded) -> tuple[Model, ...]:
+    return (given.source,) if isinstance(given, Loaded) else paths_of("model", given)
+
+
 def evaluate(
     runs: Files = (),
     *,
     original: str | Path | None = None,
     adversarial: str | Path | None = None,
     target: str | Path | None = None,
-    model: Files = (),
+    model: Files | Loaded = (),
     ground_truth: str | Path | None = None,
     fail_if: str | Gate | Sequence[str | Gate] = (),
     trials: Trials | str | Sequence[str] = (),
@@ -279,7 +287,7 @@ def evaluate(
     """
     for name in options:
         require_known(name, EVALUATE_OPTIONS)
-    view, models = seen_as(options), paths_of("model", model)
+    view, models = seen_as(options), _models(model)
     trust = bool(with_types({"trust": options.get("trust", False)})["trust"])
     if original is not None and not models and not runs:
         raise UsageError("`model` must name the model that draws the predictions of a pair of scans.")

@@ -22,7 +22,7 @@ from typing import Any
 from mafl_cli import __version__
 from mafl_cli.batch.local import Job, Row, attack_one
 from mafl_cli.errors import InputError, MaflError, UsageError
-from mafl_cli.names import outside, public_name
+from mafl_cli.names import is_there, outside, public_name
 from mafl_cli.results.folder import written_to
 from mafl_cli.system import staging
 from mafl_cli.system.documents import read_toml
@@ -124,7 +124,10 @@ def _everywhere(job: Job) -> Job:
         name: tuple(path.resolve() for path in getattr(request, name))
         for name in ("images", "targets", "guides", "starts")
     }
-    places |= {name: getattr(request, name).resolve() for name in ("out", "model")}
+    places["out"] = request.out.resolve()
+    # What is not a file has no place.
+    model = request.model
+    places["model"] = model.resolve() if isinstance(model, Path) and is_there(model) else model
     places["within"] = None if request.within is None else request.within.resolve()
     if request.recipe is not None and request.recipe.mask is not None:
         places["recipe"] = replace(request.recipe, mask=request.recipe.mask.resolve())

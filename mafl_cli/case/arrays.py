@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -34,7 +34,9 @@ from mafl_cli.network.intensity import Intensity
 from mafl_cli.network.kinds import read_model
 from mafl_cli.network.load import ModelInfo, describe
 from mafl_cli.network.model_file import ModelFile, lent
+from mafl_cli.network.opening import Opening
 from mafl_cli.network.reasons import enough_memory
+from mafl_cli.network.source import Model, Own
 from mafl_cli.results.report import Trace
 from mafl_cli.results.trust_report import Trust
 from mafl_cli.results.worst_report import WorstCase
@@ -85,33 +87,58 @@ class Attacked(Generic[A]):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model file that is loaded, to be given to several attacks; see `load_model`.
+    """A model that is loaded, to be given to several attacks, on arrays and on scans; see `load_model`.
 
-    info: what is known about it: dims, channels, classes.names, activation, divisor, and the assumptions.
+    source: what it was loaded from. info: what is known about it: dims, channels, classes.names, activation, divisor,
+    and the assumptions.
     """
 
-    path: Path
+    source: Model
     device: torch.device
     card: ModelCard
     info: ModelInfo
     file: ModelFile
 
 
-def load_model(path: str | Path, *, device: str = "auto") -> Loaded:
-    """Load a TorchScript or .pt2 file and find out what it takes and gives.
+def load_model(
+    model: str | Path | torch.nn.Module,
+    *,
+    card: ModelCard | Mapping[str, Any] | str | Path | None = None,
+    device: str = "auto",
+    trust: bool = False,
+) -> Loaded:
+    """Load a model of any kind and find out what it takes and gives.
 
         model = mafl.load_model("model.ts", device="cpu")
         model.info.dims, model.info.classes.names, model.info.assumptions
 
-    A model file is a program: load only files you trust.
+        model = mafl.load_model(network, card={"input": {"orientation": "RAS", "intensity": "zscore"}})
+        mafl.attack_scan("scan.nii.gz", "erase:1", model=model, steps=20)
+
+    A model file is a program: load only files you trust. A network of your own is put into evaluation mode, and its
+    parameters ask for no gradients any more.
+    Args:
+        model: a file or folder (see docs/models.md), `package.module:function`, or an `nn.Module`.
+        card: of an `nn.Module`: what it expects of a scan; the tables of a model's TOML file, or the path of one.
+        device: for an `nn.Module`, auto is where it is.
+        trust: whether Python code that comes with the model may run.
     Raises: ModelError with the reason if it cannot be attacked; UsageError for a device that is not there.
     """
-    path, where = path_of("path", path), pick_device(str(device))
-    card = find_card(path)
-    file = read_model(path, where)
+    if isinstance(model, torch.nn.Module):
+        name = type(getattr(model, "_orig_mod", model)).__name__
+        own = next((each.device for each in (*model.parameters(), *model.buffers())), None)
+        where = own if device == "auto" and own is not None else pick_device(str(device))
+        source: Model = Own(model, name, card)
+    else:
+        if card is not None:
+            raise UsageError("a card is for an nn.Module: beside a file lies its TOML file.")
+        source, where = path_of("model", model), pick_device(str(device))
+    opening = Opening(trust=trust)
+    known = find_card(source, opening)
+    file = read_model(source, where, opening)
     with exactly(where), float32_by_default():
-        _, info, _ = describe(file, path.name, where, card)
-    return Loaded(path, where, card, info, file)
+        _, info, _ = describe(file, source.name, where, known)
+    return Loaded(source, where, known, info, file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +279,7 @@ def _network(model: torch.nn.Module | Loaded | str | Path, image: Array) -> Iter
         )
     if where not in (None, model.device):
         raise UsageError(f"`image` is on {where}, `model` was loaded on {model.device}: bring them onto one device.")
-    yield _Network(model.file, model.path.name, model.card, model.device)
+    yield _Network(model.file, model.source.name, model.card, model.device)
 
 
 def _problem(network: _Network, clean: Tensor, asked: Asked, say: Say) -> ArrayProblem:

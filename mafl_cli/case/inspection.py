@@ -98,9 +98,13 @@ def write_card(
     from mafl_cli.network.card_file import find_card, to_toml
     from mafl_cli.network.load import load
 
-    if kinds.kind_of(model).in_folds:
+    kind = kinds.kind_of(model)
+    if kind.in_folds:
         raise UsageError(f"{public_name(model)}: says all that mafl must know about it itself: leave out `write`.")
-    path = model.with_suffix(".toml")
+    cards = kind.cards(model)
+    if not cards:
+        raise UsageError(f"{public_name(model)}: is a function, which gives its own card: return it with the network.")
+    path = cards[0]
     if path.exists() and not overwrite:
         raise UsageError(f"{public_name(path)}: is there already: add `overwrite` to replace it.")
     stated = find_card(model, Opening(trust=trust))

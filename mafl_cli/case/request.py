@@ -21,6 +21,7 @@ from mafl_cli.network.card import (
 )
 from mafl_cli.network.intensity import Intensity
 from mafl_cli.network.opening import Opening, read_folds
+from mafl_cli.network.source import Model
 from mafl_cli.scans.masks import Masks
 from mafl_cli.scans.recipes import Recipe
 from mafl_cli.scans.volume import Volume
@@ -36,7 +37,7 @@ class ModelRequest:
     window.
     """
 
-    model: Path = DEMO_MODEL
+    model: Model = DEMO_MODEL
     folds: tuple[str, ...] | None = None
     mirror: bool | None = None
     trust: bool = False

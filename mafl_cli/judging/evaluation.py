@@ -30,6 +30,7 @@ from mafl_cli.names import outside
 from mafl_cli.network import kinds
 from mafl_cli.network.device import exactly, pick_device
 from mafl_cli.network.reasons import enough_memory
+from mafl_cli.network.source import Model
 from mafl_cli.results.envelope import NOTICE, SCHEMA_VERSION, TOOL, Environment, Failure
 from mafl_cli.results.evaluation_report import (
     Evaluation,
@@ -157,7 +158,7 @@ def _sources(request: EvaluateRequest) -> list[PairSource]:
     return of_files(request.original, request.adversarial, request.target)
 
 
-def _attacked(pair: Pair, request: EvaluateRequest, hashes: Mapping[Path, str]) -> tuple[ModelRequest, ...]:
+def _attacked(pair: Pair, request: EvaluateRequest, hashes: Mapping[Model, str]) -> tuple[ModelRequest, ...]:
     """The model that a result folder's run attacked, if it is among those at hand."""
     assert pair.recorded is not None
     said = pair.recorded.report.model

@@ -1,4 +1,4 @@
-"""What a MONAI bundle says about itself: the extras that `ckpt_export` puts into the TorchScript file.
+"""What a MONAI bundle says about itself: its configs, or the extras that `ckpt_export` puts into a TorchScript file.
 
 `metadata.json` describes tensors (channels, sizes, class names); `inference.json` the transforms around the network.
 The latter is Python in JSON: `$` expressions would be evaluated by MONAI. Nothing is evaluated here; a reference (`@x`)
@@ -11,11 +11,12 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mafl_cli.errors import UsageError
+from mafl_cli.network.card import short
 from mafl_cli.network.intensity import Intensity
 from mafl_cli.system import sizes
 
@@ -28,7 +29,11 @@ def read_bundle(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
     Both are empty for a file without a bundle's extras.
     """
-    documents = list(_documents(path))
+    return described(list(_documents(path)))
+
+
+def described(documents: Sequence[Mapping[str, Any]], *, whole: bool = False) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The same for documents that were read already. whole: also say which transforms are left out."""
     metadata = next((entry for entry in documents if "network_data_format" in entry), None)
     if metadata is None:
         return {}, ()
@@ -37,6 +42,9 @@ def read_bundle(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     for document in documents:
         if "preprocessing" in document or "inferer" in document:
             found |= _of_transforms(document, said) | _of_inferer(document, said) | _of_activation(document)
+            if whole:
+                _of_slices(document, found, said)
+                said += _left_out(document, found)
     classes = found.get("classes")
     if found.get("activation") == "sigmoid" and classes and len(classes) == 1:
         found["classes"] = ("background", *classes)
@@ -176,6 +184,72 @@ def _of_inferer(document: Mapping[str, Any], said: list[str]) -> dict[str, Any]:
     if mode in ("gaussian", "constant"):
         found["blend"] = mode
     return found
+
+
+def _of_slices(document: Mapping[str, Any], found: dict[str, Any], said: list[str]) -> None:
+    """A volume that a 2-D network sees slice by slice (SliceInferer)."""
+    inferer = document.get("inferer")
+    if not isinstance(inferer, dict) or _target(inferer) != "SliceInferer":
+        return
+    axis = _plain(document, inferer.get("spatial_dim", 0), int)
+    if axis not in (0, 1, 2):
+        said.append("the slices of the bundle's inferer are not a plain value; state slice_axis")
+        return
+    codes = found.get("orientation")
+    letters = {"L": "sagittal", "R": "sagittal", "P": "coronal", "A": "coronal", "I": "axial", "S": "axial"}
+    stated = isinstance(codes, str) and len(codes) == 3 and set(codes.upper()) <= set(letters)
+    found |= {"dims": 2, "slice_axis": letters[codes.upper()[axis]] if stated and codes else "ijk"[axis]}
+    roi = _plain(document, inferer.get("roi_size"), list)
+    if roi is not None and len(roi) == 2:
+        found["roi"] = tuple(map(_finite, roi))
+    if len(found.get("spacing", ())) == 3:
+        along = found["spacing"][axis]
+        found["spacing"] = tuple(mm for place, mm in enumerate(found["spacing"]) if place != axis)
+        said.append(f"the bundle resamples slices to a distance of {along:g} mm; mafl leaves them where they are")
+
+
+# These change neither values nor places, or are what reads a file.
+_NOTHING = {
+    "LoadImage", "EnsureChannelFirst", "EnsureType", "ToTensor", "ToDevice", "CastToType", "AddChannel",
+    "AsChannelFirst", "Identity", "SelectItems", "DeleteItems", "CopyItems", "",
+}  # fmt: skip
+_UNDERSTOOD = {
+    "Orientation", "Spacing", "ScaleIntensity", "ScaleIntensityRange", "ScaleIntensityRangePercentiles",
+    "NormalizeIntensity",
+}  # fmt: skip
+_STATISTICS = ("ScaleIntensity", "NormalizeIntensity", "ScaleIntensityRangePercentiles")
+_AFTERWARDS = {"Activations", "Invert", "AsDiscrete", "SaveImage"}
+
+
+def _left_out(document: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each thing of a bundle that is not part of the attacked function."""
+    scalings = 0
+    for step in _steps(document, "preprocessing"):
+        kind = _target(step).removesuffix("d")
+        scalings += kind.startswith(("ScaleIntensity", "NormalizeIntensity"))
+        if kind not in _NOTHING | _UNDERSTOOD:
+            yield f"{_target(step)} of the bundle is left out: mafl does not know it"
+        together = kind in _STATISTICS and step.get("channel_wise", False) is not True
+        if together and len(found.get("channels", ())) > 1:
+            yield f"{_target(step)} of the bundle takes one statistic for all channels; mafl takes one for each"
+        mode = step.get("mode", "bilinear")
+        if kind == "Spacing" and mode not in ("bilinear", ["bilinear"]) and found.get("spacing"):
+            yield f"{_target(step)} of the bundle interpolates by {short(mode)}; mafl interpolates linearly"
+    if scalings > 1:
+        yield "the bundle scales intensities more than once; mafl does what its last step says"
+    for step in _steps(document, "postprocessing"):
+        kind = _target(step).removesuffix("d")
+        if kind not in _NOTHING | _AFTERWARDS:
+            yield f"{_target(step)} of the bundle is left out: the attacked function ends with the network's classes"
+    inferer = document.get("inferer")
+    kind = _target(inferer)
+    if kind not in ("", "SimpleInferer", "SlidingWindowInferer", "SlidingWindowInfererAdapt", "SliceInferer"):
+        yield f"{kind} of the bundle is left out: mafl does not know it"
+
+
+def _steps(document: Mapping[str, Any], part: str) -> list[Any]:
+    steps = _table(document.get(part)).get("transforms")
+    return [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
 
 
 def _of_activation(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,17 +23,21 @@ from mafl_cli.network.card import (
 from mafl_cli.network.intensity import Intensity, IntensityKind
 from mafl_cli.network.kinds import kind_of
 from mafl_cli.network.opening import PLAIN, Opening
+from mafl_cli.network.source import Model
 from mafl_cli.system.documents import read_toml
 
 
-def find_card(model: Path, opening: Opening = PLAIN) -> ModelCard:
+def find_card(model: Model, opening: Opening = PLAIN) -> ModelCard:
     """The card beside `model`, its gaps filled from what the model says of itself.
 
     Raises ModelError if there is a card that cannot be used.
     """
-    beside = [path for path in (model.with_suffix(".toml"), model.parent / "model.toml") if path.is_file()]
+    kind = kind_of(model)
+    beside = [path for path in kind.cards(model) if path.is_file()]
     card = read_card(beside[0]) if beside else ModelCard()
-    stated = kind_of(model).states(model, opening)
+    stated = kind.states(model, opening)
+    if stated.card is not None:
+        return card_of(stated.card, outside(model.name))
     if not stated.values:
         return card
     gaps = {key: value for key, value in stated.values.items() if getattr(card, key) == getattr(ModelCard, key, None)}
@@ -48,14 +52,36 @@ def find_card(model: Path, opening: Opening = PLAIN) -> ModelCard:
     return replace(card, **gaps, source=", then ".join(sources) or None, said=stated.said)
 
 
+def card_of(card: object, name: str) -> ModelCard:
+    """A card as a caller gives it: a `ModelCard`, the tables of a model TOML, or the path of one.
+
+    name: of its model. Raises: ModelError for one that cannot be used, naming the key.
+    """
+    where = f"the card of {name}"
+    if isinstance(card, ModelCard):
+        return replace(card, source=card.source or where)
+    if isinstance(card, (str, Path)):
+        return read_card(Path(card))
+    if isinstance(card, Mapping):
+        return card_of_tables(card, where)
+    raise ModelError(f"{name}: its card must be a ModelCard, a dict or a path, got {outside(type(card).__name__)}.")
+
+
 def read_card(path: Path) -> ModelCard:
     """Read a model TOML. Raises ModelError naming the file and the key that is wrong."""
     try:
-        return replace(_parse(read_toml(path)), source=path.name)
+        tables = read_toml(path)
     except InputError as exc:
         raise ModelError(str(exc)) from exc
+    return replace(card_of_tables(tables, outside(path.name)), source=path.name)
+
+
+def card_of_tables(tables: Mapping[str, Any], where: str) -> ModelCard:
+    """A card from what a model TOML holds. where: what messages call it. Raises ModelError naming the wrong key."""
+    try:
+        return replace(_parse(tables), source=where)
     except UsageError as exc:
-        raise ModelError(f"{outside(path.name)}: {as_keys(str(exc))}") from exc
+        raise ModelError(f"{where}: {as_keys(str(exc))}") from exc
 
 
 _INPUT = (

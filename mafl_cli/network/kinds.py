@@ -5,15 +5,17 @@ A new kind is an entry in `KINDS`. No torch here, so that a card is read at once
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mafl_cli.errors import ModelError, UsageError
-from mafl_cli.names import outside, sha256
+from mafl_cli.names import is_there, outside, sha256
 from mafl_cli.network.bundle import read_bundle
 from mafl_cli.network.opening import PLAIN, Opening
+from mafl_cli.network.source import Model, Own
 
 if TYPE_CHECKING:
     import torch
@@ -26,15 +28,14 @@ class Stated:
     """What a model says of itself.
 
     values: fields of a `ModelCard`. said: a sentence for each thing that could not be read, or was concluded. source:
-    where that stands, for people; None where nobody stated it.
+    where that stands, for people; None where nobody stated it. card: all that is known, as its caller gave it, in place
+    of what may be found elsewhere.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
     said: tuple[str, ...] = ()
     source: str | None = None
-
-
-Read = Callable[[Path, "torch.device", Opening], "ModelFile"]
+    card: object = None
 
 
 @dataclass(frozen=True)
@@ -42,28 +43,31 @@ class Kind:
     """A kind of model.
 
     claims: whether a model is of this kind, by a look at it. read: load it; the last argument is what the user says
-    about that. states: what it says of itself, likewise. files: all that it consists of, likewise.
+    about that. states: what it says of itself, likewise. files: all that it consists of, likewise, if that is files.
+    cards: the TOML files that may be about it, the first first. digest: of what does not consist of files.
     in_folds: whether it has folds and mirrored inputs, among which a user may choose.
     """
 
-    claims: Callable[[Path], bool]
-    read: Read
-    states: Callable[[Path, Opening], Stated]
-    files: Callable[[Path, Opening], tuple[Path, ...]]
+    claims: Callable[[Model], bool]
+    read: Callable[[Any, torch.device, Opening], ModelFile]
+    states: Callable[[Any, Opening], Stated]
+    files: Callable[[Any, Opening], tuple[Path, ...]] = lambda model, opening: (model,)
+    cards: Callable[[Any], tuple[Path, ...]] = lambda model: (model.with_suffix(".toml"), model.parent / "model.toml")
+    digest: Callable[[Any, Opening], str] | None = None
     in_folds: bool = False
 
 
-def kind_of(model: Path) -> Kind:
+def kind_of(model: Model) -> Kind:
     """The first kind that says that a model is its own; a file of PyTorch's if none does."""
     return next((kind for kind in KINDS if kind.claims(model)), _ARCHIVE)
 
 
-def is_known(model: Path) -> bool:
+def is_known(model: Model) -> bool:
     """Whether one of the kinds beside PyTorch's files says that this is its own."""
     return any(kind.claims(model) for kind in KINDS)
 
 
-def read_model(model: Path, device: torch.device, opening: Opening = PLAIN) -> ModelFile:
+def read_model(model: Model, device: torch.device, opening: Opening = PLAIN) -> ModelFile:
     """Load a model of any kind.
 
     Raises: ModelError saying what it is, or why it cannot be loaded; UsageError if it needs `trust`, or a
@@ -76,15 +80,16 @@ def read_model(model: Path, device: torch.device, opening: Opening = PLAIN) -> M
     return kind.read(model, device, opening)
 
 
-def digest(model: Path, opening: Opening = PLAIN) -> str:
+def digest(model: Model, opening: Opening = PLAIN) -> str:
     """SHA-256 of all that a model consists of; empty where it cannot be read: the loader says why."""
+    kind = kind_of(model)
     try:
-        return sha256(*kind_of(model).files(model, opening))
-    except (OSError, ModelError):
+        return sha256(*kind.files(model, opening)) if kind.digest is None else kind.digest(model, opening)
+    except (OSError, ModelError, UsageError):
         return ""
 
 
-def changes(model: Path, opening: Opening = PLAIN) -> tuple[object, ...] | None:
+def changes(model: Model, opening: Opening = PLAIN) -> tuple[object, ...] | None:
     """What is another where a model was changed since; None where that cannot be seen."""
     try:
         stats = [(path, path.stat()) for path in kind_of(model).files(model, opening)]
@@ -96,8 +101,38 @@ def changes(model: Path, opening: Opening = PLAIN) -> tuple[object, ...] | None:
 # --- the kinds ----------------------------------------------------------------------------------------------------
 
 
-def _one_file(model: Path, opening: Opening) -> tuple[Path, ...]:
-    return (model,)
+def _no_files(model: Model, opening: Opening = PLAIN) -> tuple[Path, ...]:
+    return ()
+
+
+_FUNCTION = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
+
+
+def _is_function(model: Model) -> bool:
+    return isinstance(model, Path) and _FUNCTION.fullmatch(str(model)) is not None and not is_there(model)
+
+
+def _own(model: Model, opening: Opening) -> Own:
+    from mafl_cli.network.function import made_by
+
+    return model if isinstance(model, Own) else made_by(model, opening.trust)
+
+
+def _read_own(model: Model, device: torch.device, opening: Opening) -> ModelFile:
+    from mafl_cli.network.function import read_own
+
+    return read_own(_own(model, opening), device)
+
+
+def _own_states(model: Model, opening: Opening) -> Stated:
+    card = _own(model, opening).card
+    return Stated() if card is None else Stated(card=card)
+
+
+def _own_digest(model: Model, opening: Opening) -> str:
+    from mafl_cli.network.function import digest_of
+
+    return digest_of(_own(model, opening))
 
 
 def _read_archive(model: Path, device: torch.device, opening: Opening) -> ModelFile:
@@ -132,10 +167,10 @@ def _onnx_files(model: Path, opening: Opening) -> tuple[Path, ...]:
     return files_of(model)
 
 
-def _is_nnunet(model: Path) -> bool:
+def _is_nnunet(model: Model) -> bool:
     from mafl_cli.network.nnunet.plans import is_results_folder
 
-    return is_results_folder(model)
+    return isinstance(model, Path) and is_results_folder(model)
 
 
 def _read_nnunet(model: Path, device: torch.device, opening: Opening) -> ModelFile:
@@ -158,8 +193,51 @@ def _nnunet_files(model: Path, opening: Opening) -> tuple[Path, ...]:
     return files_of(model, opening)
 
 
-_ARCHIVE = Kind(lambda model: True, _read_archive, _archive_states, _one_file)
+def _is_bundle(model: Model) -> bool:
+    from mafl_cli.network.bundle_folder import is_bundle
+
+    return isinstance(model, Path) and is_bundle(model)
+
+
+def _read_bundle(model: Path, device: torch.device, opening: Opening) -> ModelFile:
+    from mafl_cli.network.bundle_folder import files_of, network_of
+    from mafl_cli.network.function import of_module
+
+    return of_module(
+        network_of(model, opening.trust), outside(model.name), "monai.bundle", sha256(*files_of(model)), device
+    )
+
+
+def _bundle_states(model: Path, opening: Opening) -> Stated:
+    from mafl_cli.network.bundle_folder import states
+
+    values, said = states(model, opening.trust)
+    return Stated(values, said, "its bundle")
+
+
+def _bundle_files(model: Path, opening: Opening) -> tuple[Path, ...]:
+    from mafl_cli.network.bundle_folder import files_of
+
+    return files_of(model)
+
+
+def _bundle_cards(model: Path) -> tuple[Path, ...]:
+    beside = model.parent / f"{model.name.removesuffix('.zip')}.toml"
+    return (beside, model / "model.toml") if model.is_dir() else (beside,)
+
+
+def _is_onnx(model: Model) -> bool:
+    return isinstance(model, Path) and model.suffix.lower() == ".onnx"
+
+
+def _is_own(model: Model) -> bool:
+    return isinstance(model, Own) or _is_function(model)
+
+
+_ARCHIVE = Kind(lambda model: True, _read_archive, _archive_states)
 KINDS: tuple[Kind, ...] = (
-    Kind(lambda model: model.suffix.lower() == ".onnx", _read_onnx, _onnx_states, _onnx_files),
-    Kind(_is_nnunet, _read_nnunet, _nnunet_states, _nnunet_files, in_folds=True),
-)  # fmt: skip
+    Kind(_is_own, _read_own, _own_states, files=_no_files, cards=_no_files, digest=_own_digest),
+    Kind(_is_onnx, _read_onnx, _onnx_states, files=_onnx_files),
+    Kind(_is_bundle, _read_bundle, _bundle_states, files=_bundle_files, cards=_bundle_cards),
+    Kind(_is_nnunet, _read_nnunet, _nnunet_states, files=_nnunet_files, in_folds=True),
+)

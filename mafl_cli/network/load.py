@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from mafl_cli.network.opening import PLAIN, Opening
 from mafl_cli.network.probing import accepted, input_kind, padded
 from mafl_cli.network.reasons import REFUSALS, enough_memory, is_out_of_memory
 from mafl_cli.network.segmenter import GradientFrom, Segmenter
+from mafl_cli.network.source import Model
 
 BY_CHANCE = (
     "answers: differ each time (noise, or dropout that was left on?): "
@@ -79,7 +79,7 @@ class ModelInfo:
 
 
 def load(
-    path: Path,
+    path: Model,
     *,
     device: torch.device,
     card: ModelCard | None = None,

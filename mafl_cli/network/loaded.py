@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from mafl_cli.network.kinds import changes
 from mafl_cli.network.load import ModelInfo, load
 from mafl_cli.network.opening import PLAIN, Opening
 from mafl_cli.network.segmenter import Segmenter
+from mafl_cli.network.source import Model
 
 _KNOWN = 64
 """Models whose number of dimensions is remembered; without it a model is found out about again, and loaded anew."""
@@ -33,7 +33,7 @@ class LoadedModels:
 
     def get(
         self,
-        path: Path,
+        path: Model,
         *,
         device: torch.device,
         card: ModelCard,

@@ -24,7 +24,7 @@ from mafl_cli.names import outside, sha256
 from mafl_cli.network import archives, exported
 from mafl_cli.network.reasons import meaning
 
-Format = Literal["torchscript", "torch.export", "torch.nn", "onnx", "nnunet"]
+Format = Literal["torchscript", "torch.export", "torch.nn", "onnx", "nnunet", "monai.bundle"]
 
 _REMEDY = "save the network with torch.jit.script(net).save(...) or torch.jit.trace(net, example).save(...)"
 
@@ -79,7 +79,7 @@ def read_archive(path: Path, device: torch.device) -> ModelFile:
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     # Looked up before freezing, which turns parameters into constants.
-    kernel = _kernel(module)
+    kernel = kernel_of(module)
     frozen = module
     if kind == "torchscript" and hasattr(module, "training"):  # one that is frozen already has lost this attribute
         module.eval()
@@ -104,8 +104,21 @@ def _frozen(module: Any) -> torch.nn.Module:
     return found
 
 
-def _kernel(module: torch.nn.Module) -> tuple[int, ...] | None:
+def kernel_of(module: torch.nn.Module) -> tuple[int, ...] | None:
+    """The shape of its first convolution's kernel, if it shows one."""
     return next((tuple(p.shape) for p in module.parameters() if p.ndim in (4, 5)), None)
+
+
+def without_compiler(module: torch.nn.Module) -> torch.nn.Module:
+    """What torch.compile makes of a module cannot be recorded; the module itself can."""
+    inner: torch.nn.Module = getattr(module, "_orig_mod", module)
+    return inner
+
+
+def require_gradient(module: torch.nn.Module, name: str) -> None:
+    """Raise ModelError for a network that was made where there are no gradients."""
+    if any(tensor.is_inference() for tensor in (*module.parameters(), *module.buffers())):
+        raise ModelError(f"{name}: was made under torch.inference_mode(), where there is no gradient: make it outside.")
 
 
 @contextmanager
@@ -116,13 +129,8 @@ def lent(module: torch.nn.Module) -> Iterator[ModelFile]:
     Raises: ModelError for a network that was made under `torch.inference_mode()`, through which no gradient goes.
     """
     import_compiler()
-    # What torch.compile makes of a module cannot be recorded; the module itself can.
-    inner: torch.nn.Module = getattr(module, "_orig_mod", module)
-    if any(tensor.is_inference() for tensor in (*inner.parameters(), *inner.buffers())):
-        raise ModelError(
-            f"{type(module).__name__}: was made under torch.inference_mode(), where there is no gradient: "
-            "make it outside."
-        )
+    inner = without_compiler(module)
+    require_gradient(inner, type(module).__name__)
     modes = [(part, part.training) for part in inner.modules()]
     asked = [(parameter, parameter.requires_grad) for parameter in inner.parameters()]
     try:
@@ -131,7 +139,7 @@ def lent(module: torch.nn.Module) -> Iterator[ModelFile]:
             parameter.requires_grad_(False)
         # TorchScript that ran on a GPU before keeps the kernels it was compiled into; a frozen copy has none yet.
         own = isinstance(inner, torch.jit.ScriptModule) and hasattr(inner, "training")
-        yield ModelFile(inner, _frozen(inner) if own else inner, "torch.nn", "", _kernel(inner), None, cuts=True)
+        yield ModelFile(inner, _frozen(inner) if own else inner, "torch.nn", "", kernel_of(inner), None, cuts=True)
     finally:
         for parameter, wanted in asked:
             parameter.requires_grad_(wanted)

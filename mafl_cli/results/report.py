@@ -113,7 +113,7 @@ class TapRecord:
 class Model:
     name: str
     sha256: Sha256
-    format: Literal["torchscript", "torch.export", "torch.nn", "onnx", "nnunet"]
+    format: Literal["torchscript", "torch.export", "torch.nn", "onnx", "nnunet", "monai.bundle"]
     dims: Literal[2, 3]
     channels: Annotated[tuple[str, ...], Len(1)]
     orientation: str

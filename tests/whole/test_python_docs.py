@@ -52,6 +52,12 @@ def test_the_page_runs(names: dict[str, Any]) -> None:
     assert lines[-1] == "`target` must be (B, *spatial), (3, 16, 12), on the grid of the image, got (3, 15, 12)."
 
 
+def test_the_page_on_kinds_of_models_runs(names: dict[str, Any]) -> None:
+    for block in blocks(ROOT / "docs" / "models.md"):
+        exec(block, names)
+    assert names["report"].model.classes == ("other", "liver")
+
+
 @pytest.mark.parametrize("name", ["attack", "attack_scan", "evaluate", "inspect", "load_model", "preset", "read_scan"])
 def test_examples_of_docstrings_run(name: str, names: dict[str, Any]) -> None:
     names |= {"mafl": mafl_cli, "MyUNet": lambda: Threshold(2)}
