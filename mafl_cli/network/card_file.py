@@ -20,7 +20,7 @@ from mafl_cli.network.card import (
     check_spacing,
     short,
 )
-from mafl_cli.network.intensity import Intensity, IntensityKind
+from mafl_cli.network.intensity import Intensity
 from mafl_cli.network.kinds import kind_of
 from mafl_cli.network.opening import PLAIN, Opening
 from mafl_cli.network.source import Model
@@ -247,6 +247,8 @@ _INTENSITY_KEYS = {
     "percentile": ("lower", "upper", "to"), "ct": ("lower", "upper", "mean", "std"),
 }  # fmt: skip
 _NEEDED = {"window": ("min", "max"), "percentile": ("lower", "upper"), "ct": ("lower", "upper", "mean", "std")}
+_REGIONS = ("all", "nonzero")
+"""Where a card of somebody's own may have statistics taken; the crop is nnU-Net's."""
 
 
 def _intensity(table: Mapping[str, Any]) -> Intensity | None:
@@ -257,9 +259,12 @@ def _intensity(table: Mapping[str, Any]) -> Intensity | None:
         return Intensity.parse(value)
     if not isinstance(value, dict) or "kind" not in value:
         raise UsageError('intensity must be a table with a kind, for example { kind = "minmax" }.')
-    kind = _choice(value, "kind", get_args(IntensityKind))
+    kind = _choice(value, "kind", tuple(_INTENSITY_KEYS))
     _only(value, ("kind", *_INTENSITY_KEYS[kind], "clip"), f"an intensity of kind {kind!r}")
-    settings: dict[str, Any] = {"kind": kind, "region": value.get("region", Intensity.region)}
+    region = value.get("region", Intensity.region)
+    if region not in _REGIONS:
+        raise UsageError(f"`intensity` region must be one of {', '.join(_REGIONS)}, got {outside(str(region))!r}.")
+    settings: dict[str, Any] = {"kind": kind, "region": region}
     needed = _NEEDED.get(kind, ())
     if not set(needed) <= set(value):
         raise UsageError(f"an intensity of kind {kind!r} needs {' and '.join(needed)}.")

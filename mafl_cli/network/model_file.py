@@ -38,7 +38,8 @@ class ModelFile:
     kernel: shape of its first convolution's kernel, if it shows one. example: shape of the input that it was exported
     with, None for each size it leaves open; torch.export only. cuts: whether it may cut gradients off, or have some of
     its own, so that they are not the derivative of what it computes. members: how many passes of networks make one
-    answer, whose mean it is; where there are several, `module` keeps of each no more than its input for a gradient.
+    answer, whose mean it is; where there are several, `module` keeps of each no more than its input for a gradient, and
+    `member` is one of them.
     """
 
     module: torch.nn.Module
@@ -49,6 +50,7 @@ class ModelFile:
     example: tuple[int | None, ...] | None
     cuts: bool
     members: int = 1
+    member: torch.nn.Module | None = None
 
 
 def read_archive(path: Path, device: torch.device) -> ModelFile:

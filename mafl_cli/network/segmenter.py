@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any, Literal
@@ -210,7 +210,7 @@ class Segmenter:
     def activation_bytes(self, x: Tensor) -> int:
         """Bytes of all intermediate values for an input like `x`: what a backward pass keeps, at the most."""
         if self.gradient_from == "file":
-            return _saved_bytes(self, x)
+            return _saved_bytes(self._file.member or self, x)
         nodes = self.lifted(self.original.enlarged(x)).graph.graph.nodes
         metas = [node.meta.get("tensor_meta") for node in nodes if node.op == "call_function"]
         return sum(math.prod(meta.shape) * meta.dtype.itemsize for meta in metas if hasattr(meta, "shape"))
@@ -221,7 +221,7 @@ class Segmenter:
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def _saved_bytes(segmenter: Segmenter, x: Tensor) -> int:
+def _saved_bytes(network: Callable[[Tensor], object], x: Tensor) -> int:
     """Bytes that autograd keeps of a pass of `x`, each tensor counted once."""
     kept: dict[int, int] = {}
 
@@ -230,5 +230,5 @@ def _saved_bytes(segmenter: Segmenter, x: Tensor) -> int:
         return saved
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
-        segmenter(x.detach().clone().requires_grad_())
+        network(x.detach().clone().requires_grad_())
     return sum(kept.values())

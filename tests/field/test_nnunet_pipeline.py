@@ -15,6 +15,7 @@ from skimage.transform import resize
 from torch import Tensor, nn
 
 from mafl_cli.errors import InputError
+from mafl_cli.field.boxes import on_last_axes
 from mafl_cli.field.crop import Crop, CroppedScan
 from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.spline import nnunet_grids
@@ -116,9 +117,9 @@ def test_a_part_of_a_resized_scan_needs_a_part_of_the_scan(
     box = tuple(slice(1, max(2, count // 2)) for count in resample.shape_out)
 
     source = resample.needs(box)
-    part = resample.cut(box, source)(scan[(..., *source)])
+    part = resample.cut(box, source)(scan[on_last_axes(source)])
 
-    torch.testing.assert_close(part, resample(scan)[(..., *box)], rtol=0, atol=2e-6)
+    torch.testing.assert_close(part, resample(scan)[on_last_axes(box)], rtol=0, atol=2e-6)
 
 
 def test_a_part_of_a_long_line_needs_few_of_its_voxels() -> None:
@@ -201,7 +202,7 @@ def test_statistics_are_those_of_the_crop(region: Any) -> None:
     frozen = Preprocessing.freeze(Intensity(kind="zscore", region=region), scan, CPU, turn=as_batch)
     assert frozen.crop is not None
     box, inside = frozen.crop.box, frozen.crop.filled[0, 0].numpy()
-    x = torch.from_numpy(np.stack(scan))[(slice(None), *box)][None]
+    x = torch.from_numpy(np.stack(scan))[on_last_axes(box)][None]
 
     y = frozen(x)
     for channel in range(2):
@@ -218,7 +219,7 @@ def test_channels_may_be_scaled_in_different_ways() -> None:
         Intensity(kind="each", each=(ct, Intensity(kind="minmax", region="crop"))), scan, CPU, turn=as_batch
     )
     assert frozen.crop is not None
-    x = torch.from_numpy(np.stack(scan))[(slice(None), *frozen.crop.box)][None]
+    x = torch.from_numpy(np.stack(scan))[on_last_axes(frozen.crop.box)][None]
 
     y = frozen(x)
     torch.testing.assert_close(y[0, 0], (x[0, 0].clamp(0, 100) - 10) / 5)
@@ -268,7 +269,7 @@ def one_graph(network: Net, scan: Sequence[NDArray[np.float32]], x: Tensor) -> T
     """The logits as nnU-Net's predictor gets them, in one graph: (1, 3, *spatial)."""
     frozen = Preprocessing.freeze(Intensity(kind="zscore", region="filled"), scan, CPU, turn=as_batch)
     assert frozen.crop is not None
-    box = (..., *frozen.crop.box)
+    box = on_last_axes(frozen.crop.box)
     normal = (x[box] - frozen.offset.view(-1, 1, 1, 1)) / frozen.unit.view(-1, 1, 1, 1) * frozen.crop.filled
     shape = tuple(normal.shape[2:])
     count = [round(a / b * n) for a, b, n in zip(SPACING, WANTED, shape, strict=True)]
@@ -294,12 +295,13 @@ def one_graph(network: Net, scan: Sequence[NDArray[np.float32]], x: Tensor) -> T
     weights = tiling.weights(CPU)
     total, logits = torch.zeros(ready.shape[2:]), torch.zeros(1, 3, *ready.shape[2:])
     for start in tiling.starts(ready.shape[2:]):
-        place = (..., *(slice(first, first + edge) for first, edge in zip(start, ROI, strict=True)))
+        place = on_last_axes([slice(first, first + edge) for first, edge in zip(start, ROI, strict=True)])
         part = torch.zeros_like(logits)
         part[place] = network.layers(ready[place]) * weights
         logits, total = logits + part, total.clone()
         total[place] += weights
-    logits = (logits / total)[(..., *(slice(before, before + n) for (before, _), n in zip(pads, count, strict=True)))]
+    inside = [slice(before, before + n) for (before, _), n in zip(pads, count, strict=True)]
+    logits = (logits / total)[on_last_axes(inside)]
     logits = along(along(logits, 1, edges(shape[1], 1)), 2, edges(shape[2], 1))
     logits = along(logits, 0, lambda row: row[((np.arange(shape[0]) + 0.5) * count[0] / shape[0]).astype(int)])
     found = torch.full((1, 3, *x.shape[2:]), -20.0)
@@ -333,7 +335,7 @@ def test_the_function_around_an_edit_is_the_same_there() -> None:
     field = field_of(network, scan)
 
     focus = field.focus(clean, edit)
-    box = (..., *focus.box)
+    box = on_last_axes(focus.box)
     assert bool(edit[box].sum() == edit.sum())
     changed = clean.clone()
     if focus.frozen is not None:

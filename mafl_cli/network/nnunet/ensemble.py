@@ -24,17 +24,17 @@ class Ensemble(nn.Module):
     def __init__(self, networks: Sequence[nn.Module], mirrored: Sequence[int], *, flat: bool) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
-        self._flips = [axes for count in range(len(mirrored) + 1) for axes in combinations(mirrored, count)]
+        self.flips = [axes for count in range(len(mirrored) + 1) for axes in combinations(mirrored, count)]
         self._flat = flat
 
     @property
     def passes(self) -> int:
         """How many passes make one answer."""
-        return len(self.networks) * len(self._flips)
+        return len(self.networks) * len(self.flips)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.squeeze(2) if self._flat else x
-        mean = _mean(_mean(self._pass(network, x, axes) for axes in self._flips) for network in self.networks)
+        mean = _mean(_mean(self._pass(network, x, axes) for axes in self.flips) for network in self.networks)
         return mean.unsqueeze(2) if self._flat else mean
 
     def _pass(self, network: nn.Module, x: Tensor, axes: tuple[int, ...]) -> Tensor:

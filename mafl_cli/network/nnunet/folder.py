@@ -69,6 +69,7 @@ def read_folder(folder: Path, device: torch.device, opening: Opening) -> ModelFi
         example=(None, plans.channels, None, None, None),
         cuts=False,
         members=module.passes,
+        member=Ensemble(networks[:1], (), flat=plans.flat).eval() if module.passes > 1 else None,
     )
 
 

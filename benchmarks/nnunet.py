@@ -1,0 +1,257 @@
+"""Attacks on nnU-Net results folders, judged by nnU-Net itself.
+
+    pip install 'mafl[nnunet]'
+    python benchmarks/nnunet.py [2d] [3d] [regions]
+
+Trains three small configurations with nnU-Net (`nnunet_made.py`; minutes on two cores, once), and shows for each:
+
+- whether mafl draws on the test scan what nnU-Net's own predictor draws: one fold, all folds, all folds mirrored;
+- how far the gradient is from that of autograd through the same pipeline in one graph;
+- whether `mafl attack case_0000.nii.gz --target erase:1 --model FOLDER` reaches its goal, with nnU-Net drawing on the
+  file as it was written;
+- what an attack step on all folds, mirrored, takes beside nnU-Net's own prediction, in time and memory.
+
+`--cache DIR` keeps what was trained (default: ~/.cache/mafl-nnunet).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from nnunet_made import MADE, Made, prepare, train
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mafl_cli.case.memory import peak_resident
+from mafl_cli.case.request import ModelRequest
+from mafl_cli.case.subject import Subject, prepare_subject, read_channels
+from mafl_cli.field.boxes import on_last_axes
+from mafl_cli.network.nnunet.ensemble import Ensemble
+
+CPU = torch.device("cpu")
+WAYS: dict[str, dict[str, Any]] = {
+    "one fold": {"folds": ("0",), "mirror": False},
+    "all folds": {"mirror": False},
+    "all folds, mirrored": {},
+}
+
+
+def main() -> None:
+    """Train what is not there, and print a line for each thing that is shown."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", default=[], choices=[*MADE, []])
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "mafl-nnunet")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=25, help="Training steps in an epoch.")
+    parser.add_argument("--predict", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    prepare(asked.cache)
+    if asked.predict is not None:
+        print(json.dumps(_timed_prediction(MADE[asked.predict], asked.cache)))
+        return
+    for name in asked.names or MADE:
+        made = MADE[name]
+        with contextlib.redirect_stdout(sys.stderr):
+            train(made, asked.cache, epochs=asked.epochs, steps=asked.steps)
+        for way in WAYS:
+            _show(name, f"agreement, {way}", _agreement(made, asked.cache, way))
+        _show(name, "gradient off by", _gradient(made, asked.cache))
+        _show(name, "attack", _attack(made, asked.cache))
+        _show(name, "cost", _cost(name, made, asked.cache))
+
+
+def _show(name: str, what: str, found: object) -> None:
+    print(f"{name:<8} {what:<32} {found}", flush=True)
+
+
+def _subject(made: Made, cache: Path, **ways: Any) -> Subject:
+    def say(line: str) -> None:
+        """Nothing: what is assumed is not what is shown here."""
+
+    request = ModelRequest(model=made.folder(cache), **ways)
+    return prepare_subject(read_channels(made.scans(cache), say), request, CPU, say)
+
+
+def _predictor(made: Made, cache: Path, *, folds: Sequence[str] | None = None, mirror: bool = True) -> Any:
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        predictor = nnUNetPredictor(use_mirroring=mirror, device=CPU, allow_tqdm=False)
+        numbers = None if folds is None else tuple(map(int, folds))
+        predictor.initialize_from_trained_model_folder(str(made.folder(cache)), use_folds=numbers)
+    return predictor
+
+
+def _drawn(predictor: Any, scans: Sequence[Path]) -> NDArray[np.int64]:
+    """nnU-Net's own prediction of a scan's files, (I, J, K)."""
+    reader = predictor.plans_manager.image_reader_writer_class()
+    image, properties = reader.read_images([str(scan) for scan in scans])
+    labels = predictor.predict_single_npy_array(image, properties, None, None, False)
+    found: NDArray[np.int64] = np.asarray(labels).astype(np.int64).transpose(2, 1, 0)
+    return found
+
+
+def _as_labels(maps: NDArray[Any], made: Made, cache: Path) -> NDArray[np.int64]:
+    """What mafl draws, (M, I, J, K), as nnU-Net writes it: of regions, the last one that holds a voxel."""
+    order = json.loads((made.folder(cache) / "dataset.json").read_text()).get("regions_class_order")
+    labels = np.zeros(maps.shape[1:], np.int64)
+    if order is None:
+        labels += maps[0]
+        return labels
+    for region, label in zip(maps, order, strict=True):
+        labels[region > 0] = label
+    return labels
+
+
+def _agreement(made: Made, cache: Path, way: str) -> str:
+    subject = _subject(made, cache, **WAYS[way])
+    begin = time.perf_counter()
+    maps = subject.predict([scan.data for scan in subject.scans])
+    mine, between = _as_labels(maps, made, cache), time.perf_counter()
+    theirs = _drawn(_predictor(made, cache, **WAYS[way]), made.scans(cache))
+    took = (between - begin, time.perf_counter() - between)
+    share = float((mine == theirs).mean())
+    return (
+        f"{share:.6%} of {mine.size} voxels ({int((theirs > 0).sum())} foreground); mafl {took[0]:.1f} s, "
+        f"nnU-Net {took[1]:.1f} s"
+    )
+
+
+def _gradient(made: Made, cache: Path) -> str:
+    """On a part of the scan, through all folds and mirrors: the largest difference, as a share of the largest slope."""
+    subject = _subject(made, cache)
+    roi = subject.tiling.roi if subject.tiling else ()
+    whole = subject.clean
+    part = tuple(
+        slice(max(size // 2 - edge // 2 - 2, 0), size // 2 + edge // 2 + 2)
+        for size, edge in zip(whole.shape[2:], (max(edge, 4) for edge in roi), strict=True)
+    )
+    clean = whole[on_last_axes(part)].contiguous()
+    data = [np.ascontiguousarray(channel) for channel in subject.layout.as_scan(clean.numpy())]
+    scans = tuple(replace(scan, data=channel) for scan, channel in zip(subject.scans, data, strict=True))
+    subject = replace(subject, clean=clean, scans=scans)
+    frozen = subject.frozen(data)
+    field = subject.field(frozen)
+    x = clean.clone().requires_grad_()
+    theirs = _one_graph(subject, frozen, x)
+    pull = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(0))
+    (expected,) = torch.autograd.grad(theirs, x, pull)
+    found = field.slopes(clean, lambda prediction: [(prediction.logits * pull).flatten(1).sum(dim=1)])
+    apart = float((found.gradients[0] - expected).abs().max() / expected.abs().max())
+    logits = float((found.prediction.logits - theirs.detach()).abs().max() / theirs.detach().abs().max())
+    return f"{apart:.1e} of its largest slope; logits by {logits:.1e}; {' x '.join(map(str, clean.shape[2:]))} voxels"
+
+
+def _one_graph(subject: Subject, frozen: Any, x: Tensor) -> Tensor:
+    """Logits of a volume, every pass and every window in one graph."""
+    ensemble, tiling, grids = subject.segmenter.original.file.module, subject.tiling, subject.grids_for(frozen)
+    assert isinstance(ensemble, Ensemble)
+    assert tiling is not None
+    box = on_last_axes(frozen.crop.box)
+    inner = grids.to_network(frozen(x[box]))
+    pads = tiling.padding(inner.shape[2:])
+    ready = F.pad(inner, [amount for pad in reversed(pads) for amount in pad])
+    weights, total, logits = tiling.weights(CPU), torch.zeros(ready.shape[2:]), None
+    for start in tiling.starts(ready.shape[2:]):
+        place = tuple(slice(first, first + edge) for first, edge in zip(start, tiling.roi, strict=True))
+        one = _plain(ensemble, ready[on_last_axes(place)]) * weights
+        ends = [(part.start, size - part.stop) for part, size in zip(place, ready.shape[2:], strict=True)]
+        spread = F.pad(one, [amount for end in reversed(ends) for amount in end])
+        logits = spread if logits is None else logits + spread
+        total[place] += weights
+    assert logits is not None
+    sizes = zip(pads, inner.shape[2:], strict=True)
+    logits = (logits / total)[on_last_axes([slice(before, before + size) for (before, _), size in sizes])]
+    if subject.info.classes.overlapping:
+        logits = torch.stack([-logits / 2, logits / 2], dim=1)
+    back = grids.from_network(logits)
+    around = back.new_full((*back.shape[:-3], *x.shape[2:]), -20.0)
+    around[:, 0] = 20.0
+    around[box] = back
+    return around
+
+
+def _plain(ensemble: Ensemble, x: Tensor) -> Tensor:
+    """The mean over all networks and mirrors, nothing left out of the graph."""
+    flat = x.shape[2] == 1 and next(ensemble.parameters()).ndim == 4
+    x = x.squeeze(2) if flat else x
+    flips = [[axis + 2 for axis in axes] for axes in ensemble.flips]
+    passes = [torch.flip(net(torch.flip(x, dims)), dims) for net in ensemble.networks for dims in flips]
+    mean = torch.stack(passes).mean(dim=0)
+    return mean.unsqueeze(2) if flat else mean
+
+
+def _attack(made: Made, cache: Path) -> str:
+    """Attack with the command line, and let nnU-Net draw what was written."""
+    out = cache / "attacks" / made.name
+    scans, folder = made.scans(cache), made.folder(cache)
+    command = [sys.executable, "-m", "mafl_cli", "attack", str(scans[0]), "--target", "erase:1", "--model", str(folder)]
+    begin = time.perf_counter()
+    subprocess.run([*command, "--out", str(out), "--overwrite", "--quiet"], check=True)
+    took = time.perf_counter() - begin
+    report = json.loads((out / "report.json").read_text())
+    written = sorted(out.glob("adversarial*.nii.gz"))
+    theirs = _drawn(_predictor(made, cache), written)
+    before, after, target = (_labels_in(out / name, made, cache) for name in _MASKS)
+    edit = before != target
+    said = report["cases"][0]
+    goal = "reached" if said["attack"]["goal_reached"] else "missed"
+    return (
+        f"goal {goal}; of {int(edit.sum())} voxels that must change, nnU-Net draws "
+        f"{float((theirs == target)[edit].mean()):.2%} as wanted on the written file, and "
+        f"{float((theirs == after).mean()):.4%} of all as the report says; {took:.0f} s"
+    )
+
+
+_MASKS = ("prediction_clean.nii.gz", "prediction_adversarial.nii.gz", "target.nii.gz")
+
+
+def _labels_in(path: Path, made: Made, cache: Path) -> NDArray[np.int64]:
+    """A mask of a result folder as nnU-Net's labels; regions are bits there."""
+    stored: Any = nib.load(path)
+    values = np.asarray(stored.dataobj).astype(np.int64)
+    regions = sum(isinstance(value, list) for value in made.labels.values())
+    if not regions:
+        return values
+    return _as_labels(np.stack([values >> bit & 1 for bit in range(len(made.labels) - 1)]), made, cache)
+
+
+def _timed_prediction(made: Made, cache: Path) -> dict[str, float]:
+    predictor = _predictor(made, cache)
+    begin = time.perf_counter()
+    _drawn(predictor, made.scans(cache))
+    return {"seconds": time.perf_counter() - begin, "peak": peak_resident() or 0}
+
+
+def _cost(name: str, made: Made, cache: Path) -> str:
+    """A forward and a backward pass of all that sees the edit, on all folds, mirrored, beside a prediction."""
+    said = subprocess.run(
+        [sys.executable, __file__, "--cache", str(cache), "--predict", name], check=True, capture_output=True, text=True
+    )
+    theirs = json.loads(said.stdout.splitlines()[-1])
+    report = json.loads((cache / "attacks" / made.name / "report.json").read_text())["cases"][0]
+    passes = report["attack"]["passes"]
+    step = report["timing_s"]["attack"] / max(passes["backward"], 1)
+    peak = report["memory"]["peak_resident_bytes"]
+    return (
+        f"{step:.1f} s a step, {step / theirs['seconds']:.1f} times nnU-Net's prediction ({theirs['seconds']:.1f} s); "
+        f"peak memory {peak / 2**30:.2f} GiB, {peak / theirs['peak']:.1f} times nnU-Net's"
+    )
+
+
+if __name__ == "__main__":
+    main()
