@@ -72,14 +72,14 @@ class Reading:
         return replace(card, orientation=self.orientation, intensity=intensity, slice_axis=plane)
 
     def options(self, given: Reading) -> str:
-        """The options that turn another reading into this one."""
+        """The options that turn another reading into this one, as words for a message."""
         found = []
         if self.orientation != given.orientation:
-            found.append(f"--orientation {self.orientation}")
+            found.append(f"`orientation` {self.orientation}")
         if self.slice_axis != given.slice_axis:
-            found.append(f"--slice-axis {self.slice_axis}")
+            found.append(f"`slice_axis` {self.slice_axis}")
         if self.intensity != given.intensity:
-            found.append(f"--intensity {self.intensity}")
+            found.append(f"`intensity` {self.intensity}")
         if self.order != given.order:
             found.append(f"the channels in the order {', '.join(str(n + 1) for n in self.order)}")
         return " and ".join(found) or "as it is"

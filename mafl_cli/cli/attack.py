@@ -11,7 +11,6 @@ from mafl_cli.cli.application import EXIT_CODES, app
 from mafl_cli.cli.attack_options import (
     AttackFiles,
     AttackOutput,
-    BatchOptions,
     Budget,
     Images,
     Method,
@@ -19,6 +18,7 @@ from mafl_cli.cli.attack_options import (
     Settings,
 )
 from mafl_cli.cli.batch import attack_all, show_cases
+from mafl_cli.cli.batch_options import BatchOptions
 from mafl_cli.cli.console import Voice, deliver, progress_of_steps, reported
 from mafl_cli.cli.groups import Grouped, HelpAll, expanded, given
 from mafl_cli.cli.options import ViewOptions, Words

@@ -38,7 +38,7 @@ def undisturbed() -> object:
 def test_a_signal_is_an_exit_code_and_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
-    monkeypatch.setattr(inspection, "inspect", lambda file: signal.raise_signal(number))
+    monkeypatch.setattr(inspection, "inspect", lambda file, **_: signal.raise_signal(number))
     result = mafl("inspect", tmp_path / "scan.nii")
     assert (result.exit_code, result.stderr) == (code, "mafl: interrupted; nothing was kept.\n")
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -50,7 +50,7 @@ def test_a_signal_is_an_exit_code_and_one_line(
 def test_an_interrupt_that_a_library_makes_another_error_of_is_still_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int, error: Exception
 ) -> None:
-    def swallow(file: Path) -> None:
+    def swallow(file: Path, **_: object) -> None:
         try:
             signal.raise_signal(number)
         except KeyboardInterrupt:
@@ -64,7 +64,9 @@ def test_an_interrupt_that_a_library_makes_another_error_of_is_still_one(
 def test_a_signal_that_is_ignored_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `nohup` wants it."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    monkeypatch.setattr(inspection, "inspect", lambda file: signal.raise_signal(signal.SIGHUP) or {"kind": "image"})
+    monkeypatch.setattr(
+        inspection, "inspect", lambda file, **_: signal.raise_signal(signal.SIGHUP) or {"kind": "image"}
+    )
     assert mafl("inspect", tmp_path / "scan.nii").exit_code == 0
 
 

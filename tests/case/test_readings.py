@@ -85,8 +85,8 @@ def test_the_scaling_of_intensities_is_found(tmp_path: Path) -> None:
     found = tried_readings(saved(tmp_path), [scan(tmp_path, low=100, high=900)], mask(tmp_path, 1, 6))
     assert found.better is not None
     assert found.better.reading.options(found.given.reading) in (
-        "--intensity minmax",
-        "--intensity percentile:0.5,99.5",
+        "`intensity` minmax",
+        "`intensity` percentile:0.5,99.5",
     )
 
 
@@ -124,7 +124,7 @@ def test_inspect_shows_the_readings_and_writes_the_better_one(tmp_path: Path) ->
     found = json.loads(mafl(*asked, "--json").stdout)["readings"]
     assert found["given"]["agreement"] == 0
     assert found["others"][0]["agreement"] == 1
-    assert found["better"].startswith("--orientation ")
+    assert found["better"].startswith("`orientation` ")
     assert mafl(*asked, "--write", "--overwrite").exit_code == 0
     assert json.loads(mafl(*asked, "--json").stdout)["readings"]["given"]["agreement"] == 1
 

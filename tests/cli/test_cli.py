@@ -622,7 +622,7 @@ def test_interrupt_is_exit_130_and_leaves_nothing(case: Path, models: Path) -> N
 def test_interrupt_inside_generated_code_is_exit_130_too(tmp_path: Path) -> None:
     (tmp_path / "entry.py").write_text(
         "from mafl_cli import cli; from mafl_cli.case import inspection\n"
-        "inspection.inspect = lambda file: exec('raise KeyboardInterrupt')\n"
+        "inspection.inspect = lambda file, **_: exec('raise KeyboardInterrupt')\n"
         "cli.main()\n"
     )
     root = Path(__file__).resolve().parents[2]
