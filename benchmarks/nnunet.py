@@ -9,7 +9,7 @@ Trains three small configurations with nnU-Net (`nnunet_made.py`; minutes on two
 - how far the gradient is from that of autograd through the same pipeline in one graph;
 - whether `mafl attack case_0000.nii.gz --target erase:1 --model FOLDER` reaches its goal, with nnU-Net drawing on the
   file as it was written;
-- what an attack step on all folds, mirrored, takes beside nnU-Net's own prediction, in time and memory.
+- what an attack step takes beside nnU-Net's own prediction, in time and memory.
 
 `--cache DIR` keeps what was trained (default: ~/.cache/mafl-nnunet).
 """
@@ -57,11 +57,14 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "mafl-nnunet")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--steps", type=int, default=25, help="Training steps in an epoch.")
+    parser.add_argument(
+        "--attack", choices=WAYS, default="one fold", help="What is attacked; all take 16 times as long."
+    )
     parser.add_argument("--predict", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     prepare(asked.cache)
     if asked.predict is not None:
-        print(json.dumps(_timed_prediction(MADE[asked.predict], asked.cache)))
+        print(json.dumps(_timed_prediction(MADE[asked.predict], asked.cache, asked.attack)))
         return
     for name in asked.names or MADE:
         made = MADE[name]
@@ -70,8 +73,8 @@ def main() -> None:
         for way in WAYS:
             _show(name, f"agreement, {way}", _agreement(made, asked.cache, way))
         _show(name, "gradient off by", _gradient(made, asked.cache))
-        _show(name, "attack", _attack(made, asked.cache))
-        _show(name, "cost", _cost(name, made, asked.cache))
+        _show(name, f"attack, {asked.attack}", _attack(made, asked.cache, asked.attack))
+        _show(name, f"cost, {asked.attack}", _cost(name, made, asked.cache, asked.attack))
 
 
 def _show(name: str, what: str, found: object) -> None:
@@ -195,17 +198,21 @@ def _plain(ensemble: Ensemble, x: Tensor) -> Tensor:
     return mean.unsqueeze(2) if flat else mean
 
 
-def _attack(made: Made, cache: Path) -> str:
+def _attack(made: Made, cache: Path, way: str) -> str:
     """Attack with the command line, and let nnU-Net draw what was written."""
     out = cache / "attacks" / made.name
     scans, folder = made.scans(cache), made.folder(cache)
     command = [sys.executable, "-m", "mafl_cli", "attack", str(scans[0]), "--target", "erase:1", "--model", str(folder)]
+    if "folds" in WAYS[way]:
+        command += ["--folds", ",".join(WAYS[way]["folds"])]
+    if "mirror" in WAYS[way]:
+        command += ["--no-mirror"]
     begin = time.perf_counter()
     subprocess.run([*command, "--out", str(out), "--overwrite", "--quiet"], check=True)
     took = time.perf_counter() - begin
     report = json.loads((out / "report.json").read_text())
     written = sorted(out.glob("adversarial*.nii.gz"))
-    theirs = _drawn(_predictor(made, cache), written)
+    theirs = _drawn(_predictor(made, cache, **WAYS[way]), written)
     before, after, target = (_labels_in(out / name, made, cache) for name in _MASKS)
     edit = before != target
     said = report["cases"][0]
@@ -230,18 +237,17 @@ def _labels_in(path: Path, made: Made, cache: Path) -> NDArray[np.int64]:
     return _as_labels(np.stack([values >> bit & 1 for bit in range(len(made.labels) - 1)]), made, cache)
 
 
-def _timed_prediction(made: Made, cache: Path) -> dict[str, float]:
-    predictor = _predictor(made, cache)
+def _timed_prediction(made: Made, cache: Path, way: str) -> dict[str, float]:
+    predictor = _predictor(made, cache, **WAYS[way])
     begin = time.perf_counter()
     _drawn(predictor, made.scans(cache))
     return {"seconds": time.perf_counter() - begin, "peak": peak_resident() or 0}
 
 
-def _cost(name: str, made: Made, cache: Path) -> str:
-    """A forward and a backward pass of all that sees the edit, on all folds, mirrored, beside a prediction."""
-    said = subprocess.run(
-        [sys.executable, __file__, "--cache", str(cache), "--predict", name], check=True, capture_output=True, text=True
-    )
+def _cost(name: str, made: Made, cache: Path, way: str) -> str:
+    """A forward and a backward pass of all that sees the edit, beside a prediction."""
+    command = [sys.executable, __file__, "--cache", str(cache), "--predict", name, "--attack", way]
+    said = subprocess.run(command, check=True, capture_output=True, text=True)
     theirs = json.loads(said.stdout.splitlines()[-1])
     report = json.loads((cache / "attacks" / made.name / "report.json").read_text())["cases"][0]
     passes = report["attack"]["passes"]

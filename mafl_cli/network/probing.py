@@ -99,7 +99,8 @@ def accepted(
             raise ModelError(
                 f"{name}: an input of {' x '.join(map(str, given))} voxels is too large; see divisor and roi."
             )
-        outputs = run(file.module, _ramp(channels, given, device))
+        # One member of an ensemble takes and gives what all of them do.
+        outputs = run(file.member or file.module, _ramp(channels, given, device))
         if _gives_labels(outputs):
             raise ModelError(f"{name}: {_LABELS}.")
         if any(tuple(leaf.shape[2:]) == given for leaf in _tensors(outputs)):

@@ -35,6 +35,8 @@ ARCHITECTURE: dict[str, Any] = {
 RESAMPLING: dict[str, Any] = {
     "resampling_fn_data": "resample_data_or_seg_to_shape",
     "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None},
+    "resampling_fn_seg": "resample_data_or_seg_to_shape",
+    "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None},
     "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
     "resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None},
 }
@@ -74,7 +76,8 @@ def write_folder(
         "label_manager": "LabelManager",
         "configurations": configurations or {"3d_fullres": configuration()},
         "foreground_intensity_properties_per_channel": {
-            "0": {"mean": 40.0, "std": 20.0, "percentile_00_5": -60.0, "percentile_99_5": 150.0}
+            channel: {"mean": 40.0, "std": 20.0, "percentile_00_5": -60.0, "percentile_99_5": 150.0}
+            for channel in ("0", "1")
         },
     }
     known = {
