@@ -79,7 +79,9 @@ class Seen:
             if self.tiling is None
             else Windows(network, preprocessing, self.tiling, grids, batch=self.windows_together, say=self.say)
         )
-        return field if crop is None else CroppedScan(field, crop.box, self.clean.shape[2:])
+        if crop is None:
+            return field
+        return CroppedScan(field, crop.box, self.clean.shape[2:], moves=preprocessing.moves)
 
     @property
     def by_chance(self) -> bool:

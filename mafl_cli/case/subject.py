@@ -68,7 +68,7 @@ class Subject(Seen):
         crop = preprocessing.crop
         if crop is None or (self.preprocessing.crop is not None and crop is self.preprocessing.crop):
             return self.grids
-        return grids_of(self.card, self.layout, self.scan, crop.shape, crop)
+        return grids_of(self.card, self.layout, self.scan, crop.shape, None if preprocessing.moves else crop)
 
     def predict(self, data: Sequence[NDArray[np.float32]]) -> Labels:
         """Labels (M, I, J, K) that the model draws on a scan, (I, J, K) for each channel, native."""
@@ -151,7 +151,8 @@ def prepare_subject(scans: Sequence[Volume], request: ModelRequest, device: torc
     except InputError as exc:
         raise InputError(f"{scan.name}: {exc}") from exc
     if preprocessing.crop is not None:
-        grids = grids_of(card, layout, scan, preprocessing.crop.shape, preprocessing.crop)
+        crop = preprocessing.crop
+        grids = grids_of(card, layout, scan, crop.shape, None if preprocessing.moves else crop)
     largest = float(torch.maximum(preprocessing.low.abs(), preprocessing.high.abs()).max())
     if card.intensity.kind == "none" and card.source is None and largest > 100:
         say(

@@ -115,11 +115,15 @@ class Cropped:
 
 
 class CroppedScan(Cropped):
-    """The same of whole scans."""
+    """The same of whole scans.
 
-    def __init__(self, inner: ScanField, box: Box, shape: Sequence[int]) -> None:
+    moves: whether every voxel of the box has a part in what all of it looks like: then no window stays as it is.
+    """
+
+    def __init__(self, inner: ScanField, box: Box, shape: Sequence[int], *, moves: bool = False) -> None:
         super().__init__(inner, box, shape)
         self._scan = inner
+        self._moves = moves
 
     def labels(self, x: Tensor) -> Tensor:
         """Predicted classes, (B, *spatial), or (B, R, *spatial) for overlapping regions."""
@@ -127,7 +131,7 @@ class CroppedScan(Cropped):
 
     def focus(self, clean: Tensor, edit: Tensor) -> Focus:
         """That of the box, and around it what is to be drawn outside and cannot be."""
-        if not bool(self._cut(edit).any()):
+        if self._moves or not bool(self._cut(edit).any()):
             return Focus(self, everything(self._shape), None)
         focus = self._scan.focus(self._cut(clean), self._cut(edit))
         box = shifted(focus.box, [-part.start for part in self._box])

@@ -1,5 +1,7 @@
 """From native voxels to what the network sees, differentiable, with the clean scan's statistics frozen.
 
+Those of nnU-Net's crop follow the scan instead, see `Preprocessing.moves`.
+
 The perturbation lives in native units on the file's own grid, so this map is inside the attacked function and
 nothing has to be inverted afterwards: a voxel outside the window gets no gradient and stays bit-identical.
 """
@@ -116,7 +118,8 @@ class Preprocessing:
             return torch.cat([one(x[:, number : number + 1]) for number, one in enumerate(self.each)], dim=1)
         if self.intensity.kind == "ct":
             x = x.clamp(self.intensity.lower, self.intensity.upper)
-        y = (x - per_channel(self.offset, x)) / per_channel(self.unit, x)
+        offset, unit = self._moving(x) if self.moves else (per_channel(self.offset, x), per_channel(self.unit, x))
+        y = (x - offset) / unit
         if self.intensity.kind in ("window", "percentile"):
             y = y + self.intensity.to[0]
         if self.intensity.region == "filled" and self.crop is not None:
@@ -127,6 +130,25 @@ class Preprocessing:
         if self.intensity.clip is not None:
             y = y.clamp(*self.intensity.clip)
         return y
+
+    @property
+    def moves(self) -> bool:
+        """Whether statistics follow the scan at hand, and gradients go through them: z-scores of the crop.
+
+        A crop holds few voxels beside an organ, whose change then changes the scaling of all others: a search with the
+        clean scan's mean and deviation would end at a scan that looks otherwise with its own.
+        """
+        return self.crop is not None and any(one.kind == "zscore" for one in self.intensity.each or (self.intensity,))
+
+    def _moving(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the crops `x`, (B, C, 1, ...), as `_scaling` takes them."""
+        assert self.crop is not None
+        axes = tuple(range(2, x.ndim))
+        inside = self.crop.filled if self.intensity.region == "filled" else torch.ones_like(self.crop.filled)
+        count, values = inside.sum(), x.double()
+        mean = (values * inside).sum(dim=axes, keepdim=True) / count
+        spread = (((values - mean) ** 2 * inside).sum(dim=axes, keepdim=True) / count).sqrt()
+        return mean.to(x.dtype), spread.to(x.dtype)
 
     def cut(self, box: Box) -> Preprocessing:
         """For the voxels in a box of the crop alone."""

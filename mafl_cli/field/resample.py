@@ -111,7 +111,7 @@ class Bounds(Protocol):
     @property
     def axis(self) -> int | None: ...
 
-    def __call__(self, x: Tensor) -> Tensor: ...
+    def __call__(self, x: Tensor, source: Tensor) -> Tensor: ...
 
     def cut(self, source: Box) -> Bounds: ...
 
@@ -171,13 +171,13 @@ class Resample:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., *shape_in) -> (..., *shape_out); (B, C, *shape_in) of scans where they have bounds."""
-        first = x.ndim - len(self.axes)
+        first, source = x.ndim - len(self.axes), x
         last = None if self.bounds is None else self.bounds.axis
         for index, axis in enumerate(self.axes):
             if index != last and not axis.is_identity:
                 x = axis.apply(x, first + index)
         if self.bounds is not None:
-            x = self.bounds(x)
+            x = self.bounds(x, source)
             if last is not None and not self.axes[last].is_identity:
                 x = self.axes[last].apply(x, first + last)
         return x

@@ -83,15 +83,19 @@ class Clip:
     """Splines overshoot: nnU-Net clips what they give to the range of what they got, for each channel.
 
     axis: the one along which each plane has its own range, and which goes after the others; None for the whole array.
-    low, high: (C, planes), or (C, 1); of the clean scan, frozen as all its statistics are.
+    low, high: (C, planes), or (C, 1); of the clean scan, frozen as its statistics are. None where these follow the scan
+    at hand: then so does its range.
     """
 
     axis: int | None
-    low: Tensor
-    high: Tensor
+    low: Tensor | None = None
+    high: Tensor | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: (B, C, a, b, c)."""
+    def __call__(self, x: Tensor, source: Tensor) -> Tensor:
+        """x: (B, C, a, b, c), made from `source`."""
+        if self.low is None or self.high is None:
+            axes = [2 + axis for axis in range(3) if axis != self.axis]
+            return torch.minimum(torch.maximum(x, source.amin(axes, True)), source.amax(axes, True))
         shape = [1, len(self.low), 1, 1, 1]
         if self.axis is not None:
             shape[2 + self.axis] = self.low.shape[1]
@@ -99,7 +103,7 @@ class Clip:
 
     def cut(self, source: Box) -> Clip:
         """For a part of the input."""
-        if self.axis is None:
+        if self.axis is None or self.low is None or self.high is None:
             return self
         return Clip(self.axis, self.low[:, source[self.axis]], self.high[:, source[self.axis]])
 
@@ -115,7 +119,7 @@ def nnunet_grids(
 
     Args:
         shape, spacing: of the volume, along the network's axes; mm. wanted: mm, three or, for slices, the last two.
-        ranges: of the normalised scan, along each axis, to which splines are clipped; None where that does not matter.
+        ranges: of the normalised scan, along each axis, to which splines are clipped; None for those of what comes.
     """
     wanted = [*spacing[: len(spacing) - len(wanted)], *wanted]
     # In nnU-Net's order of operations, so that half voxels are rounded as there.
@@ -124,11 +128,13 @@ def nnunet_grids(
     there = _axes(shape, count, resize.image, resize.image.axis(spacing, wanted))
     back = _axes(count, shape, resize.logits, resize.logits.axis(wanted, spacing))
     clip, separate = None, resize.image.axis(spacing, wanted)
-    if ranges is not None and any(isinstance(axis, Spline) for axis in there):
-        low, high = ranges[separate or 0]
-        if separate is None:
-            low, high = low.amin(dim=1, keepdim=True), high.amax(dim=1, keepdim=True)
-        clip = Clip(separate, low, high)
+    if any(isinstance(axis, Spline) for axis in there):
+        clip = Clip(separate)
+        if ranges is not None:
+            low, high = ranges[separate or 0]
+            if separate is None:
+                low, high = low.amin(dim=1, keepdim=True), high.amax(dim=1, keepdim=True)
+            clip = Clip(separate, low, high)
     return Grids(Resample(there, clip, _plain(shape, count)), Resample(back))
 
 

@@ -18,6 +18,7 @@ from mafl_cli.errors import InputError
 from mafl_cli.field.boxes import on_last_axes
 from mafl_cli.field.crop import Crop, CroppedScan
 from mafl_cli.field.preprocess import Preprocessing
+from mafl_cli.field.resample import Resample
 from mafl_cli.field.spline import nnunet_grids
 from mafl_cli.field.tiling import Tiling
 from mafl_cli.field.windows import Windows
@@ -100,7 +101,7 @@ def test_the_gradient_of_a_resized_scan_is_the_exact_adjoint(
     shape: tuple[int, ...], old: tuple[float, ...], new: tuple[float, ...], separate: int | None
 ) -> None:
     grids = nnunet_grids(shape, old, new, CUBIC)
-    for resample in (grids.to_network, grids.from_network):
+    for resample in (Resample(grids.to_network.axes), grids.from_network):
         x = noise(1, 1, *resample.shape_in).requires_grad_()
         pull = noise(1, 1, *resample.shape_out, seed=1)
         y = resample(x)
@@ -257,20 +258,27 @@ class Net:
 SPACING, WANTED, ROI = (4.0, 1.1, 1.0), (3.5, 1.0, 1.3), (4, 8, 8)
 
 
-def field_of(network: Net, scan: Sequence[NDArray[np.float32]]) -> CroppedScan:
-    frozen = Preprocessing.freeze(Intensity(kind="zscore", region="filled"), scan, CPU, turn=as_batch)
+MASKED = Intensity(kind="zscore", region="filled")
+CT = Intensity(kind="ct", lower=-100, upper=500, mean=200, std=150)
+
+
+def field_of(network: Net, scan: Sequence[NDArray[np.float32]], intensity: Intensity) -> CroppedScan:
+    frozen = Preprocessing.freeze(intensity, scan, CPU, turn=as_batch)
     assert frozen.crop is not None
-    grids = nnunet_grids(frozen.crop.shape, SPACING, WANTED, CUBIC, frozen.crop.ranges)
+    ranges = None if frozen.moves else frozen.crop.ranges
+    grids = nnunet_grids(frozen.crop.shape, SPACING, WANTED, CUBIC, ranges)
     inner = Windows(network, frozen, Tiling(ROI, 0.5, windows="nnunet"), grids)
-    return CroppedScan(inner, frozen.crop.box, scan[0].shape)
+    return CroppedScan(inner, frozen.crop.box, scan[0].shape, moves=frozen.moves)
 
 
 def one_graph(network: Net, scan: Sequence[NDArray[np.float32]], x: Tensor) -> Tensor:
-    """The logits as nnU-Net's predictor gets them, in one graph: (1, 3, *spatial)."""
-    frozen = Preprocessing.freeze(Intensity(kind="zscore", region="filled"), scan, CPU, turn=as_batch)
-    assert frozen.crop is not None
-    box = on_last_axes(frozen.crop.box)
-    normal = (x[box] - frozen.offset.view(-1, 1, 1, 1)) / frozen.unit.view(-1, 1, 1, 1) * frozen.crop.filled
+    """The logits as nnU-Net's predictor gets them, statistics included, in one graph: (1, 3, *spatial)."""
+    crop = Crop.of(scan, CPU)
+    box = on_last_axes(crop.box)
+    inside = crop.filled.expand_as(x[box])
+    values = x[box][inside].view(2, -1)
+    mean, std = (each.view(1, 2, 1, 1, 1) for each in (values.mean(dim=1), values.std(dim=1, unbiased=False)))
+    normal = (x[box] - mean) / std * crop.filled
     shape = tuple(normal.shape[2:])
     count = [round(a / b * n) for a, b, n in zip(SPACING, WANTED, shape, strict=True)]
 
@@ -283,10 +291,7 @@ def one_graph(network: Net, scan: Sequence[NDArray[np.float32]], x: Tensor) -> T
         return lambda row: ndimage.zoom(row, size / len(row), order=order, mode="nearest", grid_mode=True)
 
     inner = along(along(normal, 1, edges(count[1], 3)), 2, edges(count[2], 3))
-    with torch.no_grad():
-        clean = torch.from_numpy(np.stack(scan))[None][box]
-        clean = (clean - frozen.offset.view(-1, 1, 1, 1)) / frozen.unit.view(-1, 1, 1, 1) * frozen.crop.filled
-        low, high = clean.amin(dim=(3, 4), keepdim=True), clean.amax(dim=(3, 4), keepdim=True)
+    low, high = normal.amin(dim=(3, 4), keepdim=True), normal.amax(dim=(3, 4), keepdim=True)
     inner = torch.minimum(torch.maximum(inner, low), high)
     ready = along(inner, 0, lambda row: row[((np.arange(count[0]) + 0.5) * shape[0] / count[0]).astype(int)])
     tiling = Tiling(ROI, 0.5, windows="nnunet")
@@ -300,8 +305,8 @@ def one_graph(network: Net, scan: Sequence[NDArray[np.float32]], x: Tensor) -> T
         part[place] = network.layers(ready[place]) * weights
         logits, total = logits + part, total.clone()
         total[place] += weights
-    inside = [slice(before, before + n) for (before, _), n in zip(pads, count, strict=True)]
-    logits = (logits / total)[on_last_axes(inside)]
+    within = [slice(before, before + n) for (before, _), n in zip(pads, count, strict=True)]
+    logits = (logits / total)[on_last_axes(within)]
     logits = along(along(logits, 1, edges(shape[1], 1)), 2, edges(shape[2], 1))
     logits = along(logits, 0, lambda row: row[((np.arange(shape[0]) + 0.5) * count[0] / shape[0]).astype(int)])
     found = torch.full((1, 3, *x.shape[2:]), -20.0)
@@ -314,7 +319,8 @@ def test_logits_and_gradient_are_those_of_one_graph() -> None:
     network, scan = Net(), scan_in_air()
     x = torch.from_numpy(np.stack(scan))[None].requires_grad_()
     pull = noise(1, 3, *scan[0].shape, seed=5)
-    field = field_of(network, scan)
+    field = field_of(network, scan, MASKED)
+    x = (x.detach() * torch.linspace(0.8, 1.2, 12)).requires_grad_()  # Not the scan that it was made for.
 
     theirs = one_graph(network, scan, x)
     (expected,) = torch.autograd.grad(theirs, x, pull)
@@ -332,7 +338,7 @@ def test_the_function_around_an_edit_is_the_same_there() -> None:
     edit = torch.zeros(1, *scan[0].shape, dtype=torch.bool)
     edit[0, 4:6, 6:8, 4:6] = True
     edit[0, 0, 0, 0] = True  # Outside of the crop: nothing can be drawn there.
-    field = field_of(network, scan)
+    field = field_of(network, scan, CT)
 
     focus = field.focus(clean, edit)
     box = on_last_axes(focus.box)
@@ -344,3 +350,15 @@ def test_the_function_around_an_edit_is_the_same_there() -> None:
     part = focus.field.predict(changed[box])
 
     torch.testing.assert_close(part.logits, field.predict(changed).logits[box], rtol=1e-4, atol=1e-4)
+
+
+def test_no_window_stays_as_it_is_where_statistics_follow_the_scan() -> None:
+    network, scan = Net(), scan_in_air()
+    clean = torch.from_numpy(np.stack(scan))[None]
+    edit = torch.zeros(1, *scan[0].shape, dtype=torch.bool)
+    edit[0, 4, 6, 4] = True
+    field = field_of(network, scan, MASKED)
+
+    focus = field.focus(clean, edit)
+    assert focus.field is field
+    assert focus.box == tuple(slice(0, size) for size in scan[0].shape)
