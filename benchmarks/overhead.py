@@ -22,7 +22,7 @@ from cases import Case, load_case, whole_slices
 from mafl_cli.config import AttackConfig, preset
 from mafl_cli.search.loop import StepRecord, attack
 
-GOAL = 1.15
+GOAL = 1.05
 
 
 def main() -> None:

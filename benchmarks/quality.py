@@ -5,8 +5,9 @@
 A pass is one forward and one backward pass through the network for each slice or volume; the forward passes of mafl's
 scale search count as one each. `planned.py` says which runs are made; `--plan` says what they will take. Every finished
 run is appended to a cache file, so an interrupted benchmark goes on where it stopped, and rows of benchmark.json are
-taken over; a run whose settings or program have changed is done again. Writes benchmark.json and best_known.json, and
-from these (`tables.py`) benchmark.md and benchmark.png.
+taken over; a run whose settings or program have changed is done again. Rows of cases and methods that were not asked
+for stay as they are. Writes benchmark.json and best_known.json, and from these (`tables.py`) benchmark.md and
+benchmark.png.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cache
-from math import sqrt
+from math import isfinite, sqrt
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -46,17 +47,22 @@ from mafl_cli.field.preprocess import per_channel
 from mafl_cli.measure import agreement, perturbation
 from mafl_cli.measure.records import Size
 from mafl_cli.search import loop as engine
+from mafl_cli.search.certificate import Estimate
 
 
 @dataclass(frozen=True)
 class Solution:
-    """What a run found, (B, C, *spatial), and its passes through the network, counted per sample."""
+    """What a run found, (B, C, *spatial), and its passes through the network, counted per sample.
+
+    estimate: of the engine alone, how far each change is above the local optimum.
+    """
 
     adversarial: Tensor
     passes: int
     forward: int
     backward: int
     seconds: float
+    estimate: Estimate | None = None
 
 
 def main() -> None:
@@ -72,8 +78,12 @@ def main() -> None:
         _plan(todo, arguments)
         return
     rows, failed = _solve_all(todo, arguments)
-    matched, more = _solve_all(list(planned.matching(rows)), arguments)
-    rows, failed = rows + matched, failed + more
+    kept = _kept(arguments, names)
+    peers_too = [*rows, *kept] if "mafl" in arguments.methods else rows
+    matched, more = _solve_all(list(planned.matching(peers_too, names)), arguments)
+    asked, failed = rows + matched, failed + more
+    rows = asked + kept
+    names = [name for name in all_names(arguments.data) if any(row["case"] == name for row in rows)]
     order = {name: index for index, name in enumerate(names)}
     document = {
         "command": _command(arguments),
@@ -93,7 +103,7 @@ def main() -> None:
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "benchmark.json").write_text(_json(document))
-    known.improve(arguments.out, rows, preset("mafl").goal_iou)
+    known.improve(arguments.out, asked, preset("mafl").goal_iou)
     tables.write(arguments.out)
     if failed:
         raise SystemExit(f"{failed} runs failed; the tables leave them out.")
@@ -204,6 +214,17 @@ def _recorded(arguments: argparse.Namespace) -> dict[str, list[Row]]:
     return recorded
 
 
+def _kept(arguments: argparse.Namespace, names: Sequence[str]) -> list[Row]:
+    """Rows of the last benchmark.json whose case or method was not asked for now."""
+    last = arguments.out / "benchmark.json"
+    rows: list[Row] = json.loads(last.read_text())["rows"] if last.is_file() else []
+    matched = (
+        planned.PEERS if "mafl" in arguments.methods else [name for name in arguments.methods if name in planned.PEERS]
+    )
+    asked = {*arguments.methods, *(f"mafl as {method}" for method in matched)}
+    return [row for row in rows if row["case"] not in names or row["method"] not in asked]
+
+
 def solve(task: Task, data: Path | None) -> list[Row]:
     """Run a task and measure what it found: a row for each budget and rule."""
     case = _case(task.case, data)
@@ -266,7 +287,7 @@ def _engine(task: Task, case: Case) -> Solution:
     begin = time.perf_counter()
     result = engine.attack(case.field, case.clean, case.target, config, case.limits)
     seconds = time.perf_counter() - begin
-    return Solution(result.adversarial, task.passes, result.forward, result.backward, seconds)
+    return Solution(result.adversarial, task.passes, result.forward, result.backward, seconds, result.estimate)
 
 
 # --- measuring ----------------------------------------------------------------------------------------------
@@ -308,9 +329,20 @@ def _measure(case: Case, solution: Solution) -> Row:
         "scores": verdict.score.tolist(),
         "reached": int(verdict.reached.sum()),
         "samples": len(case.clean),
+        **_estimated(solution.estimate),
         "forward": solution.forward,
         "backward": solution.backward,
         "seconds": round(solution.seconds, 2),
+    }
+
+
+def _estimated(estimate: Estimate | None) -> Row:
+    """Excess and KKT cosine of each sample, None where there is no estimate."""
+    if estimate is None:
+        return {}
+    return {
+        name: [round(value, 4) if isfinite(value) else None for value in values.tolist()]
+        for name, values in (("excess", estimate.excess), ("kkt_cosine", estimate.kkt_cosine))
     }
 
 

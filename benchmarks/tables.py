@@ -63,6 +63,7 @@ def markdown(document: dict[str, Any], best: known.Lengths, runs: dict[str, list
         _introduction(document),
         _goals(results, best),
         _shortest(results, best, runs),
+        _estimates(results, best),
         *(_against_asma(results, method) for method in ("mafl", "mafl-paper")),
         _against_released(results, document),
         _details(results),
@@ -73,13 +74,15 @@ def markdown(document: dict[str, Any], best: known.Lengths, runs: dict[str, list
 
 
 def _introduction(document: dict[str, Any]) -> str:
-    machine = document["machine"]
+    machine, command = document["machine"], document["command"]
+    partly = "--methods" in command or "--cases" in command
+    kept = "; what it does not name is of earlier runs of the same script" if partly else ""
     return f"""# Benchmark
 
 How small a change does each attack need, within how many passes through the network? {len(document["cases"])} pairs of
 a scan with a target, in 2-D and 3-D, and networks of different authors. What the words mean is at the end.
 
-Made by `{document["command"]}`
+Made by `{command}`{kept}
 (torch {machine["torch"]}, Python {machine["python"]}, {machine["processor"]} CPU, {machine["processes"]} \
 processes of {machine["threads"]} thread). The numbers are in `benchmark.json`; `python benchmarks/tables.py` \
 makes this page again.
@@ -168,6 +171,62 @@ sizes for each pair."""
     lines = [_approach(results, case, budgets, best, runs) for case in cases if results.find(case=case, method=AT_GOAL)]
     parts.append(f"### {AT_GOAL}, pair by pair\n\nA score stands where the goal was missed.\n\n{table(head, lines)}")
     return "\n\n".join(parts)
+
+
+EXCESSES = (0.02, 0.05, 0.1, 0.2)
+COSINES = (0.99, 0.98, 0.95, 0.9)
+"""Edges of the histograms of the search's own estimate."""
+
+
+def _estimates(results: Results, best: known.Lengths) -> str:
+    """The excess that the search states, over all slices and volumes, beside what is known of the shortest change."""
+    excesses, cosines, beside = [], [], []
+    for passes in results.passes:
+        rows = [row for row in results.group(AT_GOAL, passes, results.cases) if "excess" in row]
+        pairs = [pair for row in rows for pair in zip(row["excess"], row["kkt_cosine"], strict=True)]
+        if not pairs:
+            continue
+        stated = [excess for excess, _ in pairs if excess is not None]
+        excesses.append([str(passes), *_histogram(stated, EXCESSES, len(pairs), up=True)])
+        cosines.append(
+            [str(passes), *_histogram([c for _, c in pairs if c is not None], COSINES, len(pairs), up=False)]
+        )
+        errors = [
+            excess - (ratio - 1)
+            for row in rows
+            if row["case"] in best
+            for excess, ratio in zip(row["excess"], known.ratios(row, best, results.goal), strict=True)
+            if excess is not None and ratio is not None
+        ]
+        if errors:
+            within = sum(abs(error) <= 0.05 for error in errors)
+            cells = (100 * median(errors), 100 * min(errors), 100 * max(errors))
+            beside.append([str(passes), str(len(errors)), *(number(cell, 1, sign=True) for cell in cells), str(within)])
+    if not excesses:
+        return ""
+    less = [f"≤ {100 * edge:g} %" for edge in EXCESSES]
+    more = [f"≥ {edge:g}" for edge in COSINES]
+    head = ["passes", "compared", "median", "least", "most", "within 5 points"]
+    return f"""## How far from the best, by its own estimate
+
+What `{AT_GOAL}` says of each slice and volume: the excess of its change over the local optimum, and the KKT cosine
+([method.md](method.md)). None: no estimate, which is so where the bound is longer than the change, or nothing was
+found.
+
+{table(["excess, passes", *less, "above", "none"], excesses)}
+
+{table(["KKT cosine, passes", *more, "below", "none"], cosines)}
+
+The stated excess minus what is known, L2 over the shortest change known minus 1, in percentage points, where the goal
+is reached. The shortest known may lie elsewhere, and need not be a minimum.
+
+{table(head, beside)}"""
+
+
+def _histogram(values: Sequence[float], edges: Sequence[float], count: int, *, up: bool) -> list[str]:
+    """How many values fall between the edges, beyond the last one, and how many of `count` are missing."""
+    rank = [sum(value > edge if up else value < edge for edge in edges) for value in values]
+    return [*(str(rank.count(place)) for place in range(len(edges) + 1)), str(count - len(values))]
 
 
 def _runs(results: Results) -> list[tuple[str, int]]:

@@ -106,6 +106,23 @@ def test_optimality_is_1_for_the_shortest_known_and_0_for_twice_as_much_or_a_mis
     assert known.optimality([row], best, 0.99) == pytest.approx((1 + 0 + 0 + 0.5) / 4)
 
 
+def test_the_estimate_of_the_search_is_counted_and_compared_with_what_is_known(benchmarks: Any) -> None:
+    estimate = {"excess": [0.02, 0.3, None], "kkt_cosine": [0.995, 0.5, None]}
+    row = _row(
+        "a", "mafl at the goal", 50, goal=None, l2s=[1.05, 2.0, 1.0], scores=[1.0, 0.5, 1.0], samples=3, **estimate
+    )
+    page = _page(benchmarks, [row], {"a": [1.0, 1.0, 1.0]})
+    assert "| 50 | 1 | 0 | 0 | 0 | 1 | 1 |" in page
+    assert "| 50 | 1 | -3.0 | -3.0 | -3.0 | 1 |" in page
+
+
+def test_rows_that_were_not_asked_for_stay(benchmarks: Any, tmp_path: Path) -> None:
+    rows = [_row("a", "mafl", 50), _row("a", "mafl as pdgd", 150), _asma(), _row("b", "mafl", 50)]
+    (tmp_path / "benchmark.json").write_text(json.dumps(_document(rows)))
+    kept = benchmarks["quality"]._kept(argparse.Namespace(out=tmp_path, methods=["mafl"]), ["a"])
+    assert [(row["case"], row["method"]) for row in kept] == [("a", "asma"), ("b", "mafl")]
+
+
 def test_a_longer_change_or_a_miss_leaves_the_shortest_known_as_it_is(benchmarks: Any, tmp_path: Path) -> None:
     known = benchmarks["known"]
     known.improve(tmp_path, [_row("a", "mafl", 50, l2s=[2.0, 3.0], scores=[0.99, 0.99])], 0.99)
