@@ -17,6 +17,7 @@ from mafl_cli.case.searching import Follow, Found, Part, Progress, search
 from mafl_cli.case.worst import with_search
 from mafl_cli.codes import Alarm
 from mafl_cli.config import AttackConfig
+from mafl_cli.errors import ModelError
 from mafl_cli.field.field import Field
 from mafl_cli.field.preprocess import per_channel
 from mafl_cli.field.smoothed import Smoothed
@@ -55,7 +56,12 @@ def settle(
         return best
     for gradient, follow, how in _others(case, searches[0], config):
         say(f"{case.seen.info.name}: {_SAID[gradient]}")
-        other = search(case, how, on_progress, follow)
+        try:
+            other = search(case, how, on_progress, follow)
+        except ModelError as error:
+            # A cure that takes away all that has a slope is none; what the first search found, and its alarms, stand.
+            say(f"that search cannot be made: {error}")
+            continue
         record = SearchRecord(
             gradient=gradient,
             goal_reached=bool(other.reached(case, config).all()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -71,10 +72,19 @@ class Noisy(nn.Module):
         for _ in range(9):
             wave = 4 * wave * (1 - wave)
         logits: Tensor = self.inner(x)
-        return logits + 0.02 * torch.cat([wave - 0.5, 0.5 - wave], dim=1)
+        return logits + 0.05 * torch.cat([wave - 0.5, 0.5 - wave], dim=1)
 
 
 def test_what_no_operator_gives_away_is_smoothed() -> None:
     found = attacked(Noisy())
     assert "smoothed" in [each.gradient for each in found.trust.searches]
     assert {alarm.code for alarm in found.trust.searches[0].alarms} & OF_GRADIENTS
+
+
+@pytest.mark.parametrize("front", [lambda x: torch.sin(4000 * x), lambda x: (x * 65536) % 1.0], ids=["sine", "rest"])
+def test_a_cure_that_leaves_no_slope_is_no_cure(front: Callable[[Tensor], Tensor]) -> None:
+    found = attacked(Wrapped(front=front), steps=10)
+    assert not bool(found.success.all())
+    assert found.trust.verdict is Belief.ALARM
+    assert found.trust.searches[0].alarms
+    assert "straight_through" not in [each.gradient for each in found.trust.searches]
