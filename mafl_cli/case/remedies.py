@@ -100,7 +100,12 @@ def _is_doubted(case: Problem, first: SearchRecord, config: AttackConfig) -> boo
 def _others(
     case: Problem, first: SearchRecord, config: AttackConfig
 ) -> Iterator[tuple[GradientName, Follow, AttackConfig]]:
-    """The searches that may help, the cheapest first, with their settings."""
+    """The searches that may help, the cheapest first, with their settings.
+
+    They take twice the steps: slopes that stand in for those of the network are coarser, and a change that is longer
+    for it would make the network look the harder to fool.
+    """
+    config = replace(config, steps=2 * config.steps)
     segmenter = case.seen.segmenter.exact
     # Where the file itself is differentiated, no graph stands for it.
     if segmenter.gradient_from == "graph":
