@@ -24,6 +24,7 @@ from mafl_cli.case.request import (
     SEEN_AS,
     AttackRequest,
     ModelRequest,
+    model_of,
     path_of,
     paths_of,
     require_known,
@@ -32,7 +33,7 @@ from mafl_cli.case.request import (
     words_of,
 )
 from mafl_cli.case.searching import Progress
-from mafl_cli.config import AttackConfig, preset
+from mafl_cli.config import AttackConfig, EnsembleRule, preset
 from mafl_cli.errors import UsageError
 from mafl_cli.judging import gates, transforms
 from mafl_cli.judging.evaluation import EvaluateRequest, run_evaluation
@@ -157,7 +158,8 @@ def attack_scan(
     scan: Files | Volume | Sequence[Volume],
     target: Files | Recipe | None,
     *,
-    model: str | Path | Loaded = DEMO_MODEL,
+    model: Files | Loaded = DEMO_MODEL,
+    ensemble: EnsembleRule | None = None,
     out: str | Path | None = None,
     say: Say = _silent,
     detail: Say = _silent,
@@ -172,6 +174,9 @@ def attack_scan(
         scan: NIfTI or DICOM, or a `Volume`; one for each channel of the model, in its order.
         target: a mask file (one for each region that may overlap), or a recipe such as "erase:1".
         model: a file or folder, see docs/models.md, or what `load_model` returns; a program: use only files you trust.
+            Several with `ensemble`.
+        ensemble: how the answers of several models become those of the one that is attacked: mean, of their logits, or
+            mean-probabilities.
         out: folder for the results; None keeps nothing but the report.
         options: method, settings of it (eps, steps, ...), or config with all of them; and the fields of
             `mafl_cli.case.request.AttackRequest`, as within, body_only, guides, attack_channels, save_as, device,
@@ -182,7 +187,7 @@ def attack_scan(
     """
 
     def run(folder: Path) -> Report:
-        request = attack_request(scan, target, model=model, out=folder, **options)
+        request = attack_request(scan, target, model=model, ensemble=ensemble, out=folder, **options)
         if not request.images:
             raise UsageError("`scan` must name at least one file.")
         if request.recipe is None and not request.targets:
@@ -201,7 +206,8 @@ def attack_request(
     scan: Files | Volume | Sequence[Volume],
     target: Files | Recipe | None,
     *,
-    model: str | Path | Loaded = DEMO_MODEL,
+    model: Files | Loaded = DEMO_MODEL,
+    ensemble: EnsembleRule | None = None,
     out: str | Path = "mafl-out",
     method: str = "mafl",
     config: AttackConfig | None = None,
@@ -232,7 +238,7 @@ def attack_request(
         targets=() if target is None or isinstance(target, Recipe) else paths_of("target", target),
         recipe=target if isinstance(target, Recipe) else None,
         masks=masks,
-        model=model.source if isinstance(model, Loaded) else path_of("model", model),
+        model=_attacked(model, ensemble),
         out=path_of("out", out),
         config=settings(method, chosen, config),
         **{**options, **seen_as(options)},
@@ -250,8 +256,20 @@ def _scans(given: Files | Volume | Sequence[Volume]) -> tuple[tuple[Volume, ...]
     return volumes, tuple(Path(scan.name) for scan in volumes)
 
 
-def _models(given: Files | Loaded) -> tuple[Model, ...]:
-    return (given.source,) if isinstance(given, Loaded) else paths_of("model", given)
+def _attacked(given: Files | Loaded, ensemble: EnsembleRule | None) -> Model:
+    """The one model, or the ensemble. Raises: UsageError for several without a rule, or one with."""
+    if not isinstance(given, Loaded):
+        return model_of(given, ensemble)
+    if ensemble is not None:
+        raise UsageError("`ensemble` cannot be used for a model that is loaded: give it to load_model.")
+    return given.source
+
+
+def _models(given: Files | Loaded, ensemble: EnsembleRule | None) -> tuple[Model, ...]:
+    """Those that judge, one after the other; those of an ensemble as one."""
+    if isinstance(given, Loaded) or ensemble is not None:
+        return (_attacked(given, ensemble),)
+    return paths_of("model", given)
 
 
 def evaluate(
@@ -261,6 +279,7 @@ def evaluate(
     adversarial: str | Path | None = None,
     target: str | Path | None = None,
     model: Files | Loaded = (),
+    ensemble: EnsembleRule | None = None,
     ground_truth: str | Path | None = None,
     fail_if: str | Gate | Sequence[str | Gate] = (),
     trials: Trials | str | Sequence[str] = (),
@@ -276,6 +295,7 @@ def evaluate(
         runs: result folders, or folders that hold some. original, adversarial, target: instead of them a pair of scans
             and a mask, or folders, matched by name.
         model: the first draws the predictions and judges, more are asked whether they are fooled too.
+        ensemble: all of them are one model, as in an attack on an ensemble: mean or mean-probabilities.
         ground_truth: what is really there: a mask, a folder of masks, or the manifest of a batch.
         fail_if: gates, see docs/evaluate.md. trials: transforms as "blur:1", or a `Trials`.
         options: device; mode, slice_axis, orientation, intensity, spacing, roi, overlap as for `attack_scan`; at_hand:
@@ -287,7 +307,7 @@ def evaluate(
     """
     for name in options:
         require_known(name, EVALUATE_OPTIONS)
-    view, models = seen_as(options), _models(model)
+    view, models = seen_as(options), _models(model, ensemble)
     trust = bool(with_types({"trust": options.get("trust", False)})["trust"])
     if original is not None and not models and not runs:
         raise UsageError("`model` must name the model that draws the predictions of a pair of scans.")

@@ -38,6 +38,7 @@ Blend = Literal["gaussian", "constant"]
 Resampling = Literal["corner", "edge"]
 WindowsAs = Literal["monai", "nnunet"]
 Precision = Literal["float32", "bf16", "fp16"]
+EnsembleRule = Literal["mean", "mean-probabilities"]
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from mafl_cli import __version__
 from mafl_cli.batch.local import Job, Row, attack_one
 from mafl_cli.errors import InputError, MaflError, UsageError
 from mafl_cli.names import is_there, outside, public_name
+from mafl_cli.network.source import Joined
 from mafl_cli.results.folder import written_to
 from mafl_cli.system import staging
 from mafl_cli.system.documents import read_toml
@@ -117,6 +118,10 @@ def _attack(job: Job, threads: int | None) -> Row:
     return attack_one(job)
 
 
+def _found(model: Any) -> Any:
+    return model.resolve() if isinstance(model, Path) and is_there(model) else model
+
+
 def _everywhere(job: Job) -> Job:
     """With paths that do not depend on where a worker was started."""
     request = job.request
@@ -127,7 +132,9 @@ def _everywhere(job: Job) -> Job:
     places["out"] = request.out.resolve()
     # What is not a file has no place.
     model = request.model
-    places["model"] = model.resolve() if isinstance(model, Path) and is_there(model) else model
+    places["model"] = (
+        replace(model, models=tuple(map(_found, model.models))) if isinstance(model, Joined) else _found(model)
+    )
     places["within"] = None if request.within is None else request.within.resolve()
     if request.recipe is not None and request.recipe.mask is not None:
         places["recipe"] = replace(request.recipe, mask=request.recipe.mask.resolve())

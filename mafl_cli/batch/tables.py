@@ -120,7 +120,9 @@ def _row(out: Path, case_id: str, before: KnownRow | None = None) -> _Row:
 
 def finished_row(case_id: str, said: Report) -> _Row:
     """What a run says of a case that is done. said: its report."""
-    model = BatchModel(name=said.model.name, sha256=said.model.sha256, classes=said.model.classes)
+    model = BatchModel(
+        name=said.model.name, sha256=said.model.sha256, classes=said.model.classes, members=said.model.named_members
+    )
     attack = said.case.attack
     row = BatchCase(
         case_id=case_id,

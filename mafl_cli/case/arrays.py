@@ -17,12 +17,12 @@ from mafl_cli.case.array_input import Array, image_like, image_tensor, target_te
 from mafl_cli.case.faithful import looked_for_chance
 from mafl_cli.case.problem import Problem, Say, Seen, kept_channels, limits_of
 from mafl_cli.case.remedies import Settled, settle
-from mafl_cli.case.request import path_of, require_choice, seen_as, words_of
+from mafl_cli.case.request import model_of, require_choice, seen_as, words_of
 from mafl_cli.case.searching import Progress
 from mafl_cli.case.trusting import believed, checked
 from mafl_cli.case.worst import searched
 from mafl_cli.classes import Classes
-from mafl_cli.config import Activation, AttackConfig, Precision
+from mafl_cli.config import Activation, AttackConfig, EnsembleRule, Precision
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.resample import Grids
@@ -101,8 +101,9 @@ class Loaded:
 
 
 def load_model(
-    model: str | Path | torch.nn.Module,
+    model: str | Path | torch.nn.Module | Sequence[str | Path | torch.nn.Module],
     *,
+    ensemble: EnsembleRule | None = None,
     card: ModelCard | Mapping[str, Any] | str | Path | None = None,
     device: str = "auto",
     trust: bool = False,
@@ -115,30 +116,36 @@ def load_model(
         model = mafl.load_model(network, card={"input": {"orientation": "RAS", "intensity": "zscore"}})
         mafl.attack_scan("scan.nii.gz", "erase:1", model=model, steps=20)
 
+        model = mafl.load_model(["one.ts", "other.onnx"], ensemble="mean")  # one function, attacked as a whole
+
     A model file is a program: load only files you trust. A network of your own is put into evaluation mode, and its
     parameters ask for no gradients any more.
     Args:
-        model: a file or folder (see docs/models.md), `package.module:function`, or an `nn.Module`.
+        model: a file or folder (see docs/models.md), `package.module:function`, or an `nn.Module`; several of them with
+            `ensemble`.
+        ensemble: how the answers of several models become one: mean, of their logits, or mean-probabilities.
         card: of an `nn.Module`: what it expects of a scan; the tables of a model's TOML file, or the path of one.
         device: for an `nn.Module`, auto is where it is.
         trust: whether Python code that comes with the model may run.
     Raises: ModelError with the reason if it cannot be attacked; UsageError for a device that is not there.
     """
-    if isinstance(model, torch.nn.Module):
-        name = type(getattr(model, "_orig_mod", model)).__name__
-        own = next((each.device for each in (*model.parameters(), *model.buffers())), None)
-        where = own if device == "auto" and own is not None else pick_device(str(device))
-        source: Model = Own(model, name, card)
-    else:
-        if card is not None:
-            raise UsageError("a card is for an nn.Module: beside a file lies its TOML file.")
-        source, where = path_of("model", model), pick_device(str(device))
+    given = tuple(model) if isinstance(model, (list, tuple)) else (model,)
+    networks = [each for each in given if isinstance(each, torch.nn.Module)]
+    if card is not None and not networks:
+        raise UsageError("a card is for an nn.Module: beside a file lies its TOML file.")
+    own = next((each.device for network in networks for each in (*network.parameters(), *network.buffers())), None)
+    where = own if device == "auto" and own is not None else pick_device(str(device))
+    source = model_of([_own(each, card) if isinstance(each, torch.nn.Module) else each for each in given], ensemble)
     opening = Opening(trust=trust)
     known = find_card(source, opening)
     file = read_model(source, where, opening)
     with exactly(where), float32_by_default():
         _, info, _ = describe(file, source.name, where, known)
     return Loaded(source, where, known, info, file)
+
+
+def _own(network: torch.nn.Module, card: object) -> Own:
+    return Own(network, type(getattr(network, "_orig_mod", network)).__name__, card)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mafl_cli.case.request import model_of
+from mafl_cli.config import EnsembleRule
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.names import public_name
 from mafl_cli.network import kinds
 from mafl_cli.network.opening import Opening, read_folds
+from mafl_cli.network.source import Model
 from mafl_cli.results import folder
 from mafl_cli.scans import formats, nifti
 
@@ -26,8 +29,9 @@ _MODEL_SUFFIXES = (
 
 
 def inspect(
-    file: str | Path,
+    file: str | Path | Sequence[str | Path],
     *,
+    ensemble: EnsembleRule | None = None,
     folds: str | Sequence[str] | None = None,
     mirror: bool | None = None,
     trust: bool = False,
@@ -39,13 +43,19 @@ def inspect(
         facts = mafl.inspect("model.ts")
         facts["kind"], facts["dims"], facts["classes"]
 
+    ensemble: of several models, how their answers become one: mean or mean-probabilities.
     folds, mirror, trust: of a model, see `network.opening.Opening`.
     scan, mask: a scan that a model is to see, a file for each channel, and what it should draw on it: adds `readings`,
     what it draws with other axes, scalings and channels, see `mafl_cli.case.readings`.
     Raises: InputError or ModelError if it is none of them; UsageError for a scan without a mask.
     """
-    file = Path(file)
     opening = Opening(folds=None if folds is None else read_folds(folds), mirror=mirror, trust=trust)
+    several = file if isinstance(file, (list, tuple)) else (file,)
+    if len(several) > 1 or ensemble is not None:
+        if scan or mask is not None:
+            raise UsageError("`scan` cannot be used for an ensemble: inspect its models one by one.")
+        return {"kind": "model", **_inspect_model(model_of(several, ensemble), opening)}
+    file = Path(several[0])
     if scan or mask is not None:
         found = tried_readings(file, [Path(each) for each in scan], mask, trust=trust)
         return {"kind": "model", **_inspect_model(file, opening), "readings": found.facts()}
@@ -149,7 +159,7 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _inspect_model(file: Path, opening: Opening) -> dict[str, Any]:
+def _inspect_model(file: Model, opening: Opening) -> dict[str, Any]:
     import torch
 
     from mafl_cli.network.card_file import find_card

@@ -48,7 +48,7 @@ def _in_network(case: Case, attacked: int) -> tuple[int, int, str]:
     size in voxels."""
     subject = case.subject
     shape = subject.tiling.roi if subject.tiling else padded(subject.grids.to_network.shape_out, subject.info.divisor)
-    example = torch.zeros(1, len(subject.info.channels), *shape, device=subject.clean.device)
+    example = torch.zeros(1, subject.segmenter.tried[1], *shape, device=subject.clean.device)
     each = subject.segmenter.activation_bytes(example)
     samples = min(subject.together, attacked)
     passes = subject.windows_together if subject.tiling else samples

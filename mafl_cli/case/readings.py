@@ -285,6 +285,8 @@ def _turned(subject: Subject, given: Reading, axes: Iterable[int | None]) -> Ite
 
 
 def _scalings(subject: Subject) -> list[str]:
+    if subject.card.intensity is not None and subject.card.intensity.kind == "members":
+        return []  # Each of an ensemble has its own.
     lowest = min(float(scan.data.min()) for scan in subject.scans)
     return [text for text in SCALINGS if lowest < -300 or not text.startswith("window")]
 

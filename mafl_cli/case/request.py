@@ -6,9 +6,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
-from mafl_cli.config import Activation, AttackConfig, Mode, Precision, SaveAs, SliceAxisChoice, require_type
+from mafl_cli.config import (
+    Activation,
+    AttackConfig,
+    EnsembleRule,
+    Mode,
+    Precision,
+    SaveAs,
+    SliceAxisChoice,
+    require_type,
+)
 from mafl_cli.errors import UsageError
 from mafl_cli.network.card import (
     Spacing,
@@ -21,7 +30,7 @@ from mafl_cli.network.card import (
 )
 from mafl_cli.network.intensity import Intensity
 from mafl_cli.network.opening import Opening, read_folds
-from mafl_cli.network.source import Model
+from mafl_cli.network.source import Joined, Model, Own
 from mafl_cli.scans.masks import Masks
 from mafl_cli.scans.recipes import Recipe
 from mafl_cli.scans.volume import Volume
@@ -158,6 +167,26 @@ def path_of(name: str, value: object) -> Path:
     if not isinstance(value, (str, Path)):
         raise UsageError(f"`{name}` must be a path, as str or Path, got {type(value).__name__}.")
     return Path(value)
+
+
+def model_of(models: object, ensemble: object = None) -> Model:
+    """The model that is attacked: one, or several that `ensemble` makes one.
+
+    models: a path, several, or what `network.source` has. Raises: UsageError for several without a rule, or one with.
+    """
+    several = tuple(models) if isinstance(models, (list, tuple)) else (models,)
+    found = tuple(each if isinstance(each, Own) else path_of("model", each) for each in several)
+    if ensemble is None:
+        if len(found) != 1:
+            raise UsageError(
+                f"`model` must be one model, got {len(found)}: add `ensemble` mean to attack several as one function."
+            )
+        return found[0]
+    if ensemble not in get_args(EnsembleRule):
+        raise UsageError(f"`ensemble` must be one of {', '.join(get_args(EnsembleRule))}, got {ensemble!r}.")
+    if len(found) < 2:
+        raise UsageError(f"`ensemble` needs two models or more, got {len(found)}: name each of them as `model`.")
+    return Joined(found, cast(EnsembleRule, ensemble))
 
 
 def paths_of(name: str, values: object) -> tuple[Path, ...]:

@@ -90,7 +90,9 @@ def prepare_subject(scans: Sequence[Volume], request: ModelRequest, device: torc
         that cannot be those of this model.
     """
     scan = scans[0]
-    card = find_card(request.model, request.opening).merged(
+    card = find_card(
+        request.model,
+        request.opening,
         orientation=request.orientation,
         intensity=request.intensity,
         spacing=request.spacing,

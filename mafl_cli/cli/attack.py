@@ -73,7 +73,7 @@ def attack(
         require_folders({"--json": output.json_file})
         from mafl_cli.listing import cases, folders
 
-        read = [Path(each) for each in (*scans, files.model, budget.within) if each is not None]
+        read = [Path(each) for each in (*scans, *(files.model or ()), budget.within) if each is not None]
         require_no_input({"--json": output.json_file}, [path for path in read if not folders.is_folder(path)])
 
         # Channels, and a series, are those of one scan.
@@ -88,7 +88,7 @@ def attack(
         scan = () if several else read_images(scans, files.channels)
         asked = {**seen_as, **budget.where(), **files.given(), **output.given(), "config": config}
         asked["ladder"] = method.ladder
-        model = model_or_default(files.model, voice)
+        model = files.model or model_or_default(voice)
         if not several:
             if files.dry_run:
                 _show_target(scan, target, asked | {"model": model}, output.json_file, voice)

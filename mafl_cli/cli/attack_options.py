@@ -11,6 +11,7 @@ import typer
 
 from mafl_cli.cli.groups import BUDGET, FILES, GOAL, METHOD, MODEL_INPUT, OUTPUT, of_settings, under
 from mafl_cli.cli.options import (
+    Ensemble,
     Json,
     MaybeFloat,
     MaybePath,
@@ -53,16 +54,18 @@ class AttackFiles:
         ),
     ] = None
     model: Annotated[
-        MaybePath,
+        Optional[list[Path]],  # noqa: UP045
         under(
             FILES,
             "--model",
             "-m",
             metavar="MODEL",
-            help="TorchScript, .pt2 or ONNX model. It is a program: use only files you trust. "
+            help="Model of any kind: TorchScript, .pt2, ONNX, a MONAI bundle, an nnU-Net folder, a function; several "
+            "with --ensemble. It is a program: use only files you trust. "
             "[default: $MAFL_MODEL, else the brain-tissue model that comes with mafl]",
         ),
     ] = None
+    ensemble: Ensemble = None
     trust: Trust = False
     out: Annotated[Path, under(FILES, "--out", "-o", metavar="DIR", help="Folder for the results.")] = Path("mafl-out")
     overwrite: Overwrite = False
@@ -158,6 +161,7 @@ class AttackFiles:
             "overwrite": self.overwrite,
             "size_limit": self.size_limit,
             "trust": self.trust,
+            "ensemble": self.ensemble,
             "label_map": read_label_map(self.label_map),
             "guides": () if self.guides is None else files_between_commas(self.guides, "--guide"),
             "starts": () if self.starts is None else files_between_commas(self.starts, "--start"),

@@ -12,7 +12,7 @@ from mafl_cli.cli.application import EXIT_CODES, app
 from mafl_cli.cli.console import Voice, progress_of_cases, reported, show_text, tell_github, write_all
 from mafl_cli.cli.flags import in_flags
 from mafl_cli.cli.groups import FILES, GATES, OUTPUT, TRIALS, Grouped, HelpAll, expanded, under
-from mafl_cli.cli.options import Json, MaybePath, MaybeStr, SizeLimit, Trust, ViewOptions, Words
+from mafl_cli.cli.options import Ensemble, Json, MaybePath, MaybeStr, SizeLimit, Trust, ViewOptions, Words
 from mafl_cli.cli.reading import (
     files_between_commas,
     model_or_default,
@@ -72,11 +72,12 @@ class EvaluateFiles:
             "--model",
             "-m",
             metavar="MODEL",
-            help="TorchScript, .pt2 or ONNX model that draws the predictions; the first judges, others show whether "
-            "they are fooled too. It is a program: use only files you trust. [default: $MAFL_MODEL, else the model "
-            "that comes with mafl; a RUN that attacked another one passes no gate without it]",
+            help="Model of any kind that draws the predictions; the first judges, others show whether they are fooled "
+            "too (with --ensemble all are one). It is a program: use only files you trust. [default: $MAFL_MODEL, else "
+            "the model that comes with mafl; a RUN that attacked another one passes no gate without it]",
         ),
     ] = None
+    ensemble: Ensemble = None
     trust: Trust = False
     size_limit: SizeLimit = None
 
@@ -217,7 +218,7 @@ def evaluate(
         require_view(view.given())
         from mafl_cli import api
 
-        judges = [model_or_default(None, voice)] if not files.model and not runs else files.model or []
+        judges = [model_or_default(voice)] if not files.model and not runs else files.model or []
         with progress_of_cases(voice, "case") as bar:
             measured = api.evaluate(
                 runs or (),
@@ -225,6 +226,7 @@ def evaluate(
                 adversarial=files.adversarial,
                 target=files.target,
                 model=judges,
+                ensemble=files.ensemble,
                 trust=files.trust,
                 at_hand=() if files.model or not runs else models_at_hand(),
                 ground_truth=files.ground_truth,

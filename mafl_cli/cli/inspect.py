@@ -11,15 +11,19 @@ from mafl_cli.cli.application import EXIT_CODES, app
 from mafl_cli.cli.console import Voice, reported, show_text
 from mafl_cli.cli.flags import in_flags
 from mafl_cli.cli.groups import Grouped
-from mafl_cli.cli.options import Debug, Folds, Mirror, SizeLimit, Trust
+from mafl_cli.cli.options import Debug, Ensemble, Folds, Mirror, SizeLimit, Trust
 from mafl_cli.cli.reading import files_between_commas
+from mafl_cli.errors import UsageError
 from mafl_cli.system import sizes
 from mafl_cli.system.streams import put
 
 
 @app.command(cls=Grouped, epilog=EXIT_CODES)
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A model, a scan or a mask.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE", help="A model, a scan or a mask; several models with --ensemble.")
+    ],
+    ensemble: Ensemble = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
     write: Annotated[
         bool, typer.Option("--write", help="Write what is known about a model into the TOML file beside it.")
@@ -56,9 +60,11 @@ def inspect(
             "mask": mask,
         }
         if write:
-            show_text(f"wrote {inspection.write_card(file, overwrite=overwrite, **asked).name}")
+            if len(files) > 1 or ensemble is not None:
+                raise UsageError("--write is for one model: leave out the others and --ensemble.")
+            show_text(f"wrote {inspection.write_card(files[0], overwrite=overwrite, **asked).name}")
             return
-        facts = inspection.inspect(file, folds=folds, mirror=mirror, **asked)
+        facts = inspection.inspect(files, ensemble=ensemble, folds=folds, mirror=mirror, **asked)
         if as_json:
             put(to_json(facts))
         else:

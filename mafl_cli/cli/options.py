@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Optional
 from mafl_cli.cli.console import Voice
 from mafl_cli.cli.groups import FILES, MODEL_INPUT, OUTPUT, given, under
 from mafl_cli.cli.reading import numbers
-from mafl_cli.config import Mode, SliceAxisChoice
+from mafl_cli.config import EnsembleRule, Mode, SliceAxisChoice
 from mafl_cli.system import sizes
 
 LogFormat = Literal["text", "json"]
@@ -48,6 +48,15 @@ Trust = Annotated[
 ]
 
 
+Ensemble = Annotated[
+    Optional[EnsembleRule],  # noqa: UP045
+    under(
+        FILES,
+        "--ensemble",
+        help="Several models are one: the mean of their logits (mean), or of their probabilities "
+        "(mean-probabilities). They see the same grid and draw the same classes; intensities may differ.",
+    ),
+]
 Folds = Annotated[
     MaybeStr,
     under(

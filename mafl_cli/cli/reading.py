@@ -195,10 +195,8 @@ def models_at_hand() -> tuple[Path, ...]:
     return tuple(dict.fromkeys((model_at_hand(), DEMO_MODEL)))
 
 
-def model_or_default(flag: Path | None, voice: Voice) -> Path:
-    """The model to use: the flag, else $MAFL_MODEL, else the one that comes with mafl."""
-    if flag is not None:
-        return flag
+def model_or_default(voice: Voice) -> Path:
+    """The model to use where none is named: $MAFL_MODEL, else the one that comes with mafl."""
     found = model_at_hand()
     voice.say(
         f"model: {outside(found.name)} (from $MAFL_MODEL)"

@@ -33,7 +33,8 @@ class Preprocessing:
     offset, unit: (C,), y = (x - offset) / unit + start; `unit` is native units per model unit.
     low, high: (C,), native: the range of the clean scan, the data box of the attack.
     crop: the box that the network sees, to whose voxels all this applies; None for the whole scan.
-    each: that of every channel alone, where they are scaled in different ways.
+    each: that of every channel alone, where they are scaled in different ways; or that of every member of an ensemble,
+        of which the first gives offset and unit.
     turn: (1, I, J, K) -> (1, 1, a, b, c), a scan's axes to the batch's; for the crop.
     """
 
@@ -79,6 +80,9 @@ class Preprocessing:
         intensity: Intensity, scan: Sequence[np.ndarray[Any, Any]], device: torch.device, crop: Crop | None = None
     ) -> Preprocessing:
         """From all voxels of `scan`, which is the crop where there is one."""
+        if intensity.kind == "members":
+            members = tuple(Preprocessing._of(one, scan, device, crop) for one in intensity.each)
+            return replace(members[0], intensity=intensity, each=members)
         if intensity.kind == "each":
             each = tuple(
                 Preprocessing._of(intensity.of_channel(number), [channel], device, crop)
@@ -113,7 +117,12 @@ class Preprocessing:
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, C, *spatial) native -> the same voxels in model units; those of the crop where there is one."""
+        """(B, C, *spatial) native -> the same voxels in model units; those of the crop where there is one.
+
+        Where members of an ensemble scale differently, (B, M * C, *spatial).
+        """
+        if self.intensity.kind == "members":
+            return torch.cat([one(x) for one in self.each], dim=1)
         if self.each:
             return torch.cat([one(x[:, number : number + 1]) for number, one in enumerate(self.each)], dim=1)
         if self.intensity.kind == "ct":
@@ -138,7 +147,7 @@ class Preprocessing:
         A crop holds few voxels beside an organ, whose change then changes the scaling of all others: a search with the
         clean scan's mean and deviation would end at a scan that looks otherwise with its own.
         """
-        return self.crop is not None and any(one.kind == "zscore" for one in self.intensity.each or (self.intensity,))
+        return self.crop is not None and any(one.kind == "zscore" for one in self.intensity.plain)
 
     def _moving(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the crops `x`, (B, C, 1, ...), as `_scaling` takes them."""
@@ -164,6 +173,7 @@ class Preprocessing:
             and torch.equal(self.offset, other.offset)
             and torch.equal(self.unit, other.unit)
             and (other.crop is None if self.crop is None else self.crop.is_as(other.crop))
+            and all(one.is_as(another) for one, another in zip(self.each, other.each, strict=True))
         )
 
     def translate(self, x: Tensor, source: Preprocessing) -> Tensor:
@@ -179,16 +189,15 @@ class Preprocessing:
     @property
     def nonzero_only(self) -> bool:
         """Whether exact zeros are background by definition (and must stay exact zeros, and nothing else may)."""
-        return any(
-            one.kind == "zscore" and one.region in ("nonzero", "filled")
-            for one in self.intensity.each or (self.intensity,)
-        )
+        return any(one.kind == "zscore" and one.region in ("nonzero", "filled") for one in self.intensity.plain)
 
     def keep(self, x: Tensor) -> Tensor:
         """Voxels of the clean batch that must not change, or the frozen statistics would no longer be the file's.
 
         Args: x: (B, C, *spatial), clean, native, the whole scan.  Returns: bool, like x.
         """
+        if self.intensity.kind == "members":
+            return torch.stack([one.keep(x) for one in self.each]).any(dim=0)
         if self.crop is not None:
             # Its holes may change: they are filled either way.
             return self._keep_values(x) | self.crop.outside(x.shape[2:])

@@ -45,6 +45,7 @@ from mafl_cli.results.evaluation_report import (
 )
 from mafl_cli.results.files import PREDICTION_ADVERSARIAL, PREDICTION_CLEAN, TARGET
 from mafl_cli.results.recorded import Pair, PairSource, Recorded, changed_files, distinct, of_runs
+from mafl_cli.results.report import named_members
 from mafl_cli.scans.masks import Masks, read_masks
 
 # Share of the clean prediction that the attacked model may draw otherwise now: machines round differently.
@@ -177,11 +178,13 @@ def _facts(judge: Judge) -> JudgingModel:
 
 def _recorded_facts(pair: Pair) -> JudgingModel:
     assert pair.recorded is not None
-    return _named(vars(pair.recorded.report.model))
+    model = pair.recorded.report.model
+    return _named({**vars(model), "members": [vars(member) for member in model.members or ()]})
 
 
 def _named(facts: Mapping[str, Any]) -> JudgingModel:
-    return JudgingModel(**{each.name: facts[each.name] for each in fields(JudgingModel)})
+    own = {each.name: facts[each.name] for each in fields(JudgingModel) if each.name != "members"}
+    return JudgingModel(**own, members=named_members(facts.get("members", ())))
 
 
 # --- one case -----------------------------------------------------------------------------------------------------

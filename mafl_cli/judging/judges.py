@@ -18,12 +18,14 @@ from mafl_cli.measure import agreement as metrics
 from mafl_cli.measure import perturbation
 from mafl_cli.measure.records import Agreement, Reach, Size, Unsettled
 from mafl_cli.names import as_keys, public_name
+from mafl_cli.network import kinds
 from mafl_cli.network.card import check_orientation
 from mafl_cli.network.intensity import Intensity
+from mafl_cli.network.source import Joined
 from mafl_cli.results import files
 from mafl_cli.results.evaluation_report import Transfer
 from mafl_cli.results.recorded import Pair
-from mafl_cli.results.report import IntensityRecord
+from mafl_cli.results.report import IntensityRecord, Model
 from mafl_cli.scans import masks
 from mafl_cli.scans.masks import Masks
 
@@ -37,7 +39,7 @@ def _as_attacked(model: ModelRequest, sha256: str, pair: Pair) -> ModelRequest:
     given = _given(said.intensity)
     try:
         orientation = check_orientation(said.orientation)
-        intensity = Intensity(**given)
+        intensity = _in_order(model, recorded.report.model) if said.intensity.kind == "members" else Intensity(**given)
     except UsageError as exc:
         raise InputError(f"{public_name(recorded.folder)}/{files.REPORT}: {as_keys(str(exc))}") from exc
     return replace(
@@ -52,6 +54,18 @@ def _as_attacked(model: ModelRequest, sha256: str, pair: Pair) -> ModelRequest:
         folds=model.folds or settings.folds,
         mirror=settings.mirror if model.mirror is None else model.mirror,
     )
+
+
+def _in_order(model: ModelRequest, said: Model) -> Intensity:
+    """What each member of an ensemble had in the attack, in the order in which the members are given now."""
+    assert isinstance(model.model, Joined)
+    had = [(member.sha256, Intensity(**_given(member.intensity))) for member in said.members or ()]
+    both = zip(model.model.models, kinds.openings(model.model, model.opening), strict=True)
+    found = []
+    for digest in (kinds.digest(member, how) for member, how in both):
+        # Each is taken once: a file may be a member twice.
+        found.append(had.pop(next(place for place, (sha256, _) in enumerate(had) if sha256 == digest)))
+    return Intensity(kind="members", each=tuple(intensity for _, intensity in found))
 
 
 def _given(intensity: IntensityRecord) -> dict[str, Any]:

@@ -21,17 +21,26 @@ from mafl_cli.network.card import (
     short,
 )
 from mafl_cli.network.intensity import Intensity
-from mafl_cli.network.kinds import kind_of
+from mafl_cli.network.kinds import kind_of, openings
+from mafl_cli.network.members import joined_card
 from mafl_cli.network.opening import PLAIN, Opening
-from mafl_cli.network.source import Model
+from mafl_cli.network.source import Joined, Model
 from mafl_cli.system.documents import read_toml
 
 
-def find_card(model: Model, opening: Opening = PLAIN) -> ModelCard:
+def find_card(model: Model, opening: Opening = PLAIN, **given: Any) -> ModelCard:
     """The card beside `model`, its gaps filled from what the model says of itself.
 
-    Raises ModelError if there is a card that cannot be used.
+    given: what the user says instead, see `ModelCard.merged`; of an ensemble it holds for all members.
+    Raises: ModelError if there is a card that cannot be used, or if the members of an ensemble cannot be joined.
     """
+    if isinstance(model, Joined):
+        both = zip(model.models, openings(model, opening), strict=True)
+        return joined_card([(outside(each.name), find_card(each, how, **given)) for each, how in both])
+    return _found(model, opening).merged(**given)
+
+
+def _found(model: Model, opening: Opening) -> ModelCard:
     kind = kind_of(model)
     beside = [path for path in kind.cards(model) if path.is_file()]
     card = read_card(beside[0]) if beside else ModelCard()

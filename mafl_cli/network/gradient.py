@@ -182,10 +182,16 @@ def differentiate_file(segmenter: Segmenter, ready: Tensor) -> str:
 
     Raises: ModelError if the file has no gradient.
     """
-    trial = _Trial.of(segmenter.original, ready, segmenter.name)
-    if trial.refusal is not None or trial.gradient is None:
-        raise _refusal(segmenter, trial, trial, _DIFFERS)
-    segmenter.take_file()
+    members = segmenter.members_of(ready)
+    if len(members) > 1:
+        # The graphs of the others stand for their files, which may have no gradient.
+        differing = [each for each in members if difference(*each).matters or difference_brightened(*each).matters]
+        members = differing or members
+    for member, given in members:
+        trial = _Trial.of(member.original, given, member.name)
+        if trial.refusal is not None or trial.gradient is None:
+            raise _refusal(member, trial, trial, _DIFFERS)
+        member.take_file()
     return said(_DIFFERS)
 
 

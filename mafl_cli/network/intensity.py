@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from mafl_cli.errors import UsageError
 from mafl_cli.names import outside
 
-IntensityKind = Literal["none", "minmax", "zscore", "window", "percentile", "ct", "each"]
+IntensityKind = Literal["none", "minmax", "zscore", "window", "percentile", "ct", "each", "members"]
 Region = Literal["all", "nonzero", "crop", "filled"]
 
 
@@ -26,6 +26,7 @@ class Intensity:
         ScaleIntensityRangePercentiles).
     ct: y = (clip(x, lower, upper) - mean) / std, all four in HU and given (nnU-Net's CTNormalization).
     each: every channel has its own, in `each`.
+    members: every member of an ensemble has its own, in `each`; the channels come once for each of them.
     `region` is where statistics are taken: all voxels; each channel's that are not 0; or, as nnU-Net does it, the crop,
     which is the box around the voxels that are not 0 in any channel, or in it those voxels with their holes filled.
     `clip` (model units) is applied last; for a window it defaults to `to`.
@@ -74,9 +75,14 @@ class Intensity:
             "ct": ("lower", "upper", "mean", "std"),
         }.get(self.kind, ())
         facts = {"kind": self.kind, **{name: getattr(self, name) for name in used}}
-        if self.kind == "each":
+        if self.each:
             facts["each"] = [each.facts() for each in self.each]
         return facts if self.clip is None else {**facts, "clip": self.clip}
+
+    @property
+    def plain(self) -> tuple[Intensity, ...]:
+        """What it is made of: itself, or that of every channel and member."""
+        return tuple(plain for each in self.each for plain in each.plain) or (self,)
 
     @property
     def regions(self) -> frozenset[Region]:

@@ -5,9 +5,10 @@ A new kind is an entry in `KINDS`. No torch here, so that a card is read at once
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from mafl_cli.errors import ModelError, UsageError
 from mafl_cli.names import is_there, outside, sha256
 from mafl_cli.network.bundle import read_bundle
 from mafl_cli.network.opening import PLAIN, Opening
-from mafl_cli.network.source import Model, Own
+from mafl_cli.network.source import Joined, Model, Own
 
 if TYPE_CHECKING:
     import torch
@@ -112,24 +113,24 @@ def _is_function(model: Model) -> bool:
     return isinstance(model, Path) and _FUNCTION.fullmatch(str(model)) is not None and not is_there(model)
 
 
-def _own(model: Model, opening: Opening) -> Own:
+def _own(model: Path | Own, opening: Opening) -> Own:
     from mafl_cli.network.function import made_by
 
-    return model if isinstance(model, Own) else made_by(model, opening.trust)
+    return made_by(model, opening.trust) if isinstance(model, Path) else model
 
 
-def _read_own(model: Model, device: torch.device, opening: Opening) -> ModelFile:
+def _read_own(model: Path | Own, device: torch.device, opening: Opening) -> ModelFile:
     from mafl_cli.network.function import read_own
 
     return read_own(_own(model, opening), device)
 
 
-def _own_states(model: Model, opening: Opening) -> Stated:
+def _own_states(model: Path | Own, opening: Opening) -> Stated:
     card = _own(model, opening).card
     return Stated() if card is None else Stated(card=card)
 
 
-def _own_digest(model: Model, opening: Opening) -> str:
+def _own_digest(model: Path | Own, opening: Opening) -> str:
     from mafl_cli.network.function import digest_of
 
     return digest_of(_own(model, opening))
@@ -226,6 +227,46 @@ def _bundle_cards(model: Path) -> tuple[Path, ...]:
     return (beside, model / "model.toml") if model.is_dir() else (beside,)
 
 
+def openings(model: Joined, opening: Opening) -> tuple[Opening, ...]:
+    """How each member is to be opened: `folds` and `mirror` are said of those that have them.
+
+    Raises: UsageError where none has.
+    """
+    folded = [kind_of(member).in_folds for member in model.models]
+    plain = opening if not any(folded) else replace(opening, folds=None, mirror=None)
+    return tuple(opening if has else plain for has in folded)
+
+
+def _read_joined(model: Joined, device: torch.device, opening: Opening) -> ModelFile:
+    from mafl_cli.network.model_file import Part, joined_file
+
+    parts = tuple(
+        Part(read_model(member, device, how), member, how)
+        for member, how in zip(model.models, openings(model, opening), strict=True)
+    )
+    return joined_file(parts, model.ensemble, _joined_digest(model, opening))
+
+
+def _joined_states(model: Joined, opening: Opening) -> Stated:
+    return Stated()  # Its members do, see `card_file`.
+
+
+def _joined_files(model: Joined, opening: Opening) -> tuple[Path, ...]:
+    both = zip(model.models, openings(model, opening), strict=True)
+    return tuple(file for member, how in both for file in kind_of(member).files(member, how))
+
+
+def _joined_digest(model: Joined, opening: Opening) -> str:
+    """Whatever the order of the members. Empty where one of them cannot be read."""
+    found = [digest(member, how) for member, how in zip(model.models, openings(model, opening), strict=True)]
+    text = "\n".join((model.ensemble, *sorted(found)))
+    return hashlib.sha256(text.encode()).hexdigest() if all(found) else ""
+
+
+def _is_joined(model: Model) -> bool:
+    return isinstance(model, Joined)
+
+
 def _is_onnx(model: Model) -> bool:
     return isinstance(model, Path) and model.suffix.lower() == ".onnx"
 
@@ -236,6 +277,15 @@ def _is_own(model: Model) -> bool:
 
 _ARCHIVE = Kind(lambda model: True, _read_archive, _archive_states)
 KINDS: tuple[Kind, ...] = (
+    Kind(
+        _is_joined,
+        _read_joined,
+        _joined_states,
+        files=_joined_files,
+        cards=_no_files,
+        digest=_joined_digest,
+        in_folds=True,
+    ),
     Kind(_is_own, _read_own, _own_states, files=_no_files, cards=_no_files, digest=_own_digest),
     Kind(_is_onnx, _read_onnx, _onnx_states, files=_onnx_files),
     Kind(_is_bundle, _read_bundle, _bundle_states, files=_bundle_files, cards=_bundle_cards),

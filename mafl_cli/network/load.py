@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,16 +11,18 @@ import torch
 from torch import Tensor
 
 from mafl_cli.classes import Classes
-from mafl_cli.config import Activation, Precision
-from mafl_cli.errors import ModelError
+from mafl_cli.config import Activation, EnsembleRule, Precision
+from mafl_cli.errors import ModelError, UsageError
 from mafl_cli.names import outside
 from mafl_cli.network.card import ModelCard, read_taps
 from mafl_cli.network.card_file import find_card
 from mafl_cli.network.chance import DRAWS_A_STEP, DRAWS_JUDGED
 from mafl_cli.network.gradient import choose
 from mafl_cli.network.intensity import Intensity
+from mafl_cli.network.joined import JoinedSegmenter
 from mafl_cli.network.kinds import read_model
 from mafl_cli.network.lifting import Gives, NoLayer, Output, Tap, feature_nodes
+from mafl_cli.network.members import require_joinable
 from mafl_cli.network.model_file import ModelFile
 from mafl_cli.network.opening import PLAIN, Opening
 from mafl_cli.network.probing import accepted, input_kind, padded
@@ -34,12 +37,17 @@ BY_CHANCE = (
 """What is said of a network that answers by chance."""
 
 
+MEMBER_FACTS = ("name", "sha256", "format", "intensity", "card", "gradient_from")
+"""What is said of a member of an ensemble where the ensemble is described."""
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """What a report says about a model.
 
     gradient_from: what the search differentiates. taps: none where that is the file. assumptions: sentences about what
-    nobody stated.
+    nobody stated. ensemble, members: of several models that are one function, how their answers become one, and what
+    is known of each.
     """
 
     name: str
@@ -56,6 +64,8 @@ class ModelInfo:
     taps: tuple[Tap, ...]
     card: str | None
     assumptions: tuple[str, ...]
+    ensemble: EnsembleRule | None = None
+    members: tuple[ModelInfo, ...] = ()
 
     def with_gradient(self, source: GradientFrom, sentence: str | None) -> ModelInfo:
         """With what a scan has shown: what was differentiated for it, and why, if that is not as it was loaded."""
@@ -72,9 +82,13 @@ class ModelInfo:
         """As reports have it: `classes` are their names, and `overlapping` stands beside them."""
         facts: dict[str, Any] = {}
         for name, value in vars(self).items():
+            if self.ensemble is None and name in ("ensemble", "members"):
+                continue
             facts[name] = value
             if name == "classes":
                 facts |= {"classes": self.classes.names, "overlapping": self.classes.overlapping}
+        if self.members:
+            facts["members"] = [{name: member.facts()[name] for name in MEMBER_FACTS} for member in self.members]
         return facts | {"intensity": dict(self.intensity.facts())}
 
 
@@ -132,6 +146,8 @@ def _describe(
     precision: Precision,
 ) -> tuple[Segmenter, ModelInfo, ModelCard]:
     wanted = read_taps(tap)
+    if file.parts:
+        return _describe_joined(file, name, device, card, size, tap, precision)
     card, assumptions = card.with_assumptions()
     said = list(assumptions)
     dims, channels = input_kind(file, card, name, device)
@@ -198,6 +214,82 @@ def _describe(
         assumptions=tuple(said),
     )
     return segmenter, info, card
+
+
+def _describe_joined(
+    file: ModelFile,
+    name: str,
+    device: torch.device,
+    card: ModelCard,
+    size: Callable[[int], tuple[int, ...]] | None,
+    tap: str,
+    precision: Precision,
+) -> tuple[Segmenter, ModelInfo, ModelCard]:
+    """An ensemble, of which each member is described as it would be alone."""
+    if tap != "auto":
+        raise UsageError("`tap` cannot be used for an ensemble: the features of its members are not compared.")
+    assert file.ensemble is not None
+    cards = [find_card(part.model, part.opening) for part in file.parts]
+    found = [
+        _describe(
+            part.file, outside(part.model.name), device, replace(own, dims=card.dims or own.dims), size, tap, precision
+        )
+        for part, own in zip(file.parts, cards, strict=True)
+    ]
+    segmenters, infos = [each[0] for each in found], [each[1] for each in found]
+    classes = require_joinable(infos, [own.classes is not None for own in cards])
+    card, assumptions = card.with_assumptions()
+    said = [
+        *assumptions,
+        f"ensemble: {_RULES[file.ensemble]} of {len(infos)} models, one at a time, without a feature term",
+    ]
+    shared = set.intersection(*(set(info.assumptions) for info in infos)) - {BY_CHANCE}
+    said += [line for line in infos[0].assumptions if line in shared and line not in said]
+    said += [f"{info.name}: {line}" for info in infos for line in info.assumptions if line not in {*shared, BY_CHANCE}]
+    named = next((info for info, own in zip(infos, cards, strict=True) if own.channels), infos[0])
+    single = all(info.activation == "sigmoid" for info in infos) and not classes.overlapping
+    activation: Activation = "sigmoid" if single or classes.overlapping else "softmax"
+    intensity = card.intensity or Intensity()
+    largest = map(max, zip(*(each.tried[2:] for each in segmenters), strict=True))
+    segmenter = JoinedSegmenter(
+        file,
+        name,
+        segmenters,
+        device,
+        tried=(*segmenters[0].tried[:2], *largest),
+        own=intensity.kind == "members",
+        single=single,
+        overlapping=classes.overlapping,
+    )
+    if segmenter.by_chance:
+        said.append(BY_CHANCE)
+    divisor = math.lcm(*(info.divisor for info in infos))
+    card = replace(card, dims=infos[0].dims, divisor=divisor, activation=activation, classes=classes.names)
+    info = ModelInfo(
+        name=outside(card.name or name),
+        sha256=file.sha256,
+        format=file.format,
+        dims=infos[0].dims,
+        channels=named.channels,
+        orientation=card.orientation or "native",
+        classes=classes,
+        activation=activation,
+        intensity=intensity,
+        divisor=divisor,
+        gradient_from=segmenter.gradient_from,
+        taps=(),
+        card=card.source,
+        assumptions=tuple(said),
+        ensemble=file.ensemble,
+        members=tuple(infos),
+    )
+    return segmenter, info, card
+
+
+_RULES: dict[EnsembleRule, str] = {
+    "mean": "the mean of the logits",
+    "mean-probabilities": "the mean of the probabilities",
+}
 
 
 def _gives(segmenter: Segmenter, x: Tensor) -> Gives:

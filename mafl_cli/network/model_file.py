@@ -19,12 +19,15 @@ from typing import Any, Literal
 
 import torch
 
+from mafl_cli.config import EnsembleRule
 from mafl_cli.errors import ModelError, reason_of
 from mafl_cli.names import outside, sha256
 from mafl_cli.network import archives, exported
+from mafl_cli.network.opening import Opening
 from mafl_cli.network.reasons import meaning
+from mafl_cli.network.source import Model
 
-Format = Literal["torchscript", "torch.export", "torch.nn", "onnx", "nnunet", "monai.bundle"]
+Format = Literal["torchscript", "torch.export", "torch.nn", "onnx", "nnunet", "monai.bundle", "ensemble"]
 
 _REMEDY = "save the network with torch.jit.script(net).save(...) or torch.jit.trace(net, example).save(...)"
 
@@ -39,7 +42,8 @@ class ModelFile:
     with, None for each size it leaves open; torch.export only. cuts: whether it may cut gradients off, or have some of
     its own, so that they are not the derivative of what it computes. members: how many passes of networks make one
     answer, whose mean it is; where there are several, `module` keeps of each no more than its input for a gradient, and
-    `member` is one of them.
+    `member` is one of them. parts, ensemble: of an ensemble, its members, and how they are joined; then `module` is
+    none that can be run, see `joined`.
     """
 
     module: torch.nn.Module
@@ -51,6 +55,26 @@ class ModelFile:
     cuts: bool
     members: int = 1
     member: torch.nn.Module | None = None
+    parts: tuple[Part, ...] = ()
+    ensemble: EnsembleRule | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A member of an ensemble, what it was read from, and how it was opened."""
+
+    file: ModelFile
+    model: Model
+    opening: Opening
+
+
+def joined_file(parts: tuple[Part, ...], ensemble: EnsembleRule, digest: str) -> ModelFile:
+    """Several models that are loaded, to be joined when they are described."""
+    nothing = torch.nn.Identity()
+    passes = sum(part.file.members for part in parts)
+    return ModelFile(
+        nothing, nothing, "ensemble", digest, None, None, cuts=False, members=passes, parts=parts, ensemble=ensemble
+    )
 
 
 def read_archive(path: Path, device: torch.device) -> ModelFile:

@@ -85,6 +85,15 @@ class Segmenter:
         return self.original.by_chance
 
     @property
+    def members_in_turn(self) -> bool:
+        """Whether one answer takes several passes, of which a gradient keeps one at a time."""
+        return self._file.members > 1
+
+    def members_of(self, ready: Tensor) -> list[tuple[Segmenter, Tensor]]:
+        """The networks whose graphs are differentiated, each with what it gets of an input of this one."""
+        return [(self, ready)]
+
+    @property
     def cuts(self) -> bool:
         """Whether the gradient of its file may be another than the derivative of what it computes."""
         return self._file.cuts

@@ -1,10 +1,12 @@
-"""What a model can be given as: a path, or a network in memory."""
+"""What a model can be given as: a path, a network in memory, or several of them as one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mafl_cli.config import EnsembleRule
 
 if TYPE_CHECKING:
     import torch
@@ -22,5 +24,21 @@ class Own:
     card: object = None
 
 
-Model = Path | Own
-"""A file, a folder, `package.module:function` as a path, or a network in memory."""
+@dataclass(frozen=True)
+class Joined:
+    """Several models as one function: an ensemble.
+
+    models: two or more, of any kind. ensemble: how their answers become one, see `network.joined`.
+    """
+
+    models: tuple[Path | Own, ...]
+    ensemble: EnsembleRule = "mean"
+
+    @property
+    def name(self) -> str:
+        """What messages and reports call it."""
+        return " + ".join(model.name for model in self.models)
+
+
+Model = Path | Own | Joined
+"""A file, a folder, `package.module:function` as a path, a network in memory, or an ensemble of them."""

@@ -16,6 +16,7 @@ from mafl_cli.results.report import (
     CaseRecord,
     IntensityRecord,
     MaskFileRecord,
+    MemberRecord,
     Model,
     Report,
     Run,
@@ -64,7 +65,10 @@ def attack_report(
 def _model(model: ModelInfo) -> Model:
     facts = model.facts()
     taps = tuple(TapRecord(name=tap.name, shape=tuple(tap.shape), weight=tap.weight) for tap in model.taps)
-    return Model(**{**facts, "intensity": _intensity(facts["intensity"]), "taps": taps})
+    members = tuple(
+        MemberRecord(**{**member, "intensity": _intensity(member["intensity"])}) for member in facts.get("members", ())
+    )
+    return Model(**{**facts, "intensity": _intensity(facts["intensity"]), "taps": taps, "members": members or None})
 
 
 def _intensity(facts: Mapping[str, Any]) -> IntensityRecord:

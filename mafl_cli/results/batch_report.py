@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from mafl_cli.codes import Alarm, Belief, Outcome
 from mafl_cli.measure.statistics import Statistics
 from mafl_cli.results.envelope import Failure, Tool, Version
-from mafl_cli.system.records import CONFIG, Count, Length, Sha256
+from mafl_cli.results.report import NamedModel
+from mafl_cli.system.records import CONFIG, OPTIONAL, Count, Length, Sha256
 
 SCHEMA = Path(__file__).parent / "schemas" / "batch.schema.json"
 
@@ -64,6 +65,8 @@ class BatchModel:
     name: str
     sha256: Sha256
     classes: tuple[str, ...]
+    members: tuple[NamedModel, ...] | None = field(default=None, metadata=OPTIONAL)
+    """The models of an ensemble."""
 
 
 @dataclass(frozen=True, kw_only=True)

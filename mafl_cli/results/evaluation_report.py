@@ -17,6 +17,7 @@ from mafl_cli.measure.records import Agreement, ClassAgreement, Draws, Reach, Si
 from mafl_cli.measure.statistics import Statistics
 from mafl_cli.measure.value import Value
 from mafl_cli.results.envelope import Environment, Failure, Tool, Version
+from mafl_cli.results.report import NamedModel
 from mafl_cli.results.trust_report import AlarmRecord, Trust
 from mafl_cli.system.records import CONFIG, OPTIONAL, Count, Length, Sha256, Share, Which
 
@@ -35,6 +36,8 @@ class JudgingModel:
     overlapping: bool
     """Whether the classes are regions that may overlap."""
     assumptions: tuple[str, ...]
+    members: tuple[NamedModel, ...] | None = field(default=None, metadata=OPTIONAL)
+    """The models of an ensemble."""
 
 
 @dataclass(frozen=True, kw_only=True)

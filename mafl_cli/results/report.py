@@ -6,15 +6,16 @@ runs with the same seed on a CPU give equal reports but for `run.started` and ea
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Interval, Len
 
 from mafl_cli.classes import Classes
 from mafl_cli.codes import Outcome
-from mafl_cli.config import Activation, AttackConfig, Norm, SaveAs, SliceAxisChoice
+from mafl_cli.config import Activation, AttackConfig, EnsembleRule, Norm, SaveAs, SliceAxisChoice
 from mafl_cli.measure.records import Agreement, Draws, LocalOptimum, Size
 from mafl_cli.measure.value import Value
 from mafl_cli.results.envelope import Environment, Tool, Version
@@ -85,7 +86,7 @@ class Run:
 class IntensityRecord:
     """How the model's input is scaled; what a kind does not need is not there."""
 
-    kind: Literal["none", "minmax", "zscore", "window", "percentile", "ct", "each"]
+    kind: Literal["none", "minmax", "zscore", "window", "percentile", "ct", "each", "members"]
     region: Literal["all", "nonzero", "crop", "filled"] | None = field(default=None, metadata=OPTIONAL)
     min: float | None = field(default=None, metadata=OPTIONAL)
     max: float | None = field(default=None, metadata=OPTIONAL)
@@ -96,7 +97,7 @@ class IntensityRecord:
     mean: float | None = field(default=None, metadata=OPTIONAL)
     std: Positive | None = field(default=None, metadata=OPTIONAL)
     each: tuple[IntensityRecord, ...] | None = field(default=None, metadata=OPTIONAL)
-    """What each channel has, for the kind `each`."""
+    """What each channel has, for the kind `each`; each member of an ensemble, for `members`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +110,39 @@ class TapRecord:
     weight: Positive
 
 
+ModelFormat = Literal["torchscript", "torch.export", "torch.nn", "onnx", "nnunet", "monai.bundle", "ensemble"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedModel:
+    """A model of an ensemble."""
+
+    name: str
+    sha256: Sha256
+
+
+def named_members(members: Iterable[Mapping[str, Any]]) -> tuple[NamedModel, ...] | None:
+    """The models of an ensemble by their names, from what is known of them; None where there are none."""
+    return tuple(NamedModel(name=member["name"], sha256=member["sha256"]) for member in members) or None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberRecord(NamedModel):
+    """A model of the attacked ensemble, and what it does not share with the others."""
+
+    format: ModelFormat
+    intensity: IntensityRecord
+    card: str | None
+    """File name its description was read from."""
+    gradient_from: Literal["graph", "file"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     name: str
     sha256: Sha256
-    format: Literal["torchscript", "torch.export", "torch.nn", "onnx", "nnunet", "monai.bundle"]
+    """For an ensemble, of its rule and the hashes of its members."""
+    format: ModelFormat
     dims: Literal[2, 3]
     channels: Annotated[tuple[str, ...], Len(1)]
     orientation: str
@@ -132,6 +161,14 @@ class Model:
     gradient_from: Literal["graph", "file"] = "graph"
     """What the search differentiated: the graph lifted from the model file, or the file itself, where no graph stands
     for it. Predictions are the file's own either way."""
+    ensemble: EnsembleRule | None = field(default=None, metadata=OPTIONAL)
+    """How the answers of the members become one; only of an ensemble."""
+    members: Annotated[tuple[MemberRecord, ...], Len(2)] | None = field(default=None, metadata=OPTIONAL)
+
+    @property
+    def named_members(self) -> tuple[NamedModel, ...] | None:
+        """The models of an ensemble by their names; None of a single model."""
+        return named_members(vars(member) for member in self.members or ())
 
     @property
     def drawn(self) -> Classes:

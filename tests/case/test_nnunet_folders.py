@@ -16,6 +16,7 @@ from nnunet_folders import ARCHITECTURE, configuration, write_checkpoint, write_
 
 from mafl_cli.case.request import ModelRequest
 from mafl_cli.case.subject import prepare_subject, read_channels
+from mafl_cli.network.source import Joined
 
 CPU = torch.device("cpu")
 FLAT = deepcopy(ARCHITECTURE)
@@ -108,3 +109,34 @@ def test_predictions_are_those_of_nnunet(tmp_path: Path, kind: str) -> None:
     # Random networks have ties nearly everywhere, which nnU-Net's half precision decides in its own way.
     assert (labels == theirs).mean() > 0.995
     assert len(np.unique(theirs)) > 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_two_folders_are_one_function_with_a_scaling_for_each(tmp_path: Path) -> None:
+    tools = pytest.importorskip("nnunetv2.utilities.get_network_from_plans")
+    folders = []
+    for number, filled in enumerate((False, True)):
+        chosen = configuration(use_mask_for_norm=[filled])
+        folders.append(write_folder(tmp_path / str(number), configurations={"3d_fullres": chosen}))
+        torch.manual_seed(number)
+        arguments = (ARCHITECTURE[key] for key in ("network_class_name", "arch_kwargs", "_kw_requires_import"))
+        network = tools.get_network_from_plans(*arguments, 1, 3, deep_supervision=True)
+        trained = {"configuration": "3d_fullres"}
+        path = folders[-1] / "fold_0/checkpoint_final.pth"
+        write_checkpoint(path, network, mirrored=(2,), init_args=trained)
+
+    def say(line: str) -> None:
+        """What is assumed is not asked here."""
+
+    scans = read_channels(write_scan(tmp_path, 1, None), say)
+    joined = prepare_subject(scans, ModelRequest(model=Joined(tuple(folders))), CPU, say)
+    alone = [prepare_subject(scans, ModelRequest(model=folder), CPU, say) for folder in folders]
+    assert joined.preprocessing.moves
+    clean = joined.clean
+    together, *each = (one.field().slopes(clean, lambda p: [(p.logits**2).sum()]) for one in (joined, *alone))
+    mean = torch.stack([one.prediction.logits for one in each]).mean(dim=0)
+    assert torch.allclose(together.prediction.logits, mean, atol=1e-4)
+    # The slope of the mean's square is that of both, each along the mean.
+    along = [one.field().slopes(clean, lambda p: [(p.logits * mean).sum()]).gradients[0] for one in alone]
+    both = torch.stack(along).sum(dim=0)
+    assert torch.allclose(together.gradients[0], both, atol=1e-5 * float(both.abs().max()))

@@ -34,9 +34,9 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def attack(case: Path, *more: object, scan: Path | None = None) -> str:
+def attack(case: Path, *more: object, scan: Path | None = None, model: Path | None = None) -> str:
     """The last words of an attack that is refused."""
-    command = ("attack", scan or case / "a.nii.gz", "-t", "erase:1", "-m", case / "model.ts", "-d", "cpu")
+    command = ("attack", scan or case / "a.nii.gz", "-t", "erase:1", "-m", model or case / "model.ts", "-d", "cpu")
     refused = mafl(*command, "-o", case / "out", *more)
     assert refused.exit_code in (2, 3, 4), refused.output
     return refused.stderr.splitlines()[-1]
@@ -127,7 +127,7 @@ def test_a_file_that_is_called_like_a_parameter_keeps_its_name(case: Path, tmp_p
             attack(case, scan=tmp_path / name),
             attack(case, "-t", tmp_path / name),
             attack(case, "--within", tmp_path / name),
-            attack(case, "-m", tmp_path / name),
+            attack(case, model=tmp_path / name),
             attack(case, "--device", name),
             attack(case, "--tap", f"{name}:0"),
             attack(case, "--intensity", name),
