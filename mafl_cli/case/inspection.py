@@ -28,6 +28,10 @@ _MODEL_SUFFIXES = (
 )
 
 
+_ROWS = 6
+"""Readings in a figure."""
+
+
 def inspect(
     file: str | Path | Sequence[str | Path],
     *,
@@ -37,6 +41,7 @@ def inspect(
     trust: bool = False,
     scan: Sequence[str | Path] = (),
     mask: str | Path | None = None,
+    figure: str | Path | None = None,
 ) -> dict[str, Any]:
     """Facts about a model, a scan or a mask, JSON-ready: what `mafl inspect` shows.
 
@@ -45,19 +50,26 @@ def inspect(
 
     ensemble: of several models, how their answers become one: mean or mean-probabilities.
     folds, mirror, trust: of a model, see `network.opening.Opening`.
-    scan, mask: a scan that a model is to see, a file for each channel, and what it should draw on it: adds `readings`,
-    what it draws with other axes, scalings and channels, see `mafl_cli.case.readings`.
-    Raises: InputError or ModelError if it is none of them; UsageError for a scan without a mask.
+    scan, mask: a scan that a model is to see, a file for each channel, and what it should draw on it, if anybody knows:
+    adds `readings`, what it draws with other axes, scalings and channels, see `mafl_cli.case.readings`. figure: a
+    picture of them is written there, PNG, PDF or SVG.
+    Raises: InputError or ModelError if it is none of them; UsageError for a mask or a figure without a scan.
     """
     opening = Opening(folds=None if folds is None else read_folds(folds), mirror=mirror, trust=trust)
     several = file if isinstance(file, (list, tuple)) else (file,)
     if len(several) > 1 or ensemble is not None:
-        if scan or mask is not None:
+        if scan or mask is not None or figure is not None:
             raise UsageError("`scan` cannot be used for an ensemble: inspect its models one by one.")
         return {"kind": "model", **_inspect_model(model_of(several, ensemble), opening)}
     file = Path(several[0])
-    if scan or mask is not None:
+    if scan or mask is not None or figure is not None:
+        if figure is not None:
+            from mafl_cli.show.figure import check_format
+
+            check_format(Path(figure))
         found = tried_readings(file, [Path(each) for each in scan], mask, trust=trust)
+        if figure is not None:
+            _draw_readings(found, public_name(file), Path(figure))
         return {"kind": "model", **_inspect_model(file, opening), "readings": found.facts()}
     if kinds.is_known(file):
         return {"kind": "model", **_inspect_model(file, opening)}
@@ -72,7 +84,10 @@ def inspect(
 
 
 def tried_readings(model: Path, scan: Sequence[Path], mask: str | Path | None, *, trust: bool = False) -> Readings:
-    """What a model draws on a scan that is read in other ways. Raises: UsageError without a scan and a mask."""
+    """What a model draws on a scan that is read in other ways. mask: what it should draw, if anybody knows.
+
+    Raises: UsageError without a scan.
+    """
     import torch
 
     from mafl_cli.case.readings import try_readings
@@ -80,8 +95,8 @@ def tried_readings(model: Path, scan: Sequence[Path], mask: str | Path | None, *
     from mafl_cli.case.subject import prepare_subject, read_channels
     from mafl_cli.scans.masks import Masks, read_masks
 
-    if not scan or mask is None:
-        raise UsageError("`scan` and `mask` are needed both: the mask has what the model should draw on the scan.")
+    if not scan:
+        raise UsageError("`scan` is needed for `mask` and `figure`: the scan that the model is to see.")
 
     def say(sentence: str) -> None:
         """What is assumed is among the facts."""
@@ -90,9 +105,24 @@ def tried_readings(model: Path, scan: Sequence[Path], mask: str | Path | None, *
         raise UsageError("`scan` cannot be used: the plans of an nnU-Net results folder say how it sees scans.")
     scans = read_channels(scan, say)
     subject = prepare_subject(scans, ModelRequest(model=model, trust=trust), torch.device("cpu"), say)
-    wanted = read_masks([Path(mask)], scans[0], subject.info.classes, Masks(adjustable=False))
+    masks = Masks(adjustable=False)
+    wanted = None if mask is None else read_masks([Path(mask)], scans[0], subject.info.classes, masks).labels
     drawn = subject.to_labels(subject.drawn(subject.clean, subject.preprocessing).labels)
-    return try_readings(subject, drawn, wanted.labels, thorough=True)
+    return try_readings(subject, drawn, wanted, thorough=True)
+
+
+def _draw_readings(found: Readings, model: str, path: Path) -> None:
+    """The reading that was asked for, and the best of the others, one for each score that is shown."""
+    from mafl_cli.show.readings import Row, draw_readings
+
+    rows = []
+    advised = () if found.better is None else (found.better,)
+    others = (tried for tried in found.others if tried not in advised)
+    for tried in (found.given, *advised, *others):
+        score = f"{tried.measure} {tried.score:.2f}"
+        name = "as it is" if tried is found.given else tried.reading.options(found.given.reading)
+        rows.append(Row(tried.picture.image, tried.picture.labels, name.replace("`", ""), score))
+    draw_readings(rows[:_ROWS], f"{model}: {found.said}", path)
 
 
 def write_card(

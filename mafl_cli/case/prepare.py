@@ -109,14 +109,15 @@ def prepare(
         say(warning)
     lap("read")
     of_files, before = target, subject.drawn(subject.clean, subject.preprocessing)
+    # What a recipe makes of a prediction that makes no sense would be an error about the recipe.
+    drawable = None if recipe is not None or target is None else target.labels
+    _ask_of_reading(subject, subject.to_labels(before.labels), drawable, request.strict, say)
     target, wanted = _aimed(subject, before, request, of_files)
     subject, drawn = looked_for_chance(subject, before, wanted)
     if drawn is not before:
         target, wanted = _aimed(subject, drawn, request, of_files)
     for note in target.warnings if recipe is not None else ():
         say(note)
-    if recipe is None:
-        _ask_of_reading(subject, subject.to_labels(drawn.labels), target.labels, request.strict, say)
     limits = _limits(subject, save_as)
     frozen = limits.frozen | kept_channels(request.attack_channels, info.channels, subject.clean)
     if bounds.allowed is not None:
@@ -136,20 +137,32 @@ def prepare(
     )
 
 
-def _ask_of_reading(subject: Subject, drawn: Labels, wanted: Labels, strict: bool, say: Say) -> None:
-    """Say, or with `strict` refuse, where the model would make far more of the scan if it were read another way."""
-    # The plans of nnU-Net leave no choice.
-    if subject.card.crop or not readings.is_doubtful(drawn, wanted, subject.info.classes):
+def _ask_of_reading(subject: Subject, drawn: Labels, wanted: Labels | None, strict: bool, say: Say) -> None:
+    """Say, or with `strict` refuse, where the model would make far more of the scan if it were read another way.
+
+    wanted: the target; None for one that is made from the prediction itself, and says nothing about it.
+    """
+    # The plans of nnU-Net leave no choice; and what chance draws is never steady.
+    if subject.card.crop or subject.by_chance:
         return
-    found = readings.try_readings(subject, drawn, wanted, thorough=False)
-    better = found.better
-    if better is None:
+    found = None
+    if wanted is not None:
+        if not readings.is_doubtful(drawn, wanted, subject.info.classes):
+            return
+        found = readings.try_readings(subject, drawn, wanted, thorough=False)
+    if (found is None or found.better is None) and readings.looks_doubtful(subject, drawn):
+        found = readings.try_readings(subject, drawn, None, thorough=False)
+    better = None if found is None else found.better
+    if found is None or better is None:
         return
     options = better.reading.options(found.given.reading)
-    said = (
-        f"{subject.info.name}: what it draws on {subject.scan.name} has little in common with the target (Dice "
-        f"{better.given:.2f}), and much with {options} (Dice {better.agreement:.2f}): the model may expect such input"
+    before, after = (f"{score:.2f}" for score in (better.given, better.score))
+    what = (
+        f"has little in common with the target (Dice {before}), and much with {options} (Dice {after})"
+        if better.measure == "agreement"
+        else f"is unsure or unsteady (plausibility {before}), and far less so with {options} ({after})"
     )
+    said = f"{subject.info.name}: what it draws on {subject.scan.name} {what}: the model may expect such input"
     if strict:
         raise InputError(f"{said}. Try that, or leave out `strict`.")
     say(said)

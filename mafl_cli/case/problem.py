@@ -29,7 +29,7 @@ from mafl_cli.field.windows import Windows
 from mafl_cli.names import outside
 from mafl_cli.network import chance
 from mafl_cli.network.load import ModelInfo
-from mafl_cli.network.prediction import Network, majority
+from mafl_cli.network.prediction import Network, Prediction, majority
 from mafl_cli.network.reasons import REFUSALS
 from mafl_cli.network.segmenter import Segmenter
 from mafl_cli.search.goals import Goal
@@ -134,6 +134,10 @@ class Seen:
 
         self.groups(torch.arange(len(samples)), work)
         return Drawn(samples, preprocessing, torch.cat(parts))
+
+    def asked(self, x: Tensor) -> Prediction:
+        """What the model file says of a batch, (B, C, *spatial), with the statistics of the clean scan."""
+        return self._field(self.segmenter.original, self.preprocessing).predict(x)
 
     def _drawn_by_chance(self, samples: Samples, preprocessing: Preprocessing) -> Drawn:
         """Draws that are the same for every change of a scan, but not from slice to slice."""

@@ -97,7 +97,7 @@ def panel(
     look = Look.of(slices, window, unit)
     # The defaults, whatever style the user's own Matplotlib is set to.
     with style.context(["default", {"svg.hashsalt": "mafl"}]):
-        _save(_draw(slices, look, change, trace, class_names, title), path)
+        save(_draw(slices, look, change, trace, class_names, title), path)
     return [item.index for item in slices]
 
 
@@ -317,7 +317,8 @@ def _range_in_words(look: Look) -> str:
     return f"up to ±{number(look.largest)}"
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure, the same bytes for the same picture. Raises: OutputError if it cannot be written."""
     # Dates and program names would make equal pictures differ.
     metadata: dict[str, dict[str, None]] = {
         ".png": {"Software": None},

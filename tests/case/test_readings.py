@@ -14,7 +14,8 @@ from dicoms import LPS, write_ct
 from torch import Tensor, nn
 
 from mafl_cli.case.inspection import tried_readings
-from mafl_cli.case.readings import Reading
+from mafl_cli.case.reading import Reading
+from mafl_cli.case.readings import DOUBTFUL
 
 SHAPE, BLOB = (32, 32, 6), (slice(12, 17), slice(12, 17), slice(2, 5))
 
@@ -57,7 +58,7 @@ def mask(folder: Path, axis: int, by: int, shape: tuple = SHAPE) -> Path:
 
 def test_a_scan_that_is_read_as_the_network_was_trained_has_no_better_reading(tmp_path: Path) -> None:
     found = tried_readings(saved(tmp_path), [scan(tmp_path)], mask(tmp_path, 1, 6))
-    assert found.given.agreement == pytest.approx(1)
+    assert found.given.score == pytest.approx(1)
     assert found.better is None
     assert found.given.reading == Reading(orientation="RAS", slice_axis="k", intensity=None, order=(0,))
 
@@ -65,9 +66,9 @@ def test_a_scan_that_is_read_as_the_network_was_trained_has_no_better_reading(tm
 @pytest.mark.parametrize(("axis", "by", "last"), [(0, 6, "R"), (0, -6, "L"), (1, -6, "P")])
 def test_the_order_and_direction_of_axes_is_found(tmp_path: Path, axis: int, by: int, last: str) -> None:
     found = tried_readings(saved(tmp_path), [scan(tmp_path)], mask(tmp_path, axis, by))
-    assert found.given.agreement == 0
+    assert found.given.score == 0
     assert found.better is not None
-    assert found.better.agreement == pytest.approx(1)
+    assert found.better.score == pytest.approx(1)
     assert found.better.reading.orientation[1] == last
     assert found.better.reading.slice_axis == "k"
     assert found.better.reading.intensity is None
@@ -101,7 +102,7 @@ def test_a_target_that_moves_what_is_there_is_no_reason_to_advise(tmp_path: Path
     target = np.zeros(SHAPE, np.uint8)
     target[2:6, 24:29, 2:5] = 1
     found = tried_readings(saved(tmp_path), [scan(tmp_path)], write(tmp_path, "mask.nii.gz", target))
-    assert found.given.agreement == 0
+    assert found.given.score == 0
     assert found.better is None
 
 
@@ -129,10 +130,65 @@ def test_inspect_shows_the_readings_and_writes_the_better_one(tmp_path: Path) ->
     assert json.loads(mafl(*asked, "--json").stdout)["readings"]["given"]["agreement"] == 1
 
 
-def test_a_scan_without_a_mask_is_one_sentence(tmp_path: Path) -> None:
-    result = mafl("inspect", saved(tmp_path), "--scan", scan(tmp_path))
+def test_a_mask_without_a_scan_is_one_sentence(tmp_path: Path) -> None:
+    result = mafl("inspect", saved(tmp_path), "--mask", mask(tmp_path, 1, 6))
     assert result.exit_code == 2
-    assert "--scan and --mask are needed both" in result.stderr
+    assert "--scan is needed for --mask" in result.stderr
+
+
+def unsure(folder: Path) -> Path:
+    """A network that is sure of what lies in [0, 1], and draws a pattern of its own on anything else."""
+
+    class Unsure(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            beyond = (x.amax(dim=(2, 3), keepdim=True) > 2).to(x)
+            rows = torch.arange(x.shape[2]).to(x).view(1, 1, -1, 1) % 4 - 1.5
+            bright = (1 - beyond) * 10 * (x - 0.5) + beyond * 0.2 * (rows + 0 * x)
+            return torch.cat([-bright, bright], dim=1)
+
+    torch.jit.script(Unsure().eval()).save(str(folder / "net.ts"))
+    (folder / "net.toml").write_text('[input]\ndims = 2\norientation = "RAS"\n')
+    return folder / "net.ts"
+
+
+def test_a_wrong_scaling_shows_without_a_mask(tmp_path: Path) -> None:
+    network, image = unsure(tmp_path), scan(tmp_path, low=100, high=900, name="raw.nii.gz")
+    found = tried_readings(network, [image], None)
+    assert found.given.score < DOUBTFUL["plausibility"]
+    assert found.better is not None
+    assert found.better.reading.intensity in ("minmax", "percentile:0.5,99.5")
+    assert tried_readings(network, [scan(tmp_path)], None).better is None
+    figure = tmp_path / "readings.png"
+    result = mafl("inspect", network, "--scan", image, "--figure", figure, "--json")
+    facts = json.loads(result.stdout)["readings"]
+    assert facts["given"]["plausibility"] < facts["others"][0]["plausibility"] <= 1
+    assert facts["better"].startswith("`intensity` ")
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert mafl("inspect", network, "--scan", image, "--figure", tmp_path / "readings.txt").exit_code == 2
+
+
+def test_an_attack_by_a_recipe_asks_whether_the_prediction_is_plausible(tmp_path: Path) -> None:
+    network, image = unsure(tmp_path), scan(tmp_path, low=100, high=900)
+    arguments = ("attack", image, "--target", "erase:1", "--model", network, "--steps", 4, "--out")
+    result = mafl(*arguments, tmp_path / "out")
+    assert "is unsure or unsteady (plausibility 0." in result.stderr
+    assert "far less so with --intensity" in result.stderr
+    refused = mafl(*arguments, tmp_path / "strict", "--strict")
+    assert refused.exit_code == 3
+    assert not (tmp_path / "strict").exists()
+    right = mafl(*arguments, tmp_path / "right", "--strict", "--intensity", "minmax")
+    assert right.exit_code == 0, right.stderr
+    assert "unsure" not in right.stderr
+
+
+def test_a_prediction_of_nothing_or_of_everything_is_not_plausible(tmp_path: Path) -> None:
+    image = scan(tmp_path)
+    for bias in (-9.0, 9.0):
+        layer = nn.Conv2d(1, 2, 1)
+        layer.weight.data *= 1e-3
+        layer.bias.data = torch.tensor([0.0, bias])
+        torch.jit.trace(layer.eval(), torch.rand(1, 1, 32, 32)).save(str(tmp_path / "flat.ts"))
+        assert tried_readings(tmp_path / "flat.ts", [image], None).given.score == 0
 
 
 def test_slices_of_dicom_are_rows_by_columns_where_no_card_says_otherwise(tmp_path: Path) -> None:
