@@ -62,10 +62,19 @@ class Reason(Code):
     NO_CURVE = "no_curve", "needs the curve"
     NO_OTHER_MODEL = "no_other_model", "needs a second model"
     NO_TRANSFORM = "no_transform", "needs a transform"
+    NO_NOISE = "no_noise", "the scan has no noise that could be measured"
 
 
 NOT_ASKED = frozenset({Reason.NO_GROUND_TRUTH, Reason.NO_CURVE, Reason.NO_OTHER_MODEL, Reason.NO_TRANSFORM})
 """Undefined because nobody asked for it: not measured, rather than without a value."""
+
+
+class Sight(Code):
+    """Whether a change can be seen, by the compression that looks as different; see `measure.visibility`."""
+
+    CANNOT = "cannot_be_seen", "cannot be seen"
+    LIMIT = "at_the_limit", "is at the limit of what can be seen"
+    VISIBLE = "visible", "is visible"
 
 
 class Untested(Code):

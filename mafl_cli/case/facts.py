@@ -22,11 +22,13 @@ from mafl_cli.measure import perturbation
 from mafl_cli.measure.draws import draws_of
 from mafl_cli.measure.records import Agreement, Draws, Size, Unsettled
 from mafl_cli.measure.value import Value
+from mafl_cli.measure.visibility import visibility_of
 from mafl_cli.network.chance import DRAWS_A_STEP
 from mafl_cli.results import report
 from mafl_cli.results.assemble import case_id
 from mafl_cli.results.quantities import OF_DRAWS, QUANTITIES
 from mafl_cli.scans import volume
+from mafl_cli.scans.body import unmeasured
 from mafl_cli.scans.masks import MaskFile
 from mafl_cli.search.goals import Verdict
 
@@ -101,6 +103,13 @@ def facts_of(
             post_write=after,
             size=size,
             size_per_channel=sizes,
+            visibility=visibility_of(
+                subject.scans,
+                again,
+                channels=subject.info.channels,
+                slice_axis=subject.slices.index,
+                outside=[unmeasured(each) for each in subject.scans],
+            ),
             draws=_draws(case, config, drawn, reached=goal_reached) if drawn.draws else None,
         ),
         quantisation=_quantisation(case, found, again),

@@ -219,6 +219,7 @@ def _judged(pair: Pair, judges: Sequence[Judge], request: EvaluateRequest, say: 
             dice_with_clean=quick.dice_with_clean,
             size=compared.size,
             size_per_channel=compared.size_per_channel,
+            visibility=compared.visibility,
             draws=draws,
         ),
         ground_truth=None if truth is None else _against_truth(compared, truth),

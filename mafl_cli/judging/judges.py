@@ -16,7 +16,8 @@ from mafl_cli.config import AttackConfig
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.measure import agreement as metrics
 from mafl_cli.measure import perturbation
-from mafl_cli.measure.records import Agreement, Reach, Size, Unsettled
+from mafl_cli.measure.records import Agreement, Reach, Size, Unsettled, Visibility
+from mafl_cli.measure.visibility import visibility_of
 from mafl_cli.names import as_keys, public_name
 from mafl_cli.network import kinds
 from mafl_cli.network.card import check_orientation
@@ -27,6 +28,7 @@ from mafl_cli.results.evaluation_report import Transfer
 from mafl_cli.results.recorded import Pair
 from mafl_cli.results.report import IntensityRecord, Model
 from mafl_cli.scans import masks
+from mafl_cli.scans.body import unmeasured
 from mafl_cli.scans.masks import Masks
 
 
@@ -166,6 +168,7 @@ class Comparison:
     slice_axis: int
     size: Size
     size_per_channel: tuple[Size, ...]
+    visibility: Visibility
 
     @staticmethod
     def of(pair: Pair, judge: Judge | None) -> Comparison:
@@ -192,7 +195,16 @@ class Comparison:
         size, per_channel = perturbation.size_of_channels(
             pair.clean, pair.adversarial, units=units, channels=channels, slice_axis=slice_axis
         )
-        return Comparison(classes, clean, adversarial, target, goal, scan.spacing, slice_axis, size, per_channel)
+        visibility = visibility_of(
+            pair.clean,
+            pair.adversarial,
+            channels=channels,
+            slice_axis=slice_axis,
+            outside=[unmeasured(each) for each in pair.clean],
+        )
+        return Comparison(
+            classes, clean, adversarial, target, goal, scan.spacing, slice_axis, size, per_channel, visibility
+        )
 
     def agreement(self, labels: Labels, target: Labels | None = None) -> Agreement:
         return metrics.agreement(

@@ -9,7 +9,6 @@ Words. *range*: p0.1 to p99.9 of the scan, native units; *strength*: the number 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,11 +17,11 @@ from numpy.typing import NDArray
 
 from mafl_cli.classes import Labels
 from mafl_cli.errors import UsageError
+from mafl_cli.measure.compression import Slices, jpeg2000, through
 from mafl_cli.names import outside
 from mafl_cli.scans.body import blanked
 
 SliceArray = NDArray[np.float32]
-Slices = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -154,26 +153,8 @@ def _jpeg(slices: Slices, quality: float) -> Slices:
     """8 bits over the range, as scans are exported for slides and messages; what lies outside is cut off."""
     low, high = _range(slices)
     grey = np.rint(np.clip((slices - low) / max(high - low, 1e-30), 0, 1) * 255).astype(np.uint8)
-    again = [_through(each, "JPEG", quality=int(quality)) for each in grey]
+    again = [through(each, "JPEG", quality=int(quality)) for each in grey]
     return np.stack(again) / 255 * (high - low) + low
-
-
-def _jpeg2000(slices: Slices, ratio: float) -> Slices:
-    """16 bits from the lowest to the highest value, irreversible, as archives compress: 16/ratio bits a pixel."""
-    low, high = float(slices.min()), float(slices.max())
-    grey = np.rint((slices - low) / max(high - low, 1e-30) * 65535).astype(np.uint16)
-    again = [
-        _through(each, "JPEG2000", quality_mode="rates", quality_layers=[ratio], irreversible=True) for each in grey
-    ]
-    return np.stack(again) / 65535 * (high - low) + low
-
-
-def _through(grey: NDArray[np.uint8] | NDArray[np.uint16], form: str, **options: object) -> Slices:
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.fromarray(grey).save(stream, form, **options)
-    return np.asarray(Image.open(stream), np.float64)
 
 
 def _noise(slices: Slices, share: float) -> Slices:
@@ -230,7 +211,7 @@ KINDS: dict[str, TransformKind] = {
     "resample": TransformKind("factor, down and up again", 1.05, 16, (1.5, 2.0), _resample),
     "bits": TransformKind("bits a voxel keeps", 1, 16, (8, 6), _bits, whole=True),
     "jpeg": TransformKind("quality", 1, 100, (90, 50), _jpeg, whole=True),
-    "jpeg2000": TransformKind("compression ratio", 1, 200, (10, 20), _jpeg2000),
+    "jpeg2000": TransformKind("compression ratio", 1, 200, (10, 20), jpeg2000),
     "noise": TransformKind("sigma, share of the range", 1e-6, 1, (0.01, 0.03), _noise),
     "gamma": TransformKind("exponent", 0.1, 10, (0.8, 1.25), _gamma),
     "crop": TransformKind("voxels cut off, and padded on the other side", 1, 1000, (1, 4), _crop, whole=True),

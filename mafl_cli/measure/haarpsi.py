@@ -22,7 +22,7 @@ _SCALES = 3
 
 @dataclass(frozen=True)
 class Similarity:
-    """Of each pixel and orientation: similar, the logistic function of the local similarity, and its weight.
+    """similar: the logistic function of the local similarity, for each orientation and pixel; weight: what it counts.
 
     Both (2, H / 2, W / 2), rounded up.
     """
@@ -65,7 +65,7 @@ def _convolved(image: Plane, kernel: Plane) -> Plane:
 
 
 def similarity(one: Plane, other: Plane) -> Similarity:
-    """Of two images, given as their `responses`."""
+    """How alike two images are, given as their `responses`."""
     fine, again = one[:, :-1], other[:, :-1]
     local = ((2 * fine * again + CONSTANT) / (fine**2 + again**2 + CONSTANT)).mean(axis=1)
     return Similarity(1 / (1 + np.exp(-ALPHA * local)), np.maximum(one[:, -1], other[:, -1]))

@@ -25,8 +25,8 @@ PATCH = 24
 SMALLEST = 8
 """Slices whose patches would be smaller have no estimate."""
 FLAT, ALIKE = 0.1, 1.2
-"""Patches count that vary at most `ALIKE` times as much as the tenth that varies least: texture and edges are no noise,
-and patches of nothing but noise differ by less than that."""
+"""Patches count that vary at most `ALIKE` times as much as the tenth that varies least: texture and edges are not
+noise, and patches that hold noise alone differ by less than that."""
 SLICES = 24
 """Slices that are looked at, spread evenly."""
 # Rings of the spectrum: from 0 to the corner of the plane of frequencies.
@@ -69,7 +69,7 @@ class Noise:
 
 
 def frequencies(shape: tuple[int, int]) -> Plane:
-    """Of `np.fft.fft2` of a plane (H, W), cycles per pixel, (H, W)."""
+    """Those of `np.fft.fft2` of a plane (H, W), cycles per pixel, (H, W)."""
     found: Plane = np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.fftfreq(shape[1])[None])
     return found
 
@@ -93,6 +93,8 @@ def noise_of(data: NDArray[Any], slice_axis: int, outside: Mask | None = None) -
     rests = _without_trend(patches)
     spread = rests.std(axis=(1, 2))
     gaussian = spread > _DUST * np.abs(patches).max()
+    if gaussian.mean() < 1 - FLAT:  # What varies is made of edges alone.
+        return None
     if data.min() >= 0:
         gaussian &= patches.mean(axis=(1, 2)) > _GAUSSIAN * spread
     if not gaussian.any():
@@ -103,7 +105,7 @@ def noise_of(data: NDArray[Any], slice_axis: int, outside: Mask | None = None) -
 
 
 def _of_air(patches: NDArray[np.float64]) -> Noise | None:
-    """Of a magnitude image without flat tissue: σ by the Rayleigh distribution of its air, and taken as white."""
+    """Where a magnitude image has no flat tissue: σ by the Rayleigh distribution of its air, and taken as white."""
     varied = patches[np.ptp(patches, axis=(1, 2)) > _DUST * np.abs(patches).max()]
     if not len(varied):
         return None

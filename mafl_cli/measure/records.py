@@ -7,6 +7,7 @@ from typing import Annotated
 
 from annotated_types import Interval as Interval_
 
+from mafl_cli.codes import Sight
 from mafl_cli.measure.value import Value
 from mafl_cli.system.records import Count, Length, Share
 
@@ -221,6 +222,63 @@ class Size:
     """The same over the slices that changed."""
     ssim: Ssim
     low_frequency_share: Value
+
+
+# --- whether a change can be seen ---------------------------------------------------------------------------------
+
+
+MOST_COMPRESSED = 100.0
+"""The largest JPEG 2000 ratio that a change is compared with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """The native values that are shown black and white, and the rule they come from."""
+
+    low: float
+    high: float
+    rule: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GreyLevels:
+    """What a screen of 256 grey levels shows of a change in the window."""
+
+    largest: Length
+    """The largest change of any pixel."""
+    share_above_1: Share
+    """Share of the pixels that change by more than one level, in the slice with most of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visibility:
+    """Whether a change can be seen, where it is most visible; see `measure.visibility`. No reader study was made."""
+
+    verdict: Sight
+    """By `compression_equivalent`: to 5 it cannot be seen, from 10 it is visible."""
+    channel: str
+    slice: Count | None
+    """Along the slice axis; null where nothing was changed."""
+    patch: tuple[Count, Count] | None
+    """First row and column of its part of 64 x 64 pixels with the largest d′, in the axes of the array."""
+    window: Window
+    noise_sigma_native: Value
+    """Standard deviation of the scan's own noise."""
+    largest_over_noise: Value
+    """Largest change of a voxel over the noise and texture around it."""
+    d_prime: Value
+    """How many standard deviations the change moves an observer with an eye filter, in the patch."""
+    percent_correct: Value
+    """How often that observer would name the changed one of two images, 0.5 to 1."""
+    haarpsi: Value
+    """Similarity of the displayed slices in their least similar patch, 0 to 1."""
+    compression_equivalent: Value
+    """JPEG 2000 ratio that makes this slice look as different: the larger of the two that follow, 1 to 100."""
+    compression_equivalent_haarpsi: Value
+    compression_equivalent_d_prime: Value
+    grey_levels: GreyLevels
+    psnr_patch_db: Value
+    """PSNR in the patch, where no background flatters."""
 
 
 # --- a change against the shortest one near it -------------------------------------------------------------------

@@ -13,7 +13,7 @@ from annotated_types import Interval, Len
 
 from mafl_cli.codes import Outcome, Reason, Untested
 from mafl_cli.config import Norm
-from mafl_cli.measure.records import Agreement, ClassAgreement, Draws, Reach, Size
+from mafl_cli.measure.records import Agreement, ClassAgreement, Draws, Reach, Size, Visibility
 from mafl_cli.measure.statistics import Statistics
 from mafl_cli.measure.value import Value
 from mafl_cli.results.envelope import Environment, Failure, Tool, Version
@@ -92,6 +92,7 @@ class JudgedMetrics:
     dice_with_clean: Value
     size: Size
     size_per_channel: Annotated[tuple[Size, ...], Len(1)]
+    visibility: Visibility
     draws: Draws | None = field(default=None, metadata=OPTIONAL)
     """Only where the first model answers differently each time."""
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from mafl_cli.codes import Reason
+from mafl_cli.codes import Reason, Sight
+from mafl_cli.measure.records import MOST_COMPRESSED
 from mafl_cli.measure.value import Value, defined, undefined
 from mafl_cli.results.evaluation_report import Area, GroundTruth, JudgedCase, JudgedMetrics, SmallestAtGoal
 from mafl_cli.results.report import CaseRecord, Metrics
@@ -157,21 +158,34 @@ def _highest(values: list[Value], otherwise: Reason) -> Value:
 
 
 def _at_goal(smallest: Callable[[SmallestAtGoal], Number | None], whole: Callable[[JudgedMetrics], Number]) -> Read:
-    """A figure of the smallest change known to reach the goal: from the curve if there is one, else the file's own.
-
-    Where the attack may have failed, or missed its goal with no limit on the change, nobody knows how much it takes.
-    """
+    """A figure of the smallest change known to reach the goal: from the curve if there is one, else the file's own."""
+    of_file = _whole_at_goal(whole).evaluation
+    assert of_file is not None
 
     def pick(case: JudgedCase) -> Number:
-        free = case.attack is not None and case.attack.eps_native is None
-        if case.doubts or (free and not case.goal.reached):
+        if case.curve is None or _is_unknown(case):
+            return of_file(case)
+        found = smallest(case.curve.smallest_at_goal)
+        return undefined(case.curve.smallest_at_goal.reason or Reason.GOAL_NOT_REACHED) if found is None else found
+
+    return _evaluated(pick)
+
+
+def _whole_at_goal(whole: Callable[[JudgedMetrics], Number]) -> Read:
+    """A figure of the file's own change, where that reaches the goal."""
+
+    def pick(case: JudgedCase) -> Number:
+        if _is_unknown(case):
             return undefined(Reason.NOT_KNOWN)
-        if case.curve is not None:
-            found = smallest(case.curve.smallest_at_goal)
-            return undefined(case.curve.smallest_at_goal.reason or Reason.GOAL_NOT_REACHED) if found is None else found
         return whole(case.metrics) if case.may_reach else undefined(Reason.GOAL_NOT_REACHED)
 
     return _evaluated(pick)
+
+
+def _is_unknown(case: JudgedCase) -> bool:
+    """Where the attack may have failed, or missed its goal with no limit on the change, nobody knows what it takes."""
+    free = case.attack is not None and case.attack.eps_native is None
+    return bool(case.doubts) or (free and not case.goal.reached)
 
 
 def _worst_distance(metrics: Metrics | JudgedMetrics) -> Value:
@@ -265,6 +279,23 @@ QUANTITIES: Mapping[str, Quantity] = {
         "low-frequency share", "share of the change's energy in 2 x 2 block means",
         _metrics(lambda m: m.size.low_frequency_share), None,
     ),
+    "visibility": Quantity(
+        "visibility", "0 where the change cannot be seen, 1 at the limit, 2 where it is visible",
+        _evaluated(lambda case: float(list(Sight).index(case.metrics.visibility.verdict))),
+        "lower", ".0f", span=(0.0, 2.0),
+    ),
+    "compression_equivalent": Quantity(
+        "compression equivalent", "JPEG 2000 ratio that makes the slice look as different as the change does",
+        _metrics(lambda m: m.visibility.compression_equivalent), "lower", ".2f", span=(1.0, MOST_COMPRESSED),
+    ),
+    "percent_correct": Quantity(
+        "percent correct", "how often an observer who knows the change names the changed one of two images",
+        _metrics(lambda m: m.visibility.percent_correct), "lower", span=(0.5, 1.0),
+    ),
+    "pc_at_goal": Quantity(
+        "percent correct at goal", "the same, of a change that reaches the goal",
+        _whole_at_goal(lambda m: m.visibility.percent_correct), "lower", span=(0.5, 1.0), at_goal=True,
+    ),
     "psnr_at_goal": Quantity(
         "PSNR at goal, dB", "PSNR of the smallest change that reaches the goal",
         _at_goal(lambda s: s.psnr_db, lambda m: m.size.psnr_db), "higher", ".2f", "dB", _ANY, at_goal=True,
@@ -327,13 +358,15 @@ HEADLINES = ("target_iou", "hit_rate", "l2_model", "linf_model", "psnr_db", "ssi
 """The aggregate of a report, and the few lines on a batch."""
 TABLE = (
     "goal_reached", "target_iou_clean", "target_iou", "hit_rate", "collateral", "l2_model", "l2_native", "linf_model",
-    "linf_native", "psnr_db", "ssim", "ssim_worst", "low_frequency_share", "excess", "forward", "backward",
+    "linf_native", "psnr_db", "ssim", "ssim_worst", "low_frequency_share", "compression_equivalent", "excess",
+    "forward", "backward",
 )  # fmt: skip
 """The table and the statistics of a batch."""
 CARD = (
     "target_iou", "hit_rate", "collateral", "prediction_drop", "dice_clean", "dice_adversarial", "dice_drop",
     "linf_native", "linf_model", "l2_model", "psnr_db", "ssim", "ssim_worst", "low_frequency_share",
-    "psnr_at_goal", "linf_at_goal", "l2_at_goal", "curve_area", "curve_hit_area",
+    "visibility", "compression_equivalent", "percent_correct",
+    "pc_at_goal", "psnr_at_goal", "linf_at_goal", "l2_at_goal", "curve_area", "curve_hit_area",
     "transfer_target_iou", "survival_target_iou",
 )  # fmt: skip
 """The statistics on a robustness card."""

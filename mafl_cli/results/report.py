@@ -16,7 +16,7 @@ from annotated_types import Interval, Len
 from mafl_cli.classes import Classes
 from mafl_cli.codes import Outcome
 from mafl_cli.config import Activation, AttackConfig, EnsembleRule, Norm, SaveAs, SliceAxisChoice
-from mafl_cli.measure.records import Agreement, Draws, LocalOptimum, Size
+from mafl_cli.measure.records import Agreement, Draws, LocalOptimum, Size, Visibility
 from mafl_cli.measure.value import Value
 from mafl_cli.results.envelope import Environment, Tool, Version
 from mafl_cli.results.trust_report import Trust
@@ -353,6 +353,7 @@ class Metrics:
     """Agreement of the prediction of the written file, read again."""
     size: Size
     size_per_channel: Annotated[tuple[Size, ...], Len(1)]
+    visibility: Visibility
     draws: Draws | None = field(default=None, metadata=OPTIONAL)
     """Only where the model answers differently each time."""
 

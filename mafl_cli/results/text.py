@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mafl_cli.codes import Alarm, Belief
-from mafl_cli.measure.records import Draws, LocalOptimum, Size
+from mafl_cli.measure.records import MOST_COMPRESSED, Draws, LocalOptimum, Size, Visibility
 from mafl_cli.measure.value import Value
 from mafl_cli.results.report import CaseRecord, DryRun, Report
 from mafl_cli.results.trust_report import Trust
@@ -35,6 +35,7 @@ def format_summary(report: Report) -> str:
     counts = f"   ({samples.reached} of {samples.attacked} attacked slices)" if samples.kind == "slices" else ""
     lines = [
         f"{case.case_id}: {attack.outcome.sentence}",
+        f"  visibility    {visible(case.metrics.visibility)}",
         f"  target IoU    {number(post.target_iou)}   (clean scan {number(clean.target_iou)})",
         f"  hit rate      {number(post.hit_rate)}   of {post.changed_voxels} voxels that must change;"
         f" collateral {post.collateral.count} voxels",
@@ -97,6 +98,15 @@ def format_draws(draws: Draws | None, a_step: int | None = None) -> list[str]:
         f"  single draws  {spans}",
         f"                means of {draws.count} with 95 % intervals; all else is of what most draws have{cost}",
     ]
+
+
+def visible(found: Visibility) -> str:
+    """Whether the change can be seen, as a sentence."""
+    ratio, reason = found.compression_equivalent.value, found.compression_equivalent.reason
+    if ratio is None:
+        return _sentence(f"the change {found.verdict.sentence}: {'' if reason is None else reason.sentence}")
+    shown = f"JPEG 2000 at {ratio:.{0 if ratio >= 10 else 1}f}:1{' or more' if ratio >= MOST_COMPRESSED else ''}"
+    return _sentence(f"the change {found.verdict.sentence}: slice {found.slice} looks as different as {shown}")
 
 
 def format_size(size: Size) -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mafl_cli.errors import InputError
+from mafl_cli.scans.volume import Volume
 
 # Between air (-1000 HU) and fat (-100 HU).
 _CT_SKIN = -300.0
@@ -76,6 +77,14 @@ def blanked(values: NDArray[Any]) -> NDArray[np.bool_] | None:
     """Where the background was set to one value: bool, like values; None where it was not."""
     lowest: NDArray[np.bool_] = values == values.min()
     return lowest if np.count_nonzero(lowest) >= _SHARED * lowest.size else None
+
+
+def unmeasured(scan: Volume) -> NDArray[np.bool_] | None:
+    """Voxels without measurement, (I, J, K): padding, and a background that was set to one value; None for none."""
+    background = blanked(scan.data)
+    if background is None or background.all():
+        return scan.padding
+    return background if scan.padding is None else background | scan.padding
 
 
 @dataclass(frozen=True)

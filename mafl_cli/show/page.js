@@ -147,6 +147,12 @@
       ["SSIM, worst slice", [quantity(report, "ssim_worst"),
         worst === null || worst === undefined ? null : el("small", {}, `slice ${report.space ? "ijk"[report.space.slice_axis.index] : ""} = `,
           number(report, `${size}.ssim.worst.slice`, count))], DASH, "The slice that changed most visibly."],
+      ["Looks as different as", [quantity(report, "compression_equivalent", ":1"), el("small", {}, "JPEG 2000")], DASH,
+        "The compression of the most visible slice that looks as different. Readers see nothing to 5:1, and nearly always from 10:1."],
+      ["Grey levels", number(report, "metrics.visibility.grey_levels.largest", fixed(0)), DASH,
+        "The largest change on a screen of 256 grey levels, in the window."],
+      ["Over the noise", number(report, "metrics.visibility.largest_over_noise"), DASH,
+        "The largest change of a voxel over the noise and texture around it."],
       ["Low-frequency share", quantity(report, "low_frequency_share"), DASH,
         "Share of the change\u2019s energy that is smooth. Smooth changes look like shading, the rest like grain."],
     ];
@@ -252,6 +258,11 @@
     if (samples.kind === "slices" && samples.attacked) {
       sentences.push(`${count(samples.attacked)} of ${count(samples.total)} slices were attacked, `
         + `${count(samples.reached)} of these reached the goal.`);
+    }
+    const seen = report.metrics.visibility;
+    if (seen && seen.slice !== null) {
+      sentences.push(`The change ${data.sentences[seen.verdict]}: slice ${seen.slice} looks as different as JPEG 2000 at `
+        + `${fixed(1)(seen.compression_equivalent.value)}:1. No reader was asked.`);
     }
     const goal = run.settings || {};
     if (goal.goal_iou !== undefined && goal.goal_hit !== undefined) {

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mafl_cli.codes import Outcome, Reason
+from mafl_cli.codes import Outcome, Reason, Sight
 from mafl_cli.errors import UsageError, cannot_be_written
 from mafl_cli.names import one_line
 from mafl_cli.results.envelope import NOTICE, Tool
@@ -114,7 +114,7 @@ def _index(cases: Sequence[PageCase]) -> _Index:
         entries.append(_PageEntry(report=case.case, shared=shared.index(facts)))
     return _Index(
         notice=NOTICE,
-        sentences={**Outcome.sentences(), **Reason.sentences()},
+        sentences={**Outcome.sentences(), **Reason.sentences(), **Sight.sentences()},
         quantities={
             name: _Printed(title=quantity.title, form=quantity.form, place=quantity.place)
             for name, quantity in QUANTITIES.items()

@@ -42,7 +42,10 @@ def test_every_figure_is_known_where_everything_was_asked_for() -> None:
         ground_truth=truth(0.9, 0.4), transfer=[transferred(0.3)], survival=[survived(0.6)], curve=curve()
     )
     found = {name: figure.of_evaluation(everything) for name, figure in EVALUATED.items()}
-    assert [name for name, entry in found.items() if entry.value is None] == []
+    # The slices of the test are too small for their noise to be known.
+    assert {name: entry.reason for name, entry in found.items() if entry.value is None} == dict.fromkeys(
+        ("percent_correct", "pc_at_goal"), Reason.NO_NOISE
+    )
     assert found["goal_reached"].value == 1
     assert found["dice_drop"].value == pytest.approx(0.5)
     assert found["transfer_target_iou"].value == 0.3

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from seen import visibility
 
 from mafl_cli.classes import Classes
 from mafl_cli.codes import Reason
@@ -61,6 +62,7 @@ def _measured() -> JudgedMetrics:
         dice_with_clean=agreement.quick_agreement(adversarial, target, clean, classes).dice_with_clean,
         size=size,
         size_per_channel=(size,),
+        visibility=visibility(scan, scan + change),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from bodies import case, ras
+from seen import visibility
 
 from mafl_cli.classes import Classes
 from mafl_cli.codes import Outcome
@@ -101,6 +102,7 @@ def page_case(
             post_write=post,
             size=size,
             size_per_channel=(size,),
+            visibility=visibility(volumes["clean"], volumes["adversarial"], channel="CT", axis=slice_axis),
         ),
         quantisation=(),
         timing_s={},

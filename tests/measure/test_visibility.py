@@ -1,0 +1,158 @@
+"""Whether a change can be seen: compression that is its own equivalent, order, and scans that have little to see."""
+
+from __future__ import annotations
+
+from functools import cache
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import ndimage
+from seen import visibility
+
+from mafl_cli.codes import Reason, Sight
+from mafl_cli.measure.compression import jpeg2000
+from mafl_cli.measure.noise import noise_of
+from mafl_cli.measure.visibility import RATIOS, equivalent, sight
+
+Scan = NDArray[Any]
+SHAPE = (112, 128)
+
+
+@cache
+def head() -> Scan:
+    """A scan (112, 128, 1) with organs, smooth texture and noise, 0 to about 3000."""
+    rng = np.random.default_rng(2)
+    y, x = np.mgrid[-1 : 1 : SHAPE[0] * 1j, -1 : 1 : SHAPE[1] * 1j]
+    tissue = 900 * (x**2 + y**2 < 0.8) + 600 * (abs(x) + abs(y) < 0.5) + 500 * (x**2 + (y - 0.2) ** 2 < 0.02)
+    texture = 60 * ndimage.gaussian_filter(rng.normal(0, 1, SHAPE), 2) / 0.14
+    return (1000 + tissue + texture * (tissue > 0) + rng.normal(0, 25, SHAPE))[:, :, None].astype(np.float32)
+
+
+def blob(height: float, width: float = 3.0) -> Scan:
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    return (height * np.exp(-((y - 50) ** 2 + (x - 70) ** 2) / (2 * width**2)))[:, :, None]
+
+
+@pytest.mark.parametrize("ratio", [2.0, 5.0, 10.0, 50.0])
+def test_compression_is_its_own_equivalent(ratio: float) -> None:
+    scan = head()
+    packed = jpeg2000(np.moveaxis(scan, 2, 0).astype(np.float64), ratio)
+    found = visibility(scan, np.moveaxis(packed, 0, 2))
+    # Float32 is what a file holds; the change of the pictures is that of the codec all the same.
+    assert found.compression_equivalent.number == pytest.approx(ratio, rel=0.02)
+    assert found.compression_equivalent_haarpsi.number == pytest.approx(ratio, rel=0.02)
+    assert found.compression_equivalent_d_prime.number == pytest.approx(ratio, rel=0.02)
+
+
+def test_the_verdict_is_that_of_readers_of_compressed_scans() -> None:
+    assert [sight(ratio) for ratio in (1, 5, 5.01, 9.99, 10, 100)] == [
+        Sight.CANNOT, Sight.CANNOT, Sight.LIMIT, Sight.LIMIT, Sight.VISIBLE, Sight.VISIBLE,
+    ]  # fmt: skip
+
+
+def test_between_two_ratios_the_equivalent_lies_between_them() -> None:
+    unlike = [0.1 * n for n in range(1, len(RATIOS) + 1)]
+    assert equivalent(0, unlike) == 1
+    assert equivalent(0.3, unlike) == pytest.approx(5)
+    assert equivalent(0.35, unlike) == pytest.approx(sqrt(5 * 7))
+    assert equivalent(9, unlike) == RATIOS[-1]
+    # A codec that is no worse at a larger ratio: the larger one looks as different.
+    assert equivalent(0.1, [0.1, 0.1, 0.05, *unlike[3:]]) == pytest.approx(5)
+
+
+def _all(found: Any) -> list[float]:
+    values = (
+        found.compression_equivalent, found.compression_equivalent_haarpsi, found.compression_equivalent_d_prime,
+        found.d_prime, found.percent_correct, found.largest_over_noise,
+    )  # fmt: skip
+    more = [found.grey_levels.largest, found.grey_levels.share_above_1, -found.haarpsi.number]
+    return [*(each.number for each in values), *more, -found.psnr_patch_db.number]
+
+
+@settings(max_examples=12, deadline=None)
+@given(height=st.floats(1, 800), width=st.floats(0.5, 8), noise=st.floats(0, 60), seed=st.integers(0, 99))
+def test_twice_the_change_is_never_less_visible(height: float, width: float, noise: float, seed: int) -> None:
+    change = blob(height, width) + np.random.default_rng(seed).normal(0, noise + 0.1, (*SHAPE, 1))
+    once, twice = (_all(visibility(head(), head() + factor * change)) for factor in (1, 2))
+    assert all(more >= less - 1e-4 for less, more in zip(once, twice, strict=True)), (once, twice)
+
+
+def test_noise_like_that_of_the_scan_is_harder_to_see_than_a_blob_of_its_length() -> None:
+    own, change = noise_of(head(), 2), blob(200.0, 1.5)
+    assert own is not None
+    noise = np.random.default_rng(3).normal(0, 1, SHAPE)
+    noise = np.fft.ifft2(np.fft.fft2(noise) * np.sqrt(own.spectrum(SHAPE))).real[:, :, None]
+    noise *= sqrt((change**2).sum() / (noise**2).sum())
+    hidden, plain = visibility(head(), head() + noise), visibility(head(), head() + change)
+    assert hidden.d_prime.number < plain.d_prime.number
+    assert hidden.largest_over_noise.number < plain.largest_over_noise.number
+    assert hidden.compression_equivalent.number < plain.compression_equivalent.number
+
+
+def test_background_does_not_flatter() -> None:
+    scan, change = head(), blob(150.0)
+    wide = np.pad(scan, ((0, 0), (0, 128), (0, 0)), mode="symmetric")
+    small, large = visibility(scan, scan + change), visibility(wide, wide + np.pad(change, ((0, 0), (0, 128), (0, 0))))
+    assert large.d_prime.number == pytest.approx(small.d_prime.number, rel=0.1)
+    assert large.haarpsi.number == pytest.approx(small.haarpsi.number, abs=0.02)
+    assert large.psnr_patch_db.number == pytest.approx(small.psnr_patch_db.number, abs=0.3)
+
+
+def test_the_slice_and_the_place_are_where_it_is_seen() -> None:
+    scan = np.repeat(head(), 4, axis=2)
+    change = np.zeros_like(scan)
+    change[:, :, 2:3] = blob(300.0)
+    change[20:60, 20:60, 1] = 0.5
+    found = visibility(scan, scan + change)
+    assert found.slice == 2
+    assert found.patch is not None
+    assert found.patch[0] <= 50 < found.patch[0] + 64
+    assert found.patch[1] <= 70 < found.patch[1] + 64
+    turned = visibility(np.moveaxis(scan, 2, 0), np.moveaxis(scan + change, 2, 0), axis=0)
+    assert turned.slice == 2
+    assert turned.d_prime.number == pytest.approx(found.d_prime.number)
+
+
+def test_a_ct_is_seen_in_its_window() -> None:
+    scan = head() - 1000
+    found = visibility(scan, scan + blob(40.0), channel="CT")
+    assert (found.window.low, found.window.high) == (-160, 240)
+    # The blob lies on tissue far above the window: the screen shows nothing of it.
+    assert found.grey_levels.largest == pytest.approx(0, abs=1e-6)
+    assert found.compression_equivalent_haarpsi.number == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("scan", "change", "reason"),
+    [
+        (head(), np.zeros((*SHAPE, 1)), Reason.IDENTICAL),
+        (np.full((64, 64, 2), 7.0), np.ones((64, 64, 2)), Reason.CONSTANT_IMAGE),
+    ],
+    ids=["nothing changed", "constant"],
+)
+def test_where_there_is_nothing_to_see_it_is_said_why(scan: Scan, change: Scan, reason: Reason) -> None:
+    found = visibility(scan, scan + change)
+    assert found.verdict is Sight.CANNOT
+    assert found.compression_equivalent.reason is reason
+    assert found.slice is None
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (9, 200, 2), (16, 16, 1)], ids=str)
+def test_slices_of_any_shape_are_looked_at(shape: tuple[int, ...]) -> None:
+    scan = np.random.default_rng(0).normal(500, 50, shape).astype(np.float32)
+    found = visibility(scan, scan + 30 * np.random.default_rng(1).normal(0, 1, shape))
+    assert 1 <= found.compression_equivalent.number <= 100
+    assert (found.d_prime.value is None) == (min(shape[:2]) < 16)
+
+
+def test_a_scan_without_noise_is_judged_by_its_picture_alone() -> None:
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    scan = np.where((y - 50) ** 2 + (x - 60) ** 2 < 900, 800.0, 0.0)[:, :, None]
+    found = visibility(scan, scan + blob(100.0))
+    assert found.d_prime.reason is Reason.NO_NOISE
+    assert found.compression_equivalent.number == found.compression_equivalent_haarpsi.number
