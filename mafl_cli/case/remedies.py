@@ -14,15 +14,13 @@ from torch import Tensor
 
 from mafl_cli.case.problem import Problem, Say
 from mafl_cli.case.searching import Follow, Found, Part, Progress, search
-from mafl_cli.case.worst import with_search
+from mafl_cli.case.worst import better_of, with_search
 from mafl_cli.codes import Alarm
 from mafl_cli.config import AttackConfig
 from mafl_cli.errors import ModelError
 from mafl_cli.field.field import Field
-from mafl_cli.field.preprocess import per_channel
 from mafl_cli.field.smoothed import Smoothed
 from mafl_cli.results.trust_report import CheckPasses, GradientName, Ladder, SearchRecord
-from mafl_cli.search import steps
 
 
 @dataclass(frozen=True)
@@ -54,17 +52,19 @@ def settle(
     best = Settled(found, searches)
     if not searches or not _is_doubted(case, searches[0], config):
         return best
+    # Where no gradient is in doubt, nor is what reached its goal.
+    among = None if searches[0].alarms else ~found.reached(case, config)
     for gradient, follow, how in _others(case, searches[0], config):
         say(f"{case.seen.info.name}: {_SAID[gradient]}")
         try:
-            other = search(case, how, on_progress, follow)
+            other = search(case, how, on_progress, follow, among=among)
         except ModelError as error:
             # A cure that takes away all that has a slope is none; what the first search found, and its alarms, stand.
             say(f"that search cannot be made: {error}")
             continue
         record = SearchRecord(
             gradient=gradient,
-            goal_reached=bool(other.reached(case, config).all()),
+            goal_reached=bool((other.reached(case, config) | (False if among is None else ~among)).all()),
             explained=None,
             checks=(),
             alarms=(),
@@ -72,15 +72,14 @@ def settle(
             passes=CheckPasses(forward=0, backward=0),
         )
         searches = (*searches, record)
-        if best.found.worst is not None:
-            joined = with_search(case, config, best.found, gradient, other, how.steps)
-            better = _is_better(case, config, joined, best.found)
-            by, along = (len(searches) - 1, follow) if better else (best.found_by, best.follow)
-            best = Settled(joined, searches, by, along)
-        elif _is_better(case, config, other, best.found):
-            best = Settled(_counted(other, best.found), searches, len(searches) - 1, follow)
+        if best.found.worst is None:
+            joined, better = better_of(case, config, best.found, other)
+            is_better = bool(better.any())
         else:
-            best = Settled(_counted(best.found, other), searches, best.found_by, best.follow)
+            joined = with_search(case, config, best.found, gradient, other, how.steps)
+            is_better = joined.worst is not None and any(each.found_by == gradient for each in joined.worst.samples)
+        by, along = (len(searches) - 1, follow) if is_better else (best.found_by, best.follow)
+        best = Settled(joined, searches, by, along)
         if record.goal_reached:
             break
     return best
@@ -126,20 +125,3 @@ def _others(
             return Smoothed(part.field, part.limits.unit, config.seed)
 
         yield "smoothed", mean, replace(config, feature_weight=0.0)
-
-
-def _is_better(case: Problem, config: AttackConfig, one: Found, other: Found) -> bool:
-    """Whether one draws the target in more samples than the other; if in as many, whether it changes less."""
-    (drawn, length), (others, other_length) = _gain(case, config, one), _gain(case, config, other)
-    return drawn > others or (drawn == others and length < other_length)
-
-
-def _gain(case: Problem, config: AttackConfig, found: Found) -> tuple[int, float]:
-    """How many samples are at the goal, and the length of the change of all, in the units of the network's channels."""
-    change = (found.adversarial.whole() - case.seen.clean) / per_channel(case.limits.unit, case.seen.clean)
-    return int(found.reached(case, config).sum()), float(steps.length(change.unsqueeze(0)))
-
-
-def _counted(found: Found, other: Found) -> Found:
-    """What was found, with the passes of both searches."""
-    return replace(found, forward=found.forward + other.forward, backward=found.backward + other.backward)

@@ -231,25 +231,12 @@ def begun(case: Problem, config: AttackConfig, first: Found, name: SearchName = 
     return replace(first, worst=_recorded((told,), samples)) if rows else first
 
 
-def with_search(
-    case: Problem,
-    config: AttackConfig,
-    best: Found,
-    name: SearchName,
-    other: Found,
-    given: int,
-    began_at: Sequence[SearchName | None] = (),
-) -> Found:
-    """For each sample the better of the best so far and another search: the smaller one at the goal, else the closer.
+def better_of(case: Problem, config: AttackConfig, best: Found, other: Found) -> tuple[Found, Tensor]:
+    """For each sample the better of two searches, and where that is the other one, bool (B,).
 
-    Statistics of the whole scan change with each sample that is taken over. What loses its goal by that is not taken
-    over, and nothing is where the others lose theirs.
-
-    Args:
-        best: with a record, see `begun`. given: steps that the other search had. began_at: whose change it began at,
-            for each sample; none for one that did not go on from others.
+    Better is the smaller one at the goal, else the closer. Statistics of the whole scan change with each sample that is
+    taken over. What loses its goal by that is not taken over, and nothing is where the others lose theirs.
     """
-    assert best.worst is not None
     better = _is_better(case, config, other, best)
     joined = best
     while bool(better.any()):
@@ -259,6 +246,27 @@ def with_search(
             break
         better = better & ~lost & bool((lost & better).any())
         joined = best
+    passes = (best.forward + other.forward, best.backward + other.backward)
+    return replace(joined, forward=passes[0], backward=passes[1]), better
+
+
+def with_search(
+    case: Problem,
+    config: AttackConfig,
+    best: Found,
+    name: SearchName,
+    other: Found,
+    given: int,
+    began_at: Sequence[SearchName | None] = (),
+) -> Found:
+    """`better_of` both, with a record of who found what.
+
+    Args:
+        best: with a record, see `begun`. given: steps that the other search had. began_at: whose change it began at,
+            for each sample; none for one that did not go on from others.
+    """
+    assert best.worst is not None
+    joined, better = better_of(case, config, best, other)
     verdict, lengths = _judged(case, config, joined), _lengths(case, joined)
     samples = tuple(
         replace(
@@ -274,8 +282,6 @@ def with_search(
     )
     return replace(
         joined,
-        forward=best.forward + other.forward,
-        backward=best.backward + other.backward,
         worst=_recorded((*best.worst.searches, _told(case, config, name, other, given)), samples),
     )
 

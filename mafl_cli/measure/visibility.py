@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log, sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,12 +96,15 @@ class _Scan:
 
 
 def _of_channel(clean: Volume, adversarial: Volume, channel: str, slice_axis: int, outside: Mask | None) -> Visibility:
-    before, after = (np.moveaxis(each.data, slice_axis, 0) for each in (clean, adversarial))
+    # In the body's own axes, so that the way in which a file stores its voxels makes no difference.
+    turn = _Turn.of(clean.axcodes, slice_axis)
+    before, after = (turn.slices(each.data) for each in (clean, adversarial))
     low, high, rule = _window(clean, channel, outside)
     shape = before.shape[1:]
     if not low < high:
         return _nothing(channel, (low, high), rule, Reason.CONSTANT_IMAGE)
-    scan = _Scan(noise_of(clean.data, slice_axis, outside), (low, high), rule, default_data_range(clean.data).value)
+    noise = noise_of(before, 0, None if outside is None else turn.slices(outside))
+    scan = _Scan(noise, (low, high), rule, default_data_range(clean.data).value)
     changed = [n for n in range(len(before)) if not np.array_equal(before[n], after[n])]
     if not changed:
         return _nothing(channel, (low, high), rule, Reason.IDENTICAL)
@@ -114,8 +117,8 @@ def _of_channel(clean: Volume, adversarial: Volume, channel: str, slice_axis: in
     return Visibility(
         verdict=sight(worst.equivalent),
         channel=channel,
-        slice=index,
-        patch=(worst.patch[0].start, worst.patch[1].start),
+        slice=turn.stored(0, slice(index, index + 1), len(before)),
+        patch=turn.corner(worst.patch, shape),
         window=Window(low=low, high=high, rule=rule),
         noise_sigma_native=_known(None if scan.noise is None else scan.noise.sigma),
         largest_over_noise=_largest(before, after, changed, scan.noise),
@@ -128,6 +131,45 @@ def _of_channel(clean: Volume, adversarial: Volume, channel: str, slice_axis: in
         grey_levels=_grey(before, after, changed, scan),
         psnr_patch_db=_psnr(x[worst.patch], y[worst.patch], scan.data_range),
     )
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """From the axes of an array to slices (N, H, W) whose axes are those of the body (RAS+), in its order.
+
+    axes: of the array, the slice axis first. against: which of them run the other way in the array.
+    """
+
+    axes: tuple[int, int, int]
+    against: tuple[bool, bool, bool]
+
+    @staticmethod
+    def of(axcodes: Sequence[str], slice_axis: int) -> _Turn:
+        """axcodes: of the array, as nibabel has them."""
+        body = sorted(range(3), key=lambda axis: ["RL", "AP", "SI"].index(_line(axcodes[axis])))
+        axes = (slice_axis, *(axis for axis in body if axis != slice_axis))
+        first, second, third = axes
+        against = (axcodes[first] in "LPI", axcodes[second] in "LPI", axcodes[third] in "LPI")
+        return _Turn((first, second, third), against)
+
+    def slices(self, data: NDArray[Any]) -> NDArray[Any]:
+        """A view of the array (I, J, K)."""
+        return np.flip(data.transpose(self.axes), tuple(axis for axis, flip in enumerate(self.against) if flip))
+
+    def stored(self, axis: int, part: slice, size: int) -> int:
+        """Where a part of a turned axis begins in the array."""
+        return int(size - part.stop if self.against[axis] else part.start)
+
+    def corner(self, patch: tuple[slice, slice], shape: tuple[int, ...]) -> tuple[int, int]:
+        """The first row and column of a patch, along the axes of the array in their order."""
+        found = {self.axes[n + 1]: self.stored(n + 1, part, shape[n]) for n, part in enumerate(patch)}
+        first, second = (found[axis] for axis in sorted(found))
+        return first, second
+
+
+def _line(code: str) -> str:
+    """The line of the body along which an axis runs."""
+    return next(line for line in ("RL", "AP", "SI") if code in line)
 
 
 def _nothing(channel: str, window: tuple[float, float], rule: str, reason: Reason) -> Visibility:

@@ -16,6 +16,7 @@ class Scan:
 
     def __init__(self, data: NDArray[Any]) -> None:
         self.data = np.asarray(data, np.float32)
+        self.axcodes = ("R", "A", "S")
 
 
 def visibility(clean: NDArray[Any], adversarial: NDArray[Any], *, channel: str = "image", axis: int = 2) -> Visibility:
