@@ -5,8 +5,8 @@
 A pass is one forward and one backward pass through the network for each slice or volume; the forward passes of mafl's
 scale search count as one each. `planned.py` says which runs are made; `--plan` says what they will take. Every finished
 run is appended to a cache file, so an interrupted benchmark goes on where it stopped, and rows of benchmark.json are
-taken over; a run whose settings or program have changed is done again. Rows of cases and methods that were not asked
-for stay as they are. Writes benchmark.json and best_known.json, and from these (`tables.py`) benchmark.md and
+taken over; a run whose settings or program have changed is done again. Rows of cases, methods and passes that were not
+asked for stay as they are. Writes benchmark.json and best_known.json, and from these (`tables.py`) benchmark.md and
 benchmark.png.
 """
 
@@ -80,7 +80,8 @@ def main() -> None:
     rows, failed = _solve_all(todo, arguments)
     kept = _kept(arguments, names)
     peers_too = [*rows, *kept] if "mafl" in arguments.methods else rows
-    matched, more = _solve_all(list(planned.matching(peers_too, names)), arguments)
+    peers_too = [row for row in peers_too if row["case"] in names and row["passes"] in arguments.passes]
+    matched, more = _solve_all(list(planned.matching(peers_too)), arguments)
     asked, failed = rows + matched, failed + more
     rows = asked + kept
     names = [name for name in all_names(arguments.data) if any(row["case"] == name for row in rows)]
@@ -96,7 +97,7 @@ def main() -> None:
         },
         "adv-lib": released.version(),
         "skipped": skipped,
-        "passes": sorted(arguments.passes),
+        "passes": sorted({row["passes"] for row in rows}),
         "goal": preset("mafl").goal_iou,
         "cases": names,
         "rows": sorted(rows, key=lambda row: (order[row["case"]], row["method"], row["passes"])),
@@ -215,14 +216,18 @@ def _recorded(arguments: argparse.Namespace) -> dict[str, list[Row]]:
 
 
 def _kept(arguments: argparse.Namespace, names: Sequence[str]) -> list[Row]:
-    """Rows of the last benchmark.json whose case or method was not asked for now."""
+    """Rows of the last benchmark.json whose case, method or passes were not asked for now."""
     last = arguments.out / "benchmark.json"
     rows: list[Row] = json.loads(last.read_text())["rows"] if last.is_file() else []
     matched = (
         planned.PEERS if "mafl" in arguments.methods else [name for name in arguments.methods if name in planned.PEERS]
     )
     asked = {*arguments.methods, *(f"mafl as {method}" for method in matched)}
-    return [row for row in rows if row["case"] not in names or row["method"] not in asked]
+    return [
+        row
+        for row in rows
+        if row["case"] not in names or row["method"] not in asked or row["passes"] not in arguments.passes
+    ]
 
 
 def solve(task: Task, data: Path | None) -> list[Row]:

@@ -37,9 +37,6 @@ class Halpern:
     WEAK, STRONG = 0.02, 5.0
     # Relaxation for a target that is late: most and least.
     LATE_MOST, LATE_LEAST = 0.7, 0.05
-    # Far from the target, a share of the first loss: there steps get shorter when they raise the loss, down to the
-    # least trust, and longer again when it falls.
-    FAR, SHORTER, LONGER, LEAST = 0.7, 0.6, 1.3, 0.02
 
     def __init__(self, config: AttackConfig, like: Tensor, low: LowPass) -> None:
         """like: (B, C, *spatial), the clean images."""
@@ -50,16 +47,13 @@ class Halpern:
         self._first = torch.ones_like(self._offset)
         self._short = torch.ones_like(self._offset)
         self._care = torch.full_like(self._offset, self.LATE_MOST)
-        self._trust = torch.ones_like(self._offset)
-        self._far, self._loss = torch.zeros_like(self._offset), torch.zeros_like(self._offset)
 
     def step(self, now: Now) -> Tensor:
         """The next change, like `now.exact`; the loop brings it inside the limits."""
         delta, late = now.exact, now.is_late(self._config)
         normal, offset = self._averaged(now)
         size = steps.dot(normal, normal).clamp_min(1e-30)
-        trust = self._trusted(now, late)
-        relaxation = trust * torch.where(late, self._careful(now, late), self._relaxed(now.progress))
+        relaxation = torch.where(late, self._careful(now, late), self._relaxed(now.progress))
         way = (offset + steps.dot(normal, delta)).clamp_min(0) * relaxation
         pull, share = self._pulled(now, normal), torch.where(late, 0.0, self._share(now))
         # Along the border of the cut, a pull gives up nothing of what was won.
@@ -69,24 +63,6 @@ class Halpern:
     def _relaxed(self, progress: float) -> float:
         """What share of the way is gone in a step."""
         return self.LAST + (self.FIRST - self.LAST) * (1 + math.cos(math.pi * progress)) / 2
-
-    def _trusted(self, now: Now, late: Tensor) -> Tensor:
-        """How far the slopes are believed, in [LEAST, 1], (b,).
-
-        Where two classes have to change places a network is so bent that whole steps lead away from the target, and
-        on without end.
-        """
-        trust, before = self._trust[now.rows], self._loss[now.rows]
-        if now.step == 0:
-            self._far[now.rows] = self.FAR * now.loss
-        else:
-            falls = now.loss < before * (1 - 0.3 * trust * self._relaxed(now.progress))
-            changed = torch.where(now.loss > before, self.SHORTER, torch.where(falls, self.LONGER, 1.0)) * trust
-            # The loss of a late target grows by the weights of its voxels, and near the border it swings about 0.
-            judged = (now.loss > self._far[now.rows]) & ~now.ever & ~late
-            trust = torch.where(judged, changed.clamp(self.LEAST, 1), trust)
-        self._trust[now.rows], self._loss[now.rows] = trust, now.loss
-        return trust
 
     def _careful(self, now: Now, late: Tensor) -> Tensor:
         """The same for a late target: less after each step that lost more than it won. (b,)"""

@@ -112,22 +112,6 @@ def test_a_target_that_is_late_is_all_that_matters() -> None:
     assert not drawn.is_late(config)
 
 
-@pytest.mark.parametrize(
-    ("losses", "share"),
-    [((1.0, 1.0, 1.0), 1.0), ((1.0, 1.001, 1.002), 0.36), ((1.0, 1.001, 0.8), 0.78), ((1.0, 0.5, 0.501), 1.0)],
-    ids=["level", "rises", "rises and falls", "near the target"],
-)
-def test_steps_that_raise_the_loss_get_shorter_far_from_the_target(losses: tuple[float, ...], share: float) -> None:
-    normal = noise(1, 1, 5, 4)
-    rule = Halpern(replace(PLAIN, momentum=0), normal, none)
-    score, nowhere = torch.zeros(1), torch.zeros_like(normal)
-    for step, loss in enumerate(losses):
-        now = standing(nowhere.clone(), -normal, step=step, budget=1000, score=score, loss=torch.tensor([loss]))
-        found = rule.step(now)
-    way = losses[-1] * normal / dot(normal, normal)
-    torch.testing.assert_close(found, share * way, rtol=1e-3, atol=1e-6)
-
-
 def test_samples_do_not_influence_each_other() -> None:
     normal, delta = noise(3, 1, 5, 4), noise(3, 1, 5, 4, seed=1)
     loss, score = torch.tensor([0.5, 1.0, 0.0]), torch.tensor([0.1, 0.7, 1.0])

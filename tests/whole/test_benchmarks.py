@@ -117,10 +117,18 @@ def test_the_estimate_of_the_search_is_counted_and_compared_with_what_is_known(b
 
 
 def test_rows_that_were_not_asked_for_stay(benchmarks: Any, tmp_path: Path) -> None:
-    rows = [_row("a", "mafl", 50), _row("a", "mafl as pdgd", 150), _asma(), _row("b", "mafl", 50)]
+    rows = [
+        _row("a", "mafl", 50),
+        _row("a", "mafl", 500),
+        _row("a", "mafl as pdgd", 150),
+        _asma(),
+        _row("b", "mafl", 50),
+    ]
     (tmp_path / "benchmark.json").write_text(json.dumps(_document(rows)))
-    kept = benchmarks["quality"]._kept(argparse.Namespace(out=tmp_path, methods=["mafl"]), ["a"])
-    assert [(row["case"], row["method"]) for row in kept] == [("a", "asma"), ("b", "mafl")]
+    kept = benchmarks["quality"]._kept(argparse.Namespace(out=tmp_path, methods=["mafl"], passes=[50, 150]), ["a"])
+    assert [(row["case"], row["method"], row["passes"]) for row in kept] == [
+        ("a", "mafl", 500), ("a", "asma", 150), ("b", "mafl", 50),
+    ]  # fmt: skip
 
 
 def test_a_longer_change_or_a_miss_leaves_the_shortest_known_as_it_is(benchmarks: Any, tmp_path: Path) -> None:
