@@ -37,7 +37,7 @@ DIVISOR = 32
 """Sizes that nearly every network takes are multiples of this."""
 Measure = Literal["agreement", "plausibility"]
 """What readings are compared by: with a mask, and without."""
-DOUBTFUL: dict[Measure, float] = {"agreement": 0.3, "plausibility": 0.4}
+DOUBTFUL: dict[Measure, float] = {"agreement": 0.5, "plausibility": 0.4}
 """Score below which other readings are worth a try."""
 RIGHT: dict[Measure, float] = {"agreement": 0.5, "plausibility": 0.6}
 """Score from which a reading is taken for right."""
@@ -208,14 +208,15 @@ class _Parts:
         self._subject, self._given, self._wanted = subject, given, wanted
         self.measure: Measure = "plausibility" if wanted is None else "agreement"
         self.own = 0.0
-        # Without a mask: where something is drawn, and where the scan shows something.
-        drawn = in_any_map((given if wanted is None else wanted) > 0, axis=0)
-        self._seen = [drawn, _content(subject)] if wanted is None else [drawn]
+        # Where something should be drawn, and where something is; without a mask where something is, and where the
+        # scan shows something.
+        drawn = in_any_map(given > 0, axis=0)
+        self._seen = [drawn, _content(subject)] if wanted is None else [in_any_map(wanted > 0, axis=0), drawn]
         self._box = (slice(None),) * 3 if subject.layout.sliced else self._around()
         shape = drawn[self._box].shape
         slices = SLICES * len(self._seen)
         self.words = (
-            f"{counted(min(slices, shape[subject.slices.index]), 'slice')} along an axis"
+            f"up to {counted(min(slices, shape[subject.slices.index]), 'slice')} along an axis"
             if subject.layout.sliced
             else f"{' x '.join(map(str, shape))} voxels"
         )
@@ -230,15 +231,13 @@ class _Parts:
         return _box(self._subject, seen)
 
     def _rows(self, axis: int) -> NDArray[np.intp]:
-        """Slices along an axis: those with most of the mask; without one, of what is drawn, and some of the body."""
+        """Slices along an axis: those with most of what is seen first, and some among the rest of what is seen."""
         others = tuple({0, 1, 2} - {axis})
         counts = [each.sum(axis=others) for each in self._seen]
         rows = np.argsort(-counts[0], kind="stable")[:SLICES]
-        if len(counts) > 1:
-            body = np.flatnonzero(counts[1] > 0.3 * counts[1].max())
-            spread = np.linspace(0, max(len(body) - 1, 0), SLICES + 2).round().astype(int)[1:-1]
-            rows = np.concatenate([rows, body[spread]]) if len(body) else rows
-        return np.unique(rows)
+        rest = np.flatnonzero(counts[1] > 0.3 * counts[1].max())
+        spread = np.linspace(0, max(len(rest) - 1, 0), SLICES + 2).round().astype(int)[1:-1]
+        return np.unique(np.concatenate([rows, rest[spread]]) if len(rest) else rows)
 
     def tried(self, reading: Reading) -> Tried:
         """Raises InputError where a scaling is impossible."""
