@@ -34,6 +34,7 @@ Step = Literal["dynamic", "constant", "cosine", "asma"]
 AfterGoal = Literal["shrink", "stop", "continue"]
 EpsUnit = Literal["model", "native", "range"]
 Norm = Literal["linf", "l2"]
+Minimise = Literal["l2", "visibility"]
 Blend = Literal["gaussian", "constant"]
 Resampling = Literal["corner", "edge"]
 WindowsAs = Literal["monai", "nnunet"]
@@ -152,6 +153,13 @@ class AttackConfig:
         1000,
     )
 
+    minimise: Minimise = setting(
+        "l2",
+        "What is made small: l2, the length of the change, or visibility, that of what an eye sees of it, for a change "
+        "that is longer and less visible (`step` dynamic only).",
+        usual=True,
+    )
+
     gradient_norm: GradientNorm = setting(
         "none",
         "What the gradient of the mask loss is divided by, per sample: nothing (none), its L1 norm (l1, as MI-FGSM) or "
@@ -236,6 +244,7 @@ class AttackConfig:
             and self.mask_loss == "margin"
             and self.low_frequency == "penalty"
             and self.eps is None
+            and self.minimise == "l2"
         )
 
     def __post_init__(self) -> None:
@@ -301,6 +310,13 @@ class AttackConfig:
             step != "asma" and self.tau + self.beta > 0, f"`tau` and `beta` are for `step` asma, not for {step}"
         )
         self._refuse(self.random_start and self.eps is None, "`random_start` needs an `eps`: it draws from that ball")
+        seen = self.minimise == "visibility"
+        self._refuse(
+            seen and not (dynamic and self.low_frequency == "penalty" and self.low_frequency_weight == 0),
+            "`minimise` visibility needs `step` dynamic and no `low_frequency_weight`: the eye weighs frequencies by "
+            "itself",
+        )
+        self._refuse(seen and self.method == "worst", "`method` worst compares lengths: it needs `minimise` l2")
         self._refuse(
             self.low_frequency == "hard" and self.low_frequency_weight > 0,
             "`low_frequency` hard leaves nothing to penalise: `low_frequency_weight` must be 0",
@@ -392,7 +408,7 @@ def preset(name: str, **overrides: Any) -> AttackConfig:
         config = mafl.preset("pgd", eps=0.05, eps_unit="model", steps=40)
 
     What only makes sense with a setting that is replaced goes with it: the sizes of another kind of step, and the
-    weight of the low-frequency penalty under the hard constraint.
+    weight of the low-frequency penalty under the hard constraint, or where visibility is minimised.
     Raises: UsageError for an unknown name, and for settings that do not go together.
     """
     if name not in PRESETS:
@@ -404,7 +420,7 @@ def preset(name: str, **overrides: Any) -> AttackConfig:
         settings = {key: value for key, value in settings.items() if key not in ("step_size", "tau", "beta")}
         if overrides["step"] == "asma" or "step" in PRESETS[name]:
             settings["step_size"] = None
-    if overrides.get("low_frequency") == "hard":
+    if overrides.get("low_frequency") == "hard" or overrides.get("minimise") == "visibility":
         settings["low_frequency_weight"] = 0.0
     return AttackConfig(**(settings | overrides))
 

@@ -376,9 +376,10 @@ def test_samples_of_a_batch_are_attacked_each_on_its_own() -> None:
     # The range is that of the batch: the same one is given to each.
     image = np.clip(IMAGE, 0.05, 0.9)
     image[:, :, 0, 0], image[:, :, 0, 1] = 0.0, 1.0
-    together = mafl_cli.attack(network, image, erased(), steps=6)
+    # Few steps: the last digits depend on the size of a batch, and grow with every step.
+    together = mafl_cli.attack(network, image, erased(), steps=4)
     for row in range(len(image)):
-        alone = mafl_cli.attack(network, image[row : row + 1], erased()[:1], steps=6)
+        alone = mafl_cli.attack(network, image[row : row + 1], erased()[:1], steps=4)
         assert np.allclose(alone.adversarial[0], together.adversarial[row], atol=1e-3)
     assert network.training
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())

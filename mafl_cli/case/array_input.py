@@ -73,7 +73,8 @@ def _numbers(values: Array, name: str) -> Tensor:
 
 
 def _finite(x: Tensor, name: str, device: torch.device) -> Tensor:
-    x = x.to(device, torch.float32, copy=True).contiguous()
+    # Not `contiguous`: with one channel it leaves the strides of "channels last", for which there are other kernels.
+    x = x.to(device, torch.float32).clone(memory_format=torch.contiguous_format)
     if not bool(torch.isfinite(x).all()):
         raise InputError(f"`{name}` holds NaN, infinite values or values beyond float32: replace them first.")
     return x

@@ -27,6 +27,7 @@ from mafl_cli.errors import InputError, UsageError
 from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.resample import Grids
 from mafl_cli.field.tiling import Tiling
+from mafl_cli.measure.noise import Noise, noise_of
 from mafl_cli.network.card import ModelCard
 from mafl_cli.network.card_file import find_card
 from mafl_cli.network.device import exactly, float32_by_default, pick_device
@@ -164,6 +165,16 @@ class ArrayProblem(Problem):
     def batch_spacing(self) -> tuple[float, ...] | None:
         """mm between voxels along the spatial axes."""
         return self.spacing
+
+    @property
+    def plane(self) -> tuple[int, int]:
+        """The axes of the batch along which slices are shown: the last two."""
+        return self.images.clean.ndim - 2, self.images.clean.ndim - 1
+
+    def noise(self) -> tuple[Noise | None, ...]:
+        """The noise of each channel of the clean images, their units; None where there is none to measure."""
+        channels = _by_channel(self.images.clean)
+        return tuple(noise_of(each.reshape(-1, *each.shape[-2:]), 0) for each in channels)
 
     def refrozen(self, batch: Tensor) -> Preprocessing:
         """The preprocessing with the statistics of a changed batch."""

@@ -21,6 +21,7 @@ from mafl_cli.errors import InputError, UsageError
 from mafl_cli.field.layout import Layout
 from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.samples import Drawn, stacked
+from mafl_cli.measure.noise import Noise, noise_of
 from mafl_cli.scans import body, recipes, volume
 from mafl_cli.scans.formats import prepared
 from mafl_cli.scans.forms import require_same_grid
@@ -58,6 +59,19 @@ class Case(Problem):
     def batch_spacing(self) -> tuple[float, ...]:
         """mm between voxels along the spatial axes of the batch."""
         return tuple(self.subject.layout.batch_spacing(self.subject.scan.affine))
+
+    @property
+    def plane(self) -> tuple[int, int]:
+        """The axes of the batch along which slices are shown."""
+        if self.subject.layout.sliced:
+            return 2, 3
+        first, second = (n + 2 for n, axis in enumerate(self.subject.layout.axes) if axis != self.subject.slices.index)
+        return first, second
+
+    def noise(self) -> tuple[Noise | None, ...]:
+        """The noise of each channel of the clean scan, native units; None where there is none to measure."""
+        axis = self.subject.slices.index
+        return tuple(noise_of(each.data, axis, body.unmeasured(each)) for each in self.subject.scans)
 
     def refrozen(self, batch: Tensor) -> Preprocessing:
         """The preprocessing with the statistics of a changed scan."""

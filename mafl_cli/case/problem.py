@@ -26,6 +26,7 @@ from mafl_cli.field.smoothed import Smoothed
 from mafl_cli.field.tiling import Tiling
 from mafl_cli.field.whole import Whole
 from mafl_cli.field.windows import Windows
+from mafl_cli.measure.noise import Noise
 from mafl_cli.names import outside
 from mafl_cli.network import chance
 from mafl_cli.network.load import ModelInfo
@@ -184,6 +185,15 @@ class Problem(ABC):
     @abstractmethod
     def batch_spacing(self) -> tuple[float, ...] | None:
         """mm between voxels along the spatial axes of the batch; None where nobody knows."""
+
+    @property
+    @abstractmethod
+    def plane(self) -> tuple[int, int]:
+        """The axes of the batch along which slices are shown."""
+
+    @abstractmethod
+    def noise(self) -> tuple[Noise | None, ...]:
+        """The noise of each channel of the clean scan, native units; None where there is none to measure."""
 
     @abstractmethod
     def refrozen(self, batch: Tensor) -> Preprocessing:

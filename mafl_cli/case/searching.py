@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mafl_cli.case.faithful import Faithfulness, ask, ask_again
 from mafl_cli.case.problem import Problem
+from mafl_cli.case.visible import Rulers
 from mafl_cli.codes import Outcome, Reason
 from mafl_cli.config import AttackConfig
 from mafl_cli.field.field import Field, ScanField
@@ -147,6 +148,7 @@ def search(
     # From draw to draw the loss moves though the scan does not.
     watch &= not seen.by_chance
     draws = chance.DRAWS_A_STEP if seen.by_chance else 1
+    rulers = Rulers(case, config)
     field = seen.field(exact=False)
     drawn = case.clean_drawn
     rounds: list[list[traces.Group]] = []
@@ -174,6 +176,7 @@ def search(
                 surrogate=None if follow is None else case.expected(follow(part, rows), config.seed, number),
                 start=None if start is None else part.change(start[rows]),
                 begun=begun,
+                ruler=rulers.of(part.clean),
                 spacing=case.batch_spacing,
                 watch=watch[rows],
                 on_step=_relay(records, on_progress, share, len(rows) / len(todo), config.steps),

@@ -25,8 +25,13 @@ class Screen:
     pixel_mm: side of a pixel of the slice on the screen. distance_mm: from there to the eye.
     """
 
-    pixel_mm: float = 0.5
+    pixel_mm: float
     distance_mm: float = 500.0
+
+    @staticmethod
+    def of(shape: tuple[int, ...]) -> Screen:
+        """Slices (H, W) are enlarged until the longer side is `SHOWN` mm."""
+        return Screen(SHOWN / max(shape))
 
     @property
     def pixels_per_degree(self) -> float:
@@ -34,11 +39,11 @@ class Screen:
         return 1 / degrees(atan(self.pixel_mm / self.distance_mm))
 
 
-SCREEN = Screen()
-"""A slice enlarged to half a millimetre a pixel (two of a usual monitor), seen from half a metre."""
+SHOWN = 250.0
+"""The longer side of a slice on the screen, mm; it is seen from half a metre."""
 
 
-def eye(shape: tuple[int, int], screen: Screen = SCREEN) -> Plane:
+def eye(shape: tuple[int, int], screen: Screen) -> Plane:
     """What the eye makes of the frequencies of `np.fft.fft2` of a plane (H, W): 1 where it sees best, 0 of a constant.
 
     E(f) = f^1.3 exp(-0.04 f²), f in cycles per degree (Burgess, 1994; as in the FDA's LCD_CT), over its largest value.
@@ -49,7 +54,7 @@ def eye(shape: tuple[int, int], screen: Screen = SCREEN) -> Plane:
     return found
 
 
-def detectability(change: Plane, noise: Noise, screen: Screen = SCREEN) -> float:
+def detectability(change: Plane, noise: Noise, screen: Screen) -> float:
     """d′ of a change (H, W), native units, at least 0: how many standard deviations it moves the observer's answer.
 
     d′² = (Σ E²|Δ|²)² / Σ E⁴|Δ|² NPS, over the frequencies of the plane. It grows in proportion to the change.

@@ -23,7 +23,7 @@ from mafl_cli.codes import Reason, Sight
 from mafl_cli.measure import haarpsi, value
 from mafl_cli.measure.compression import jpeg2000
 from mafl_cli.measure.noise import Noise, noise_of
-from mafl_cli.measure.observer import SCREEN, eye, percent_correct
+from mafl_cli.measure.observer import Screen, eye, percent_correct
 from mafl_cli.measure.perturbation import default_data_range
 from mafl_cli.measure.quantiles import percentiles
 from mafl_cli.measure.records import MOST_COMPRESSED, GreyLevels, Visibility, Window
@@ -221,9 +221,9 @@ class _Eye:
 
     @staticmethod
     def of(shape: tuple[int, ...], noise: Noise | None) -> _Eye:
-        """Where the noise is not known, all changes are held against the same one."""
+        """shape: of the slices. Where the noise is not known, all changes are held against the same one."""
         size = (min(PATCH, shape[0]), min(PATCH, shape[1]))
-        passed = eye(size, SCREEN) ** 2
+        passed = eye(size, Screen.of(shape)) ** 2
         return _Eye(passed, passed**2 * (1.0 if noise is None else noise.spectrum(size)))
 
     def worst(self, change: Plane) -> tuple[float, tuple[slice, slice]]:

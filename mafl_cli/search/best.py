@@ -13,6 +13,7 @@ from mafl_cli.field.preprocess import per_channel
 from mafl_cli.search import steps
 from mafl_cli.search.goals import SLACK, Goal, Verdict
 from mafl_cli.search.limits import Limits
+from mafl_cli.search.ruler import Ruler
 
 
 def finished(best: Best, rows: Tensor, config: AttackConfig, *, late: bool) -> Tensor:
@@ -33,6 +34,7 @@ class Best:
 
     Among iterates at the goal, one percent of the target more is worth 20 percent of length up to `aim`, and 0.2
     percent beyond it. mark: that cost when it last got clearly better, so that small gains add up to a clear one.
+    size: of the change in the coordinates of the ruler, which is what counts; l2: in model units.
     bounded: within a ball a change that moves the prediction nowhere is kept rather than none, for it shows that
     something was tried.
     """
@@ -43,6 +45,7 @@ class Best:
     removal: Tensor
     reached: Tensor
     l2: Tensor
+    size: Tensor
     cost: Tensor
     mark: Tensor
     since: Tensor
@@ -53,20 +56,19 @@ class Best:
     def at(clean: Tensor, verdict: Verdict, aim: float, *, bounded: bool) -> Best:
         none = torch.zeros(len(clean), device=clean.device)
         parts = (verdict.iou, verdict.hit, verdict.removal, verdict.reached)
-        return Best(
-            clean.clone(), *parts, none, none.clone(), none.clone(), torch.zeros_like(none).long(), aim, bounded
-        )
+        sizes = (none, none.clone(), none.clone(), none.clone())
+        return Best(clean.clone(), *parts, *sizes, torch.zeros_like(none).long(), aim, bounded)
 
     def verdict(self) -> Verdict:
         return Verdict(self.iou, self.hit, self.removal, self.reached)
 
-    def update(self, rows: Tensor, x: Tensor, verdict: Verdict, l2: Tensor) -> None:
+    def update(self, rows: Tensor, x: Tensor, verdict: Verdict, size: Tensor, l2: Tensor) -> None:
         """Take over what is better: reached before not reached, then cheaper, else closer to the goal."""
         was = Verdict(self.iou[rows], self.hit[rows], self.removal[rows], self.reached[rows])
-        short = self.aim - verdict.score
-        cost = l2 * (1 + torch.where(short > 0, 20 * short, 0.2 * short))
+        short, before = self.aim - verdict.score, self.size[rows]
+        cost = size * (1 + torch.where(short > 0, 20 * short, 0.2 * short))
         cheaper = cost < self.cost[rows]
-        smaller = (l2 < self.l2[rows]) if not self.bounded else (l2 > 0) & ((l2 < self.l2[rows]) | (self.l2[rows] == 0))
+        smaller = (size < before) if not self.bounded else (size > 0) & ((size < before) | (before == 0))
         closer = (verdict.score > was.score) | ((verdict.score == was.score) & smaller)
         better = torch.where(was.reached, verdict.reached & cheaper, verdict.reached | closer)
         clearly = better & (~was.reached | (cost < 0.995 * self.mark[rows]))
@@ -76,12 +78,13 @@ class Best:
         # On a GPU each use of a mask as an index waits for the step to end, and a use of numbers does not.
         won = torch.nonzero(better).flatten()
         taken = rows[won]
-        self.x[taken], self.l2[taken], self.cost[taken] = x[won], l2[won], cost[won]
+        self.x[taken], self.cost[taken] = x[won], cost[won]
+        self.size[taken], self.l2[taken] = size[won], l2[won]
         self.iou[taken], self.hit[taken] = verdict.iou[won], verdict.hit[won]
         self.removal[taken], self.reached[taken] = verdict.removal[won], verdict.reached[won]
 
 
-def search_scale(field: Field, clean: Tensor, goal: Goal, limits: Limits, passes: int, best: Best) -> int:
+def search_scale(field: Field, clean: Tensor, goal: Goal, limits: Limits, passes: int, best: Best, ruler: Ruler) -> int:
     """Bisect the scale of each best perturbation between nothing and itself; returns the forward passes used.
 
     A scale will do that draws no less of the target, or meets the aim.
@@ -98,7 +101,9 @@ def search_scale(field: Field, clean: Tensor, goal: Goal, limits: Limits, passes
     for _ in range(passes):
         x = limits.project(origin, found * steps.spread_out(probe, found), rows)
         verdict = goal[rows].judge_prediction(field.predict(x))
-        best.update(rows, x, verdict, steps.length((x - origin) / per_channel(limits.unit, clean)))
+        moved = (x - origin) / per_channel(limits.unit, clean)
+        l2 = steps.length(moved)
+        best.update(rows, x, verdict, ruler.length(moved, l2), l2)
         holds = verdict.reached & (verdict.score >= enough)
         high = torch.where(holds, probe, high)
         low = torch.where(holds, low, probe)

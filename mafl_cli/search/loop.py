@@ -36,6 +36,7 @@ from mafl_cli.search.limits import Limits
 from mafl_cli.search.lowfreq import low_pass
 from mafl_cli.search.moves import LowPass, Now
 from mafl_cli.search.promises import Falls, Promises
+from mafl_cli.search.ruler import Plain, Ruler
 from mafl_cli.search.terms import FeatureGains, Terms, without_low_frequency
 
 
@@ -87,6 +88,7 @@ def attack(
     surrogate: Field | None = None,
     start: Tensor | None = None,
     begun: int = 0,
+    ruler: Ruler | None = None,
     spacing: Sequence[float] | None = None,
     watch: Tensor | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
@@ -104,6 +106,8 @@ def attack(
             forward pass a step.
         start: the change to begin at, like clean, in model units; None for none. begun: steps that count as taken on
             the way there: rules that grow finer with time would take it for a first guess, and throw it away.
+        ruler: what the size of a change is counted in, None for L2 in model units. The step rule, and the length of the
+            best change, are in its coordinates.
         spacing: mm along the spatial axes, see `search.lowfreq.low_pass`.
         watch: bool (B,), the samples whose gradients are compared with what came of them; None for none.
         on_step: called after each step, for progress displays and traces.
@@ -119,7 +123,8 @@ def attack(
     goal = terms.goal(before.logits.shape[1])
 
     low = partial(low_pass, levels=config.low_frequency_levels, spacing=spacing)
-    delta = _begin(clean, limits, config, low) if start is None else start.clone()
+    ruler = ruler or Plain()
+    delta = ruler.coordinates(_begin(clean, limits, config, low) if start is None else start.clone())
     rule = Halpern(config, clean, low) if config.step == "dynamic" else Descent(config, limits, clean, low)
     seen = before if surrogate is None else field.predict(clean)
     best = Best.at(clean, goal.judge_prediction(seen), config.aimed, bounded=config.eps is not None)
@@ -140,36 +145,38 @@ def attack(
             break
         # 1. The iterate as it would be written, its prediction, and the gradients of the losses.
         origin = steps.taken(clean, rows)
-        x = limits.project(origin, steps.taken(delta, rows), rows)
-        here = (x - origin).div_(native)
+        x = limits.project(origin, ruler.change(steps.taken(delta, rows)), rows)
+        moved = (x - origin).div_(native)
         gain = gains.at(step, rows, ~ever_reached[rows])
         compare = gain is not None and gains.compare(step)
         now_at, whole = begun + step, begun + budget
         slopes = followed.slopes(x, terms.losses(rows, progress=now_at / whole, gain=gain, apart=compare))
         loss[rows] = slopes.values[0].to(loss)
-        promises.settle(rows, here, slopes.prediction.logits)
+        promises.settle(rows, moved, slopes.prediction.logits)
         forward += len(rows) * (1 if surrogate is None else 2)
         backward += len(rows) * len(slopes.gradients)
 
         # 2. Judge it, and keep the best.
         seen = slopes.prediction if surrogate is None else field.predict(x)
         verdict = goal[rows].judge_prediction(seen)
-        size = steps.length(here)
-        best.update(rows, x, verdict, size)
+        here, l2 = ruler.coordinates(moved), steps.length(moved)
+        size = l2 if here is moved else steps.length(here)
+        best.update(rows, x, verdict, size, l2)
         ever_reached[rows] |= verdict.reached
 
         # 3. The slope of all terms, and the step. Rounding is straight-through: a step may be finer than the grid.
         gradient = steps.finite(slopes.gradients[0]).mul_(steps.taken(free, rows))
         if gain is None:  # The feature term has a slope, and no value.
-            promises.note(rows, here, gradient, slopes)
+            promises.note(rows, moved, gradient, slopes)
         stuck[rows] |= ~gradient.flatten(1).any(dim=1) & ~verdict.reached & (size == 0)
         if compare:
             gains.measure(rows, gradient, steps.finite(slopes.gradients[1]) * native)
         if certificate is not None:
-            certificate.update(rows, here, gradient, loss[rows] - terms.lead(rows), ever_reached[rows])
-        exact = _exact(limits, origin, steps.taken(delta, rows), rows, native, here)
+            certificate.update(rows, moved, gradient, loss[rows] - terms.lead(rows), ever_reached[rows])
+        exact = _exact(limits, ruler, origin, steps.taken(delta, rows), rows, native, here)
         if config.step == "dynamic":
             gradient.masked_fill_(limits.blocks(x, origin, gradient), 0.0)
+        gradient = ruler.slope(gradient)
         now = Now(rows, now_at, whole, here, size, exact, loss[rows], gradient, verdict, ever_reached[rows])
         delta[rows] = without_low_frequency(rule.step(now), config, low)
         terms.press(now)
@@ -182,10 +189,10 @@ def attack(
             done |= certificate.settled(best, rows, config.until)
         rows = rows[~done]
         # Scans are large: nothing of this step must wait in memory while the next one runs the network.
-        del origin, x, here, slopes, seen, gradient, exact, now
+        del origin, x, moved, here, slopes, seen, gradient, exact, now
 
-    forward += search_scale(field, clean, goal, limits, scale_search, best)
-    last = limits.project(clean, delta, torch.arange(len(clean), device=clean.device))
+    forward += search_scale(field, clean, goal, limits, scale_search, best, ruler)
+    last = limits.project(clean, ruler.change(delta), torch.arange(len(clean), device=clean.device))
     estimate = Estimate.none(clean) if certificate is None else certificate.estimate(best)
     return AttackResult(
         best.x, last, promises.falls, best.verdict(), _outcomes(best, stuck), best.l2, estimate, forward, backward
@@ -203,11 +210,14 @@ def _outcomes(best: Best, stuck: Tensor) -> tuple[Outcome, ...]:
     )  # fmt: skip
 
 
-def _exact(limits: Limits, origin: Tensor, delta: Tensor, rows: Tensor, native: Tensor, here: Tensor) -> Tensor:
-    """The change before it is rounded to the stored grid, model units. here: after that."""
+def _exact(
+    limits: Limits, ruler: Ruler, origin: Tensor, delta: Tensor, rows: Tensor, native: Tensor, here: Tensor
+) -> Tensor:
+    """The change before it is rounded to the stored grid, like `here`, which is after that."""
     if limits.grid is None:
         return here
-    return (limits.unrounded(origin, delta, rows) - origin).div_(native)
+    exact = (limits.unrounded(origin, ruler.change(delta), rows) - origin).div_(native)
+    return ruler.coordinates(exact)
 
 
 def _begin(clean: Tensor, limits: Limits, config: AttackConfig, low: LowPass) -> Tensor:

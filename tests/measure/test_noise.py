@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from importlib.machinery import PathFinder
-from math import pi, sqrt
+from math import exp, pi, sqrt
 from types import ModuleType
 from typing import Any
 
@@ -18,10 +18,18 @@ from scipy import ndimage
 
 from mafl_cli.measure.haarpsi import haarpsi
 from mafl_cli.measure.noise import Noise, frequencies, noise_of
-from mafl_cli.measure.observer import SCREEN, detectability, eye, percent_correct
+from mafl_cli.measure.observer import Screen, eye, percent_correct
+from mafl_cli.measure.observer import detectability as _detectability
 
 SHAPE = (192, 192)
 RNG = np.random.default_rng(5)
+
+
+SCREEN = Screen(0.5)
+
+
+def detectability(change: Any, noise: Noise) -> float:
+    return _detectability(change, noise, SCREEN)
 
 
 def white(sigma: float) -> Noise:
@@ -108,10 +116,19 @@ def test_noise_nearby_is_at_least_that_of_the_scan_and_more_at_texture() -> None
 
 
 def test_the_eye_sees_best_at_four_cycles_a_degree() -> None:
-    sensitivity, f = eye(SHAPE), frequencies(SHAPE) * SCREEN.pixels_per_degree
+    sensitivity, f = eye(SHAPE, SCREEN), frequencies(SHAPE) * SCREEN.pixels_per_degree
     assert sensitivity[0, 0] == 0
     assert sensitivity.max() == pytest.approx(1, abs=1e-3)
-    assert f.ravel()[sensitivity.argmax()] == pytest.approx(sqrt(1.3 / 0.08), abs=0.1)
+    best = sqrt(1.3 / 0.08)
+    assert (sensitivity[f < 0.9 * best] < 0.999).all()
+    assert (sensitivity[f > 1.1 * best] < 0.999).all()
+    assert sensitivity[(f > 0.95) & (f < 1.05)] == pytest.approx(exp(-0.04 + 0.65) / best**1.3, rel=0.1)
+
+
+def test_a_slice_fills_the_screen() -> None:
+    # A quarter of a metre, half a metre away: 28 degrees, a little more in the middle.
+    assert Screen.of((512, 400)).pixels_per_degree == pytest.approx(512 / 250 * 500 * pi / 180, rel=1e-3)
+    assert Screen.of((64, 128)).pixel_mm == 250 / 128
 
 
 def test_a_wave_in_white_noise_has_the_detectability_of_its_energy() -> None:

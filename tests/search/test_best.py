@@ -18,7 +18,7 @@ def waited(shrinks: float, steps: int = 60) -> Best:
     best = Best.at(clean, Verdict(0 * part, 0 * part, 0 * part, ~yes), 0.99, bounded=False)
     for step in range(steps):
         length = part * (1 - shrinks) ** step
-        best.update(ROWS, clean + length, Verdict(part, part, part, yes), length)
+        best.update(ROWS, clean + length, Verdict(part, part, part, yes), length, length)
     return best
 
 
