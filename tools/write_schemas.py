@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 
-from mafl_cli.results import batch_report, evaluation_report, report
+from mafl_cli.results import batch_report, evaluation_report, reader_study, report
 from mafl_cli.system import records
 
 KINDS = {
     report.SCHEMA: report.Report,
     evaluation_report.SCHEMA: evaluation_report.Evaluation,
     batch_report.SCHEMA: batch_report.Batch,
+    reader_study.KEY_SCHEMA: reader_study.StudyKey,
+    reader_study.ANSWERS_SCHEMA: reader_study.StudyAnswers,
+    reader_study.SCHEMA: reader_study.ReaderStudy,
 }
 
 if __name__ == "__main__":

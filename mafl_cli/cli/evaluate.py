@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from mafl_cli.cli.application import EXIT_CODES, app
-from mafl_cli.cli.console import Voice, progress_of_cases, reported, show_text, tell_github, write_all
+from mafl_cli.cli.console import Voice, deliver, progress_of_cases, reported, show_text, tell_github, write_all
 from mafl_cli.cli.flags import in_flags
-from mafl_cli.cli.groups import FILES, GATES, OUTPUT, TRIALS, Grouped, HelpAll, expanded, under
+from mafl_cli.cli.groups import FILES, GATES, OUTPUT, READERS, TRIALS, Grouped, HelpAll, expanded, under
 from mafl_cli.cli.options import Ensemble, Json, MaybePath, MaybeStr, SizeLimit, Trust, ViewOptions, Words
 from mafl_cli.cli.reading import (
     files_between_commas,
@@ -126,6 +126,22 @@ class EvaluateChecks:
 
 
 @dataclass
+class EvaluateReaders:
+    """People instead of models."""
+
+    reader_study: Annotated[
+        MaybePath,
+        under(
+            READERS,
+            "--reader-study",
+            metavar="FILE...",
+            help="What people told apart: the key of a study of `mafl visualize`, and behind it the answers of each "
+            "reader. Models are not asked; of the other options only --json and those of words apply.",
+        ),
+    ] = None
+
+
+@dataclass
 class Gates:
     """What the figures must be."""
 
@@ -202,6 +218,7 @@ def evaluate(
     files: EvaluateFiles,
     asked: EvaluateChecks,
     view: ViewOptions,
+    readers: EvaluateReaders,
     gates: Gates,
     output: EvaluateOutput,
     words: Words,
@@ -213,6 +230,10 @@ def evaluate(
     """
     voice = words.voice()
     with reported(voice), sizes.limited(files.size_limit):
+        if readers.reader_study is not None:
+            _require_alone(files, asked, view, gates, output)
+            _judge_readers([readers.reader_study, *(runs or ())], output, voice)
+            return
         rules, trials = gates.rules(), asked.trials()
         output.require([*(runs or ()), *files.read(), *((gates.gates_file,) if gates.gates_file else ())])
         require_view(view.given())
@@ -239,6 +260,26 @@ def evaluate(
         output.write(measured)
         _tell(measured, voice, as_text="-" not in output.files().values())
         _require_passed(measured)
+
+
+def _require_alone(files: EvaluateFiles, asked: EvaluateChecks, view: ViewOptions, rules: Gates, output: Any) -> None:
+    """Raise UsageError where something is given that is about models, and would be ignored."""
+    others = {**vars(files), **vars(asked), **vars(view), **vars(rules), **vars(output)}
+    plain = {each.name: each.default for group in (files, asked, view, rules, output) for each in fields(group)}
+    given = [name for name in others if others[name] != plain[name] and name not in ("json_file", "size_limit")]
+    if given:
+        raise UsageError(in_flags(f"with --reader-study, leave out `{given[0]}`: it is about models."))
+
+
+def _judge_readers(files: list[Path], output: EvaluateOutput, voice: Voice) -> None:
+    """The shares that readers told apart, as JSON and in words."""
+    from mafl_cli.judging import reader_study
+
+    wanted = {"--json": output.json_file}
+    require_folders(wanted)
+    require_no_input(wanted, files)
+    judged = reader_study.judge_reader_study(files)
+    deliver(judged, reader_study.terminal(judged), output.json_file, voice)
 
 
 def _tell(measured: Evaluation, voice: Voice, *, as_text: bool) -> None:

@@ -28,8 +28,8 @@ from mafl_cli.config import AttackConfig
 # Headings of --help, in their order.
 ARGUMENTS, OTHER = "Arguments", "Other"
 FILES, GOAL, METHOD, BUDGET, MODEL_INPUT, OUTPUT = "Files", "Goal", "Method", "Budget", "Model input", "Output"
-TRIALS, GATES, BATCH = "Trials", "Gates", "Batch"
-_ORDER = (ARGUMENTS, FILES, TRIALS, GOAL, METHOD, BUDGET, MODEL_INPUT, GATES, BATCH, OUTPUT, OTHER)
+TRIALS, READERS, GATES, BATCH = "Trials", "Readers", "Gates", "Batch"
+_ORDER = (ARGUMENTS, FILES, TRIALS, READERS, GOAL, METHOD, BUDGET, MODEL_INPUT, GATES, BATCH, OUTPUT, OTHER)
 
 _EVERYTHING = "mafl_cli.help_all"
 

@@ -11,7 +11,8 @@ from mafl_cli.cli.application import EXIT_CODES, app
 from mafl_cli.cli.console import reported, show_text
 from mafl_cli.cli.groups import Grouped, expanded
 from mafl_cli.cli.options import MaybePath, MaybeStr, Overwrite, SizeLimit, Words
-from mafl_cli.show.display import MAX_MB, WINDOWS
+from mafl_cli.errors import UsageError
+from mafl_cli.show.display import MAX_MB, PAIRS, WINDOWS
 from mafl_cli.show.viewers import Viewer
 from mafl_cli.system import sizes
 
@@ -57,6 +58,22 @@ def visualize(
             "labels' names and colours for it into RUN; a figure is drawn only with -o.",
         ),
     ] = None,
+    reader_study: Annotated[
+        MaybePath,
+        typer.Option(
+            "--reader-study",
+            metavar="FILE",
+            help="Write a page, .html, on which people try to tell changed slices from clean ones, and beside it its "
+            "key, .key.json, which readers must not have. `mafl evaluate --reader-study` judges their answers.",
+        ),
+    ] = None,
+    pairs: Annotated[
+        int,
+        typer.Option(
+            min=2, max=1000, help="Pairs of a reader study at most; half of them show the same picture twice."
+        ),
+    ] = PAIRS,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Order of a reader study.")] = 0,
     overwrite: Overwrite = False,
     size_limit: SizeLimit = None,
     words: Words,
@@ -70,6 +87,15 @@ def visualize(
     with reported(voice), sizes.limited(size_limit):
         from mafl_cli.show import show
 
+        if reader_study is not None:
+            if out is not None or open_in is not None:
+                raise UsageError("--reader-study, --out and --open exclude each other.")
+            voice.say(
+                show.reader_study(
+                    runs, reader_study, pairs=pairs, seed=seed, window=window, max_mb=max_mb, overwrite=overwrite
+                )
+            )
+            return
         if open_in is not None:
             for run in runs:
                 show_text(show.view(run, open_in, overwrite=overwrite))

@@ -149,7 +149,7 @@
           number(report, `${size}.ssim.worst.slice`, count))], DASH, "The slice that changed most visibly."],
       ["Looks as different as", [quantity(report, "compression_equivalent", ":1"), el("small", {}, "JPEG 2000")], DASH,
         "The compression of the most visible slice that looks as different. Readers see nothing to 5:1, and nearly always from 10:1."],
-      ["Grey levels", number(report, "metrics.visibility.grey_levels.largest", fixed(0)), DASH,
+      ["Grey levels", number(report, "metrics.visibility.grey_levels.largest", (value) => significant(value, 3)), DASH,
         "The largest change on a screen of 256 grey levels, in the window."],
       ["Over the noise", number(report, "metrics.visibility.largest_over_noise"), DASH,
         "The largest change of a voxel over the noise and texture around it."],

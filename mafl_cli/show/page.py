@@ -10,11 +10,6 @@ The page is `page.html` with `page.css`, `page.js` and the data put in; `planes`
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,17 +17,15 @@ from typing import Any
 
 from mafl_cli.codes import Outcome, Reason, Sight
 from mafl_cli.errors import UsageError, cannot_be_written
-from mafl_cli.names import one_line
 from mafl_cli.results.envelope import NOTICE, Tool
 from mafl_cli.results.quantities import PAGE, QUANTITIES, NumberFormat
 from mafl_cli.results.report import CaseRecord, Model, Run
 from mafl_cli.show.display import MAX_MB
+from mafl_cli.show.offline import as_json, document
 from mafl_cli.show.planes import PageVolumes, PlaneStack, ViewerFacts
-from mafl_cli.system.records import plain
 
 __all__ = ["PageCase", "PageVolumes", "Unread", "write"]
 
-_FILES = Path(__file__).parent
 _MB = 1_000_000
 
 # A page of many cases shows some of them properly rather than all of them not at all.
@@ -195,39 +188,15 @@ def _said(cases: int, without: int, reduced: Sequence[str]) -> str:
 # --- text -------------------------------------------------------------------------------------------------------
 
 
-def _json(value: Any) -> str:
-    """Strict JSON in ASCII that no HTML parser can take for markup, whatever stands in its strings."""
-    text = json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
 def _cost(value: Any) -> int:
     """Bytes that a value takes on the page, with room for the tag around it."""
-    return len(_json(value)) + 100
+    return len(as_json(value)) + 100
 
 
 def _page(title: str, index: _Index, planes: Mapping[int, Sequence[str | None]]) -> str:
     """The whole file, ASCII only."""
-    style, script, template = (
-        (_FILES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js", "page.html")
-    )
-    data = [("index", _json(index)), *((f"planes-{number}", _json(found)) for number, found in planes.items())]
-    parts: dict[str, str] = {
-        "title": html.escape(one_line(title)).encode("ascii", "xmlcharrefreplace").decode("ascii"),
-        "notice": NOTICE,
-        # Hashes rather than 'unsafe-inline': should anything else ever get into the page, it will not run.
-        "policy": f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
-        "img-src data: blob:; base-uri 'none'; form-action 'none'",
-        "style": style,
-        "script": script,
-        "data": "\n".join(f'<script type="application/json" id="{name}">{text}</script>' for name, text in data),
-    }
-    # In one pass: what is put in is not searched for places to put something in.
-    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    data = {"index": as_json(index), **{f"planes-{number}": as_json(found) for number, found in planes.items()}}
+    return document("page", title, {"notice": NOTICE}, data)
 
 
 # --- one case ---------------------------------------------------------------------------------------------------

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from mafl_cli.errors import InputError, UsageError
+from mafl_cli.measure.records import Window
 from mafl_cli.names import public_name
 from mafl_cli.results import files, folder, read
+from mafl_cli.results.reader_study import ShownCase
 from mafl_cli.results.recorded import PairSource, distinct, of_runs, read_run
 from mafl_cli.results.report import CaseRecord, Report
 from mafl_cli.scans import nifti
-from mafl_cli.show import display, figure, page, planes, viewers
+from mafl_cli.show import display, figure, page, planes, study, viewers
 
 # For regions that may overlap: each set of them has a name and a colour.
 _MOST_REGIONS = 16
@@ -52,12 +54,47 @@ def show(
             raise UsageError(
                 f"{public_name(path)}: a figure shows one run, {len(sources)} were given: write a page, .html."
             )
-    if path.exists() and not overwrite:
-        raise UsageError(f"{public_name(path)}: is there already: choose another name with `out`, or add `overwrite`.")
+    _require_free(path, overwrite=overwrite)
     said: list[str] = []
     draw = _paged(sources, window, max_mb, said) if paged else _drawn(folders[0], window, rows, said)
     folder.write_through(path, draw)
     return f"{public_name(path)}: {said[0]}"
+
+
+def reader_study(
+    runs: Sequence[Path],
+    path: Path,
+    *,
+    pairs: int = display.PAIRS,
+    seed: int = 0,
+    window: str | None = None,
+    max_mb: float = display.MAX_MB,
+    overwrite: bool,
+) -> str:
+    """Write a page on which people try to tell changed slices from clean ones, and its key; returns what is in them.
+
+    Args: as in `show`, and as in `show.study.write`. path: .html; the key takes its place beside it, .key.json.
+        window: None is the one in which each case's visibility was measured.
+    Raises: as `show`; InputError for a run that is not complete, and where nothing was changed.
+    """
+    if path.suffix.lower() != ".html":
+        raise UsageError(f"{public_name(path)}: a reader study must be .html: choose another suffix.")
+    for file in (path, study.key_path(path)):
+        _require_free(file, overwrite=overwrite)
+    sources = of_runs(runs)
+    reports, problems = _reports(sources)
+    if problems:
+        raise InputError(next(iter(problems.values())))
+    shown = [_Shown.of(source.run, reports[source]) for source in sources if source.run]
+    names = distinct([each.case.case_id for each in shown], sources)
+    cases = [each.study_case(name, window) for each, name in zip(shown, names, strict=True)]
+    return f"{public_name(path)}: {study.write(path, cases, pairs=pairs, seed=seed, max_mb=max_mb)}"
+
+
+def _require_free(path: Path, *, overwrite: bool) -> None:
+    """Raise UsageError where a file is there that must stay."""
+    if path.exists() and not overwrite:
+        raise UsageError(f"{public_name(path)}: is there already: choose another name, or add `overwrite`.")
 
 
 def _drawn(run: Path, window: str | None, rows: int, said: list[str]) -> Callable[[Path], None]:
@@ -124,7 +161,7 @@ def _reports(sources: Sequence[PairSource]) -> tuple[dict[PairSource, Report], d
 
 @dataclass(frozen=True)
 class _Shown:
-    """The channel of a run that is shown: the one that changed most."""
+    """The channel of a run that is shown: the one whose change is most visible."""
 
     run: Path
     case: CaseRecord
@@ -132,7 +169,7 @@ class _Shown:
 
     @staticmethod
     def of(run: Path, report: Report) -> _Shown:
-        return _Shown(run, report.case, _most_changed(report.case))
+        return _Shown(run, report.case, _most_visible(report.case))
 
     @property
     def channel(self) -> str:
@@ -159,6 +196,29 @@ class _Shown:
             "unit": "HU" if self.channel == "CT" else "native units",
         }
 
+    def study_case(self, case_id: str, window: str | None) -> study.StudyCase:
+        """As a reader study shows it. case_id: its name there."""
+        chosen, measured = self.window(window), self.case.metrics.visibility.window
+        return study.StudyCase(
+            shown=ShownCase(
+                case_id=case_id,
+                channel=self.channel,
+                window=measured if chosen is None else Window(low=chosen[0], high=chosen[1], rule="as it was given"),
+            ),
+            changed_slices=self.case.metrics.size_per_channel[self.index].changed_slices,
+            volumes=self._both_scans,
+        )
+
+    def _both_scans(self) -> study.StudyVolumes:
+        pair = read_run(self.run)
+        adversarial = pair.adversarial[self.index]
+        return study.StudyVolumes(
+            clean=pair.clean[self.index].data,
+            adversarial=adversarial.data,
+            affine=adversarial.affine,
+            slice_axis=self.case.space.slice_axis.index,
+        )
+
     def volumes(self) -> planes.PageVolumes:
         return planes.PageVolumes(**self.arrays(), channel=self.channel if len(self.case.inputs) > 1 else None)
 
@@ -166,12 +226,13 @@ class _Shown:
 def view(run: Path, viewer: viewers.Viewer, *, overwrite: bool) -> str:
     """Write the file that names and colours the run's labels for a viewer; returns the line that opens the run there.
 
-    That line shows the scan that changed most with the prediction on it. Its paths are absolute: it is for any shell.
+    That line shows the channel whose change is most visible, with the prediction on it. Its paths are absolute: it is
+    for any shell.
 
     Raises InputError for a run that cannot be read, UsageError if another file has the place of the labels.
     """
     said = read.read_report(run)
-    scan = run / files.adversarial([each.format for each in said.case.inputs])[_most_changed(said.case)]
+    scan = run / files.adversarial([each.format for each in said.case.inputs])[_most_visible(said.case)]
     mask, path = run / files.PREDICTION_ADVERSARIAL, run / viewers.LABEL_FILES[viewer]
     for needed in (scan, mask):
         if not needed.exists():
@@ -198,10 +259,9 @@ def _named_labels(run: Path, said: Report) -> dict[int, str]:
     return names
 
 
-def _most_changed(case: CaseRecord) -> int:
-    """The channel whose change is the longest, in model units."""
-    sizes = case.metrics.size_per_channel
-    return max(range(len(sizes)), key=lambda n: sizes[n].l2.model)
+def _most_visible(case: CaseRecord) -> int:
+    """The number of the channel in which the change is most visible."""
+    return [each.channel for each in case.inputs].index(case.metrics.visibility.channel)
 
 
 def _label_names(said: Report) -> Sequence[str]:

@@ -1,15 +1,9 @@
-"""The page in a real browser, as its reader meets it.
-
-Skipped without playwright (the extra `browser`) or a Chromium: `playwright install chromium`, one on the path, or the
-file named in $MAFL_CHROMIUM.
-"""
+"""The page in a real browser, as its reader meets it."""
 
 from __future__ import annotations
 
 import base64
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -24,25 +18,7 @@ from pages import CLASSES, blocks, decoded, page_case
 from mafl_cli.show import page
 from mafl_cli.system import records
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-
 HOSTILE = "<script>window.hacked=1</script><img src=x onerror=window.hacked=1></script>"
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    stated = os.environ.get("MAFL_CHROMIUM")
-    path = stated or next(filter(None, map(shutil.which, NAMES)), None)
-    with sync_api.sync_playwright() as playwright:
-        try:
-            found = playwright.chromium.launch(executable_path=path, args=["--disable-gpu"])
-        except sync_api.Error as exc:
-            if stated:
-                raise
-            pytest.skip(f"no Chromium here: {str(exc).splitlines()[0]}")
-        yield found
-        found.close()
 
 
 class Reader:

@@ -1,0 +1,30 @@
+"""What a screen makes of a slice and of a change: grey levels in a window, and where a reader would look first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+WHITE = 255
+"""The brightest grey level of a screen; black is 0."""
+# What is finer than this, sigma of a Gaussian in pixels, is grain to a reader: a spot is seen, a single pixel is not.
+_SPOT = 1.5
+
+
+def grey_levels(plane: NDArray[Any], window: tuple[float, float]) -> NDArray[np.uint8]:
+    """A plane (H, W), native units, in the grey levels that a screen of 256 has, rounded, (H, W).
+
+    window: the native values shown black and white.
+    """
+    low, high = window
+    return np.rint(np.clip((plane.astype(np.float64) - low) / (high - low), 0, 1) * WHITE).astype(np.uint8)
+
+
+def largest_spot(clean: NDArray[np.uint8], adversarial: NDArray[np.uint8]) -> float:
+    """The largest displayed change of two planes (H, W) of grey levels, 0 to 255, averaged over small spots."""
+    from scipy import ndimage
+
+    change = adversarial.astype(np.float64) - clean
+    return float(np.abs(ndimage.gaussian_filter(change, _SPOT, mode="nearest")).max())
