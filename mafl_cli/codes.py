@@ -44,6 +44,8 @@ class Reason(Code):
 
     BOTH_EMPTY = "both_empty", "neither mask has this class"
     ONE_EMPTY = "one_empty", "only one of the two masks has this class"
+    IDENTICAL_PREDICTIONS = "identical_predictions", "both predictions are the same"
+    NOT_DRAWN = "not_drawn", "the prediction does not have this class"
     TARGET_HAS_NO_FOREGROUND = "target_has_no_foreground", "the target has no foreground"
     CLEAN_HAS_NO_FOREGROUND = "clean_has_no_foreground", "the clean prediction has no foreground"
     TRUTH_HAS_NO_FOREGROUND = "ground_truth_has_no_foreground", "the ground truth has no foreground"

@@ -19,6 +19,7 @@ from mafl_cli.config import AttackConfig
 from mafl_cli.field.samples import Drawn
 from mafl_cli.measure import agreement as metrics
 from mafl_cli.measure import perturbation
+from mafl_cli.measure.consequences import consequences
 from mafl_cli.measure.draws import draws_of
 from mafl_cli.measure.records import Agreement, Draws, Size, Unsettled
 from mafl_cli.measure.value import Value
@@ -101,6 +102,7 @@ def facts_of(
                 target_iou=in_memory.target_iou, hit_rate=in_memory.hit_rate, accuracy=in_memory.accuracy
             ),
             post_write=after,
+            consequences=consequences(clean, post, classes, spacing=scan.spacing),
             size=size,
             size_per_channel=sizes,
             visibility=visibility_of(

@@ -216,6 +216,7 @@ def _judged(pair: Pair, judges: Sequence[Judge], request: EvaluateRequest, say: 
         metrics=JudgedMetrics(
             clean=compared.agreement(compared.clean),
             post_write=compared.agreement(compared.adversarial),
+            consequences=compared.consequences(),
             dice_with_clean=quick.dice_with_clean,
             size=compared.size,
             size_per_channel=compared.size_per_channel,

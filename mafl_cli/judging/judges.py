@@ -16,7 +16,8 @@ from mafl_cli.config import AttackConfig
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.measure import agreement as metrics
 from mafl_cli.measure import perturbation
-from mafl_cli.measure.records import Agreement, Reach, Size, Unsettled, Visibility
+from mafl_cli.measure.consequences import consequences
+from mafl_cli.measure.records import Agreement, Consequences, Reach, Size, Unsettled, Visibility
 from mafl_cli.measure.visibility import visibility_of
 from mafl_cli.names import as_keys, public_name
 from mafl_cli.network import kinds
@@ -214,6 +215,9 @@ class Comparison:
             self.classes,
             spacing=self.spacing,
         )
+
+    def consequences(self) -> Consequences:
+        return consequences(self.clean, self.adversarial, self.classes, spacing=self.spacing)
 
     def quick_agreement(self, labels: Labels) -> Reach:
         return metrics.quick_agreement(labels, self.target, self.clean, self.classes)

@@ -19,6 +19,9 @@ from mafl_cli.results.quantities import CARD, EVALUATED
 # What it shows of each case.
 _OF_CASE = ("target_iou", "hit_rate", "psnr_db")
 
+# Rows about what became of classes.
+_MOST_CONSEQUENCES = 20
+
 _LIMITS = (
     "White-box: the attacker knows the model. Somebody who only sees its output needs more, or a larger change.",
     "A goal that was not reached was not reached by this search within its steps; a longer search may reach it.",
@@ -37,8 +40,8 @@ def error_of(case: JudgedCase | FailedCase) -> str:
 def card(report: Evaluation) -> str:
     """The robustness card: what was judged, how, with what result, and what that does not say."""
     parts = [
-        _head(report), _attacks(report), _gates(report), _results(report), _trials(report), _cases(report),
-        _models(report),
+        _head(report), _attacks(report), _gates(report), _results(report), _consequences(report), _trials(report),
+        _cases(report), _models(report),
     ]  # fmt: skip
     limits = "\n".join(f"- {line}" for line in _LIMITS)
     return "\n\n".join([*(part for part in parts if part), f"## Limits\n\n{limits}\n\n{NOTICE}"]) + "\n"
@@ -124,6 +127,34 @@ def _results(report: Evaluation) -> str:
         rows.append((f"{quantity.meaning} (`{name}`)", quantity.unit, f"{found.n}{missing}", *numbers, interval))
     heads = ("figure", "unit", "cases", "mean", "median", "lowest", "highest", "95 % interval of the mean")
     return "## Results\n\n" + _table(heads, rows) if rows else ""
+
+
+def _consequences(report: Evaluation) -> str:
+    """What became of each class in the body: of most cases and classes the largest changes of volume."""
+    changed = [
+        (case.case_id, each) for case in report.judged for each in case.metrics.consequences.per_class if each.changed
+    ]
+    if not changed:
+        return ""
+    changed.sort(key=lambda entry: abs(entry[1].volume_change_ml), reverse=True)
+    rows = [
+        (
+            _md(each.name), _md(case_id),
+            *(f"{volume:.4g}" for volume in (each.volume_ml.clean, each.volume_ml.adversarial)),
+            *(as_text(mm, ".1f") for mm in (each.diameter_mm.clean, each.diameter_mm.adversarial, each.hd95_mm)),
+        )
+        for case_id, each in changed[:_MOST_CONSEQUENCES]
+    ]  # fmt: skip
+    heads = (
+        "class", "case", "volume clean, ml", "volume adversarial, ml", "diameter clean, mm", "diameter adversarial, mm",
+        "HD95 between both, mm",
+    )  # fmt: skip
+    left = len(changed) - _MOST_CONSEQUENCES
+    more = f"\n\n{left} more, with smaller changes of volume, are in the JSON." if left > 0 else ""
+    return (
+        "## What became of the body\n\nThe model's clean prediction, and what it draws on the adversarial scan. "
+        "Diameter: longest line through the largest connected piece.\n\n" + _table(heads, rows) + more
+    )
 
 
 def _trials(report: Evaluation) -> str:

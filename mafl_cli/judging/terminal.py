@@ -10,7 +10,7 @@ from mafl_cli.measure.records import ClassAgreement
 from mafl_cli.names import in_one_line
 from mafl_cli.results.evaluation_report import Curve, Evaluation, FailedCase, JudgedCase
 from mafl_cli.results.quantities import EVALUATED
-from mafl_cli.results.text import format_draws, format_size, number, said_of, visible
+from mafl_cli.results.text import format_consequences, format_draws, format_size, number, said_of, visible
 
 # What is shown of each of several cases.
 _OF_CASE = ("target_iou", "hit_rate", "linf_native", "psnr_db")
@@ -38,6 +38,7 @@ def _one_case(case: JudgedCase) -> str:
         f"  target IoU {number(post.target_iou)}, hit rate {number(post.hit_rate)}"
         f" of {post.changed_voxels} voxels, collateral {post.collateral.count} voxels",
         *(f"  class {gone.name!r} removed: {gone.value:.4f}" for gone in post.removed),
+        *format_consequences(case.metrics.consequences),
         *format_draws(case.metrics.draws),
         *format_size(case.metrics.size),
         f"  visibility    {visible(case.metrics.visibility)}",

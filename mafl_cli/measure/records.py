@@ -106,6 +106,63 @@ class Agreement:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Volumes:
+    """A volume in the clean prediction, and in that of the adversarial scan, ml."""
+
+    clean: Length
+    adversarial: Length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diameters:
+    """Diameter of the largest component in both predictions, mm; see `measure.consequences`."""
+
+    clean: Value
+    adversarial: Value
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassConsequence:
+    """What became of a class, or region, in the body; see `measure.consequences`."""
+
+    index: Count
+    name: str
+    volume_ml: Volumes
+    diameter_mm: Diameters
+    hd95_mm: Value
+    """Between the clean prediction and that of the adversarial scan."""
+
+    @property
+    def volume_change_ml(self) -> float:
+        """Gained, or below 0 lost, by the attack."""
+        return self.volume_ml.adversarial - self.volume_ml.clean
+
+    @property
+    def changed(self) -> bool:
+        """Whether volume or surface is another."""
+        return self.volume_change_ml != 0 or (self.hd95_mm.value or 0) > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Redrawn:
+    """Where the two predictions differ, all classes together: the region of doubt."""
+
+    volume_ml: Length
+    pieces: Count
+    """Connected pieces; corners touch."""
+    diameter_mm: Value
+    """Diameter of the largest piece."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consequences:
+    """What the attack means for the body; see `measure.consequences`."""
+
+    redrawn: Redrawn
+    per_class: tuple[ClassConsequence, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reach:
     """What one prediction has of the target; see `measure.agreement.quick_agreement`."""
 

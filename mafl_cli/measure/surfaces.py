@@ -43,6 +43,23 @@ def surface_metrics(
     """
     if np.array_equal(prediction, target):
         return 0.0, 1.0
+    one, other, scale = _not_flat(prediction, target, spacing, flat)
+    return _hd95(one, other, scale), _nsd(one, other, scale)
+
+
+def hd95(
+    prediction: Mask, target: Mask, spacing: Sequence[float], *, flat: Sequence[bool] = (False, False, False)
+) -> float:
+    """HD95 of `surface_metrics` alone, mm."""
+    if np.array_equal(prediction, target):
+        return 0.0
+    return _hd95(*_not_flat(prediction, target, spacing, flat))
+
+
+def _not_flat(
+    prediction: Mask, target: Mask, spacing: Sequence[float], flat: Sequence[bool]
+) -> tuple[Mask, Mask, NDArray[np.float64]]:
+    """Masks and spacing without an axis along which there is a single slice."""
     mm = [float(size) for size in spacing]
     # In a single slice every voxel touches the outside of the volume: a boundary exists only in the plane.
     across = [axis for axis in range(3) if flat[axis]]
@@ -50,8 +67,7 @@ def surface_metrics(
         axis = max(across, key=lambda axis: mm[axis])
         prediction, target = prediction.squeeze(axis), target.squeeze(axis)
         del mm[axis]
-    scale = np.array(mm)
-    return _hd95(prediction, target, scale), _nsd(prediction, target, scale)
+    return prediction, target, np.array(mm)
 
 
 def _hd95(prediction: Mask, target: Mask, mm: NDArray[np.float64]) -> float:

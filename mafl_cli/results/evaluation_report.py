@@ -13,7 +13,7 @@ from annotated_types import Interval, Len
 
 from mafl_cli.codes import Outcome, Reason, Untested
 from mafl_cli.config import Norm
-from mafl_cli.measure.records import Agreement, ClassAgreement, Draws, Reach, Size, Visibility
+from mafl_cli.measure.records import Agreement, ClassAgreement, Consequences, Draws, Reach, Size, Visibility
 from mafl_cli.measure.statistics import Statistics
 from mafl_cli.measure.value import Value
 from mafl_cli.results.envelope import Environment, Failure, Tool, Version
@@ -89,6 +89,7 @@ class GoalRecord:
 class JudgedMetrics:
     clean: Agreement
     post_write: Agreement
+    consequences: Consequences
     dice_with_clean: Value
     size: Size
     size_per_channel: Annotated[tuple[Size, ...], Len(1)]

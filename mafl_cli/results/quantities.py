@@ -194,6 +194,17 @@ def _worst_distance(metrics: Metrics | JudgedMetrics) -> Value:
     return _highest(values, Reason.TARGET_HAS_NO_FOREGROUND)
 
 
+def _volume_change(metrics: Metrics | JudgedMetrics) -> float:
+    """What the class gained or lost that gained or lost most, ml."""
+    return max((abs(each.volume_change_ml) for each in metrics.consequences.per_class), default=0.0)
+
+
+def _moved(metrics: Metrics | JudgedMetrics) -> Value:
+    """HD95 between both predictions, of the class that is farthest off."""
+    values = [each.hd95_mm for each in metrics.consequences.per_class if each.hd95_mm.reason is not Reason.BOTH_EMPTY]
+    return _highest(values, Reason.NO_FOREGROUND)
+
+
 # --- the table ----------------------------------------------------------------------------------------------------
 
 _LENGTH = (0.0, math.inf)
@@ -232,6 +243,18 @@ QUANTITIES: Mapping[str, Quantity] = {
     ),
     "prediction_drop": Quantity(
         "prediction drop", "1 - Dice of adversarial and clean prediction", _evaluated(_drop)
+    ),
+    "redrawn_volume": Quantity(
+        "redrawn, ml", "volume in which clean and adversarial prediction differ",
+        _metrics(lambda m: m.consequences.redrawn.volume_ml), form=".4g", unit="ml", span=_LENGTH,
+    ),
+    "volume_change": Quantity(
+        "volume change, ml", "volume that the prediction gains or loses by the attack, of the class with most of it",
+        _metrics(_volume_change), form=".4g", unit="ml", span=_LENGTH,
+    ),
+    "prediction_hd95": Quantity(
+        "prediction HD95, mm", "HD95 between clean and adversarial prediction, of the worst class",
+        _metrics(_moved), form=".2f", unit="mm", span=_LENGTH,
     ),
     "dice_clean": Quantity(
         "Dice, clean", "Dice of the clean prediction with the ground truth", _truth(lambda t: t.clean.dice), None
@@ -363,11 +386,11 @@ TABLE = (
 )  # fmt: skip
 """The table and the statistics of a batch."""
 CARD = (
-    "target_iou", "hit_rate", "collateral", "prediction_drop", "dice_clean", "dice_adversarial", "dice_drop",
-    "linf_native", "linf_model", "l2_model", "psnr_db", "ssim", "ssim_worst", "low_frequency_share",
-    "visibility", "compression_equivalent", "percent_correct",
-    "pc_at_goal", "psnr_at_goal", "linf_at_goal", "l2_at_goal", "curve_area", "curve_hit_area",
-    "transfer_target_iou", "survival_target_iou",
+    "target_iou", "hit_rate", "collateral", "prediction_drop", "redrawn_volume", "volume_change", "prediction_hd95",
+    "dice_clean", "dice_adversarial", "dice_drop", "linf_native", "linf_model", "l2_model", "psnr_db", "ssim",
+    "ssim_worst", "low_frequency_share", "visibility", "compression_equivalent", "percent_correct", "pc_at_goal",
+    "psnr_at_goal", "linf_at_goal", "l2_at_goal", "curve_area", "curve_hit_area", "transfer_target_iou",
+    "survival_target_iou",
 )  # fmt: skip
 """The statistics on a robustness card."""
 PAGE = ("target_iou", "hit_rate", "collateral_voxels", "l2_model", "linf_model", "psnr_db", "ssim_worst")

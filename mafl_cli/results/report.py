@@ -16,7 +16,7 @@ from annotated_types import Interval, Len
 from mafl_cli.classes import Classes
 from mafl_cli.codes import Outcome
 from mafl_cli.config import Activation, AttackConfig, EnsembleRule, Norm, SaveAs, SliceAxisChoice
-from mafl_cli.measure.records import Agreement, Draws, LocalOptimum, Size, Visibility
+from mafl_cli.measure.records import Agreement, Consequences, Draws, LocalOptimum, Size, Visibility
 from mafl_cli.measure.value import Value
 from mafl_cli.results.envelope import Environment, Tool, Version
 from mafl_cli.results.trust_report import Trust
@@ -351,6 +351,7 @@ class Metrics:
     in_memory: InMemory
     post_write: Agreement
     """Agreement of the prediction of the written file, read again."""
+    consequences: Consequences
     size: Size
     size_per_channel: Annotated[tuple[Size, ...], Len(1)]
     visibility: Visibility

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from mafl_cli.codes import Alarm, Belief
-from mafl_cli.measure.records import MOST_COMPRESSED, Draws, LocalOptimum, Size, Visibility
+from mafl_cli.measure.records import MOST_COMPRESSED, Consequences, Draws, LocalOptimum, Size, Visibility
 from mafl_cli.measure.value import Value
+from mafl_cli.names import in_one_line
 from mafl_cli.results.report import CaseRecord, DryRun, Report
 from mafl_cli.results.trust_report import Trust
 from mafl_cli.results.worst_report import WorstCase
+
+# Classes of which the consequences are said; a model may have a hundred.
+_MOST_CLASSES = 3
 
 
 def format_dry_run(shown: DryRun) -> str:
@@ -40,6 +44,7 @@ def format_summary(report: Report) -> str:
         f"  hit rate      {number(post.hit_rate)}   of {post.changed_voxels} voxels that must change;"
         f" collateral {post.collateral.count} voxels",
         f"  goal reached  {'yes' if attack.goal_reached else 'no'}{counts}",
+        *format_consequences(case.metrics.consequences),
         *format_draws(case.metrics.draws, attack.draws_a_step),
         *format_size(case.metrics.size),
         *_format_local_optimum(attack.local_optimum),
@@ -107,6 +112,33 @@ def visible(found: Visibility) -> str:
         return _sentence(f"the change {found.verdict.sentence}: {'' if reason is None else reason.sentence}")
     shown = f"JPEG 2000 at {ratio:.{0 if ratio >= 10 else 1}f}:1{' or more' if ratio >= MOST_COMPRESSED else ''}"
     return _sentence(f"the change {found.verdict.sentence}: slice {found.slice} looks as different as {shown}")
+
+
+def format_consequences(found: Consequences) -> list[str]:
+    """Where both predictions differ, and the classes whose volume changed most, in ml and mm."""
+    redrawn = found.redrawn
+    if not redrawn.pieces:
+        return []
+    pieces = "one region" if redrawn.pieces == 1 else f"{redrawn.pieces} regions"
+    changed = sorted(
+        (each for each in found.per_class if each.changed), key=lambda each: abs(each.volume_change_ml), reverse=True
+    )
+    left = len(changed) - _MOST_CLASSES
+    lines = [
+        f"{redrawn.volume_ml:.4g} ml drawn otherwise, in {pieces}, the largest {_short(redrawn.diameter_mm)} mm long",
+        *(
+            f"{in_one_line(each.name)[:20]}: volume {each.volume_ml.clean:.4g} -> {each.volume_ml.adversarial:.4g} ml, "
+            f"diameter {_short(each.diameter_mm.clean)} -> {_short(each.diameter_mm.adversarial)} mm, "
+            f"HD95 {_short(each.hd95_mm)} mm"
+            for each in changed[:_MOST_CLASSES]
+        ),
+        *([f"and {left} more classes: in the report"] if left > 0 else []),
+    ]
+    return [f"  {'' if n else 'consequence':<13} {line}" for n, line in enumerate(lines)]
+
+
+def _short(value: Value) -> str:
+    return "-" if value.value is None else f"{value.value:.1f}"
 
 
 def format_size(size: Size) -> list[str]:

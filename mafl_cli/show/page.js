@@ -172,6 +172,20 @@
       ["Class", "IoU", "Dice", "HD95, mm", "Surface Dice", "Voxels clean", "Voxels target", "Voxels adversarial"], rows);
   }
 
+  function consequenceTable(report) {
+    const cell = (n, path, form) => number(report, `metrics.consequences.per_class.${n}.${path}`, form);
+    const rows = at(report, "metrics.consequences.per_class").map((entry, n) => [`${entry.index} ${entry.name}`,
+      ...["clean", "adversarial"].map((side) => cell(n, `volume_ml.${side}`)),
+      ...["clean", "adversarial"].map((side) => cell(n, `diameter_mm.${side}`, fixed(1))), cell(n, "hd95_mm", fixed(2))]);
+    return el("div", { class: "boxed" }, table("What became of the body",
+      ["Class", "Volume clean, ml", "Volume adversarial, ml", "Diameter clean, mm", "Diameter adversarial, mm",
+        "HD95 between both, mm"], rows),
+      el("p", { class: "soft" }, "Both predictions differ in ", number(report, "metrics.consequences.redrawn.volume_ml"), " ml; connected pieces: ",
+        number(report, "metrics.consequences.redrawn.pieces", count), "; diameter of the largest, mm: ",
+        number(report, "metrics.consequences.redrawn.diameter_mm", fixed(1)), ". Diameter: the longest line through the largest "
+        + "connected piece. HD95 leaves out the farthest twentieth, so that a small hole may not show in it."));
+  }
+
   function componentTable(report) {
     const found = at(report, "metrics.post_write.per_component");
     if (!found.largest.length) return null;
@@ -258,6 +272,16 @@
     if (samples.kind === "slices" && samples.attacked) {
       sentences.push(`${count(samples.attacked)} of ${count(samples.total)} slices were attacked, `
         + `${count(samples.reached)} of these reached the goal.`);
+    }
+    // What a clinician would notice: where both predictions differ, and the class whose volume changed most.
+    const { redrawn, per_class: classes } = report.metrics.consequences;
+    const gain = ({ volume_ml: volume }) => volume.adversarial - volume.clean;
+    const most = [...classes].sort((a, b) => Math.abs(gain(b)) - Math.abs(gain(a)))[0];
+    if (redrawn.pieces) {
+      sentences.push(`The model draws ${significant(redrawn.volume_ml)} ml otherwise than before; the largest piece is `
+        + `${fixed(1)(redrawn.diameter_mm.value)} mm long.`
+        + (most && gain(most) ? ` ${most.name.replace(/^./, (letter) => letter.toUpperCase())} has `
+          + `${significant(most.volume_ml.adversarial)} ml instead of ${significant(most.volume_ml.clean)} ml.` : ""));
     }
     const seen = report.metrics.visibility;
     if (seen && seen.slice !== null) {
@@ -766,7 +790,7 @@
     const many = (at(report, "metrics.size_per_channel") || []).length;
     byId("verdict").replaceChildren(...verdict(report, data.shared[entry.shared].run, unit));
     byId("numbers").replaceChildren(...(report.metrics ? [
-      agreementTable(report), sizeTable(report, unit),
+      consequenceTable(report), agreementTable(report), sizeTable(report, unit),
       many > 1 ? el("p", { class: "soft" }, `Over ${many} channels: L2 over all, the largest Linf, means of PSNR and SSIM.`) : null,
       classTable(report), componentTable(report)].filter(Boolean) : []));
     byId("facts").replaceChildren(...facts(report, data.shared[entry.shared]));

@@ -260,8 +260,10 @@ def _named_labels(run: Path, said: Report) -> dict[int, str]:
 
 
 def _most_visible(case: CaseRecord) -> int:
-    """The number of the channel in which the change is most visible."""
-    return [each.channel for each in case.inputs].index(case.metrics.visibility.channel)
+    """The number of the channel in which the change is most visible; the longest one where that is not a channel."""
+    channels, sizes = [each.channel for each in case.inputs], case.metrics.size_per_channel
+    seen = case.metrics.visibility.channel
+    return channels.index(seen) if seen in channels else max(range(len(sizes)), key=lambda n: sizes[n].l2.model)
 
 
 def _label_names(said: Report) -> Sequence[str]:

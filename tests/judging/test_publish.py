@@ -220,8 +220,14 @@ def test_the_card_says_what_was_judged_with_what_result() -> None:
     assert "The attack reached its goal in 2 of 2 cases; 1 could not be judged." in text
     headings = re.findall("^## (.*)$", text, re.MULTILINE)
     assert headings == [
-        "The attack", "Gates", "Results", "Transfer", "Survival", "Detection", "Cases", "Models", "Limits",
+        "The attack", "Gates", "Results", "What became of the body", "Transfer", "Survival", "Detection", "Cases",
+        "Models", "Limits",
     ]  # fmt: skip
+    organ = case().metrics.consequences.per_class[0]
+    (table,) = (table for table in tables(text) if table[0][0] == "class")
+    sizes = (organ.volume_ml.clean, organ.volume_ml.adversarial)
+    lengths = (organ.diameter_mm.clean, organ.diameter_mm.adversarial, organ.hd95_mm)
+    assert table[1] == ["organ", "a", *(f"{ml:.4g}" for ml in sizes), *(f"{mm.number:.1f}" for mm in lengths)]
     by_name = {table[0][0]: table for table in tables(text)}
     assert by_name["model"][1] == ["other.ts", "2", "0.3000", "0.3000"]
     assert by_name["transform"][1:] == [

@@ -16,6 +16,7 @@ from mafl_cli.codes import Reason
 from mafl_cli.judging import gates, totals, trials
 from mafl_cli.judging.gates import Gate
 from mafl_cli.measure import agreement, perturbation
+from mafl_cli.measure.consequences import consequences
 from mafl_cli.measure.records import Reach
 from mafl_cli.measure.value import Value
 from mafl_cli.results.envelope import NOTICE, SCHEMA_VERSION, TOOL, Environment, Failure
@@ -59,6 +60,7 @@ def _measured() -> JudgedMetrics:
     return JudgedMetrics(
         clean=agreement.agreement(clean, target, clean, classes, spacing=mm),
         post_write=agreement.agreement(adversarial, target, clean, classes, spacing=mm),
+        consequences=consequences(clean, adversarial, classes, spacing=mm),
         dice_with_clean=agreement.quick_agreement(adversarial, target, clean, classes).dice_with_clean,
         size=size,
         size_per_channel=(size,),

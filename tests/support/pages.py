@@ -19,6 +19,7 @@ from mafl_cli.codes import Outcome
 from mafl_cli.config import AttackConfig
 from mafl_cli.measure import agreement as metrics
 from mafl_cli.measure import perturbation
+from mafl_cli.measure.consequences import consequences
 from mafl_cli.measure.records import Agreement, LocalOptimum
 from mafl_cli.measure.value import defined
 from mafl_cli.results import report
@@ -100,6 +101,12 @@ def page_case(
             clean=agreement("prediction_clean"),
             in_memory=report.InMemory(target_iou=post.target_iou, hit_rate=post.hit_rate, accuracy=post.accuracy),
             post_write=post,
+            consequences=consequences(
+                masks["prediction_clean"],
+                masks["prediction_adversarial"],
+                Classes(tuple(classes)),
+                spacing=(0.8, 1.1, 3.0),
+            ),
             size=size,
             size_per_channel=(size,),
             visibility=visibility(volumes["clean"], volumes["adversarial"], channel="CT", axis=slice_axis),
