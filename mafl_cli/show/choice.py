@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mafl_cli.scans.body import Air
 from mafl_cli.scans.geometry import Affine
+from mafl_cli.show.screen import grey_levels
 from mafl_cli.show.slices import NEGATIVE, PLANES, POSITIVE, box_around, oriented_slice, position
 
 # Share of the energy of the most changed slice: below it a slice is shown only if nothing else is left.
@@ -99,6 +100,8 @@ class Look:
     colour_limit: float
     """The difference at the ends of the colour bar, native units."""
     largest: float
+    grey_levels: int
+    """The largest displayed change of a pixel in the window, of 255."""
     box: tuple[slice, slice]
     """The body and all that is drawn on it."""
     zoom: tuple[slice, slice]
@@ -122,7 +125,9 @@ class Look:
         if largest:
             drawn |= (change > 0.5 * colour_limit).any(axis=0)
         box = box_around(body.any(axis=0) | drawn)
-        return Look((low, high), colour_limit, largest, box, _zoom(box, box_around(disputed)), unit)
+        shown = [[grey_levels(each, (low, high)).astype(int) for each in (s.clean, s.adversarial)] for s in slices]
+        levels = max(int(np.abs(after - before).max()) for before, after in shown)
+        return Look((low, high), colour_limit, largest, levels, box, _zoom(box, box_around(disputed)), unit)
 
     @property
     def zoomed(self) -> bool:

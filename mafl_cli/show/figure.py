@@ -26,6 +26,7 @@ from mafl_cli.show import plots
 from mafl_cli.show.choice import Look, Slice, change_per_slice, choose, count_per_slice
 from mafl_cli.show.display import CLASS_COLOURS
 from mafl_cli.show.plots import number, short_numbers
+from mafl_cli.show.screen import Spot, grey_levels, largest_spot
 from mafl_cli.show.sheet import Sheet
 from mafl_cli.show.slices import in_plane, oriented_slice, position
 
@@ -111,6 +112,10 @@ def check_format(path: Path) -> None:
 # those of two classes that touch would lie on one another and mix their colours.
 _BAND, _LINE = (4.0, 0.45), (1.2, 1.0)
 _INSIDE = 0.8
+_RING: dict[str, Any] = {
+    "marker": "o", "markersize": 22, "markerfacecolor": "none", "markeredgecolor": "#FFD400", "markeredgewidth": 1.6,
+    "linestyle": "none",
+}  # fmt: skip
 
 
 def _draw(
@@ -152,6 +157,10 @@ def _draw_row(places: Sequence[Axes], item: Slice, look: Look, colours: dict[int
     _draw_scan(clean, item.clean, item, look, look.box)
     _draw_scan(adversarial, item.adversarial, item, look, look.box)
     image = _draw_difference(difference, item, look)
+    spot = largest_spot(*(grey_levels(each, look.window) for each in (item.clean, item.adversarial)))
+    if spot.levels:
+        for ax in (clean, adversarial, difference):
+            _ring(ax, spot)
     for ax, scan, prediction in ((before, item.clean, item.before), (after, item.adversarial, item.after)):
         _draw_scan(ax, scan, item, look, look.zoom)
         for index, colour in colours.items():
@@ -171,6 +180,14 @@ def _draw_row(places: Sequence[Axes], item: Slice, look: Look, colours: dict[int
             )
         )
     return image
+
+
+def _ring(ax: Axes, spot: Spot) -> None:
+    """Where a reader would look first."""
+    from matplotlib.patheffects import withStroke
+
+    (mark,) = ax.plot(spot.column, spot.row, **_RING)
+    mark.set_path_effects([withStroke(linewidth=3, foreground="black")])
 
 
 def _draw_legend(sheet: Sheet, legend: Sequence[tuple[Any, str]]) -> None:
@@ -214,6 +231,7 @@ def _legend_entries(colours: dict[int, str], left_out: int, class_names: Sequenc
         (Line2D([], [], color="0.2", linewidth=width, alpha=alpha), name)
         for name, (width, alpha) in (("target", _BAND), ("prediction", _LINE))
     ]
+    entries.append((Line2D([], [], **{**_RING, "markersize": 10}), "largest visible change"))
     for index, colour in colours.items():
         name = textwrap.shorten(class_names[index], 26, placeholder="…")
         entries.append((Patch(color=colour), f"{index} {name}"))
@@ -312,9 +330,10 @@ def _colours(slices: Sequence[Slice]) -> tuple[dict[int, str], int]:
 def _range_in_words(look: Look) -> str:
     if not look.largest:
         return "identical in these slices"
+    largest = f"{number(look.largest)}, {look.grey_levels} grey levels"
     if look.colour_limit < look.largest:
-        return f"colours to ±{number(look.colour_limit)}, largest {number(look.largest)}"
-    return f"up to ±{number(look.largest)}"
+        return f"colours to ±{number(look.colour_limit)}, largest {largest}"
+    return f"up to ±{largest}"
 
 
 def save(figure: Figure, path: Path) -> None:

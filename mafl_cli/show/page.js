@@ -286,7 +286,7 @@
     const seen = report.metrics.visibility;
     if (seen && seen.slice !== null) {
       sentences.push(`The change ${data.sentences[seen.verdict]}: slice ${seen.slice} looks as different as JPEG 2000 at `
-        + `${fixed(1)(seen.compression_equivalent.value)}:1. No reader was asked.`);
+        + `${significant(seen.compression_equivalent.value, 2)}:1${seen.compression_equivalent.value >= 100 ? " or more" : ""}. No reader was asked.`);
     }
     const goal = run.settings || {};
     if (goal.goal_iou !== undefined && goal.goal_hit !== undefined) {
@@ -512,6 +512,10 @@
     }
   }
 
+  // The slice on the page that is nearest to a place.
+  const nearest = (wanted) =>
+    kept.reduce((best, place) => (Math.abs(place - wanted) < Math.abs(best - wanted) ? place : best));
+
   const move = (by) => {
     const next = kept[Math.min(Math.max(kept.indexOf(state.place) + by, 0), kept.length - 1)];
     if (next !== state.place) show(next);
@@ -558,6 +562,70 @@
     context.stroke();
   }
 
+  // --- where a reader would look first ---------------------------------------------------------------------------
+
+  const WHITE = 255, SPOT = 1.5;  // As in screen.py: what is finer than a spot is grain to a reader.
+  const WEIGHTS = (() => {
+    const found = Array.from({ length: 2 * 4 * SPOT + 1 }, (_, n) => Math.exp(-((n - 4 * SPOT) ** 2) / (2 * SPOT ** 2)));
+    const sum = found.reduce((a, b) => a + b, 0);
+    return found.map((weight) => weight / sum);
+  })();
+
+  // The grey level of a value in the window, 0 to 255, as a screen has it.
+  const level = (value) => Math.round(Math.max(0, Math.min(1, (value - state.low) / (state.high - state.low))) * WHITE);
+  const levels = (n) => {
+    const value = viewer.offset + shown.clean[n] * viewer.step;
+    return [level(value), level(value + shown.difference[n] * viewer.difference_step)];
+  };
+
+  // Means of neighbours along one axis; beyond the border is what lies at it.
+  function smoothed(values, high, wide, down) {
+    const found = new Float64Array(values.length), reach = (WEIGHTS.length - 1) / 2;
+    for (let row = 0, n = 0; row < high; row += 1) {
+      for (let column = 0; column < wide; column += 1, n += 1) {
+        for (let k = -reach; k <= reach; k += 1) {
+          const r = down ? Math.max(0, Math.min(high - 1, row + k)) : row;
+          const c = down ? column : Math.max(0, Math.min(wide - 1, column + k));
+          found[n] += WEIGHTS[k + reach] * values[r * wide + c];
+        }
+      }
+    }
+    return found;
+  }
+
+  // The pixel of the slice around which the displayed change is largest, in the window in use.
+  function look() {
+    const key = `${state.low} ${state.high}`;
+    if (shown.look?.key === key) return shown.look;
+    const { high, wide } = shown;
+    const change = Float64Array.from(shown.clean, (_, n) => {
+      const [before, after] = levels(n);
+      return after - before;
+    });
+    const spots = change.some(Boolean) ? smoothed(smoothed(change, high, wide, true), high, wide, false) : change;
+    let place = 0;
+    spots.forEach((value, n) => { if (Math.abs(value) > Math.abs(spots[place])) place = n; });
+    shown.look = { key, row: Math.floor(place / wide), column: place % wide, levels: Math.abs(spots[place]),
+      largest: change.reduce((most, value) => Math.max(most, Math.abs(value)), 0) };
+    return shown.look;
+  }
+
+  function drawLook(context, scale, block, dots) {
+    const found = look();
+    picture.dataset.look = `${found.row} ${found.column} ${found.levels}`;
+    byId("look-said").textContent = found.largest === 0 ? "In this slice and window no pixel of the screen changes."
+      : `In this slice and window: ${significant(found.levels, 2)} of 255 grey levels over a small spot, a single pixel up to ${found.largest}.`;
+    if (!byId("look").checked || found.largest === 0) return;
+    const [x, y] = [(found.column + 0.5) * block * scale[0], (found.row + 0.5) * block * scale[1]];
+    for (const [width, colour] of [[4, "#000"], [2, "#ffd400"]]) {
+      context.beginPath();
+      context.arc(x, y, 22 * dots, 0, 2 * Math.PI);
+      context.lineWidth = width * dots;
+      context.strokeStyle = colour;
+      context.stroke();
+    }
+  }
+
   function draw() {
     if (!shown) return;
     const dots = fit();
@@ -586,6 +654,7 @@
     }
     context.globalAlpha = 1;
     context.setLineDash([]);
+    drawLook(context, scale, block, dots);
     byId("badge").textContent = NAMES[state.mode];
     byId("screen").dataset.mode = state.mode;
     picture.setAttribute("aria-label", `${NAMES[state.mode]}, ${viewer.plane} slice at ${viewer.position[state.place]}`);
@@ -687,7 +756,7 @@
   function jump(event) {
     const box = byId("strip").getBoundingClientRect();
     const wanted = ((event.clientX - box.left) / box.width) * viewer.change.length - 0.5;
-    show(kept.reduce((best, place) => (Math.abs(place - wanted) < Math.abs(best - wanted) ? place : best)));
+    show(nearest(wanted));
   }
 
   // --- what lies below the pointer -------------------------------------------------------------------------------
@@ -707,6 +776,7 @@
     byId("readout").replaceChildren(
       el("span", {}, "clean ", el("b", {}, significant(before, 5))), el("span", {}, "adversarial ", el("b", {}, significant(before + change, 5))),
       el("span", {}, "difference ", el("b", {}, `${sign}${significant(change, 3)}`), ` ${viewer.unit}`),
+      el("span", {}, "on the screen ", el("b", {}, levels(n).join(` ${ARROW} `)), " of 255"),
       el("span", {}, "prediction ", el("b", {}, name(shown.before[mask])), ` ${ARROW} `, el("b", {}, name(shown.after[mask]))),
       el("span", {}, "target ", el("b", {}, name(shown.target[mask]))));
   }
@@ -779,7 +849,7 @@
     problem("");
     [state.low, state.high] = viewer.window;
     setWindow(...viewer.window);
-    show(kept.reduce((best, place) => (Math.abs(place - viewer.start) < Math.abs(best - viewer.start) ? place : best)));
+    show(nearest(viewer.start));
   }
 
   function choose(n) {
@@ -878,6 +948,8 @@
         setMode(modes[event.key]);
       }
     });
+    byId("look").addEventListener("change", draw);
+    byId("most-visible").addEventListener("click", () => show(nearest(viewer.start)));
     window.addEventListener("resize", draw);
     still.addEventListener("change", sayMotion);
   }

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from mafl_cli.scans.body import Air
 from mafl_cli.scans.geometry import Affine
 from mafl_cli.show.display import class_colour
+from mafl_cli.show.screen import grey_levels, largest_spot
 from mafl_cli.show.slices import NEGATIVE, PLANES, POSITIVE, box_around, oriented_slice, position
 
 # Non-integer values get so many steps over the window, or 65535 over all values where that is coarser.
@@ -80,6 +81,8 @@ class ViewerFacts:
     change: Sequence[float]
     asked: Sequence[int]
     missed: Sequence[int]
+    seen: Sequence[float]
+    """The largest displayed change of each slice in `window`, grey levels over a spot; see `screen.largest_spot`."""
     start: int
     halved: bool = False
     """The scans are at half their resolution."""
@@ -122,6 +125,7 @@ class PlaneStack:
         self.change: list[float] = []
         self.asked: list[int] = []
         self.missed: list[int] = []
+        self.seen: list[float] = []
         labels: dict[int, list[int]] = {}
         keep = np.zeros(self._plane("clean", 0).shape, np.bool_)
         lowest, highest, largest = np.inf, -np.inf, 0.0
@@ -138,6 +142,8 @@ class PlaneStack:
             self.change.append(float(np.sqrt(np.square(delta).sum())))
             self.asked.append(int(np.count_nonzero(target != before)))
             self.missed.append(int(np.count_nonzero(target != after)))
+            shown = (grey_levels(each, self.window) for each in (clean, adversarial))
+            self.seen.append(largest_spot(*shown).levels if size.any() else 0.0)
             disputed = (before != after) | (before != target)
             for mask in (before, after, target):
                 for label, count in zip(*np.unique(mask, return_counts=True), strict=True):
@@ -174,7 +180,9 @@ class PlaneStack:
         body_axis = int(io_orientation(volumes.affine)[axis, 0])
         sides = (POSITIVE[body_axis], NEGATIVE[body_axis])
         down, across = self._box
-        weight: Sequence[float] | None = next((w for w in (self.change, self.asked, self.missed) if any(w)), None)
+        weight: Sequence[float] | None = next(
+            (w for w in (self.seen, self.change, self.asked, self.missed) if any(w)), None
+        )
         return ViewerFacts(
             rows=down.stop - down.start,
             columns=across.stop - across.start,
@@ -198,6 +206,7 @@ class PlaneStack:
             change=[_rounded(value) for value in self.change],
             asked=self.asked,
             missed=self.missed,
+            seen=[_rounded(value) for value in self.seen],
             start=int(np.argmax(weight)) if weight else len(self.order) // 2,
         )
 

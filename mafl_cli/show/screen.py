@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,23 @@ def grey_levels(plane: NDArray[Any], window: tuple[float, float]) -> NDArray[np.
     return np.rint(np.clip((plane.astype(np.float64) - low) / (high - low), 0, 1) * WHITE).astype(np.uint8)
 
 
-def largest_spot(clean: NDArray[np.uint8], adversarial: NDArray[np.uint8]) -> float:
-    """The largest displayed change of two planes (H, W) of grey levels, 0 to 255, averaged over small spots."""
+@dataclass(frozen=True)
+class Spot:
+    """Where a reader would look first: a pixel of a plane, and the displayed change around it, 0 to 255 grey levels."""
+
+    row: int
+    column: int
+    levels: float
+
+
+def largest_spot(clean: NDArray[np.uint8], adversarial: NDArray[np.uint8]) -> Spot:
+    """The largest displayed change of two planes (H, W) of grey levels, averaged over small spots.
+
+    Its `levels` are 0 where the screen shows no difference; then the place says nothing.
+    """
     from scipy import ndimage
 
     change = adversarial.astype(np.float64) - clean
-    return float(np.abs(ndimage.gaussian_filter(change, _SPOT, mode="nearest")).max())
+    blurred = np.abs(ndimage.gaussian_filter(change, _SPOT, mode="nearest"))
+    row, column = np.unravel_index(int(blurred.argmax()), blurred.shape)
+    return Spot(int(row), int(column), float(blurred[row, column]))

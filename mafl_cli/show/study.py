@@ -172,7 +172,7 @@ def _most_visible(case: StudyCase, number: int) -> list[_Slice]:
 
     both = ((n, plane(volumes.clean, n), plane(volumes.adversarial, n)) for n in range(count))
     spots = [
-        (largest_spot(grey_levels(before, window), grey_levels(after, window)), n)
+        (largest_spot(grey_levels(before, window), grey_levels(after, window)).levels, n)
         for n, before, after in both
         if not np.array_equal(before, after)
     ]

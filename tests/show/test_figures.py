@@ -370,7 +370,7 @@ def test_no_two_classes_share_a_colour_and_what_is_left_out_is_counted(monkeypat
     figure = layout(case(classes=12), monkeypatch)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     patches = [patch.get_facecolor() for patch in figure.legends[0].get_patches()]
-    assert len(labels) == 2 + 6 + 1
+    assert len(labels) == 3 + 6 + 1
     assert len(set(patches)) == 7
     assert any("more not drawn" in label for label in labels)
 
@@ -421,3 +421,21 @@ def test_an_outline_is_closed_at_the_edge_of_the_picture() -> None:
     # Just inside the border of the outermost voxels' centres and the air around them.
     np.testing.assert_allclose(vertices.min(axis=0), -0.2)
     np.testing.assert_allclose(vertices.max(axis=0), 2.2)
+
+
+def test_a_ring_marks_the_largest_change_that_the_window_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    volumes = case()
+    volumes["adversarial"] = volumes["clean"].copy()
+    volumes["adversarial"][18:22, 30:34, 4] += 60
+    # Larger, but white in this window before and after.
+    volumes["adversarial"][26:29, 30:33, 4] += 500
+    volumes["clean"][26:29, 30:33, 4] = 900
+    figure = layout(volumes, monkeypatch, window=(-160, 240))
+    spot = oriented_slice(np.pad(np.ones((2, 2, 1)), ((19, 19), (31, 15), (4, 4))), ras(), 2, 4)[0]
+    rows, columns = (where.mean() for where in np.nonzero(spot))
+    for ax in figure.axes[:3]:
+        (ring,) = ax.lines
+        assert (float(ring.get_xdata()[0]), float(ring.get_ydata()[0])) == pytest.approx((columns, rows), abs=0.6)
+    words = [text.get_text() for text in figure.texts]
+    assert any(word.endswith(f"{round(60 / 400 * 255)} grey levels") for word in words), words
+    assert not any(ax.lines for ax in layout(volumes, monkeypatch, window=(-2000, -1500)).axes[:3])

@@ -16,6 +16,7 @@ from matplotlib.image import imread
 from pages import CLASSES, blocks, decoded, page_case
 
 from mafl_cli.show import page
+from mafl_cli.show.screen import grey_levels, largest_spot
 from mafl_cli.system import records
 
 HOSTILE = "<script>window.hacked=1</script><img src=x onerror=window.hacked=1></script>"
@@ -55,6 +56,7 @@ class Reader:
     def hide_outlines(self) -> None:
         for layer in ("target", "before", "after"):
             self.page.locator(f"[data-layer={layer}]").set_checked(False)
+        self.page.locator("#look").set_checked(False)
 
     def canvas(self) -> Any:
         """All of the canvas: (height, width, 3), 0 to 255."""
@@ -276,8 +278,42 @@ def test_pointing_reads_the_voxel(opened: Any) -> None:
     values = [float(re.search(r"-?[\d.]+", part)[0]) for part in said[:2]]
     assert values == pytest.approx([shown["clean"][row, column], shown["adversarial"][row, column]], rel=1e-3)
     names = [CLASSES[shown[key][row, column]] for key in ("prediction_clean", "prediction_adversarial", "target")]
-    assert said[3] == f"prediction {names[0]} → {names[1]}"
-    assert said[4] == f"target {names[2]}"
+    levels = [int(grey(shown[key][row, column], viewer["window"])) for key in ("clean", "adversarial")]
+    assert said[3] == f"on the screen {levels[0]} → {levels[1]} of 255"
+    assert said[4] == f"prediction {names[0]} → {names[1]}"
+    assert said[5] == f"target {names[2]}"
+
+
+def test_the_ring_is_around_the_largest_change_that_the_window_shows(opened: Any) -> None:
+    reader = opened()
+    viewer = reader.viewer()
+    assert viewer["start"] == int(np.argmax(viewer["seen"]))
+    for window in (viewer["window"], (-160, 240)):
+        reader.page.locator("#level").fill(str(sum(window) / 2))
+        reader.page.locator("#width").fill(str(window[1] - window[0]))
+        planes = reader.planes(viewer["start"])
+        before, after = (grey_levels(planes[name], window) for name in ("clean", "adversarial"))
+        spot = largest_spot(before, after)
+        row, column, levels = map(float, reader.page.locator("#picture").get_attribute("data-look").split())
+        assert (row, column) == (spot.row, spot.column)
+        assert levels == pytest.approx(spot.levels, rel=0.02)
+        largest = np.abs(after.astype(int) - before).max()
+        assert f"a single pixel up to {largest}." in reader.text("#look-said")
+    whole = reader.canvas()
+    reader.page.locator("#look").set_checked(False)
+    drawn = (whole != reader.canvas()).any(axis=2)
+    middle = [np.flatnonzero(drawn.any(axis=1 - axis)).mean() / drawn.shape[axis] for axis in (0, 1)]
+    assert middle == pytest.approx([(row + 0.5) / viewer["rows"], (column + 0.5) / viewer["columns"]], abs=0.01)
+    reader.press("ArrowRight")
+    reader.page.locator("#most-visible").click()
+    assert reader.page.locator("#slice").input_value() == str(viewer["start"])
+
+
+def test_where_the_window_hides_the_change_there_is_no_ring(opened: Any) -> None:
+    reader = opened()
+    reader.page.locator("#level").fill("5000")
+    reader.page.locator("#width").fill("10")
+    assert reader.text("#look-said") == "In this slice and window no pixel of the screen changes."
 
 
 def numbers(reader: Any, section: Any) -> Any:

@@ -163,9 +163,11 @@ def test_a_spot_is_seen_and_a_pixel_is_not() -> None:
     pixel, spot = grey.copy(), grey.copy()
     pixel[10, 10] += 60
     spot[8:13, 8:13] += 10
-    assert largest_spot(grey, grey) == 0
-    assert largest_spot(grey, pixel) < largest_spot(grey, spot) < 10
-    assert largest_spot(spot, grey) == pytest.approx(largest_spot(grey, spot))
+    assert largest_spot(grey, grey).levels == 0
+    assert largest_spot(grey, pixel).levels < largest_spot(grey, spot).levels < 10
+    found = largest_spot(grey, spot)
+    assert (found.row, found.column) == (10, 10)
+    assert largest_spot(spot, grey) == found
 
 
 def test_levels_are_black_and_white_at_the_ends_of_the_window() -> None:
