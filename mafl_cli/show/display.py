@@ -19,7 +19,7 @@ MAX_MB: float = 20
 
 PAIRS = 100
 """Pairs of a reader study, unless a user says otherwise: where none of 50 changed pairs is recognised, the true share
-is at most 7 %, and a reader needs about ten minutes."""
+is at most 7 %, and at six seconds a pair it takes a reader ten minutes."""
 
 
 def class_colour(label: int) -> str:
