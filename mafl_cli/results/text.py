@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from mafl_cli.codes import Alarm, Belief
-from mafl_cli.measure.records import MOST_COMPRESSED, Consequences, Draws, LocalOptimum, Size, Visibility
+from mafl_cli.measure.records import (
+    MOST_COMPRESSED,
+    ClassConsequence,
+    Consequences,
+    Draws,
+    LocalOptimum,
+    Size,
+    Visibility,
+)
 from mafl_cli.measure.value import Value
 from mafl_cli.names import in_one_line
 from mafl_cli.results.report import CaseRecord, DryRun, Report
@@ -120,9 +128,7 @@ def format_consequences(found: Consequences) -> list[str]:
     if not redrawn.pieces:
         return []
     pieces = "one region" if redrawn.pieces == 1 else f"{redrawn.pieces} regions"
-    changed = sorted(
-        (each for each in found.per_class if each.changed), key=lambda each: abs(each.volume_change_ml), reverse=True
-    )
+    changed = sorted(filter(_shows, found.per_class), key=lambda each: abs(each.volume_change_ml), reverse=True)
     left = len(changed) - _MOST_CLASSES
     lines = [
         f"{redrawn.volume_ml:.4g} ml drawn otherwise, in {pieces}, the largest {_short(redrawn.diameter_mm)} mm long",
@@ -135,6 +141,12 @@ def format_consequences(found: Consequences) -> list[str]:
         *([f"and {left} more classes: in the report"] if left > 0 else []),
     ]
     return [f"  {'' if n else 'consequence':<13} {line}" for n, line in enumerate(lines)]
+
+
+def _shows(found: ClassConsequence) -> bool:
+    """Whether the change of a class is large enough to be seen in rounded numbers."""
+    volume = found.volume_ml
+    return f"{volume.clean:.4g}" != f"{volume.adversarial:.4g}" or (found.hd95_mm.value or 0) >= 0.05
 
 
 def _short(value: Value) -> str:
