@@ -12,7 +12,8 @@ from mafl_cli.cli.console import reported, show_text
 from mafl_cli.cli.groups import Grouped, expanded
 from mafl_cli.cli.options import MaybePath, MaybeStr, Overwrite, SizeLimit, Words
 from mafl_cli.errors import UsageError
-from mafl_cli.show.display import MAX_MB, PAIRS, WINDOWS
+from mafl_cli.measure.presets import WINDOWS
+from mafl_cli.show.display import MAX_MB, PAIRS
 from mafl_cli.show.viewers import Viewer
 from mafl_cli.system import sizes
 

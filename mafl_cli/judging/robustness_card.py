@@ -8,8 +8,10 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from mafl_cli.codes import Sight
 from mafl_cli.measure.value import Value
 from mafl_cli.names import cell, harmless, in_one_line
 from mafl_cli.results.envelope import NOTICE
@@ -26,6 +28,8 @@ _LIMITS = (
     "White-box: the attacker knows the model. Somebody who only sees its output needs more, or a larger change.",
     "A goal that was not reached was not reached by this search within its steps; a longer search may reach it.",
     "The numbers are those of these scans and targets. They say nothing about other scanners, tasks or patients.",
+    "Whether a change can be seen is read off JPEG 2000 compression that looks as different, on which readers of CT "
+    "were tested. No reader was asked about these changes, and noise, edges and blobs look different.",
     "A robust model may still be wrong: these numbers say nothing about clinical performance.",
 )
 
@@ -67,7 +71,14 @@ def _head(report: Evaluation) -> str:
     broken = f"; {counts.failed} could not be judged" if counts.failed else ""
     reached = f"The attack reached its goal in {counts.goal_reached} of {counts.ok} cases{broken}."
     tool = f"{report.tool.name} {report.tool.version}"
-    return f"# Robustness of {models}\n\n{verdict}{reached} Measured from the files by {tool}."
+    return f"# Robustness of {models}\n\n{verdict}{reached} {_seen(report)}Measured from the files by {tool}."
+
+
+def _seen(report: Evaluation) -> str:
+    """In how many cases the change can be seen, as a sentence; nothing where no case was judged."""
+    counts = Counter(case.metrics.visibility.verdict for case in report.judged)
+    parts = ", ".join(f"{sight.sentence} in {counts[sight]}" for sight in Sight if counts[sight])
+    return f"The change {parts} of {len(report.judged)} cases. " if parts else ""
 
 
 def _attacks(report: Evaluation) -> str:

@@ -314,11 +314,7 @@ def _ssim(
     Args:
         measured: (H, W), True outside of padding; None for all.
     """
-    from skimage.metrics import structural_similarity
-
-    _, similarity = structural_similarity(
-        x, y, data_range=data_range, gaussian_weights=True, sigma=SSIM_SIGMA, use_sample_covariance=False, full=True
-    )
+    similarity = _similarity(x, y, data_range)
     unlike = place.unlike
     inner = tuple(
         slice(part.start - seen.start, part.stop - seen.start) for part, seen in zip(unlike, place.seen, strict=True)
@@ -330,6 +326,32 @@ def _ssim(
             found, counted = found[measured[unlike]], int(np.count_nonzero(kept))
     # Outside the windows that see a change the map is exactly 1.
     return float((counted - found.size + found.sum()) / counted)
+
+
+def ssim_of_part(x: NDArray[np.float64], y: NDArray[np.float64], data_range: float, part: tuple[slice, slice]) -> Value:
+    """SSIM over a part of two slices (H, W), in [-1, 1]: the mean of the map, without the border of 5 pixels.
+
+    Undefined: `slice_smaller_than_window`, `constant_image`.
+    """
+    no_ssim = _why_no_ssim(x.shape, data_range)
+    if no_ssim:
+        return value.undefined(no_ssim)
+    rows, columns = (
+        slice(max(each.start, _SIMILAR), min(each.stop, size - _SIMILAR))
+        for each, size in zip(part, x.shape, strict=True)
+    )
+    return value.defined(float(_similarity(x, y, data_range)[rows, columns].mean()))
+
+
+def _similarity(x: NDArray[np.float64], y: NDArray[np.float64], data_range: float) -> NDArray[np.float64]:
+    """The map of the structural similarity, (H, W)."""
+    from skimage.metrics import structural_similarity
+
+    _, found = structural_similarity(
+        x, y, data_range=data_range, gaussian_weights=True, sigma=SSIM_SIGMA, use_sample_covariance=False, full=True
+    )
+    similarity: NDArray[np.float64] = found
+    return similarity
 
 
 def _ssim_summary(

@@ -299,7 +299,7 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class GreyLevels:
-    """What a screen of 256 grey levels shows of a change in the window."""
+    """What a screen of 256 grey levels shows of a change, in the window that shows most."""
 
     largest: Length
     """The largest change of any pixel."""
@@ -319,6 +319,7 @@ class Visibility:
     patch: tuple[Count, Count] | None
     """First row and column of its part of 64 x 64 pixels with the largest d′, in the axes of the array."""
     window: Window
+    """The one that shows most of the change: soft tissue, lung or bone for CT; for all else see `measure.windows`."""
     noise_sigma_native: Value
     """Standard deviation of the scan's own noise."""
     largest_over_noise: Value
@@ -328,7 +329,7 @@ class Visibility:
     percent_correct: Value
     """How often that observer would name the changed one of two images, 0.5 to 1."""
     haarpsi: Value
-    """Similarity of the displayed slices in their least similar patch, 0 to 1."""
+    """Similarity of the displayed slices in their least similar patch and window, 0 to 1."""
     compression_equivalent: Value
     """JPEG 2000 ratio that makes this slice look as different: the larger of the two that follow, 1 to 100."""
     compression_equivalent_haarpsi: Value
@@ -336,6 +337,8 @@ class Visibility:
     grey_levels: GreyLevels
     psnr_patch_db: Value
     """PSNR in the patch, where no background flatters."""
+    ssim_patch: Value
+    """SSIM in the patch, by the data range and the window of `Size`."""
 
 
 # --- a change against the shortest one near it -------------------------------------------------------------------

@@ -24,10 +24,10 @@ from mafl_cli.measure import haarpsi, value
 from mafl_cli.measure.compression import jpeg2000
 from mafl_cli.measure.noise import Noise, noise_of
 from mafl_cli.measure.observer import Screen, eye, percent_correct
-from mafl_cli.measure.perturbation import default_data_range
-from mafl_cli.measure.quantiles import percentiles
+from mafl_cli.measure.perturbation import default_data_range, ssim_of_part
 from mafl_cli.measure.records import MOST_COMPRESSED, GreyLevels, Visibility, Window
 from mafl_cli.measure.value import Value
+from mafl_cli.measure.windows import shown, windows_of
 
 if TYPE_CHECKING:
     from mafl_cli.scans.volume import Volume
@@ -43,8 +43,8 @@ RATIOS = (2.0, 3.0, 5.0, 7.0, 10.0, 20.0, 50.0, MOST_COMPRESSED)
 """What a slice is compressed to; between them the equivalent is interpolated."""
 CANDIDATES = 3
 """Slices of a channel that are compared with their compression: those of the largest d′."""
-SOFT_TISSUE = (-160.0, 240.0)
-"""The window of a CT, HU: level 40, width 400."""
+# Pictures that are alike have a HaarPSI of 1 but for rounding.
+_DUST = 1e-9
 # Halves of a change that are looked at too: HaarPSI takes magnitudes, and an edge turned round is as steep as before.
 _HALVES = (1.0, 0.5, 0.25, 0.125)
 
@@ -81,33 +81,24 @@ def _rank(found: Visibility) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class _Scan:
-    """What is known of a channel: its noise, None without; its window and range, native units."""
+    """What is known of a channel: its noise, None without; its windows; its range, native units."""
 
     noise: Noise | None
-    window: tuple[float, float]
-    rule: str
+    windows: tuple[Window, ...]
     data_range: float
-
-    def shown(self, plane: Plane) -> Plane:
-        """The grey levels of a plane in the window, 0 to 255, not rounded."""
-        low, high = self.window
-        found: Plane = np.clip((plane - low) / (high - low), 0, 1) * 255
-        return found
 
 
 def _of_channel(clean: Volume, adversarial: Volume, channel: str, slice_axis: int, outside: Mask | None) -> Visibility:
     # In the body's own axes, so that the way in which a file stores its voxels makes no difference.
     turn = _Turn.of(clean.axcodes, slice_axis)
     before, after = (turn.slices(each.data) for each in (clean, adversarial))
-    low, high, rule = _window(clean, channel, outside)
+    windows = windows_of(clean.data, adversarial.data, channel, outside)
     shape = before.shape[1:]
-    if not low < high:
-        return _nothing(channel, (low, high), rule, Reason.CONSTANT_IMAGE)
-    noise = noise_of(before, 0, None if outside is None else turn.slices(outside))
-    scan = _Scan(noise, (low, high), rule, default_data_range(clean.data).value)
     changed = [n for n in range(len(before)) if not np.array_equal(before[n], after[n])]
     if not changed:
-        return _nothing(channel, (low, high), rule, Reason.IDENTICAL)
+        return _nothing(channel, windows[0])
+    noise = noise_of(before, 0, None if outside is None else turn.slices(outside))
+    scan = _Scan(noise, windows, default_data_range(clean.data).value)
     filtered = _Eye.of(shape, scan.noise)
     ranked = sorted(changed, key=lambda n: filtered.worst(_difference(before[n], after[n]))[0], reverse=True)
     slices = [_of_slice(before[n], after[n], scan, filtered) for n in ranked[:CANDIDATES]]
@@ -119,7 +110,7 @@ def _of_channel(clean: Volume, adversarial: Volume, channel: str, slice_axis: in
         channel=channel,
         slice=turn.stored(0, slice(index, index + 1), len(before)),
         patch=turn.corner(worst.patch, shape),
-        window=Window(low=low, high=high, rule=rule),
+        window=worst.window,
         noise_sigma_native=_known(None if scan.noise is None else scan.noise.sigma),
         largest_over_noise=_largest(before, after, changed, scan.noise),
         d_prime=_known(None if scan.noise is None else worst.d_prime),
@@ -130,6 +121,7 @@ def _of_channel(clean: Volume, adversarial: Volume, channel: str, slice_axis: in
         compression_equivalent_d_prime=_known(worst.by_d_prime),
         grey_levels=_grey(before, after, changed, scan),
         psnr_patch_db=_psnr(x[worst.patch], y[worst.patch], scan.data_range),
+        ssim_patch=ssim_of_part(x, y, scan.data_range, worst.patch),
     )
 
 
@@ -172,15 +164,15 @@ def _line(code: str) -> str:
     return next(line for line in ("RL", "AP", "SI") if code in line)
 
 
-def _nothing(channel: str, window: tuple[float, float], rule: str, reason: Reason) -> Visibility:
-    """What is said of a change that is not there, or of a scan that shows nothing."""
-    none = value.undefined(reason)
+def _nothing(channel: str, window: Window) -> Visibility:
+    """What is said of a change that is not there."""
+    none = value.undefined(Reason.IDENTICAL)
     return Visibility(
         verdict=Sight.CANNOT,
         channel=channel,
         slice=None,
         patch=None,
-        window=Window(low=window[0], high=window[1], rule=rule),
+        window=window,
         noise_sigma_native=none,
         largest_over_noise=none,
         d_prime=none,
@@ -191,18 +183,12 @@ def _nothing(channel: str, window: tuple[float, float], rule: str, reason: Reaso
         compression_equivalent_d_prime=none,
         grey_levels=GreyLevels(largest=0.0, share_above_1=0.0),
         psnr_patch_db=none,
+        ssim_patch=none,
     )
 
 
 def _known(number: float | None) -> Value:
     return value.undefined(Reason.NO_NOISE) if number is None else value.defined(number)
-
-
-def _window(clean: Volume, channel: str, outside: Mask | None) -> tuple[float, float, str]:
-    if channel == "CT":
-        return *SOFT_TISSUE, "soft tissue, level 40 HU, width 400 HU"
-    low, high = percentiles(clean.data, (1, 99), where=None if outside is None else ~outside)
-    return low, high, "1st to 99th percentile of what is measured"
 
 
 def _difference(before: NDArray[np.generic], after: NDArray[np.generic]) -> Plane:
@@ -253,9 +239,13 @@ def _starts(size: int, side: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _Slice:
-    """One slice at its worst patch. equivalent: the larger of the two ratios that look as different."""
+    """One slice at its worst patch, in the window that shows most of the change.
+
+    haarpsi: the lowest of all windows. equivalent: the larger of the two ratios that look as different.
+    """
 
     patch: tuple[slice, slice]
+    window: Window
     d_prime: float
     haarpsi: float
     by_haarpsi: float
@@ -269,18 +259,24 @@ class _Slice:
 def _of_slice(before: NDArray[np.generic], after: NDArray[np.generic], scan: _Scan, observer: _Eye) -> _Slice:
     plane, change = before.astype(np.float64), _difference(before, after)
     d, patch = observer.worst(change)
-    clean = haarpsi.responses(scan.shown(plane))
-    similar = min(_least(clean, scan.shown(plane + part * change)) for part in _HALVES)
     packed = [jpeg2000(plane[None], ratio)[0] for ratio in RATIOS]
-    unlike = [1 - _least(clean, scan.shown(each)) for each in packed]
-    by_haarpsi = equivalent(1 - similar, unlike)
+    looks = [_look(plane, change, packed, window) for window in scan.windows]
+    # Where two windows show as much, the first: radiologists begin there.
+    place = max(range(len(looks)), key=lambda n: looks[n][1])
     by_d = None if scan.noise is None else equivalent(d, [observer.worst(each - plane)[0] for each in packed])
-    return _Slice(patch, d, similar, by_haarpsi, by_d)
+    return _Slice(patch, scan.windows[place], d, min(similar for similar, _ in looks), looks[place][1], by_d)
 
 
-def _least(clean: Plane, shown: Plane) -> float:
+def _look(plane: Plane, change: Plane, packed: Sequence[Plane], window: Window) -> tuple[float, float]:
+    """The HaarPSI of a changed slice in a window, and the compression that looks as different there."""
+    clean = haarpsi.responses(shown(plane, window))
+    similar = min(_least(clean, shown(plane + part * change, window)) for part in _HALVES)
+    return similar, equivalent(1 - similar, [1 - _least(clean, shown(each, window)) for each in packed])
+
+
+def _least(clean: Plane, picture: Plane) -> float:
     """The lowest HaarPSI of the patches of a picture. clean: the responses of the other one."""
-    found = haarpsi.similarity(clean, haarpsi.responses(shown))
+    found = haarpsi.similarity(clean, haarpsi.responses(picture))
     half = PATCH // haarpsi.HALVED
     height, width = found.weight.shape[1:]
     sides = (min(half, height), min(half, width))
@@ -297,6 +293,8 @@ def equivalent(unlike: float, compressed: Sequence[float]) -> float:
     Args: unlike: how much the change differs, 0 for not at all. compressed: the same at each of `RATIOS`.
     """
     ratios = (1.0, *RATIOS)
+    if unlike <= _DUST:  # A slice of one value comes back whole from any compression.
+        return ratios[0]
     # A codec need not be worse at each larger ratio: the largest that is no worse than the change counts.
     worst = [0.0, *np.maximum.accumulate(compressed).tolist()]
     place = max(n for n, each in enumerate(worst) if each <= unlike)
@@ -325,9 +323,10 @@ def _largest(
 def _grey(before: NDArray[np.generic], after: NDArray[np.generic], changed: Sequence[int], scan: _Scan) -> GreyLevels:
     largest, above = 0.0, 0.0
     for n in changed:
-        x, y = (scan.shown(each[n].astype(np.float64)) for each in (before, after))
-        moved = np.abs(y - x)
-        largest, above = max(largest, float(moved.max())), max(above, float((moved > 1).mean()))
+        x, y = (each[n].astype(np.float64) for each in (before, after))
+        for window in scan.windows:
+            moved = np.abs(shown(y, window) - shown(x, window))
+            largest, above = max(largest, float(moved.max())), max(above, float((moved > 1).mean()))
     return GreyLevels(largest=largest, share_above_1=above)
 
 

@@ -119,7 +119,8 @@ def visible(found: Visibility) -> str:
     if ratio is None:
         return _sentence(f"the change {found.verdict.sentence}: {'' if reason is None else reason.sentence}")
     shown = f"JPEG 2000 at {ratio:.{0 if ratio >= 10 else 1}f}:1{' or more' if ratio >= MOST_COMPRESSED else ''}"
-    return _sentence(f"the change {found.verdict.sentence}: slice {found.slice} looks as different as {shown}")
+    seen = f"the change {found.verdict.sentence}: slice {found.slice} looks as different as {shown}"
+    return f"{_sentence(seen)} No reader was asked."
 
 
 def format_consequences(found: Consequences) -> list[str]:

@@ -6,13 +6,11 @@ import colorsys
 import math
 
 from mafl_cli.errors import UsageError
+from mafl_cli.measure.presets import WINDOWS
 from mafl_cli.names import outside
 
 # Okabe and Ito's palette (Color Universal Design, 2008) without its black and its dark blue, which drown in grey.
 CLASS_COLOURS = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00")
-
-WINDOWS = {"soft": (40.0, 400.0), "lung": (-600.0, 1500.0), "bone": (400.0, 1800.0), "brain": (40.0, 80.0)}
-"""Level and width, HU, as radiologists use them."""
 
 MAX_MB: float = 20
 """Largest size of a page, unless a user says otherwise: it goes through mail gateways, and most stop larger ones."""

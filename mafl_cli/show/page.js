@@ -149,8 +149,10 @@
           number(report, `${size}.ssim.worst.slice`, count))], DASH, "The slice that changed most visibly."],
       ["Looks as different as", [quantity(report, "compression_equivalent", ":1"), el("small", {}, "JPEG 2000")], DASH,
         "The compression of the most visible slice that looks as different. Readers see nothing to 5:1, and nearly always from 10:1."],
+      ["SSIM, patch", number(report, "metrics.visibility.ssim_patch"), DASH,
+        "In the part of 64 by 64 pixels where the change is most visible, so that no background flatters."],
       ["Grey levels", number(report, "metrics.visibility.grey_levels.largest", (value) => significant(value, 3)), DASH,
-        "The largest change on a screen of 256 grey levels, in the window."],
+        "The largest change on a screen of 256 grey levels, in the window that shows most."],
       ["Over the noise", number(report, "metrics.visibility.largest_over_noise"), DASH,
         "The largest change of a voxel over the noise and texture around it."],
       ["Low-frequency share", quantity(report, "low_frequency_share"), DASH,
@@ -247,7 +249,7 @@
       el("span", { class: "soft" }, ...detail));
   }
 
-  function verdict(report, run, unit) {
+  function verdict(report, run, unit, seen) {
     // With one case the page has its name already.
     const title = report.case_id === document.title ? null : el("h2", {}, report.case_id);
     if (!report.metrics) {
@@ -283,11 +285,7 @@
         + (most && gain(most) ? ` ${most.name.replace(/^./, (letter) => letter.toUpperCase())} has `
           + `${significant(most.volume_ml.adversarial)} ml instead of ${significant(most.volume_ml.clean)} ml.` : ""));
     }
-    const seen = report.metrics.visibility;
-    if (seen && seen.slice !== null) {
-      sentences.push(`The change ${data.sentences[seen.verdict]}: slice ${seen.slice} looks as different as JPEG 2000 at `
-        + `${significant(seen.compression_equivalent.value, 2)}:1${seen.compression_equivalent.value >= 100 ? " or more" : ""}. No reader was asked.`);
-    }
+    if (seen) sentences.push(seen);
     const goal = run.settings || {};
     if (goal.goal_iou !== undefined && goal.goal_hit !== undefined) {
       sentences.push(`The goal was a target IoU of at least ${goal.goal_iou} and a hit rate of at least ${goal.goal_hit}.`);
@@ -858,7 +856,7 @@
     const unit = entry.viewer ? entry.viewer.unit
       : (report.inputs || []).every(({ channel }) => channel === "CT") ? "HU" : "native units";
     const many = (at(report, "metrics.size_per_channel") || []).length;
-    byId("verdict").replaceChildren(...verdict(report, data.shared[entry.shared].run, unit));
+    byId("verdict").replaceChildren(...verdict(report, data.shared[entry.shared].run, unit, entry.seen));
     byId("numbers").replaceChildren(...(report.metrics ? [
       consequenceTable(report), agreementTable(report), sizeTable(report, unit),
       many > 1 ? el("p", { class: "soft" }, `Over ${many} channels: L2 over all, the largest Linf, means of PSNR and SSIM.`) : null,

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mafl_cli.codes import Outcome, Reason, Sight
+from mafl_cli.codes import Outcome, Reason
 from mafl_cli.errors import UsageError, cannot_be_written
 from mafl_cli.results.envelope import NOTICE, Tool
 from mafl_cli.results.quantities import PAGE, QUANTITIES, NumberFormat
 from mafl_cli.results.report import CaseRecord, Model, Run
+from mafl_cli.results.text import visible
 from mafl_cli.show.display import MAX_MB
 from mafl_cli.show.offline import as_json, document
 from mafl_cli.show.planes import PageVolumes, PlaneStack, ViewerFacts
@@ -68,9 +69,11 @@ class _Shared:
 
 @dataclass(frozen=True, kw_only=True)
 class _PageEntry:
-    """A case as the script finds it. shared: its number in the list of these."""
+    """A case as the script finds it. shared: its number in the list of these. seen: whether the change can be, as a
+    sentence; empty where nothing was measured."""
 
     report: CaseRecord | Unread
+    seen: str
     shared: int
     viewer: ViewerFacts | None = None
 
@@ -104,10 +107,11 @@ def _index(cases: Sequence[PageCase]) -> _Index:
         facts = _Shared(model=case.model, run=case.run, tool=case.tool, classes=tuple(case.classes))
         if facts not in shared:
             shared.append(facts)
-        entries.append(_PageEntry(report=case.case, shared=shared.index(facts)))
+        seen = visible(case.case.metrics.visibility) if isinstance(case.case, CaseRecord) else ""
+        entries.append(_PageEntry(report=case.case, seen=seen, shared=shared.index(facts)))
     return _Index(
         notice=NOTICE,
-        sentences={**Outcome.sentences(), **Reason.sentences(), **Sight.sentences()},
+        sentences={**Outcome.sentences(), **Reason.sentences()},
         quantities={
             name: _Printed(title=quantity.title, form=quantity.form, place=quantity.place)
             for name, quantity in QUANTITIES.items()

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from judged import MODEL, case, curve, detected, failed, judged, survived, transferred, truth
 from markdown_it import MarkdownIt
 
-from mafl_cli.codes import Outcome
+from mafl_cli.codes import Outcome, Sight
 from mafl_cli.judging import ci, gates, robustness_card, terminal
 from mafl_cli.names import harmless
+from mafl_cli.results.evaluation_report import JudgedCase
 from mafl_cli.results.quantities import EVALUATED
 from mafl_cli.system import records
 
@@ -237,6 +238,19 @@ def test_the_card_says_what_was_judged_with_what_result() -> None:
     drop = next(row for row in by_name["figure"] if "dice_drop" in row[0])
     assert drop[1:] == ["", "2", "0.5000", "0.5000", "0.5000", "0.5000", "0.5000 to 0.5000"]
     assert "Area under the ROC curve 1.0000" in text
+
+
+def test_the_card_says_in_how_many_cases_the_change_can_be_seen_and_who_was_not_asked() -> None:
+    def seen(name: str, sight: Sight) -> JudgedCase:
+        measured = case(name)
+        visibility = replace(measured.metrics.visibility, verdict=sight)
+        return replace(measured, metrics=replace(measured.metrics, visibility=visibility))
+
+    sights = [Sight.VISIBLE, Sight.CANNOT, Sight.VISIBLE]
+    text = robustness_card.card(judged([*(seen(f"{n}", each) for n, each in enumerate(sights)), failed()]))
+    assert " The change cannot be seen in 1, is visible in 2 of 3 cases. Measured from the files by " in text
+    assert "No reader was asked about these changes" in text.split("## Limits")[1]
+    assert "The change" not in robustness_card.summary(judged([failed()]))
 
 
 def test_every_model_that_was_attacked_is_a_judge_and_those_asked_for_transfer_are_not() -> None:

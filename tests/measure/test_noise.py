@@ -173,6 +173,15 @@ def test_images_that_are_alike_have_an_index_of_1() -> None:
     assert values[0] > values[1] > values[2]
 
 
+@pytest.mark.parametrize(("level", "known"), [(2.0, 0.9998302007995846), (20.0, 0.9865062812741344)])
+def test_the_index_is_what_another_implementation_said_of_a_picture(level: float, known: float) -> None:
+    # piq.haarpsi(..., data_range=255, c=5, alpha=4.9) of piq 0.8.0, float64.
+    y, x = np.mgrid[:40, :48]
+    image = 120 + 60 * np.sin(x / 5) * np.cos(y / 7) + 40 * ((x - 20) ** 2 + (y - 18) ** 2 < 100)
+    wavy = np.clip(image + level * np.sin(3 * x + y * y / 9), 0, 255)
+    assert haarpsi(image, wavy) == pytest.approx(known, abs=1e-9)
+
+
 @pytest.mark.parametrize("level", [2.0, 10.0, 40.0])
 @pytest.mark.parametrize("shape", [(128, 128), (101, 96)])
 def test_the_index_is_that_of_another_implementation(shape: tuple[int, int], level: float) -> None:

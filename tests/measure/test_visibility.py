@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from math import sqrt
 from typing import Any
 
@@ -61,6 +61,9 @@ def test_between_two_ratios_the_equivalent_lies_between_them() -> None:
     assert equivalent(0.3, unlike) == pytest.approx(5)
     assert equivalent(0.35, unlike) == pytest.approx(sqrt(5 * 7))
     assert equivalent(9, unlike) == RATIOS[-1]
+    # One that changes nothing: what differs is more than any compression of it, and what does not is like none.
+    assert equivalent(1e-3, [0.0] * len(RATIOS)) == RATIOS[-1]
+    assert equivalent(1e-15, [0.0] * len(RATIOS)) == 1
     # A codec that is no worse at a larger ratio: the larger one looks as different.
     assert equivalent(0.1, [0.1, 0.1, 0.05, *unlike[3:]]) == pytest.approx(5)
 
@@ -102,6 +105,24 @@ def test_background_does_not_flatter() -> None:
     assert large.d_prime.number == pytest.approx(small.d_prime.number, rel=0.1)
     assert large.haarpsi.number == pytest.approx(small.haarpsi.number, abs=0.02)
     assert large.psnr_patch_db.number == pytest.approx(small.psnr_patch_db.number, abs=0.3)
+    assert large.ssim_patch.number == pytest.approx(small.ssim_patch.number, abs=0.003)
+
+
+def test_the_similarity_in_the_patch_is_that_of_the_part_of_the_map() -> None:
+    scan, change = head(), blob(150.0)
+    found = visibility(scan, scan + change)
+    assert found.patch is not None
+    rows, columns = (
+        slice(max(first, 5), min(first + 64, size - 5)) for first, size in zip(found.patch, SHAPE, strict=True)
+    )
+    x, y = (np.asarray(each[:, :, 0], np.float32).astype(float) for each in (scan, scan + change))
+    span = float(np.subtract(*np.percentile(scan, (99.9, 0.1))))
+    # Wang et al., IEEE Trans. Image Process. 13, 2004: eq. 13, with its window and constants.
+    mean = partial(ndimage.gaussian_filter, sigma=1.5, truncate=3.5)
+    (mx, my), (c1, c2) = (mean(x), mean(y)), ((0.01 * span) ** 2, (0.03 * span) ** 2)
+    vx, vy, vxy = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
+    map_ = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
+    assert found.ssim_patch.number == pytest.approx(map_[rows, columns].mean(), abs=1e-6)
 
 
 def test_the_slice_and_the_place_are_where_it_is_seen() -> None:
@@ -119,28 +140,54 @@ def test_the_slice_and_the_place_are_where_it_is_seen() -> None:
     assert turned.d_prime.number == pytest.approx(found.d_prime.number)
 
 
-def test_a_ct_is_seen_in_its_window() -> None:
-    scan = head() - 1000
-    found = visibility(scan, scan + blob(40.0), channel="CT")
-    assert (found.window.low, found.window.high) == (-160, 240)
-    # The blob lies on tissue far above the window: the screen shows nothing of it.
-    assert found.grey_levels.largest == pytest.approx(0, abs=1e-6)
-    assert found.compression_equivalent_haarpsi.number == pytest.approx(1)
+def circle(inside: float, around: float) -> Scan:
+    """A scan (112, 128, 1) without noise: a round organ."""
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    return np.where((y - 50) ** 2 + (x - 60) ** 2 < 900, inside, around)[:, :, None]
 
 
 @pytest.mark.parametrize(
-    ("scan", "change", "reason"),
-    [
-        (head(), np.zeros((*SHAPE, 1)), Reason.IDENTICAL),
-        (np.full((64, 64, 2), 7.0), np.ones((64, 64, 2)), Reason.CONSTANT_IMAGE),
-    ],
-    ids=["nothing changed", "constant"],
+    ("organ", "low", "high"),
+    [(40.0, -160, 240), (-850.0, -1350, 150), (900.0, -500, 1300)],
+    ids=["soft", "lung", "bone"],
 )
-def test_where_there_is_nothing_to_see_it_is_said_why(scan: Scan, change: Scan, reason: Reason) -> None:
-    found = visibility(scan, scan + change)
+def test_a_ct_is_seen_in_the_window_that_shows_the_change(organ: float, low: float, high: float) -> None:
+    scan = circle(organ, 40.0)
+    found = visibility(scan, scan + blob(150.0), channel="CT")
+    # No noise: nothing but the picture tells, so in another window it could not be seen.
+    assert found.verdict is Sight.VISIBLE
+    assert found.d_prime.reason is Reason.NO_NOISE
+    assert (found.window.low, found.window.high) == (low, high)
+    assert found.grey_levels.largest == pytest.approx(150 / (high - low) * 255, rel=0.01)
+
+
+def test_what_no_window_shows_is_not_seen() -> None:
+    # Contrast medium or metal, white in each window before and after; the picture is as alike as its compression.
+    scan = np.full((*SHAPE, 1), 2500.0)
+    found = visibility(scan, scan + blob(200.0), channel="CT")
     assert found.verdict is Sight.CANNOT
-    assert found.compression_equivalent.reason is reason
-    assert found.slice is None
+    assert found.compression_equivalent.number == 1
+    assert found.haarpsi.number == pytest.approx(1)
+
+
+def test_where_nothing_was_changed_it_is_said_why() -> None:
+    for scan in (head(), np.full((64, 64, 2), 7.0)):
+        found = visibility(scan, scan)
+        assert found.verdict is Sight.CANNOT
+        assert found.compression_equivalent.reason is Reason.IDENTICAL
+        assert found.slice is None
+
+
+@pytest.mark.parametrize(
+    ("scan", "window"),
+    [(np.full((*SHAPE, 1), 7.0), (7, 157)), (np.pad(np.full((4, 4, 1), 900.0), ((9, 99), (9, 115), (0, 0))), (0, 900))],
+    ids=["constant", "next to nothing in it"],
+)
+def test_a_change_of_a_scan_that_shows_nothing_is_visible(scan: Scan, window: tuple[float, float]) -> None:
+    found = visibility(scan, scan + blob(150.0))
+    assert found.verdict is Sight.VISIBLE
+    assert (found.window.low, found.window.high) == pytest.approx(window)
+    assert found.grey_levels.largest == pytest.approx(150 / (window[1] - window[0]) * 255, rel=0.01)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (9, 200, 2), (16, 16, 1)], ids=str)
@@ -149,11 +196,11 @@ def test_slices_of_any_shape_are_looked_at(shape: tuple[int, ...]) -> None:
     found = visibility(scan, scan + 30 * np.random.default_rng(1).normal(0, 1, shape))
     assert 1 <= found.compression_equivalent.number <= 100
     assert (found.d_prime.value is None) == (min(shape[:2]) < 16)
+    assert (found.ssim_patch.reason is Reason.SMALL_SLICES) == (min(shape[:2]) < 11)
 
 
 def test_a_scan_without_noise_is_judged_by_its_picture_alone() -> None:
-    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
-    scan = np.where((y - 50) ** 2 + (x - 60) ** 2 < 900, 800.0, 0.0)[:, :, None]
+    scan = circle(800.0, 0.0)
     found = visibility(scan, scan + blob(100.0))
     assert found.d_prime.reason is Reason.NO_NOISE
     assert found.compression_equivalent.number == found.compression_equivalent_haarpsi.number

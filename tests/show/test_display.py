@@ -7,7 +7,8 @@ import re
 import pytest
 
 from mafl_cli.errors import UsageError
-from mafl_cli.show.display import CLASS_COLOURS, WINDOWS, class_colour, parse_window
+from mafl_cli.measure.presets import WINDOWS
+from mafl_cli.show.display import CLASS_COLOURS, class_colour, parse_window
 
 
 def test_every_class_has_a_colour_of_its_own_and_the_first_those_of_the_figure() -> None:

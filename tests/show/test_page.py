@@ -16,7 +16,10 @@ from bodies import ORIENTATIONS, case, noisy, ras, stored_as, stored_slice
 from pages import CLASSES, MASKS, blocks, decoded, page_case
 
 from mafl_cli.errors import OutputError, UsageError
+from mafl_cli.measure.value import Value
 from mafl_cli.results.quantities import PAGE, QUANTITIES, NumberFormat
+from mafl_cli.results.report import CaseRecord
+from mafl_cli.results.text import visible
 from mafl_cli.show import page
 from mafl_cli.show.slices import oriented_slice
 from mafl_cli.system.records import plain
@@ -103,6 +106,19 @@ def test_the_numbers_are_those_of_the_report(tmp_path: Path) -> None:
         plain({"model": first.model, "run": first.run, "tool": first.tool, "classes": first.classes})
     ]
     assert data["notice"] in text.split("<main>")[0]
+
+
+def test_the_page_says_first_whether_the_change_can_be_seen_as_the_console_does(tmp_path: Path) -> None:
+    shown = page_case()
+    text, _ = write(tmp_path / "a.html", shown)
+    (entry,) = blocks(text)["index"]["cases"]
+    assert isinstance(shown.case, CaseRecord)
+    sight = shown.case.metrics.visibility
+    assert entry["seen"] == visible(sight)
+    assert entry["seen"].startswith(f"The change {sight.verdict.sentence}: slice {sight.slice} looks as different as ")
+    assert entry["seen"].endswith(":1. No reader was asked.")
+    for ratio, said in ((4.26, "4.3:1"), (23.7, "24:1"), (100.0, "100:1 or more")):
+        assert f" JPEG 2000 at {said}. " in visible(replace(sight, compression_equivalent=Value(ratio)))
 
 
 def test_the_page_knows_how_every_quantity_is_printed_and_names_no_other(tmp_path: Path) -> None:
