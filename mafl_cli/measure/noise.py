@@ -5,6 +5,10 @@ Where the anatomy is flat, what is left of small patches after their trend is ta
 Magnitude images of MR are Rician (Gudbjartsson and Patz, MRM 34, 1995): well above the noise that is Gaussian, so only
 patches there count; where a scan has none, σ is that of its air, which is Rayleigh.
 
+Anatomy looks like noise wherever a patch is larger than what is flat in it, so patches are as small as they can be, and
+larger ones are taken only where nearly all of a scan is flat. What is found errs on the side of too little noise where
+noise is smooth, by up to a third: then a change counts as easier to see than it is.
+
 Planes are (H, W), native units; frequencies are in cycles per pixel.
 """
 
@@ -20,15 +24,20 @@ from numpy.typing import NDArray
 Plane = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-PATCH = 24
-"""Side of a patch, pixels; half of the shorter side of a slice where that is less."""
-SMALLEST = 8
-"""Slices whose patches would be smaller have no estimate."""
-FLAT, ALIKE = 0.1, 1.2
-"""Patches count that vary at most `ALIKE` times as much as the tenth that varies least: texture and edges are not
-noise, and patches that hold noise alone differ by less than that."""
+SIDES = (24, 16, 12, 8)
+"""Sides of the patches that are tried, pixels, at most half of the shorter side of a slice."""
+FLAT, ALIKE, COMMON = 0.03, 1.2, 0.5
+"""Patches count that vary at most `ALIKE` times as much as the share `FLAT` that varies least: patches that hold noise
+alone differ by less than that. Where a share of at least `COMMON` counts, they hold noise; else smaller ones are
+tried."""
 SLICES = 24
 """Slices that are looked at, spread evenly."""
+# Patches of a slice, spread evenly, and slices: so that the memory does not grow with the scan.
+_OF_A_SLICE = 800
+# Squares of this side that hold one value were blanked or clipped: noise of half a step between numbers makes none.
+_ONE_VALUE = 4
+# Scans with values below the first are in HU; what is below the second is air or lung, and less noisy than tissue.
+_HU, _AIR = -500.0, -300.0
 # Rings of the spectrum: from 0 to the corner of the plane of frequencies.
 _RINGS = 24
 _CORNER = float(np.sqrt(0.5))
@@ -38,6 +47,8 @@ _DUST = 1e-6
 _GAUSSIAN = 3.0
 # The median of a Rayleigh distribution over its σ.
 _RAYLEIGH = float(np.sqrt(2 * np.log(2)))
+# The share of patches without tissue that are surely air.
+_DARK = 0.1
 # Around a pixel, sigma of the Gaussian in pixels: what is slower counts as anatomy; and where its noise is averaged.
 _FINE, _NEAR = 1.0, 4.0
 
@@ -83,25 +94,28 @@ def noise_of(data: NDArray[Any], slice_axis: int, outside: Mask | None = None) -
     """
     slices = np.moveaxis(data, slice_axis, 0)
     beyond = None if outside is None else np.moveaxis(outside, slice_axis, 0)
-    side = min(PATCH, min(slices.shape[1:]) // 2)
-    if side < SMALLEST:
-        return None
     chosen = np.unique(np.linspace(0, len(slices) - 1, SLICES).round().astype(int))
-    patches = np.concatenate([_patches(slices[n], None if beyond is None else beyond[n], side) for n in chosen])
-    if not len(patches):
-        return None
-    rests = _without_trend(patches)
-    spread = rests.std(axis=(1, 2))
-    gaussian = spread > _DUST * np.abs(patches).max()
-    if gaussian.mean() < 1 - FLAT:  # What varies is made of edges alone.
-        return None
-    if data.min() >= 0:
-        gaussian &= patches.mean(axis=(1, 2)) > _GAUSSIAN * spread
-    if not gaussian.any():
-        return _of_air(patches)
-    rests, spread = rests[gaussian], spread[gaussian]
-    flat = rests[spread <= ALIKE * np.quantile(spread, FLAT)]
-    return Noise(float(np.sqrt((flat**2).mean())), _rings(flat))
+    lowest = float(data.min())
+    uncounted = [_uncounted(slices[n], None if beyond is None else beyond[n], lowest < _HU) for n in chosen]
+    air: Noise | None = None
+    for side in (each for each in SIDES if each <= min(slices.shape[1:]) // 2):
+        patches = np.concatenate([_patches(slices[n], mask, side) for n, mask in zip(chosen, uncounted, strict=True)])
+        if not len(patches):
+            continue
+        rests = _without_trend(patches)
+        spread = rests.std(axis=(1, 2))
+        gaussian = spread > _DUST * np.abs(patches).max()
+        if lowest >= 0:
+            gaussian &= patches.mean(axis=(1, 2)) > _GAUSSIAN * spread
+        if not gaussian.any():
+            # Large patches know it best, but small ones may yet have tissue.
+            air = air or _of_air(patches)
+            continue
+        rests, spread = rests[gaussian], spread[gaussian]
+        flat = spread <= ALIKE * np.quantile(spread, FLAT)
+        if side == SIDES[-1] or flat.mean() >= COMMON:
+            return Noise(float(np.sqrt((rests[flat] ** 2).mean())), _rings(rests[flat]))
+    return air
 
 
 def _of_air(patches: NDArray[np.float64]) -> Noise | None:
@@ -109,18 +123,31 @@ def _of_air(patches: NDArray[np.float64]) -> Noise | None:
     varied = patches[np.ptp(patches, axis=(1, 2)) > _DUST * np.abs(patches).max()]
     if not len(varied):
         return None
-    sigma = float(np.quantile(np.median(varied, axis=(1, 2)), FLAT)) / _RAYLEIGH
+    sigma = float(np.quantile(np.median(varied, axis=(1, 2)), _DARK)) / _RAYLEIGH
     return Noise(sigma, (sigma**2,) * _RINGS) if sigma > 0 else None
 
 
-def _patches(plane: NDArray[Any], outside: Mask | None, side: int) -> NDArray[np.float64]:
-    """Squares of a plane that overlap by half and are measured throughout, (n, side, side)."""
-    windows = np.lib.stride_tricks.sliding_window_view(plane, (side, side))[:: side // 2, :: side // 2]
-    found = windows.reshape(-1, side, side)
-    if outside is not None:
-        beyond = np.lib.stride_tricks.sliding_window_view(outside, (side, side))[:: side // 2, :: side // 2]
-        found = found[~beyond.reshape(-1, side * side).any(axis=1)]
-    return found.astype(np.float64)
+def _uncounted(plane: NDArray[Any], outside: Mask | None, hounsfield: bool) -> Mask:
+    """Pixels of a plane that say nothing about its noise: not measured, blanked, clipped, or air in HU."""
+    from scipy import ndimage
+
+    one = ndimage.maximum_filter(plane, _ONE_VALUE) == ndimage.minimum_filter(plane, _ONE_VALUE)
+    # Even squares have no middle: the first is taken to begin two pixels before it, so this one ends two pixels behind.
+    found: Mask = ndimage.maximum_filter(one, _ONE_VALUE, origin=-1)
+    if hounsfield:
+        found |= plane < _AIR
+    return found if outside is None else found | outside
+
+
+def _patches(plane: NDArray[Any], uncounted: Mask, side: int) -> NDArray[np.float64]:
+    """Squares of a plane that overlap by half, and hold nothing that does not count: (n, side, side)."""
+    windows, beyond = (
+        np.lib.stride_tricks.sliding_window_view(each, (side, side))[:: side // 2, :: side // 2]
+        for each in (plane, uncounted)
+    )
+    places = np.argwhere(~beyond.any(axis=(2, 3)))
+    places = places[:: max(1, -(-len(places) // _OF_A_SLICE))]
+    return windows[places[:, 0], places[:, 1]].astype(np.float64)
 
 
 def _without_trend(patches: NDArray[np.float64]) -> NDArray[np.float64]:

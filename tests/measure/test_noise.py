@@ -6,9 +6,11 @@ import importlib.util
 import sys
 from importlib.machinery import PathFinder
 from math import exp, pi, sqrt
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,7 @@ from mafl_cli.measure.noise import Noise, frequencies, noise_of
 from mafl_cli.measure.observer import Screen, eye, percent_correct
 from mafl_cli.measure.observer import detectability as _detectability
 
+SAMPLE = Path(__file__).parents[2] / "sample_data" / "brain_t1.nii.gz"
 SHAPE = (192, 192)
 RNG = np.random.default_rng(5)
 
@@ -73,6 +76,35 @@ def test_rician_noise_is_that_of_its_two_channels() -> None:
     assert tissue.sigma == pytest.approx(20, rel=0.08)
     assert air is not None
     assert air.sigma == pytest.approx(20, rel=0.08)
+
+
+@pytest.mark.parametrize("kind", ["white", "smooth"])
+@pytest.mark.parametrize("share", [0.03, 0.06, 0.12])
+def test_the_noise_of_a_brain_is_not_its_anatomy(share: float, kind: str) -> None:
+    # The sample scan is the mean of many heads: next to no noise, and anatomy that no patch of it is free of.
+    brain = np.asarray(nib.load(SAMPLE).dataobj, np.float64)
+    own, sigma = noise_of(brain, 2, brain == brain.min()), share * float(np.ptp(brain))
+    added = np.random.default_rng(6).normal(0, 1, brain.shape)
+    if kind == "smooth":
+        added = ndimage.gaussian_filter(added, (0.6, 0.6, 0))
+    noise = noise_of(brain + added * sigma / added.std(), 2)
+    assert own is not None
+    assert own.sigma < 0.015 * float(np.ptp(brain))
+    assert noise is not None
+    assert 0.65 * sigma < noise.sigma < 1.4 * sigma
+
+
+def test_a_background_of_any_value_and_air_do_not_count() -> None:
+    y, x = np.mgrid[-1:1:192j, -1:1:192j]
+    body = (x**2 + y**2 < 0.7)[:, :, None]
+    scaled = np.where(body, RNG.normal(0, 1, (*SHAPE, 4)), 0.0)
+    found = noise_of(scaled, 2)
+    assert found is not None
+    assert found.sigma == pytest.approx(1, rel=0.08)
+    ct = np.where(body, 50 + RNG.normal(0, 15, (*SHAPE, 4)), -1000 + RNG.normal(0, 4, (*SHAPE, 4)))
+    found = noise_of(ct, 2)
+    assert found is not None
+    assert found.sigma == pytest.approx(15, rel=0.08)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
