@@ -91,7 +91,11 @@ def _problem(found: Report) -> str | None:
     if settings.mode != f"{dims}d" or case.space.mode != f"{dims}d":
         return f"its mode is not that of a {dims}-D model"
     spacing, roi = settings.spacing, settings.roi
-    if (roi is not None and len(roi) != dims) or (spacing is not None and len(spacing) not in (dims, 3)):
+    # A network of slices that goes through a volume has windows of one plane, and says nothing of the way across.
+    planes = dims == 3 and roi is not None and roi[0] == 1
+    if (roi is not None and len(roi) != dims) or (
+        spacing is not None and len(spacing) not in ((2, 3) if planes else (dims, 3))
+    ):
         return f"its spacing or roi is not that of a {dims}-D model"
     return None
 

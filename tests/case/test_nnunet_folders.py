@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from commands import mafl
 from nnunet_folders import ARCHITECTURE, configuration, write_checkpoint, write_folder
 
 from mafl_cli.case.request import ModelRequest
@@ -65,12 +67,9 @@ def write_scan(root: Path, channels: int, affine: Any) -> list[Path]:
     return paths
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", KINDS)
-def test_predictions_are_those_of_nnunet(tmp_path: Path, kind: str) -> None:
+def made(tmp_path: Path, kind: str) -> tuple[Path, list[Path]]:
+    """A results folder of two folds, random weights, and a scan for it: a file for each channel."""
     tools = pytest.importorskip("nnunetv2.utilities.get_network_from_plans")
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
     said = KINDS[kind]
     chosen, data_set = said.get("chosen", configuration()), said.get("data_set", {})
     name = said.get("name", "nnUNetTrainer__nnUNetPlans__3d_fullres")
@@ -84,9 +83,17 @@ def test_predictions_are_those_of_nnunet(tmp_path: Path, kind: str) -> None:
         arguments = (architecture[key] for key in ("network_class_name", "arch_kwargs", "_kw_requires_import"))
         network = tools.get_network_from_plans(*arguments, channels, 3, deep_supervision=True)
         mirrored = said.get("mirrored", (0, 2))
-        trained = {"configuration": last}
-        write_checkpoint(folder / f"fold_{fold}/checkpoint_final.pth", network, mirrored=mirrored, init_args=trained)
-    paths = write_scan(tmp_path, channels, said.get("affine"))
+        configured = {"configuration": last}
+        write_checkpoint(folder / f"fold_{fold}/checkpoint_final.pth", network, mirrored=mirrored, init_args=configured)
+    return folder, write_scan(tmp_path, channels, said.get("affine"))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", KINDS)
+def test_predictions_are_those_of_nnunet(tmp_path: Path, kind: str) -> None:
+    folder, paths = made(tmp_path, kind)
+    data_set = KINDS[kind].get("data_set", {})
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     def say(line: str) -> None:
         """What is assumed is not asked here."""
@@ -140,3 +147,19 @@ def test_two_folders_are_one_function_with_a_scaling_for_each(tmp_path: Path) ->
     along = [one.field().slopes(clean, lambda p: [(p.logits * mean).sum()]).gradients[0] for one in alone]
     both = torch.stack(along).sum(dim=0)
     assert torch.allclose(together.gradients[0], both, atol=1e-5 * float(both.abs().max()))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["slices", "regions"])
+def test_a_run_can_be_evaluated_and_shown(tmp_path: Path, kind: str) -> None:
+    folder, paths = made(tmp_path, kind)
+    run = tmp_path / "run"
+    options = ("--model", folder, "--folds", 0, "--no-mirror", "--quiet")
+
+    attacked = mafl("attack", paths[0], "--target", "erase:1", "--steps", 2, "--out", run, *options)
+    evaluated = mafl("evaluate", run, *options, "--json", "-")
+    shown = mafl("visualize", run, "--out", tmp_path / "figure.png", "--quiet")
+
+    assert [(each.exit_code, each.stderr) for each in (attacked, evaluated, shown)] == [(0, "")] * 3
+    judged = json.loads(evaluated.stdout)["cases"][0]
+    assert (judged["predictions"], judged["differences"]) == ("recomputed", [])

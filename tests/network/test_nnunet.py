@@ -283,6 +283,19 @@ def test_weights_of_another_network_do_not_fit(tmp_path: Path) -> None:
         read_model(folder, CPU)
 
 
+def test_another_trainer_with_the_network_of_the_plans_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nnU-Net looks for a trainer by importing all it has, and one of them may lack a library here."""
+    folder = made(tmp_path, trainer_name="nnUNetTrainerOfSomebody")
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr("nnunetv2.utilities.find_class_by_name.recursive_find_python_class", fails)
+    assert read_model(folder, CPU).members == 2 * 8
+
+
 def test_mirroring_that_was_not_trained_is_refused(tmp_path: Path) -> None:
     folder = made(tmp_path, inference_allowed_mirroring_axes=None)
 

@@ -203,9 +203,11 @@ def _require_plain(trainer: str, name: str) -> None:
         finder: Any = importlib.import_module("nnunetv2.utilities.find_class_by_name")
         base: Any = importlib.import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer")
         package: Any = importlib.import_module("nnunetv2")
-        found = finder.recursive_find_python_class(
-            str(Path(package.__path__[0]) / "training" / "nnUNetTrainer"), trainer, "nnunetv2.training.nnUNetTrainer"
-        )
+        place = Path(package.__path__[0]) / "training" / "nnUNetTrainer"
+        try:
+            found = finder.recursive_find_python_class(str(place), trainer, "nnunetv2.training.nnUNetTrainer")
+        except Exception:  # It imports all trainers there are, and some want libraries that are missing or do not fit.
+            found = None
     own = getattr(base, _TRAINER)
     if found is None or found.build_network_architecture is own.build_network_architecture:
         return  # One that is not known here may have its own network too: then its weights do not fit.
