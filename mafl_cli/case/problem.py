@@ -243,6 +243,7 @@ def limits_of(preprocessing: Preprocessing, clean: Tensor) -> Limits:
         unit=preprocessing.unit,
         frozen=preprocessing.keep(clean),
         nonzero=preprocessing.nonzero_only,
+        window=preprocessing.window,
     )
 
 

@@ -149,6 +149,23 @@ class Preprocessing:
         """
         return self.crop is not None and any(one.kind == "zscore" for one in self.intensity.plain)
 
+    @property
+    def window(self) -> tuple[Tensor, Tensor] | None:
+        """Native values, (C,) each, beyond which the network sees no difference; None where it sees all.
+
+        It is told for CT normalization alone, which clips native values: there the ends are exact.
+        """
+        if self.intensity.kind == "ct":
+            return torch.full_like(self.unit, self.intensity.lower), torch.full_like(self.unit, self.intensity.upper)
+        if all(one.window is None for one in self.each):
+            return None
+        far = [torch.full_like(one.unit, torch.inf) for one in self.each]
+        windows = [one.window or (-end, end) for one, end in zip(self.each, far, strict=True)]
+        low, high = ([window[side] for window in windows] for side in range(2))
+        if self.intensity.kind == "members":  # What any of them sees is seen.
+            return torch.stack(low).amin(dim=0), torch.stack(high).amax(dim=0)
+        return torch.cat(low), torch.cat(high)
+
     def _moving(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the crops `x`, (B, C, 1, ...), as `_scaling` takes them."""
         assert self.crop is not None

@@ -97,8 +97,8 @@ class Certificate:
         """
         clean, normal, unit = steps.taken(self._clean, rows), steps.taken(self._normal, rows), self._limits.unit
         low, high = (
-            ((per_channel(end, clean) - clean) / per_channel(unit, clean)).clamp(*side)
-            for end, side in ((self._limits.low, (None, 0)), (self._limits.high, (0, None)))
+            ((end - clean) / per_channel(unit, clean)).clamp(*side)
+            for end, side in zip(self._limits.ends(clean), ((None, 0), (0, None)), strict=True)
         )
         factor = torch.zeros_like(self._offset[rows])
         for _ in range(self.ROUNDS):

@@ -87,6 +87,9 @@ class Limits:
     unit: (C,) native units per model unit.
     nonzero: a voxel that is not 0 must not become 0 (there, 0 means background).
     ball: how far from the clean image, or None for as far as the box goes.
+    window: (C,) each, values beyond which the model sees no difference; None where it sees all. No voxel goes further
+        out than it was, or than the window's end: that would make the change larger for nothing, and beyond the end
+        there is no slope that would bring it back.
     """
 
     low: Tensor
@@ -96,6 +99,15 @@ class Limits:
     grid: Grid | None = None
     nonzero: bool = False
     ball: Ball | None = None
+    window: tuple[Tensor, Tensor] | None = None
+
+    def ends(self, clean: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and the largest value of each voxel, grid and ball apart. They broadcast with `clean`."""
+        low, high = per_channel(self.low, clean), per_channel(self.high, clean)
+        if self.window is None:
+            return low, high
+        first, last = (per_channel(end, clean) for end in self.window)
+        return torch.maximum(low, torch.minimum(clean, first)), torch.minimum(high, torch.maximum(clean, last))
 
     def within(self, config: AttackConfig) -> Limits:
         """The same limits with the ball that the settings ask for.
@@ -124,7 +136,7 @@ class Limits:
 
     def project(self, clean: Tensor, delta: Tensor, rows: Tensor) -> Tensor:
         """The allowed image next to clean + delta. clean: (B, C, *spatial) native; delta: likewise, model units."""
-        low, high = per_channel(self.low, clean), per_channel(self.high, clean)
+        low, high = self.ends(clean)
         moved = delta * per_channel(self.unit, delta)
         keep = steps.taken(self.frozen, rows)
         if self.ball is not None:
@@ -162,8 +174,8 @@ class Limits:
 
         x, clean: (b, C, *spatial), native units; gradient: likewise, of any length.  Returns: bool, like x.
         """
-        low, high = per_channel(self.low, x), per_channel(self.high, x)
-        nearly = 1e-6 * (high - low)
+        low, high = self.ends(clean)
+        nearly = 1e-6 * per_channel(self.high - self.low, x)
         if self.grid is not None:
             nearly = torch.maximum(self.grid.step / 2, nearly)
         if self.ball is not None and self.ball.norm == "linf":

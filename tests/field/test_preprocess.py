@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -110,6 +111,22 @@ def test_gradient_is_one_over_the_spread_inside_the_clip_of_a_ct() -> None:
     inside = (x > -100) & (x < 300)
     torch.testing.assert_close(gradient[inside], torch.full_like(gradient[inside], 1 / 80))
     assert not gradient[(x < -100) | (x > 300)].any()
+
+
+def test_the_window_is_what_every_channel_and_every_member_of_an_ensemble_is_clipped_to() -> None:
+    narrow, wide = (Intensity(kind="ct", lower=low, upper=high, mean=50, std=80) for low, high in ((0, 90), (-20, 60)))
+    plain = Intensity(kind="zscore")
+
+    def window(intensity: Intensity, channels: int = 2) -> list[list[float]] | None:
+        found = freeze(intensity, ct(channels)).window
+        return None if found is None else [end.tolist() for end in found]
+
+    assert window(narrow) == [[0, 0], [90, 90]]
+    assert window(plain) is None
+    assert window(Intensity(kind="each", each=(plain, narrow))) == [[-math.inf, 0], [math.inf, 90]]
+    # What any of the members sees is seen.
+    assert window(Intensity(kind="members", each=(narrow, wide))) == [[-20, -20], [90, 90]]
+    assert window(Intensity(kind="members", each=(narrow, plain))) == [[-math.inf] * 2, [math.inf] * 2]
 
 
 def test_zeros_have_no_gradient_where_they_are_background() -> None:

@@ -250,6 +250,25 @@ def test_projection_by_hand() -> None:
     assert stored.tolist() == [14.0, 10.0, 10.0, 99.0, 150.0, 10.0, 4.0]
 
 
+def test_no_voxel_goes_out_of_sight() -> None:
+    clean = torch.tensor([-80.0, -80.0, -80.0, 0.0, 50.0, 50.0, 90.0, 90.0]).view(1, 1, 1, 8)
+    delta = torch.tensor([-9.0, 3.0, 99.0, -9.0, -9.0, 9.0, 5.0, -1.0]).view(1, 1, 1, 8)
+    seen = (torch.tensor([0.0]), torch.tensor([60.0]))
+    limits = box(clean, -100, 100, unit=torch.tensor([10.0]), window=seen)
+    rows = torch.tensor([0])
+
+    x = limits.project(clean, delta, rows)
+    assert x.flatten().tolist() == [-80.0, -50.0, 60.0, 0.0, 0.0, 60.0, 90.0, 80.0]
+    # What the model sees is the same as without: only what it does not see is taken back.
+    without = replace(limits, window=None).project(clean, delta, rows)
+    assert torch.equal(x.clamp(0, 60), without.clamp(0, 60))
+    assert ((x - clean).abs() <= (without - clean).abs()).all()
+    # A step further out would do nothing there.
+    outwards = torch.where(x <= 0, 1.0, -1.0)
+    assert limits.blocks(x, clean, outwards).flatten().tolist() == [True, False, True, True, True, True, True, False]
+    assert not limits.blocks(x, clean, -outwards)[..., 1:].any()
+
+
 # --- what it must survive -----------------------------------------------------------------------------------------
 
 
