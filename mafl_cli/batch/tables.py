@@ -22,7 +22,8 @@ from mafl_cli.results.batch_report import Batch, BatchAggregate, BatchCase, Batc
 from mafl_cli.results.envelope import NOTICE, SCHEMA_VERSION, TOOL, Failure
 from mafl_cli.results.files import FAILED, REPORT, RUN
 from mafl_cli.results.folder import staged, write_text, written_to
-from mafl_cli.results.quantities import HEADLINES, QUANTITIES, TABLE, value_of
+from mafl_cli.results.quantities import HEADLINES, QUANTITIES, TABLE
+from mafl_cli.results.quantity import value_of
 from mafl_cli.results.report import CaseRecord, Report
 from mafl_cli.system import locks
 from mafl_cli.system.records import to_json

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from mafl_cli.config import AttackConfig, config_hash
 from mafl_cli.names import stem
 from mafl_cli.results.envelope import NOTICE, SCHEMA_VERSION, TOOL, Environment
-from mafl_cli.results.quantities import HEADLINES, QUANTITIES, Quantity, value_of
+from mafl_cli.results.quantities import HEADLINES, QUANTITIES
+from mafl_cli.results.quantity import Quantity, value_of
 from mafl_cli.results.report import (
     Aggregate,
     CaseRecord,

@@ -18,7 +18,8 @@ from typing import Any
 from mafl_cli.codes import Outcome, Reason
 from mafl_cli.errors import UsageError, cannot_be_written
 from mafl_cli.results.envelope import NOTICE, Tool
-from mafl_cli.results.quantities import PAGE, QUANTITIES, NumberFormat
+from mafl_cli.results.quantities import PAGE, QUANTITIES
+from mafl_cli.results.quantity import NumberFormat
 from mafl_cli.results.report import CaseRecord, Model, Run
 from mafl_cli.results.text import visible
 from mafl_cli.show.display import MAX_MB

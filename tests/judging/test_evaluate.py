@@ -638,8 +638,8 @@ def test_the_card_names_what_was_judged_and_what_that_does_not_say(work: Path) -
     assert result.exit_code == 0, result.stderr
     headings = [line for line in result.stdout.splitlines() if line.startswith("#")]
     assert headings == [
-        "# Robustness of model.ts", "## The attack", "## Gates", "## Results", "## What became of the body", "## Transfer", "## Survival",
-        "## Detection", "## Cases", "## Models", "## Limits",
+        "# Robustness of model.ts", "## The attack", "## Gates", "## Results", "## What became of the body",
+        "## Transfer", "## Survival", "## Detection", "## Cases", "## Models", "## Limits",
     ]  # fmt: skip
     assert "**PASSED**" in result.stdout
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from judged import case
 
-from mafl_cli.results.quantities import EVALUATED, QUANTITIES, value_of
+from mafl_cli.results.quantities import EVALUATED, QUANTITIES
+from mafl_cli.results.quantity import value_of
 
 
 @pytest.mark.parametrize("name", QUANTITIES)

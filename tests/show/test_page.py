@@ -17,7 +17,8 @@ from pages import CLASSES, MASKS, blocks, decoded, page_case
 
 from mafl_cli.errors import OutputError, UsageError
 from mafl_cli.measure.value import Value
-from mafl_cli.results.quantities import PAGE, QUANTITIES, NumberFormat
+from mafl_cli.results.quantities import PAGE, QUANTITIES
+from mafl_cli.results.quantity import NumberFormat
 from mafl_cli.results.report import CaseRecord
 from mafl_cli.results.text import visible
 from mafl_cli.show import page
