@@ -38,6 +38,7 @@ from mafl_cli.errors import UsageError
 from mafl_cli.judging import gates, transforms
 from mafl_cli.judging.evaluation import EvaluateRequest, run_evaluation
 from mafl_cli.judging.gates import Gate
+from mafl_cli.judging.given import Predictions
 from mafl_cli.judging.trials import Trials
 from mafl_cli.network.device import float32_by_default
 from mafl_cli.network.source import Model
@@ -272,6 +273,28 @@ def _models(given: Files | Loaded, ensemble: EnsembleRule | None) -> tuple[Model
     return paths_of("model", given)
 
 
+def _predictions(clean: object, adversarial: object, classes: Sequence[str] | None) -> Predictions | None:
+    """What was drawn, where it is given. Raises UsageError for one prediction without the other."""
+    given = {"prediction_clean": clean, "prediction_adversarial": adversarial}
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == 1:
+        raise UsageError(f"`{missing[0]}` is missing: give what was drawn on both scans.")
+    if missing:
+        if classes is not None:
+            raise UsageError("`classes` are those of `prediction_clean` and `prediction_adversarial`: give these too.")
+        return None
+    return Predictions(str(clean), str(adversarial), None if classes is None else words_of(classes))
+
+
+def _require_no_model(given: Mapping[str, Any]) -> None:
+    """Raise UsageError where something is given that is about a model, and would be ignored."""
+    for name, value in given.items():
+        if value not in (None, "auto"):
+            raise UsageError(
+                f"with `prediction_clean` and `prediction_adversarial`, leave out `{name}`: no model is asked."
+            )
+
+
 def evaluate(
     runs: Files = (),
     *,
@@ -280,6 +303,9 @@ def evaluate(
     target: str | Path | None = None,
     model: Files | Loaded = (),
     ensemble: EnsembleRule | None = None,
+    prediction_clean: str | Path | None = None,
+    prediction_adversarial: str | Path | None = None,
+    classes: Sequence[str] | None = None,
     ground_truth: str | Path | None = None,
     fail_if: str | Gate | Sequence[str | Gate] = (),
     trials: Trials | str | Sequence[str] = (),
@@ -296,6 +322,8 @@ def evaluate(
             and a mask, or folders, matched by name.
         model: the first draws the predictions and judges, more are asked whether they are fooled too.
         ensemble: all of them are one model, as in an attack on an ensemble: mean or mean-probabilities.
+        prediction_clean, prediction_adversarial: instead of a model what it drew on both scans: masks, or folders of
+            masks, matched by name. classes: the names of their classes, background first.
         ground_truth: what is really there: a mask, a folder of masks, or the manifest of a batch.
         fail_if: gates, see docs/evaluate.md. trials: transforms as "blur:1", or a `Trials`.
         options: device; mode, slice_axis, orientation, intensity, spacing, roi, overlap as for `attack_scan`; at_hand:
@@ -307,10 +335,17 @@ def evaluate(
     """
     for name in options:
         require_known(name, EVALUATE_OPTIONS)
-    view, models = seen_as(options), _models(model, ensemble)
+    view = seen_as(options)
+    predictions = _predictions(prediction_clean, prediction_adversarial, classes)
+    if predictions is not None:
+        _require_no_model({**view, "model": model or None, "ensemble": ensemble})
+    models = () if predictions is not None else _models(model, ensemble)
     trust = bool(with_types({"trust": options.get("trust", False)})["trust"])
-    if original is not None and not models and not runs:
-        raise UsageError("`model` must name the model that draws the predictions of a pair of scans.")
+    if original is not None and not models and not runs and predictions is None:
+        raise UsageError(
+            "`model` must name the model that draws the predictions of a pair of scans; or give them, as "
+            "`prediction_clean` and `prediction_adversarial`."
+        )
     rules = (fail_if,) if isinstance(fail_if, (str, Gate)) else fail_if
     request = EvaluateRequest(
         runs=paths_of("runs", runs),
@@ -319,6 +354,7 @@ def evaluate(
         target=None if target is None else str(target),
         models=tuple(ModelRequest(model=each, trust=trust, **view) for each in models),
         at_hand=tuple(ModelRequest(model=each, **view) for each in paths_of("at_hand", options.get("at_hand", ()))),
+        predictions=predictions,
         device=str(options.get("device", "auto")),
         ground_truth=None if ground_truth is None else path_of("ground_truth", ground_truth),
         trials=trials if isinstance(trials, Trials) else Trials(transforms=transforms.parse(words_of(trials))),

@@ -63,11 +63,14 @@ class Reason(Code):
     NO_GROUND_TRUTH = "no_ground_truth", "needs a ground truth"
     NO_CURVE = "no_curve", "needs the curve"
     NO_OTHER_MODEL = "no_other_model", "needs a second model"
+    NO_MODEL = "no_model", "needs a model, and only predictions were given"
     NO_TRANSFORM = "no_transform", "needs a transform"
     NO_NOISE = "no_noise", "the scan has no noise that could be measured"
 
 
-NOT_ASKED = frozenset({Reason.NO_GROUND_TRUTH, Reason.NO_CURVE, Reason.NO_OTHER_MODEL, Reason.NO_TRANSFORM})
+NOT_ASKED = frozenset(
+    {Reason.NO_GROUND_TRUTH, Reason.NO_CURVE, Reason.NO_OTHER_MODEL, Reason.NO_MODEL, Reason.NO_TRANSFORM}
+)
 """Undefined because nobody asked for it: not measured, rather than without a value."""
 
 
@@ -91,6 +94,7 @@ class Untested(Code):
     )
     OTHER_NUMBERS = "other_numbers", "{}, so the report is not about these files"
     OTHER_MODEL = "other_model", "{}, so it is not what was attacked"
+    NOTHING_DRAWN = "nothing_drawn", "both given predictions are empty, so nothing shows that a model drew them"
     NO_MODEL = "no_model", "only the folder says what {} draws, for it is not at hand; give the model too"
 
 

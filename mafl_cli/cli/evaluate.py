@@ -14,6 +14,7 @@ from mafl_cli.cli.flags import in_flags
 from mafl_cli.cli.groups import FILES, GATES, OUTPUT, READERS, TRIALS, Grouped, HelpAll, expanded, under
 from mafl_cli.cli.options import Ensemble, Json, MaybePath, MaybeStr, SizeLimit, Trust, ViewOptions, Words
 from mafl_cli.cli.reading import (
+    between_commas,
     files_between_commas,
     model_or_default,
     models_at_hand,
@@ -56,6 +57,30 @@ class EvaluateFiles:
             FILES, "--target", "-t", metavar="MASK|DIR", help="The target mask, or a folder of masks, matched by name."
         ),
     ] = None
+    prediction_clean: Annotated[
+        MaybeStr,
+        under(
+            FILES,
+            "--prediction-clean",
+            metavar="MASK|DIR",
+            help="Instead of --model: what it drew on the clean scan, a mask on the scan's grid, or a folder of masks, "
+            "matched by name.",
+        ),
+    ] = None
+    prediction_adversarial: Annotated[
+        MaybeStr,
+        under(FILES, "--prediction-adversarial", metavar="MASK|DIR", help="The same for the adversarial scan."),
+    ] = None
+    classes: Annotated[
+        MaybeStr,
+        under(
+            FILES,
+            "--classes",
+            metavar="NAMES",
+            help="Names of the classes in these predictions, by number, as background,liver,spleen. [default: those "
+            "that target and clean prediction have]",
+        ),
+    ] = None
     ground_truth: Annotated[
         MaybePath,
         under(
@@ -81,10 +106,21 @@ class EvaluateFiles:
     trust: Trust = False
     size_limit: SizeLimit = None
 
+    @property
+    def predicted(self) -> bool:
+        """Whether predictions are given, so that no model is asked."""
+        return self.prediction_clean is not None or self.prediction_adversarial is not None
+
     def read(self) -> list[Path]:
         """The files and folders that are read."""
         found = [*(self.model or ()), *((self.ground_truth,) if self.ground_truth else ())]
-        named = {"--original": self.original, "--adversarial": self.adversarial, "--target": self.target}
+        named = {
+            "--original": self.original,
+            "--adversarial": self.adversarial,
+            "--target": self.target,
+            "--prediction-clean": self.prediction_clean,
+            "--prediction-adversarial": self.prediction_adversarial,
+        }
         for option, scans in named.items():
             found += () if scans is None else files_between_commas(scans, option)
         return found
@@ -239,7 +275,8 @@ def evaluate(
         require_view(view.given())
         from mafl_cli import api
 
-        judges = [model_or_default(voice)] if not files.model and not runs else files.model or []
+        alone = not (files.model or runs or files.predicted)
+        judges = [model_or_default(voice)] if alone else files.model or []
         with progress_of_cases(voice, "case") as bar:
             measured = api.evaluate(
                 runs or (),
@@ -249,7 +286,10 @@ def evaluate(
                 model=judges,
                 ensemble=files.ensemble,
                 trust=files.trust,
-                at_hand=() if files.model or not runs else models_at_hand(),
+                prediction_clean=files.prediction_clean,
+                prediction_adversarial=files.prediction_adversarial,
+                classes=None if files.classes is None else between_commas(files.classes, "--classes"),
+                at_hand=models_at_hand() if runs and not (files.model or files.predicted) else (),
                 ground_truth=files.ground_truth,
                 trials=trials,
                 fail_if=rules,

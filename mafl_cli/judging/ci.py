@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterable
 from xml.etree import ElementTree
 
-from mafl_cli.judging.robustness_card import error_of, judges_of
+from mafl_cli.judging.robustness_card import error_of, judged_name
 from mafl_cli.names import harmless, in_one_line
-from mafl_cli.results.evaluation_report import Evaluation, GateResult
+from mafl_cli.results.evaluation_report import Evaluation
+from mafl_cli.results.gate_report import GateResult
 from mafl_cli.results.quantities import EVALUATED
 
 # What XML 1.0 cannot hold, escaped or not.
@@ -18,8 +19,7 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 def junit(report: Evaluation) -> str:
     """One test for each gate and case (gates on a mean or the like: one test); without gates one for each case."""
     suites = ElementTree.Element("testsuites", name="mafl")
-    model = ", ".join(each.name for each in judges_of(report)) or "no model"
-    suite = ElementTree.SubElement(suites, "testsuite", name=_xml(f"mafl {model}"), time="0")
+    suite = ElementTree.SubElement(suites, "testsuite", name=_xml(f"mafl {judged_name(report)}"), time="0")
     for gate in report.gates:
         for name, status, reason in _tests(gate):
             _add_test(suite, f"fail if {gate.expression}", name, status, reason)

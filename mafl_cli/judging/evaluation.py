@@ -15,17 +15,17 @@ import numpy as np
 
 from mafl_cli.case.problem import Say
 from mafl_cli.case.request import ModelRequest
-from mafl_cli.classes import Labels
-from mafl_cli.codes import Outcome, Reason, Untested
+from mafl_cli.codes import Outcome, Untested
 from mafl_cli.errors import MaflError, UsageError, place_of
 from mafl_cli.judging import chances, doubts, gates, totals, trials
 from mafl_cli.judging.gates import Gate
+from mafl_cli.judging.given import Given, Predictions
 from mafl_cli.judging.judges import Comparison, Judge
-from mafl_cli.judging.pairs import mask_of, of_files
+from mafl_cli.judging.pairs import of_files
 from mafl_cli.judging.trials import Trials
+from mafl_cli.judging.truth import against_truth, true_labels
 from mafl_cli.measure import agreement
 from mafl_cli.measure.records import Draws, Reach, Size
-from mafl_cli.measure.value import Value, defined, undefined
 from mafl_cli.names import outside
 from mafl_cli.network import kinds
 from mafl_cli.network.device import exactly, pick_device
@@ -36,17 +36,14 @@ from mafl_cli.results.evaluation_report import (
     Evaluation,
     FailedCase,
     GoalRecord,
-    GroundTruth,
     JudgedCase,
     JudgedMetrics,
     JudgingModel,
     ProvesNothing,
-    WithTruth,
 )
 from mafl_cli.results.files import PREDICTION_ADVERSARIAL, PREDICTION_CLEAN, TARGET
 from mafl_cli.results.recorded import Pair, PairSource, Recorded, changed_files, distinct, of_runs
 from mafl_cli.results.report import named_members
-from mafl_cli.scans.masks import Masks, read_masks
 
 # Share of the clean prediction that the attacked model may draw otherwise now: machines round differently.
 _MOST_DRIFT = 0.02
@@ -61,8 +58,8 @@ class EvaluateRequest:
     runs: result folders, or folders of them; or else original, adversarial and target: files (several channels
     separated by commas) or folders. models: the first judges, the others are asked whether they are fooled too. Without
     any, a result folder is judged by the model it attacked if that is one of those at_hand; else the predictions in it
-    are measured, but prove nothing: no gate passes on them. ground_truth: a mask, or a folder of masks by the names of
-    the cases.
+    are measured, but prove nothing: no gate passes on them. predictions: what a model drew that is not at hand, instead
+    of any. ground_truth: a mask, or a folder of masks by the names of the cases.
     """
 
     runs: tuple[Path, ...] = ()
@@ -71,6 +68,7 @@ class EvaluateRequest:
     target: str | None = None
     models: tuple[ModelRequest, ...] = ()
     at_hand: tuple[ModelRequest, ...] = ()
+    predictions: Predictions | None = None
     device: str = "auto"
     ground_truth: Path | None = None
     trials: Trials = field(default_factory=Trials)
@@ -106,10 +104,11 @@ def run_evaluation(
                     say(warning)
             models = request.models or _attacked(pair, request, hashes)
             with exactly(device), enough_memory(", ".join(model.model.name for model in models), "this scan"):
+                given = None if request.predictions is None else Given.of(pair, request.predictions, say)
                 judges = [Judge.of(pair, model, hashes[model.model], device, say) for model in models]
-                for facts in [_facts(judge) for judge in judges] or [_recorded_facts(pair)]:
+                for facts in [] if given else [_facts(judge) for judge in judges] or [_recorded_facts(pair)]:
                     seen.setdefault(facts.sha256, facts)
-                cases.append(_judged(pair, judges, request, say))
+                cases.append(_judged(pair, judges, given, request, say))
             alike.setdefault(_scan_and_target(pair), []).append(number)
         except Exception as exc:
             if len(sources) == 1:
@@ -141,6 +140,18 @@ def run_evaluation(
 
 
 def _sources(request: EvaluateRequest) -> list[PairSource]:
+    found = _pairs(request)
+    if request.predictions is not None:
+        if request.trials.any:
+            raise UsageError(
+                "`transforms`, `detect` and `curve` must ask a model, but its predictions were given: leave them out, "
+                "or give `model` instead."
+            )
+        request.predictions.require(found)
+    return found
+
+
+def _pairs(request: EvaluateRequest) -> list[PairSource]:
     files = {"`original`": request.original, "`adversarial`": request.adversarial, "`target`": request.target}
     missing = [parameter for parameter, value in files.items() if value is None]
     if request.runs:
@@ -160,7 +171,9 @@ def _sources(request: EvaluateRequest) -> list[PairSource]:
 
 
 def _attacked(pair: Pair, request: EvaluateRequest, hashes: Mapping[Model, str]) -> tuple[ModelRequest, ...]:
-    """The model that a result folder's run attacked, if it is among those at hand."""
+    """The model that a result folder's run attacked, if it is among those at hand; none where it is not asked."""
+    if request.predictions is not None:
+        return ()
     assert pair.recorded is not None
     said = pair.recorded.report.model
     found = tuple(model for model in request.at_hand if hashes[model.model] == said.sha256)
@@ -190,22 +203,23 @@ def _named(facts: Mapping[str, Any]) -> JudgingModel:
 # --- one case -----------------------------------------------------------------------------------------------------
 
 
-def _judged(pair: Pair, judges: Sequence[Judge], request: EvaluateRequest, say: Say) -> JudgedCase:
-    """Measure one pair."""
-    compared = Comparison.of(pair, judges[0] if judges else None)
+def _judged(pair: Pair, judges: Sequence[Judge], given: Given | None, request: EvaluateRequest, say: Say) -> JudgedCase:
+    """Measure one pair. given: what a model drew that is not at hand; then there are no judges."""
+    compared = Comparison.of(pair, judges[0] if judges else given)
     asked = request.trials
-    truth = None if request.ground_truth is None else _true_labels(pair, compared, request.ground_truth, say)
+    truth = None if request.ground_truth is None else true_labels(pair, compared, request.ground_truth, say)
     quick = compared.quick_agreement(compared.adversarial)
     iou, hit = compared.goal
     reached = compared.reached(compared.adversarial)
     draws = chances.draws_by(judges[0], compared, truth, reached=reached) if judges else None
-    said = _record(pair, compared, quick, draws, judged=bool(judges))
+    said = _record(pair, compared, quick, draws, judge=judges[0] if judges else given)
     attack = None if pair.recorded is None else doubts.told(pair.recorded)
     return JudgedCase(
         case_id=pair.case_id,
         status="ok",
         error=None,
-        predictions="recomputed" if judges else "recorded",
+        predictions="recomputed" if judges else "recorded" if given is None else "given",
+        given=None if given is None else given.files,
         outcome=None if pair.recorded is None else pair.recorded.case.attack.outcome,
         files_intact=said.files_intact,
         differences=said.differences,
@@ -223,7 +237,7 @@ def _judged(pair: Pair, judges: Sequence[Judge], request: EvaluateRequest, say: 
             visibility=compared.visibility,
             draws=draws,
         ),
-        ground_truth=None if truth is None else _against_truth(compared, truth),
+        ground_truth=None if truth is None else against_truth(compared, truth),
         transfer=tuple(judge.verdict() for judge in judges[1:]),
         survival=tuple(trials.survival(pair, compared, judges[0], each) for each in asked.transforms),
         detection=trials.detection(pair, judges[0]) if asked.detect else None,
@@ -246,14 +260,21 @@ class _Record:
     untested: ProvesNothing | None
 
 
-def _record(pair: Pair, compared: Comparison, quick: Reach, draws: Draws | None, *, judged: bool) -> _Record:
+def _record(
+    pair: Pair, compared: Comparison, quick: Reach, draws: Draws | None, *, judge: Judge | Given | None
+) -> _Record:
     """quick: what the adversarial prediction has of the target. draws: of a model that answers by chance."""
     recorded, unchanged = pair.recorded, _unchanged(pair, compared)
+    if unchanged is None and isinstance(judge, Given) and not (judge.clean.any() or judge.adversarial.any()):
+        unchanged = _untested(Untested.NOTHING_DRAWN)
     if recorded is None:
         return _Record(None, (), unchanged)
     changed = changed_files(recorded)
     strangers = [Untested.FILE_CHANGED.sentence.format(name) for name in changed]
-    redrawn, replaced = _redrawn(recorded, compared, draws) if judged else ([], None)
+    redrawn, replaced = _redrawn(recorded, compared, draws) if isinstance(judge, Judge) else ([], None)
+    if isinstance(judge, Given):
+        # Whoever drew them need not be who was attacked: a run is held to its own masks alone.
+        quick, redrawn = _recorded_reach(recorded), list(judge.differences(pair))
     numbers = _differing_numbers(recorded, quick, compared.size, draws)
     # A mask that was put in with its hash is seen by the numbers, which are those of the masks that were written.
     own = _differing_numbers(recorded, _recorded_reach(recorded), compared.size, None) if redrawn else numbers
@@ -264,7 +285,7 @@ def _record(pair: Pair, compared: Comparison, quick: Reach, draws: Draws | None,
         unchanged,
         _untested(Untested.OTHER_NUMBERS, own[0]) if own else None,
         _untested(Untested.OTHER_MODEL, replaced) if replaced else None,
-        None if judged else _untested(Untested.NO_MODEL, model),
+        None if judge is not None else _untested(Untested.NO_MODEL, model),
     ]
     untested = next((reason for reason in reasons if reason is not None), None)
     return _Record(not strangers, (*strangers, *redrawn, *numbers), untested)
@@ -334,34 +355,6 @@ def _differ(old: float | None, new: float | None, by_chance: float) -> bool:
     if old is None or new is None:
         return (old is None) != (new is None)
     return abs(old - new) > 1e-3 * max(abs(old), 1e-9) + by_chance
-
-
-def _true_labels(pair: Pair, compared: Comparison, given: Path, say: Say) -> Labels:
-    """The true classes of a case, from a mask, or from a folder of them."""
-    path = mask_of(given, pair.case_id)
-    mask = read_masks((path,), pair.clean[0], compared.classes, Masks(adjustable=False))
-    for warning in mask.warnings:
-        say(warning)
-    return mask.labels
-
-
-def _against_truth(compared: Comparison, truth: Labels) -> GroundTruth:
-    """Both predictions against the true classes: what the model was worth, and what the attack takes away."""
-
-    def with_truth(labels: Labels) -> WithTruth:
-        found = compared.agreement(labels, truth)
-        return WithTruth(dice=_of_truth(found.target_dice), iou=_of_truth(found.target_iou), per_class=found.per_class)
-
-    clean, adversarial = with_truth(compared.clean), with_truth(compared.adversarial)
-    drop = clean.dice
-    if clean.dice.value is not None:
-        drop = defined(clean.dice.number - adversarial.dice.number)
-    return GroundTruth(clean=clean, adversarial=adversarial, dice_drop=drop)
-
-
-def _of_truth(value: Value) -> Value:
-    """The mask that was compared with is the ground truth, not a target."""
-    return undefined(Reason.TRUTH_HAS_NO_FOREGROUND) if value.value is None else value
 
 
 def _scan_and_target(pair: Pair) -> object:

@@ -20,7 +20,8 @@ from mafl_cli.errors import InputError, UsageError
 from mafl_cli.measure.statistics import quantile
 from mafl_cli.measure.value import Value
 from mafl_cli.names import outside, public_name
-from mafl_cli.results.evaluation_report import FailedCase, GateCase, GateResult, JudgedCase, Operator, Over
+from mafl_cli.results.evaluation_report import FailedCase, JudgedCase
+from mafl_cli.results.gate_report import GateCase, GateResult, Operator, Over
 from mafl_cli.results.quantities import EVALUATED
 from mafl_cli.system.documents import read_toml
 

@@ -14,6 +14,7 @@ from mafl_cli.case.subject import Subject, prepare_subject
 from mafl_cli.classes import Classes, Labels
 from mafl_cli.config import AttackConfig
 from mafl_cli.errors import InputError, UsageError
+from mafl_cli.judging.given import Given
 from mafl_cli.measure import agreement as metrics
 from mafl_cli.measure import perturbation
 from mafl_cli.measure.consequences import consequences
@@ -158,7 +159,7 @@ def _target(pair: Pair, subject: Subject, say: Say) -> Labels:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """The labels that are compared, from the judging model or from the folder, and the change between the scans."""
+    """The labels that are compared, as the model draws them, as given, or from the folder; and the change."""
 
     classes: Classes
     clean: Labels
@@ -172,14 +173,18 @@ class Comparison:
     visibility: Visibility
 
     @staticmethod
-    def of(pair: Pair, judge: Judge | None) -> Comparison:
+    def of(pair: Pair, judge: Judge | Given | None) -> Comparison:
         recorded, scan = pair.recorded, pair.clean[0]
         defaults = AttackConfig()
         goal = (defaults.goal_iou, defaults.goal_hit)
         if recorded is not None:
             settings = recorded.report.run.settings
             goal = (settings.goal_iou, settings.goal_hit)
-        if judge is not None:
+        if isinstance(judge, Given):
+            classes, channels, slice_axis = judge.classes, judge.channels, judge.slice_axis
+            clean, adversarial, target = judge.clean, judge.adversarial, judge.target
+            units = list(judge.units)
+        elif judge is not None:
             info = judge.subject.info
             classes, channels = info.classes, info.channels
             clean, adversarial, target = judge.clean, judge.adversarial, judge.target

@@ -33,6 +33,10 @@ _LIMITS = (
     "A robust model may still be wrong: these numbers say nothing about clinical performance.",
 )
 
+GIVEN = (
+    "Predictions were given as mask files. Nothing is known about who or what drew them, nor whether on these scans."
+)
+
 
 def error_of(case: JudgedCase | FailedCase) -> str:
     return case.error.message if isinstance(case, FailedCase) else ""
@@ -59,7 +63,7 @@ def summary(report: Evaluation) -> str:
 
 def _head(report: Evaluation) -> str:
     counts = report.aggregate
-    models = ", ".join(_md(each.name) for each in judges_of(report)) or "no model"
+    models = _md(judged_name(report))
     verdict = ""
     if report.gates:
         unclear = sum(gate.status == "inconclusive" for gate in report.gates)
@@ -221,6 +225,8 @@ def _cases(report: Evaluation) -> str:
 
 def _models(report: Evaluation) -> str:
     lines = []
+    if is_given(report):
+        return f"## Models\n\n{GIVEN}"
     if not report.models:
         return ""
     judges = judges_of(report)
@@ -235,6 +241,18 @@ def judges_of(report: Evaluation) -> Sequence[JudgingModel]:
     """Whom the figures are about: the model that was given, or those that the runs attacked."""
     asked = {each.sha256 for each in report.transfer}
     return [each for each in report.models if each.sha256 not in asked] or report.models[:1]
+
+
+def is_given(report: Evaluation) -> bool:
+    """Whether predictions were given in the place of a model."""
+    return any(case.given is not None for case in report.judged)
+
+
+def judged_name(report: Evaluation) -> str:
+    """What is judged, as a heading has it."""
+    if is_given(report):
+        return "an unknown model"
+    return ", ".join(each.name for each in judges_of(report)) or "no model"
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mafl_cli.judging.robustness_card import as_text
+from mafl_cli.judging.robustness_card import GIVEN, as_text, is_given
 from mafl_cli.judging.trials import CURVE_END
 from mafl_cli.measure.records import ClassAgreement
 from mafl_cli.names import in_one_line
@@ -25,6 +25,8 @@ def terminal(report: Evaluation) -> str:
         found = report.detection
         blocks.append(f"detection: area under the ROC curve {number(found.auc)}, {found.n} samples of each kind")
     gates = [in_one_line(f"{gate.status.upper()}  fail if {gate.expression}: {gate.reason}") for gate in report.gates]
+    if is_given(report):
+        blocks.append(GIVEN)
     return "\n\n".join([*blocks, *(["\n".join(gates)] if gates else [])])
 
 
@@ -40,7 +42,7 @@ def _one_case(case: JudgedCase) -> str:
         *(f"  class {gone.name!r} removed: {gone.value:.4f}" for gone in post.removed),
         *format_consequences(case.metrics.consequences),
         *format_draws(case.metrics.draws),
-        *format_size(case.metrics.size),
+        *format_size(case.metrics.size, model_units=case.knows_units),
         f"  visibility    {visible(case.metrics.visibility)}",
     ]
     lines.append(f"  attack {_said_of(case)}")

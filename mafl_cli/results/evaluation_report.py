@@ -17,6 +17,7 @@ from mafl_cli.measure.records import Agreement, ClassAgreement, Consequences, Dr
 from mafl_cli.measure.statistics import Statistics
 from mafl_cli.measure.value import Value
 from mafl_cli.results.envelope import Environment, Failure, Tool, Version
+from mafl_cli.results.gate_report import GateResult
 from mafl_cli.results.report import NamedModel
 from mafl_cli.results.trust_report import AlarmRecord, Trust
 from mafl_cli.system.records import CONFIG, OPTIONAL, Count, Length, Sha256, Share, Which
@@ -51,6 +52,20 @@ class TrialsAsked:
 
 
 # --- one case -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenFile:
+    name: str
+    sha256: Sha256
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenPredictions:
+    """The mask files that were given as predictions; who or what drew them is not known."""
+
+    clean: Annotated[tuple[GivenFile, ...], Len(1)]
+    adversarial: Annotated[tuple[GivenFile, ...], Len(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,8 +247,8 @@ class JudgedCase:
     case_id: str
     status: Literal["ok"]
     error: None
-    predictions: Literal["recomputed", "recorded"]
-    """Drawn again by the first model, or those in the result folder."""
+    predictions: Literal["recomputed", "recorded", "given"]
+    """Drawn again by the first model, those in the result folder, or given as mask files."""
     outcome: Outcome | None
     """What the attack said when it ended; null without a run."""
     files_intact: bool | None
@@ -252,6 +267,13 @@ class JudgedCase:
     survival: tuple[Survival, ...]
     detection: Detection | None
     curve: Curve | None
+    given: GivenPredictions | None = field(default=None, metadata=OPTIONAL)
+    """Only where predictions were given."""
+
+    @property
+    def knows_units(self) -> bool:
+        """Whether anything says what a model unit is: a model, or a run. Elsewhere it is one native unit."""
+        return self.given is None or self.attack is not None
 
     @property
     def may_reach(self) -> bool:
@@ -326,40 +348,6 @@ class Roc:
     tpr_at_5_percent_fpr: Value
     points: tuple[tuple[Share, Share], ...]
     """(false positive rate, true positive rate), from (0, 0) to (1, 1)."""
-
-
-# --- gates --------------------------------------------------------------------------------------------------------
-
-Over = Literal["worst", "mean", "median", "p95"]
-Operator = Literal[">", ">=", "<", "<="]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GateCase:
-    """One case under a rule. value: null also where the goal was not reached. problem: why it is not known."""
-
-    case_id: str
-    value: float | None
-    status: Literal["pass", "fail", "inconclusive", "error"]
-    problem: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class GateResult:
-    """A rule that fails when it comes true, or when it is not known whether it does."""
-
-    name: str
-    expression: str
-    figure: str
-    aggregate: Over
-    operator: Operator
-    threshold: float
-    observed: float | None
-    """null where it is not known, or beyond every change that was tried."""
-    status: Literal["pass", "fail", "inconclusive"]
-    """inconclusive fails too: the attack may have failed, rather than the model held."""
-    reason: str
-    cases: tuple[GateCase, ...]
 
 
 # --- all of it ----------------------------------------------------------------------------------------------------

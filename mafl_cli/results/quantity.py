@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from mafl_cli.measure.value import Value, defined
+from mafl_cli.codes import Reason
+from mafl_cli.measure.value import Value, defined, undefined
 from mafl_cli.results.evaluation_report import JudgedCase
 from mafl_cli.results.report import CaseRecord
 
@@ -56,6 +57,8 @@ class Quantity:
         """Raises ValueError where the report of an evaluation does not have it."""
         if self.read.evaluation is None:
             raise ValueError(f"{self.title} is not in the report of an evaluation")
+        if self.unit == "model units" and not case.knows_units:
+            return undefined(Reason.NO_MODEL)
         found = self.read.evaluation(case)
         return found if isinstance(found, Value) else defined(found)
 

@@ -154,10 +154,11 @@ def _short(value: Value) -> str:
     return "-" if value.value is None else f"{value.value:.1f}"
 
 
-def format_size(size: Size) -> list[str]:
+def format_size(size: Size, *, model_units: bool = True) -> list[str]:
+    """model_units: whether it is known what they are."""
+    in_model_units = f" (model units {size.l2.model:.4g}, {size.linf.model:.4g})" if model_units else ""
     return [
-        f"  change        L2 {size.l2.native:.5g}, Linf {size.linf.native:.5g} native units"
-        f" (model units {size.l2.model:.4g}, {size.linf.model:.4g})",
+        f"  change        L2 {size.l2.native:.5g}, Linf {size.linf.native:.5g} native units{in_model_units}",
         f"  PSNR          {number(size.psnr_db, '.2f', ' dB')}   data range {size.data_range.value:.6g}"
         f" ({size.data_range.rule})",
         f"  SSIM          {number(size.ssim.mean, '.5f')}   worst slice {number(size.ssim.worst, '.5f')}",
