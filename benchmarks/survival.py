@@ -24,8 +24,8 @@ from torch import Tensor
 from mafl_cli.case.pipeline import run_attack
 from mafl_cli.case.request import DEMO_MODEL, AttackRequest, ModelRequest
 from mafl_cli.config import preset
+from mafl_cli.field.transforms import parse
 from mafl_cli.judging.evaluation import EvaluateRequest, run_evaluation
-from mafl_cli.judging.transforms import parse
 from mafl_cli.judging.trials import Trials
 from mafl_cli.results.evaluation_report import JudgedCase
 from mafl_cli.system.records import plain

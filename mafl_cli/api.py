@@ -35,7 +35,8 @@ from mafl_cli.case.request import (
 from mafl_cli.case.searching import Progress
 from mafl_cli.config import AttackConfig, EnsembleRule, preset
 from mafl_cli.errors import UsageError
-from mafl_cli.judging import gates, transforms
+from mafl_cli.field import transforms
+from mafl_cli.judging import gates
 from mafl_cli.judging.evaluation import EvaluateRequest, run_evaluation
 from mafl_cli.judging.gates import Gate
 from mafl_cli.judging.given import Predictions

@@ -116,6 +116,14 @@ class AttackConfig:
         1e-6, 1e6, heading="Goal",
     )  # fmt: skip
 
+    survive: str | None = setting(
+        None,
+        "What the change must survive: it has to reach the goal on the scan, and after each of these transforms of "
+        "slices, separated by commas, as jpeg:90,blur:0.5. Names and strengths are those of `mafl evaluate "
+            "--transform`.",
+        heading="Goal", usual=True,
+    )  # fmt: skip
+
     mask_loss: MaskLoss = setting(
         "margin", "Loss that drives the prediction to the target; docs/method.md says which method has which."
     )
@@ -245,6 +253,7 @@ class AttackConfig:
             and self.low_frequency == "penalty"
             and self.eps is None
             and self.minimise == "l2"
+            and self.survive is None
         )
 
     def __post_init__(self) -> None:
@@ -295,7 +304,7 @@ class AttackConfig:
         self._refuse(
             self.until is not None and not self.certified,
             "`until` needs an estimate of the excess, which `step` dynamic gives with `mask_loss` margin, "
-            "`low_frequency` penalty and no `eps`",
+            "`low_frequency` penalty, and neither `eps` nor `survive`",
         )
         self._refuse(
             self.step_size is not None and step == "asma",

@@ -12,16 +12,18 @@ from torch import Tensor
 from mafl_cli.case.prepare import Case
 from mafl_cli.case.remedies import Settled
 from mafl_cli.case.searching import Found
+from mafl_cli.case.surviving import Aimed, labels_after, left_after, transforms_of
 from mafl_cli.case.trusting import believed
 from mafl_cli.classes import Labels
 from mafl_cli.codes import Outcome
 from mafl_cli.config import AttackConfig
 from mafl_cli.field.samples import Drawn
+from mafl_cli.field.transforms import Transform
 from mafl_cli.measure import agreement as metrics
 from mafl_cli.measure import perturbation
 from mafl_cli.measure.consequences import consequences
 from mafl_cli.measure.draws import draws_of
-from mafl_cli.measure.records import Agreement, Draws, Size, Unsettled
+from mafl_cli.measure.records import Agreement, Draws, Size, Survival, Unsettled
 from mafl_cli.measure.value import Value
 from mafl_cli.measure.visibility import visibility_of
 from mafl_cli.network.chance import DRAWS_A_STEP
@@ -113,12 +115,21 @@ def facts_of(
                 outside=[unmeasured(each) for each in subject.scans],
             ),
             draws=_draws(case, config, drawn, reached=goal_reached) if drawn.draws else None,
+            survival=tuple(_survival(case, config, again, each) for each in transforms_of(config)) or None,
         ),
         quantisation=_quantisation(case, found, again),
         timing_s={},
         memory=report.Memory(peak_resident_bytes=None, peak_device_bytes=None),
         files=(),
     )
+
+
+def _survival(case: Case, config: AttackConfig, again: Sequence[volume.Volume], transform: Transform) -> Survival:
+    """What is left of the written file after a transform."""
+    subject = case.subject
+    aimed = Aimed(case.target.labels, subject.to_labels(case.clean_labels), subject.info.classes)
+    before, after = (labels_after(transform, scans, subject) for scans in (subject.scans, again))
+    return left_after(transform, before, after, aimed, (config.goal_iou, config.goal_hit))
 
 
 def _draws(case: Case, config: AttackConfig, drawn: Drawn, *, reached: bool) -> Draws:

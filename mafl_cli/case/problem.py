@@ -200,8 +200,8 @@ class Problem(ABC):
         """The preprocessing with the statistics of a changed batch."""
 
     def is_limited(self, config: AttackConfig) -> bool:
-        """Whether anything bounds the change, or where it may be."""
-        return config.eps is not None or self.confined
+        """Whether anything bounds the change, or where it may be, or asks more of it than the target."""
+        return config.eps is not None or config.survive is not None or self.confined
 
     def goal(self, config: AttackConfig) -> Goal:
         """What counts as reached."""

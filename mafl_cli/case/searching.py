@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mafl_cli.case.faithful import Faithfulness, ask, ask_again
 from mafl_cli.case.problem import Problem
+from mafl_cli.case.surviving import Survivors
 from mafl_cli.case.visible import Rulers
 from mafl_cli.codes import Outcome, Reason
 from mafl_cli.config import AttackConfig
@@ -148,7 +149,8 @@ def search(
     # From draw to draw the loss moves though the scan does not.
     watch &= not seen.by_chance
     draws = chance.DRAWS_A_STEP if seen.by_chance else 1
-    rulers = Rulers(case, config)
+    rulers, survivors = Rulers(case, config), Survivors(case, config)
+    together = draws * survivors.views
     field = seen.field(exact=False)
     drawn = case.clean_drawn
     rounds: list[list[traces.Group]] = []
@@ -167,13 +169,13 @@ def search(
             part = Part.of(case, field, rows)
             records: list[StepRecord] = []
             result = attack(
-                case.expected(part.field, config.seed, number),
+                survivors.of(part.field, config.seed, number),
                 part.clean,
                 part.wanted,
                 config,
                 part.limits,
                 guide=part.guide if config.feature_weight > 0 or follow is None else None,
-                surrogate=None if follow is None else case.expected(follow(part, rows), config.seed, number),
+                surrogate=None if follow is None else survivors.of(follow(part, rows), config.seed, number),
                 start=None if start is None else part.change(start[rows]),
                 begun=begun,
                 ruler=rulers.of(part.clean),
@@ -189,7 +191,8 @@ def search(
             watched.keep(rows, part, result)
             adversarial[rows] = part.pasted(result.adversarial)
             estimate[rows] = result.estimate
-            passes[0], passes[1] = passes[0] + draws * result.forward, passes[1] + draws * result.backward
+            passes[0] += together * result.forward
+            passes[1] += together * result.backward
             for row, outcome in zip(rows.tolist(), result.outcomes, strict=True):
                 outcomes[row] = outcome
 

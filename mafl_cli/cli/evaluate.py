@@ -155,7 +155,7 @@ class EvaluateChecks:
 
     def trials(self) -> Trials:
         """Raises UsageError for a transform that is not understood."""
-        from mafl_cli.judging import transforms
+        from mafl_cli.field import transforms
         from mafl_cli.judging.trials import Trials
 
         return Trials(transforms=transforms.parse(self.transforms or ()), detect=self.detect, curve=self.curve)

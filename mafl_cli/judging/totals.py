@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from mafl_cli.codes import NOT_ASKED
+from mafl_cli.measure.records import Survival
 from mafl_cli.measure.statistics import summary
 from mafl_cli.measure.value import Value, defined
 from mafl_cli.results.evaluation_report import (
@@ -16,7 +17,6 @@ from mafl_cli.results.evaluation_report import (
     JudgedAggregate,
     JudgedCase,
     Scores,
-    Survival,
     SurvivalMeans,
     Transfer,
     TransferMeans,

@@ -13,28 +13,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mafl_cli.case.subject import Subject
-from mafl_cli.classes import Labels, in_any_map
+from mafl_cli.case.surviving import Aimed, labels_after, left_after
+from mafl_cli.classes import in_any_map
 from mafl_cli.codes import Reason
+from mafl_cli.field.transforms import Transform
 from mafl_cli.judging.judges import Comparison, Judge
-from mafl_cli.judging.transforms import Transform
-from mafl_cli.measure.records import Size
+from mafl_cli.measure.records import Size, Survival
 from mafl_cli.measure.value import Value, defined, undefined
 from mafl_cli.results.evaluation_report import (
     Area,
-    AttackLeft,
-    CleanLeft,
     Curve,
     Detection,
     Point,
     Roc,
     Scores,
     SmallestAtGoal,
-    Survival,
     TrialsAsked,
 )
 from mafl_cli.results.recorded import Pair
-from mafl_cli.scans.volume import Volume
 
 # Where the curve is read: the largest voxel's change as a share of the data range.
 CURVE_BUDGETS = (
@@ -75,29 +71,9 @@ class Trials:
 
 def survival(pair: Pair, compared: Comparison, judge: Judge, transform: Transform) -> Survival:
     """The predictions after a transform: of the adversarial scan, and of the clean one, which pays for a defence."""
-    clean, adversarial = (_after(transform, scans, judge.subject) for scans in (pair.clean, pair.adversarial))
-    after, before = compared.quick_agreement(adversarial), compared.quick_agreement(clean)
-    return Survival(
-        transform=transform.name,
-        adversarial=AttackLeft(target_iou=after.target_iou, hit_rate=after.hit_rate, restored=after.restored),
-        clean=CleanLeft(target_iou=before.target_iou, dice_with_clean=before.dice_with_clean),
-    )
-
-
-def _after(transform: Transform, scans: Sequence[Volume], subject: Subject) -> Labels:
-    """What the model draws on the changed scans, on the grid of the scans as they were."""
-    axis = subject.slices.index
-    changed = []
-    for scan in scans:
-        data = transform(scan.data, axis)
-        if subject.preprocessing.nonzero_only:
-            # Zero is no measurement for this model: it stays what it was, wherever the transform has put it.
-            outside = scan.data == 0 if transform.kind != "crop" else transform(scan.data, axis) == 0
-            data[outside] = 0
-        if scan.padding is not None and transform.kind != "crop":
-            data[scan.padding] = scan.data[scan.padding]
-        changed.append(data)
-    return transform.back(subject.predict(changed), axis)
+    clean, adversarial = (labels_after(transform, scans, judge.subject) for scans in (pair.clean, pair.adversarial))
+    aimed = Aimed(compared.target, compared.clean, compared.classes)
+    return left_after(transform, clean, adversarial, aimed, compared.goal)
 
 
 # --- does it give itself away -------------------------------------------------------------------------------------
@@ -116,7 +92,7 @@ def detection(pair: Pair, judge: Judge) -> Detection:
         ("clean", pair.clean, judge.clean),
         ("adversarial", pair.adversarial, judge.adversarial),
     ):
-        blurred = _after(DETECTOR, scans, subject)
+        blurred = labels_after(DETECTOR, scans, subject)
         masks = np.stack([in_any_map(blurred != labels), in_any_map((blurred > 0) | (labels > 0))])
         samples = masks.shape[axis + 1] if sliced else 1
         counts = [np.moveaxis(mask, axis, 0).reshape(samples, -1).sum(axis=1) for mask in masks]

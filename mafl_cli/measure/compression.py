@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 Slices = NDArray[np.float64]
 
 
-def jpeg2000(slices: Slices, ratio: float) -> Slices:
+def jpeg2000(slices: Slices, ratio: float, low: float, high: float) -> Slices:
     """Slices (N, H, W) through JPEG 2000, irreversible, as archives compress: 16 / ratio bits a pixel.
 
-    The 16 bits go from the lowest to the highest value of all slices.
+    low, high: the values that the 16 bits go from and to; what lies outside is cut off.
     """
-    low, high = float(slices.min()), float(slices.max())
-    grey = np.rint((slices - low) / max(high - low, 1e-30) * 65535).astype(np.uint16)
+    grey = np.rint(np.clip((slices - low) / max(high - low, 1e-30), 0, 1) * 65535).astype(np.uint16)
     again = [
         through(each, "JPEG2000", quality_mode="rates", quality_layers=[ratio], irreversible=True) for each in grey
     ]

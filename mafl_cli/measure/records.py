@@ -355,3 +355,30 @@ class LocalOptimum:
     """Cosine of the change and the weighted sum of the margins' slopes, downwards; 1 at a local optimum of L2."""
     excess_per_sample: dict[str, Length]
     """By the number of the slice along the slice axis, "0" for the volume; only those that have an estimate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackLeft:
+    """What the adversarial scan still has of the target after a transform."""
+
+    target_iou: Value
+    hit_rate: Value
+    restored: Value
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanLeft:
+    """What the transform does to the prediction of the clean scan."""
+
+    target_iou: Value
+    dice_with_clean: Value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survival:
+    """What the model draws after a transform. goal_reached: whether that is the target still."""
+
+    transform: str
+    goal_reached: bool
+    adversarial: AttackLeft
+    clean: CleanLeft

@@ -259,7 +259,7 @@ class _Slice:
 def _of_slice(before: NDArray[np.generic], after: NDArray[np.generic], scan: _Scan, observer: _Eye) -> _Slice:
     plane, change = before.astype(np.float64), _difference(before, after)
     d, patch = observer.worst(change)
-    packed = [jpeg2000(plane[None], ratio)[0] for ratio in RATIOS]
+    packed = [jpeg2000(plane[None], ratio, float(plane.min()), float(plane.max()))[0] for ratio in RATIOS]
     looks = [_look(plane, change, packed, window) for window in scan.windows]
     # Where two windows show as much, the first: radiologists begin there.
     place = max(range(len(looks)), key=lambda n: looks[n][1])

@@ -34,18 +34,22 @@ class Prediction:
     logits: before softmax; (B, K, *spatial) with K >= 2 exclusive classes, or (B, 2, R, *spatial) for R regions that
     may overlap, each a problem of two classes. features: of each tap, or of each window and tap.
     draws: of a network that answers by chance, the labels of each draw; logits and features are their mean.
+    views: of several functions that are attacked together, what each says; all else is that of the first. number: whose
+    prediction it is among them.
     """
 
     logits: Tensor
     features: tuple[Patch, ...]
     draws: tuple[Tensor, ...] = ()
+    views: tuple[Prediction, ...] = ()
+    number: int = 0
 
     def detach(self) -> Prediction:
         """The same numbers without their history."""
-        return Prediction(
-            self.logits.detach(),
-            tuple(replace(patch, features=patch.features.detach()) for patch in self.features),
-            self.draws,
+        return replace(
+            self,
+            logits=self.logits.detach(),
+            features=tuple(replace(patch, features=patch.features.detach()) for patch in self.features),
         )
 
     @property

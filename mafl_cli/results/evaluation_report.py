@@ -13,7 +13,7 @@ from annotated_types import Interval, Len
 
 from mafl_cli.codes import Outcome, Reason, Untested
 from mafl_cli.config import Norm
-from mafl_cli.measure.records import Agreement, ClassAgreement, Consequences, Draws, Reach, Size, Visibility
+from mafl_cli.measure.records import Agreement, ClassAgreement, Consequences, Draws, Reach, Size, Survival, Visibility
 from mafl_cli.measure.statistics import Statistics
 from mafl_cli.measure.value import Value
 from mafl_cli.results.envelope import Environment, Failure, Tool, Version
@@ -139,32 +139,6 @@ class Transfer:
     sha256: Sha256
     clean: Reach
     adversarial: Reach
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttackLeft:
-    """What the adversarial scan still has of the target after a transform."""
-
-    target_iou: Value
-    hit_rate: Value
-    restored: Value
-
-
-@dataclass(frozen=True, kw_only=True)
-class CleanLeft:
-    """What the transform does to the prediction of the clean scan."""
-
-    target_iou: Value
-    dice_with_clean: Value
-
-
-@dataclass(frozen=True, kw_only=True)
-class Survival:
-    """What the first model draws after a transform."""
-
-    transform: str
-    adversarial: AttackLeft
-    clean: CleanLeft
 
 
 @dataclass(frozen=True, kw_only=True)

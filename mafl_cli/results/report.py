@@ -16,7 +16,7 @@ from annotated_types import Interval, Len
 from mafl_cli.classes import Classes
 from mafl_cli.codes import Outcome
 from mafl_cli.config import Activation, AttackConfig, EnsembleRule, Norm, SaveAs, SliceAxisChoice
-from mafl_cli.measure.records import Agreement, Consequences, Draws, LocalOptimum, Size, Visibility
+from mafl_cli.measure.records import Agreement, Consequences, Draws, LocalOptimum, Size, Survival, Visibility
 from mafl_cli.measure.value import Value
 from mafl_cli.results.envelope import Environment, Tool, Version
 from mafl_cli.results.trust_report import Trust
@@ -357,6 +357,8 @@ class Metrics:
     visibility: Visibility
     draws: Draws | None = field(default=None, metadata=OPTIONAL)
     """Only where the model answers differently each time."""
+    survival: tuple[Survival, ...] | None = field(default=None, metadata=OPTIONAL)
+    """Only with `survive`: what the model draws after each of the its transforms."""
 
 
 @dataclass(frozen=True, kw_only=True)

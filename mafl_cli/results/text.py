@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mafl_cli.codes import Alarm, Belief
 from mafl_cli.measure.records import (
     MOST_COMPRESSED,
@@ -10,6 +12,7 @@ from mafl_cli.measure.records import (
     Draws,
     LocalOptimum,
     Size,
+    Survival,
     Visibility,
 )
 from mafl_cli.measure.value import Value
@@ -53,6 +56,7 @@ def format_summary(report: Report) -> str:
         f" collateral {post.collateral.count} voxels",
         f"  goal reached  {'yes' if attack.goal_reached else 'no'}{counts}",
         *format_consequences(case.metrics.consequences),
+        *_format_survival(case.metrics.survival),
         *format_draws(case.metrics.draws, attack.draws_a_step),
         *format_size(case.metrics.size),
         *_format_local_optimum(attack.local_optimum),
@@ -172,6 +176,15 @@ def _format_local_optimum(optimum: LocalOptimum | None) -> list[str]:
     known = optimum.excess_per_sample.values()
     most = f", {max(known):.1%} in the worst slice" if len(known) > 1 else ""
     return [f"  excess        {optimum.excess.value:.1%} above the local optimum, estimated to first order{most}"]
+
+
+def _format_survival(found: Sequence[Survival] | None) -> list[str]:
+    """What is left after each transform that the change was to survive."""
+    if found is None:
+        return []
+    held = sum(each.goal_reached for each in found)
+    left = ", ".join(f"{each.transform} {number(each.adversarial.hit_rate)}" for each in found)
+    return [f"  survives      {held} of {len(found)} transforms at the goal; hit rate after {left}"]
 
 
 def _format_worst(worst: WorstCase | None, kind: str) -> list[str]:

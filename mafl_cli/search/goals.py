@@ -8,6 +8,7 @@ lesion in a large organ done before anything happened, and says nothing about a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -50,6 +51,7 @@ class Goal:
     code: (B, G, voxels), (2 target + changed) K with changed = 1 where the clean prediction is not the target: with the
         label added, a number for everything that can be asked of a voxel, so that one count answers it all. In the
         smallest type that holds it.
+    others: where several functions are attacked together, the goals of all but the first.
     in_target, in_clean: (B, n), voxels of each foreground class. must: (B,), voxels that have to change.
     """
 
@@ -60,6 +62,7 @@ class Goal:
     classes: int
     iou: float
     hit: float
+    others: tuple[Goal, ...] = ()
 
     @staticmethod
     def of(target: Tensor, clean: Tensor, classes: int, *, iou: float, hit: float, overlapping: bool = False) -> Goal:
@@ -85,7 +88,7 @@ class Goal:
             return self
         return replace(
             self, code=self.code[rows], in_target=self.in_target[rows], in_clean=self.in_clean[rows],
-            must=self.must[rows],
+            must=self.must[rows], others=tuple(other[rows] for other in self.others),
         )  # fmt: skip
 
     def judge(self, labels: Tensor) -> Verdict:
@@ -94,7 +97,10 @@ class Goal:
 
     def judge_prediction(self, prediction: Prediction) -> Verdict:
         """Judge what a search has seen. Where a network answers by chance, a voxel is at its target only if clearly
-        most of the draws are, so that no luck of a few draws counts."""
+        most of the draws are, so that no luck of a few draws counts. Where there are several functions, the worst counts."""
+        if prediction.views:
+            goals = (replace(self, others=()), *self.others)
+            return _worst([goal.judge_prediction(view) for goal, view in zip(goals, prediction.views, strict=True)])
         if not prediction.draws:
             return self.judge(prediction.labels)
         target = (self.code // (2 * self.classes)).view_as(prediction.draws[0])
@@ -134,6 +140,20 @@ class Goal:
         removal = 1 - unwanted / before
         reached = (iou >= self.iou - SLACK) & (hit >= self.hit - SLACK) & (removal >= self.hit - SLACK)
         return Verdict(iou, hit, removal, reached)
+
+
+def _worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """What all have: the least of each number, and the goal where each reaches it."""
+
+    def least(numbers: list[Tensor]) -> Tensor:
+        return torch.stack(numbers).amin(dim=0)
+
+    return Verdict(
+        least([each.iou for each in verdicts]),
+        least([each.hit for each in verdicts]),
+        least([each.removal for each in verdicts]),
+        torch.stack([each.reached for each in verdicts]).all(dim=0),
+    )
 
 
 def _counts(numbers: Tensor, classes: int, more: Tensor | None = None) -> Tensor:

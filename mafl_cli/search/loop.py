@@ -138,7 +138,8 @@ def attack(
     promises = Promises(torch.zeros_like(stuck) if watch is None else watch)
     gains = FeatureGains(config.feature_weight if before.features else 0.0, config, budget, like=loss)
     # Half-spaces of means over draws say nothing of the lead that single draws need.
-    certificate = Certificate(clean, limits, budget) if config.certified and not before.draws else None
+    certified = config.certified and not before.draws and not before.views
+    certificate = Certificate(clean, limits, budget) if certified else None
 
     for step in range(budget):
         if not len(rows):

@@ -80,6 +80,10 @@ class Pressure:
         loss, self._lead[rows] = margin_hinge(margin, kappa, weight)
         return loss
 
+    def usual(self, rows: Tensor) -> Tensor:
+        """The mean lead of the clean prediction: (b,), logit units, above 0."""
+        return self._mean[rows].clamp_min(1e-20)
+
     def lead(self, rows: Tensor) -> Tensor:
         """What of the last loss is the lead that it asks for, and not the margins themselves: (b,)."""
         return self._lead[rows]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,16 +22,17 @@ from mafl_cli.search.pressure import Pressure, margins
 class Terms:
     """The losses that need a gradient, with everything they compare with.
 
-    target, clean: (B, *spatial), class indices. must: (B,), voxels where they differ.
-    pressure: what each voxel counts in the margin loss; None for other losses.
+    targets, clean: (B, *spatial), class indices, of each function that is attacked. must: (B,), voxels where those of
+    the first differ.
+    pressures: what each voxel counts in the margin loss, of each function that is attacked; none for other losses.
     features, guide: of the clean scan and of a scan that has the target.
     """
 
     config: AttackConfig
-    target: Tensor
-    clean: Tensor
+    targets: tuple[Tensor, ...]
+    clean: tuple[Tensor, ...]
     must: Tensor
-    pressure: Pressure | None
+    pressures: tuple[Pressure, ...]
     features: tuple[Patch, ...]
     guide: tuple[Patch, ...] | None
     overlapping: bool
@@ -48,25 +49,34 @@ class Terms:
     ) -> Terms:
         if guide is not None and config.feature_weight == 0:
             raise UsageError("a guide needs a feature term: set `feature_weight` above 0.")
-        clean = before.labels
+        views = before.views or (before,)
+        clean = tuple(view.labels for view in views)
+        edit = clean[0] != target
+        # What a function draws otherwise than the first one on the clean scan is not what the change is to mend.
+        targets = (target, *(torch.where(edit, target, each) for each in clean[1:]))
         features = None if guide is None else field.predict(guide).features
-        pressure = (
-            Pressure(-margins(before.logits, clean), clean == target, config.kappa)
+        pressures = tuple(
+            Pressure(-margins(view.logits, labels), labels == wanted, config.kappa)
+            for view, labels, wanted in zip(views, clean, targets, strict=True)
             if config.mask_loss == "margin"
-            else None
         )
-        must = (clean != target).flatten(1).sum(dim=1)
-        return Terms(config, target, clean, must, pressure, before.features, features, overlapping)
+        must = edit.flatten(1).sum(dim=1)
+        return Terms(config, targets, clean, must, pressures, before.features, features, overlapping)
 
     def losses(self, rows: Tensor, *, progress: float, gain: Tensor | None, apart: bool) -> Losses:
         """The mask term, with `gain` (b,) times the feature term on the voxels that miss the target; or both apart."""
 
         def terms(prediction: Prediction) -> list[Tensor]:
-            logits, target = prediction.logits, steps.taken(self.target, rows)
+            number, logits = prediction.number, prediction.logits
+            target, clean = (steps.taken(each[number], rows) for each in (self.targets, self.clean))
+            pressure = self.pressures[number] if self.pressures else None
             mask = losses.mask_loss(
                 self.config.mask_loss, logits, target,
-                pressure=self.pressure, rows=rows, clean=steps.taken(self.clean, rows), progress=progress,
+                pressure=pressure, rows=rows, clean=clean, progress=progress,
             )  # fmt: skip
+            if pressure is not None and len(self.pressures) > 1:
+                # So that logits of another scale do not count more.
+                mask = mask / pressure.usual(rows)
             if gain is None:
                 return [mask]
             unmet = (drawn(logits) != target).to(mask.dtype)
@@ -100,21 +110,26 @@ class Terms:
 
     def goal(self, classes: int) -> Goal:
         """What counts as reached. classes: how many the network draws."""
-        return Goal.of(
-            self.target, self.clean, classes,
-            iou=self.config.goal_iou, hit=self.config.goal_hit, overlapping=self.overlapping,
+        first, *others = (
+            Goal.of(
+                target, clean, classes,
+                iou=self.config.goal_iou, hit=self.config.goal_hit, overlapping=self.overlapping,
+            )
+            for target, clean in zip(self.targets, self.clean, strict=True)
         )  # fmt: skip
+        return replace(first, others=tuple(others))
 
     def lead(self, rows: Tensor) -> Tensor:
-        """What of the last margin loss is the lead that it asks for: (b,)."""
-        assert self.pressure is not None
-        return self.pressure.lead(rows)
+        """What of the last margin loss of a single function is the lead that it asks for: (b,)."""
+        (pressure,) = self.pressures
+        return pressure.lead(rows)
 
     def press(self, now: Now) -> None:
         """Adapt the margin loss of the dynamic step to how the last step changed the margins."""
-        if self.pressure is not None and self.config.step == "dynamic":
+        if self.config.step == "dynamic":
             late = now.is_late(self.config) & self.config.adaptive_weights
-            self.pressure.update(now.rows, late, (now.step + 1) / now.budget)
+            for pressure in self.pressures:
+                pressure.update(now.rows, late, (now.step + 1) / now.budget)
 
 
 class FeatureGains:

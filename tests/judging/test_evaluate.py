@@ -21,7 +21,7 @@ from typer.testing import Result
 
 from mafl_cli.classes import Classes
 from mafl_cli.codes import Outcome
-from mafl_cli.judging.transforms import parse
+from mafl_cli.field.transforms import parse
 from mafl_cli.measure import agreement
 
 AFFINE = np.diag([2.0, 2, 3, 1])

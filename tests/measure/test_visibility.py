@@ -41,7 +41,7 @@ def blob(height: float, width: float = 3.0) -> Scan:
 @pytest.mark.parametrize("ratio", [2.0, 5.0, 10.0, 50.0])
 def test_compression_is_its_own_equivalent(ratio: float) -> None:
     scan = head()
-    packed = jpeg2000(np.moveaxis(scan, 2, 0).astype(np.float64), ratio)
+    packed = jpeg2000(np.moveaxis(scan, 2, 0).astype(np.float64), ratio, float(scan.min()), float(scan.max()))
     found = visibility(scan, np.moveaxis(packed, 0, 2))
     # Float32 is what a file holds; the change of the pictures is that of the codec all the same.
     assert found.compression_equivalent.number == pytest.approx(ratio, rel=0.02)

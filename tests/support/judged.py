@@ -17,12 +17,10 @@ from mafl_cli.judging import gates, totals, trials
 from mafl_cli.judging.gates import Gate
 from mafl_cli.measure import agreement, perturbation
 from mafl_cli.measure.consequences import consequences
-from mafl_cli.measure.records import Reach
+from mafl_cli.measure.records import AttackLeft, CleanLeft, Reach, Survival
 from mafl_cli.measure.value import Value
 from mafl_cli.results.envelope import NOTICE, SCHEMA_VERSION, TOOL, Environment, Failure
 from mafl_cli.results.evaluation_report import (
-    AttackLeft,
-    CleanLeft,
     Curve,
     Detection,
     Evaluation,
@@ -35,7 +33,6 @@ from mafl_cli.results.evaluation_report import (
     Point,
     Scores,
     SmallestAtGoal,
-    Survival,
     Transfer,
     TrialsAsked,
     WithTruth,
@@ -131,6 +128,7 @@ def survived(target_iou: float | None, transform: str = "blur:1") -> Survival:
     left = value(target_iou)
     return Survival(
         transform=transform,
+        goal_reached=False,
         adversarial=AttackLeft(target_iou=left, hit_rate=left, restored=left),
         clean=CleanLeft(target_iou=value(0.9), dice_with_clean=value(0.9)),
     )

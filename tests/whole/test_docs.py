@@ -16,7 +16,7 @@ import torch
 import yaml
 from commands import Threshold, scan_array
 
-from mafl_cli.judging import transforms
+from mafl_cli.field import transforms
 from mafl_cli.results.quantities import EVALUATED
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

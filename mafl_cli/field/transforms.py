@@ -4,13 +4,15 @@ Each transform works in the planes of the slices, where both the attack and most
 nothing of the attack: what it needs of the scan (its range) it takes from the scan it is given. So the same function
 is a test of the attack and a defence that could be put before the model.
 
-Words. *range*: p0.1 to p99.9 of the scan, native units; *strength*: the number after the colon.
+Words. *range*: p0.1 to p99.9 of the scan, native units; *strength*: the number after the colon. `field.through` has
+their slopes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,32 @@ SliceArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class Span:
+    """What a whole scan goes from and to, native units.
+
+    low, high: its values. dark, bright: its range; all of it where so little is in a scan that its percentiles are
+    equal.
+    """
+
+    low: float
+    high: float
+    dark: float
+    bright: float
+
+    @staticmethod
+    def of(values: NDArray[Any]) -> Span:
+        """values: of any shape."""
+        low, high = float(values.min()), float(values.max())
+        dark, bright = (float(value) for value in np.percentile(values, (0.1, 99.9)))
+        return Span(low, high, *((dark, bright) if dark < bright else (low, high)))
+
+    @property
+    def range(self) -> float:
+        """How wide the range is."""
+        return self.bright - self.dark
+
+
+@dataclass(frozen=True)
 class TransformKind:
     """A transform of slices (N, H, W) by a strength. meaning: of the strength. usual: what "all" stands for."""
 
@@ -32,7 +60,7 @@ class TransformKind:
     low: float
     high: float
     usual: tuple[float, ...]
-    change: Callable[[Slices, float], Slices]
+    change: Callable[[Slices, float, Span], Slices]
     whole: bool = False
     """Strengths are whole numbers."""
 
@@ -57,7 +85,8 @@ class Transform:
             slice_axis: 0, 1 or 2.
         """
         slices = np.moveaxis(data, slice_axis, 0).astype(np.float64)
-        changed = np.clip(KINDS[self.kind].change(slices, self.strength), slices.min(), slices.max())
+        span = Span.of(slices)
+        changed = np.clip(KINDS[self.kind].change(slices, self.strength, span), span.low, span.high)
         return np.ascontiguousarray(np.moveaxis(changed.astype(np.float32), 0, slice_axis))
 
     def back(self, labels: Labels, slice_axis: int) -> Labels:
@@ -73,27 +102,27 @@ class Transform:
         return moved
 
 
-def parse(texts: Sequence[str]) -> tuple[Transform, ...]:
+def parse(texts: Sequence[str], setting: str = "transforms") -> tuple[Transform, ...]:
     """ "blur:1" or "jpeg" (its usual strengths) or "all", each transform once, in the order given.
 
-    Raises UsageError for a kind that does not exist or a strength it does not take.
+    setting: what messages call it. Raises UsageError for a kind that does not exist or a strength it does not take.
     """
     found: dict[str, Transform] = {}
     for text in texts:
         kind, given, strength = text.partition(":")
         if kind == "all" and given:
-            raise UsageError(f"`transforms` {outside(text)!r}: all takes no strength.")
+            raise UsageError(f"`{setting}` {outside(text)!r}: all takes no strength.")
         for name in KINDS if text == "all" else (kind,):
             if name not in KINDS:
-                raise UsageError(f"`transforms` {outside(text)!r} is not known: use all, {', '.join(KINDS)}.")
-            wanted = (_strength(text, strength),) if given else KINDS[name].usual
+                raise UsageError(f"`{setting}` {outside(text)!r} is not known: use all, {', '.join(KINDS)}.")
+            wanted = (_strength(text, strength, setting),) if given else KINDS[name].usual
             for each in wanted:
                 transform = Transform(name, each)
                 found.setdefault(transform.name, transform)
     return tuple(found.values())
 
 
-def _strength(text: str, strength: str) -> float:
+def _strength(text: str, strength: str, setting: str) -> float:
     kind = KINDS[text.partition(":")[0]]
     try:
         value = float(strength)
@@ -102,7 +131,7 @@ def _strength(text: str, strength: str) -> float:
     if not kind.low <= value <= kind.high or (kind.whole and value != int(value)):
         whole = "a whole number" if kind.whole else "a number"
         raise UsageError(
-            f"`transforms` {outside(text)!r}: {kind.meaning} must be {whole} from {kind.low:g} to {kind.high:g}."
+            f"`{setting}` {outside(text)!r}: {kind.meaning} must be {whole} from {kind.low:g} to {kind.high:g}."
         )
     return value
 
@@ -110,27 +139,21 @@ def _strength(text: str, strength: str) -> float:
 # --- the transforms -----------------------------------------------------------------------------------------------
 
 
-def _range(slices: Slices) -> tuple[float, float]:
-    """The range; all of it for a scan with so little in it that its percentiles are equal."""
-    low, high = (float(value) for value in np.percentile(slices, (0.1, 99.9)))
-    return (low, high) if low < high else (float(slices.min()), float(slices.max()))
-
-
-def _blur(slices: Slices, sigma: float) -> Slices:
+def _blur(slices: Slices, sigma: float, _: Span) -> Slices:
     from scipy import ndimage
 
     blurred: Slices = ndimage.gaussian_filter(slices, (0, sigma, sigma), mode="nearest")
     return blurred
 
 
-def _median(slices: Slices, size: float) -> Slices:
+def _median(slices: Slices, size: float, _: Span) -> Slices:
     from scipy import ndimage
 
     filtered: Slices = ndimage.median_filter(slices, (1, int(size), int(size)), mode="nearest")
     return filtered
 
 
-def _resample(slices: Slices, factor: float) -> Slices:
+def _resample(slices: Slices, factor: float, _: Span) -> Slices:
     """Down by the factor with the smoothing that avoids aliasing, and up again, both linear."""
     from skimage.transform import resize
 
@@ -139,46 +162,46 @@ def _resample(slices: Slices, factor: float) -> Slices:
     return np.stack([resize(each, slices.shape[1:], order=1, mode="edge", preserve_range=True) for each in down])
 
 
-def _bits(slices: Slices, bits: float) -> Slices:
+def _bits(slices: Slices, bits: float, span: Span) -> Slices:
     """2 ** bits equal steps from the lowest to the highest value."""
-    low, high = float(slices.min()), float(slices.max())
-    if low == high:
+    if span.low == span.high:
         return slices
     steps = 2 ** int(bits) - 1
-    rounded: Slices = np.rint((slices - low) / (high - low) * steps) / steps
-    return rounded * (high - low) + low
+    rounded: Slices = np.rint((slices - span.low) / (span.high - span.low) * steps) / steps
+    return rounded * (span.high - span.low) + span.low
 
 
-def _jpeg(slices: Slices, quality: float) -> Slices:
+def _jpeg(slices: Slices, quality: float, span: Span) -> Slices:
     """8 bits over the range, as scans are exported for slides and messages; what lies outside is cut off."""
-    low, high = _range(slices)
-    grey = np.rint(np.clip((slices - low) / max(high - low, 1e-30), 0, 1) * 255).astype(np.uint8)
+    grey = np.rint(np.clip((slices - span.dark) / max(span.range, 1e-30), 0, 1) * 255).astype(np.uint8)
     again = [through(each, "JPEG", quality=int(quality)) for each in grey]
-    return np.stack(again) / 255 * (high - low) + low
+    return np.stack(again) / 255 * span.range + span.dark
 
 
-def _noise(slices: Slices, share: float) -> Slices:
+def _jpeg2000(slices: Slices, ratio: float, span: Span) -> Slices:
+    return jpeg2000(slices, ratio, span.low, span.high)
+
+
+def _noise(slices: Slices, share: float, span: Span) -> Slices:
     """Gaussian, sigma as a share of the range. The same for every scan of that shape: nobody's luck.
 
     A background that somebody has blanked has no noise.
     """
-    low, high = _range(slices)
     background = blanked(slices)
     measured = np.ones(slices.shape, np.bool_) if background is None else ~background
-    noisy: Slices = slices + measured * np.random.default_rng(0).normal(0, share * (high - low), slices.shape)
+    noisy: Slices = slices + measured * np.random.default_rng(0).normal(0, share * span.range, slices.shape)
     return noisy
 
 
-def _gamma(slices: Slices, gamma: float) -> Slices:
+def _gamma(slices: Slices, gamma: float, span: Span) -> Slices:
     """A power of the values, scaled from the lowest to the highest to [0, 1]."""
-    low, high = float(slices.min()), float(slices.max())
-    if low == high:
+    if span.low == span.high:
         return slices
-    scaled: Slices = np.power((slices - low) / (high - low), gamma)
-    return scaled * (high - low) + low
+    scaled: Slices = np.power(np.clip((slices - span.low) / (span.high - span.low), 0, 1), gamma)
+    return scaled * (span.high - span.low) + span.low
 
 
-def _crop(slices: Slices, voxels: float) -> Slices:
+def _crop(slices: Slices, voxels: float, _: Span) -> Slices:
     """Cut rows and columns off on one side, pad as many on the other: all moves, and the edge is repeated."""
     n = int(voxels)
     if n >= min(slices.shape[1:]):
@@ -190,7 +213,7 @@ def _crop(slices: Slices, voxels: float) -> Slices:
     return moved
 
 
-def _lowpass(slices: Slices, cutoff: float) -> Slices:
+def _lowpass(slices: Slices, cutoff: float, _: Span) -> Slices:
     """Spatial frequencies above a share of the highest one (Nyquist) are taken away, with a soft edge (Butterworth 4).
 
     Mirrored first, so that opposite borders do not ring into each other.
@@ -211,7 +234,7 @@ KINDS: dict[str, TransformKind] = {
     "resample": TransformKind("factor, down and up again", 1.05, 16, (1.5, 2.0), _resample),
     "bits": TransformKind("bits a voxel keeps", 1, 16, (8, 6), _bits, whole=True),
     "jpeg": TransformKind("quality", 1, 100, (90, 50), _jpeg, whole=True),
-    "jpeg2000": TransformKind("compression ratio", 1, 200, (10, 20), jpeg2000),
+    "jpeg2000": TransformKind("compression ratio", 1, 200, (10, 20), _jpeg2000),
     "noise": TransformKind("sigma, share of the range", 1e-6, 1, (0.01, 0.03), _noise),
     "gamma": TransformKind("exponent", 0.1, 10, (0.8, 1.25), _gamma),
     "crop": TransformKind("voxels cut off, and padded on the other side", 1, 1000, (1, 4), _crop, whole=True),

@@ -17,7 +17,7 @@ from scipy import ndimage
 from skimage.filters import gaussian
 
 from mafl_cli.errors import UsageError
-from mafl_cli.judging.transforms import KINDS, Transform, parse
+from mafl_cli.field.transforms import KINDS, Transform, parse
 
 ALL = parse(["all"])
 STILL = [each for each in ALL if each.kind != "crop"]
