@@ -60,6 +60,8 @@ class Reason(Code):
     SCORE_UNDEFINED = "score_undefined", "the score is undefined somewhere on the curve"
     NO_ESTIMATE = "no_estimate", "the search gives no estimate of it"
     NO_CHANGED_SAMPLE = "no_changed_sample", "no slice or volume was changed"
+    FEW_SAMPLES = "few_samples", "of fewer than 20 slices or volumes one is more than 5 %"
+    NO_DETECTORS = "no_detectors", "needs the detectors"
     NO_GROUND_TRUTH = "no_ground_truth", "needs a ground truth"
     NO_CURVE = "no_curve", "needs the curve"
     NO_OTHER_MODEL = "no_other_model", "needs a second model"
@@ -69,7 +71,14 @@ class Reason(Code):
 
 
 NOT_ASKED = frozenset(
-    {Reason.NO_GROUND_TRUTH, Reason.NO_CURVE, Reason.NO_OTHER_MODEL, Reason.NO_MODEL, Reason.NO_TRANSFORM}
+    {
+        Reason.NO_GROUND_TRUTH,
+        Reason.NO_CURVE,
+        Reason.NO_OTHER_MODEL,
+        Reason.NO_MODEL,
+        Reason.NO_TRANSFORM,
+        Reason.NO_DETECTORS,
+    }
 )
 """Undefined because nobody asked for it: not measured, rather than without a value."""
 

@@ -17,7 +17,7 @@ from mafl_cli.errors import UsageError
 from mafl_cli.field.averaged import Averaged
 from mafl_cli.field.batches import fewer, slices_per_batch
 from mafl_cli.field.crop import CroppedScan
-from mafl_cli.field.field import Field, ScanField
+from mafl_cli.field.field import Field, Reading, ScanField
 from mafl_cli.field.field import Say as Say
 from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.resample import Grids
@@ -135,6 +135,25 @@ class Seen:
 
         self.groups(torch.arange(len(samples)), work)
         return Drawn(samples, preprocessing, torch.cat(parts))
+
+    def totals(self, samples: Samples, preprocessing: Preprocessing, reading: Reading) -> Tensor:
+        """Sums over all voxels of what a reading (B, n, *rest) makes of the model file's logits: (B, n), float64.
+
+        Where a model answers by chance, the mean over its draws.
+        """
+        field = self._field(self.segmenter.original, preprocessing)
+        draws = chance.DRAWS_JUDGED if self.by_chance else 1
+        parts: list[Tensor] = []
+
+        def work(rows: Tensor, _: float) -> None:
+            x, sums = samples[rows], []
+            for number in range(draws):
+                with chance.drawing(3, number, int(rows[0]), device=self.clean.device):
+                    sums.append(field.read(x, reading).flatten(2).sum(dim=2, dtype=torch.float64))
+            parts.append(torch.stack(sums).mean(dim=0))
+
+        self.groups(torch.arange(len(samples)), work, together=1 if self.by_chance else None)
+        return torch.cat(parts)
 
     def asked(self, x: Tensor) -> Prediction:
         """What the model file says of a batch, (B, C, *spatial), with the statistics of the clean scan."""

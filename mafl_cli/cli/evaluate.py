@@ -142,7 +142,12 @@ class EvaluateChecks:
         ),
     ] = None
     detect: Annotated[
-        bool, under(TRIALS, "--detect", help="Can a mild blur tell adversarial scans from clean ones?")
+        bool,
+        under(
+            TRIALS,
+            "--detect",
+            help="Can a mild blur, entropy or margin of the probabilities tell adversarial scans from clean ones?",
+        ),
     ] = False
     curve: Annotated[
         bool,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mafl_cli.errors import InputError
 from mafl_cli.field.boxes import everything, hull, on_last_axes, shifted, then
-from mafl_cli.field.field import Field, Focus, Losses, ScanField, Slopes
+from mafl_cli.field.field import Field, Focus, Losses, Reading, ScanField, Slopes
 from mafl_cli.field.resample import Box
 from mafl_cli.network.prediction import Prediction
 
@@ -128,6 +128,10 @@ class CroppedScan(Cropped):
     def labels(self, x: Tensor) -> Tensor:
         """Predicted classes, (B, *spatial), or (B, R, *spatial) for overlapping regions."""
         return self._padded(self._scan.labels(self._cut(x)))
+
+    def read(self, x: Tensor, reading: Reading) -> Tensor:
+        """What a reading makes of the logits of each voxel, without gradient; 0 outside of the box."""
+        return self._padded(self._scan.read(self._cut(x), reading))
 
     def focus(self, clean: Tensor, edit: Tensor) -> Focus:
         """That of the box, and around it what is to be drawn outside and cannot be."""

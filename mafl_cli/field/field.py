@@ -13,6 +13,9 @@ from mafl_cli.network.prediction import Prediction
 
 Losses = Callable[[Prediction], Sequence[Tensor]]
 Say = Callable[[str], None]
+Reading = Callable[[Tensor], Tensor]
+"""Logits (B, K, *rest) to something of each voxel, (B, *rest) or with more axes before the rest; 0 where class 0 is
+certain."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,10 @@ class ScanField(Field, Protocol):
 
         In the smallest type that holds them: they are kept for whole scans.
         """
+        ...
+
+    def read(self, x: Tensor, reading: Reading) -> Tensor:
+        """What a reading makes of the logits of (B, C, *spatial), without gradient. It has to work voxel by voxel."""
         ...
 
     def focus(self, clean: Tensor, edit: Tensor) -> Focus:

@@ -9,6 +9,7 @@ from itertools import product
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
@@ -46,6 +47,21 @@ class Tiling:
         from monai.data.utils import compute_importance_map
 
         return torch.as_tensor(compute_importance_map(self.roi, self.blend, sigma_scale=0.125, device=device))
+
+    def near(self, edit: Tensor, seen: Sequence[int]) -> Tensor:
+        """Voxels within a quarter of a window of an edit along each axis: bool (B, *spatial), like it.
+
+        seen: the shape of the network's grid, on which windows have their size.
+        """
+        near = edit
+        for axis, (edge, native, inner) in enumerate(zip(self.roi, edit.shape[1:], seen, strict=True), start=1):
+            # At least to the next voxel that the network sees.
+            # A window of one plane sees no other.
+            reach = math.ceil(max(edge / 4, 1) * native / inner) if edge > 1 or native != inner else 0
+            line = near.movedim(axis, -1)
+            grown = F.max_pool1d(line.flatten(0, -2)[:, None].float(), 2 * reach + 1, stride=1, padding=reach)
+            near = grown.view(line.shape).movedim(-1, axis) > 0
+        return near
 
     def _even(self, edge: int, size: int) -> list[int]:
         """Starts along an axis: as few as overlap so much, and as far from one another as that leaves."""

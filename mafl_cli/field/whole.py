@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mafl_cli.field.boxes import everything, on_last_axes, then
-from mafl_cli.field.field import Focus, Losses, Slopes
+from mafl_cli.field.field import Focus, Losses, Reading, Slopes
 from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.resample import Grids
 from mafl_cli.network.prediction import Network, Prediction, drawn
@@ -40,6 +40,10 @@ class Whole:
         `network.prediction.kept_type`.
         """
         return drawn(self.predict(x).logits, compact=True)
+
+    def read(self, x: Tensor, reading: Reading) -> Tensor:
+        """What a reading makes of the logits of each voxel, without gradient."""
+        return reading(self.predict(x).logits)
 
     def slopes(self, x: Tensor, losses: Losses) -> Slopes:
         """One forward pass, and one backward pass for each of the losses."""

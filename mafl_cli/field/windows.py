@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from mafl_cli.field.batches import fewer
 from mafl_cli.field.boxes import Start, do_overlap, everything, hull, in_common, minus, on_last_axes, shifted, then
-from mafl_cli.field.field import Focus, Losses, Say, Slopes
+from mafl_cli.field.field import Focus, Losses, Reading, Say, Slopes
 from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.resample import Box, Grids, Resample
 from mafl_cli.field.tiling import Tiling
@@ -74,8 +75,14 @@ class Windows:
 
         Goes through the scan slab by slab along the first axis: the logits of one slab are in memory, not of the scan.
         """
+        return self.read(x, partial(drawn, compact=True))
+
+    def read(self, x: Tensor, reading: Reading) -> Tensor:
+        """What a reading makes of the logits of each voxel, without gradient; slab by slab, as `labels`."""
         with torch.no_grad():
-            return torch.stack([torch.cat(list(self._slabs(one)), dim=-len(self.shape)) for one in torch.split(x, 1)])
+            return torch.cat(
+                [torch.cat(list(self._slabs(one, reading)), dim=-len(self.shape)) for one in torch.split(x, 1)]
+            )
 
     def focus(self, clean: Tensor, edit: Tensor) -> Focus:
         """The function around an edit, for a scan that stays clean everywhere else.
@@ -88,7 +95,7 @@ class Windows:
         """
         if len(self.shape) == 2:
             return Focus(self, everything(clean.shape[2:]), None)
-        near = self._near(edit)
+        near = self.tiling.near(edit, self.grids.to_network.shape_out)
         seen, edited = self._all.touched(near.float())[0] > 0, self._sources(edit[0])
         moving = [start for start in self.starts if bool(seen[self.place(start)].any())]
         tapped = [start for start in moving if bool(edited[self.place(start)].any())]
@@ -156,21 +163,8 @@ class Windows:
             (found,) = torch.autograd.grad(self.grids.from_network(zeros), zeros, edit.float())
         return F.pad(found, [amount for pad in reversed(self.padding) for amount in pad]) > 0
 
-    def _near(self, edit: Tensor) -> Tensor:
-        """Voxels within a quarter of a window of the edit along each axis: bool, like edit."""
-        near = edit
-        sizes = zip(self.tiling.roi, edit.shape[1:], self.grids.to_network.shape_out, strict=True)
-        for axis, (edge, native, inner) in enumerate(sizes, start=1):
-            # At least to the next voxel that the network sees.
-            # A window of one plane sees no other.
-            reach = math.ceil(max(edge / 4, 1) * native / inner) if edge > 1 or native != inner else 0
-            line = near.movedim(axis, -1)
-            grown = F.max_pool1d(line.flatten(0, -2)[:, None].float(), 2 * reach + 1, stride=1, padding=reach)
-            near = grown.view(line.shape).movedim(-1, axis) > 0
-        return near
-
-    def _slabs(self, x: Tensor) -> Iterator[Tensor]:
-        """Labels of one scan (1, C, *spatial), a few planes of the first axis after the other."""
+    def _slabs(self, x: Tensor, reading: Reading) -> Iterator[Tensor]:
+        """What is read of one scan (1, C, *spatial), a few planes of the first axis after the other."""
         ready, dims = self.ready(x), len(self.shape)
         table, before = self.grids.from_network.tables[0], self.padding[0][0]
         # The sum over the windows so far, of the planes from `first` on; native planes before `native` are done.
@@ -195,13 +189,13 @@ class Windows:
             # Native planes may be larger: as many at once as have no more voxels than what is blended.
             most = max(1, planes * math.prod(self.shape[1:]) // math.prod(self.grids.from_network.shape_out[1:]))
             for begin in range(native, final, most):
-                yield self._draw(blended, first, slice(begin, min(begin + most, final)))
+                yield reading(self._planes(blended, first, slice(begin, min(begin + most, final))))
             native = final
             kept = min(following, int(table.low[native]) + before) if native < len(table.low) else following
             blended, first = blended[on_last_axes((slice(kept - first, None), *everything(self.shape[1:])))], kept
 
-    def _draw(self, blended: Tensor, first: int, part: slice) -> Tensor:
-        """Labels of native planes, from the sum (K, planes, *) over the windows, which begins at plane `first`."""
+    def _planes(self, blended: Tensor, first: int, part: slice) -> Tensor:
+        """Logits (1, K, planes, *) of native planes, from the sum over the windows, which begins at plane `first`."""
         table, before = self.grids.from_network.tables[0], self.padding[0][0]
         source = table.needs(part)
         at = slice(source.start + before, source.stop + before)
@@ -212,9 +206,7 @@ class Windows:
             blended[on_last_axes((slice(at.start - first, at.stop - first), *everything(self.shape[1:])))][inner]
             / total
         )
-        return drawn(
-            Resample((table.cut(part, source), *self.grids.from_network.axes[1:]))(logits), dim=0, compact=True
-        )
+        return Resample((table.cut(part, source), *self.grids.from_network.axes[1:]))(logits).unsqueeze(0)
 
 
 class _WindowsPart:

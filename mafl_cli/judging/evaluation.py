@@ -17,7 +17,7 @@ from mafl_cli.case.problem import Say
 from mafl_cli.case.request import ModelRequest
 from mafl_cli.codes import Outcome, Untested
 from mafl_cli.errors import MaflError, UsageError, place_of
-from mafl_cli.judging import chances, doubts, gates, totals, trials
+from mafl_cli.judging import chances, detectors, doubts, gates, totals, trials
 from mafl_cli.judging.gates import Gate
 from mafl_cli.judging.given import Given, Predictions
 from mafl_cli.judging.judges import Comparison, Judge
@@ -134,7 +134,7 @@ def run_evaluation(
         aggregate=totals.aggregate(cases),
         transfer=totals.transfer(cases),
         survival=totals.survival(cases),
-        detection=trials.roc(totals.scores(cases)) if request.trials.detect else None,
+        detection=detectors.over_all(totals.judged(cases)) if request.trials.detect else (),
         gates=tuple(gates.judge(gate, cases) for gate in request.gates),
     )
 
@@ -240,7 +240,7 @@ def _judged(pair: Pair, judges: Sequence[Judge], given: Given | None, request: E
         ground_truth=None if truth is None else against_truth(compared, truth),
         transfer=tuple(judge.verdict() for judge in judges[1:]),
         survival=tuple(trials.survival(pair, compared, judges[0], each) for each in asked.transforms),
-        detection=trials.detection(pair, judges[0]) if asked.detect else None,
+        detection=detectors.detection(pair, judges[0]) if asked.detect else (),
         curve=trials.curve(pair, compared, judges[0]) if asked.curve else None,
     )
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from mafl_cli.codes import Sight
 from mafl_cli.measure.value import Value
 from mafl_cli.names import cell, harmless, in_one_line
+from mafl_cli.results.detection_report import Roc
 from mafl_cli.results.envelope import NOTICE
 from mafl_cli.results.evaluation_report import Evaluation, FailedCase, JudgedCase, JudgingModel
 from mafl_cli.results.quantities import CARD, EVALUATED
@@ -197,12 +198,19 @@ def _trials(report: Evaluation) -> str:
             "their class back. Dice of clean scans: what the transform alone leaves of the clean prediction.\n\n"
             + _table(heads, means)
         )
-    if report.detection is not None:
-        found = report.detection
+    if report.detection:
+        told: list[Sequence[object]] = [
+            (
+                each.detector, each.score, each.cases, each.n, as_text(each.auc), interval(each),
+                as_text(each.tpr_at_5_percent_fpr),
+            )
+            for each in report.detection
+        ]  # fmt: skip
+        columns = ("detector", "score", "cases", "samples", "AUC", "95 % interval", "found at 5 % false alarms")
         parts.append(
-            f"## Detection\n\nScore: share of the drawn voxels that move under {report.trials.detector}. "
-            f"Area under the ROC curve {as_text(found.auc)}, {as_text(found.tpr_at_5_percent_fpr)} found at 5 % "
-            f"false alarms, over {found.n} adversarial slices or volumes and their clean twins."
+            "## Detection\n\nDo scores that know nothing of the attack tell adversarial slices or volumes from their "
+            "clean twins? AUC: area under the ROC curve, 0.5 for a coin. An attacker who knows a detector may go round "
+            "it.\n\n" + _table(columns, told)
         )
     return "\n\n".join(parts)
 
@@ -258,6 +266,11 @@ def judged_name(report: Evaluation) -> str:
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def interval(found: Roc) -> str:
+    """The interval of an area in words, or that nothing is known of other scans."""
+    return "unknown: one case" if found.ci95 is None else " to ".join(f"{end:.3f}" for end in found.ci95)
 
 
 def as_text(value: Value, form: str = ".4f") -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mafl_cli.judging.robustness_card import GIVEN, as_text, is_given
+from mafl_cli.judging.robustness_card import GIVEN, as_text, interval, is_given
 from mafl_cli.judging.trials import CURVE_END
 from mafl_cli.measure.records import ClassAgreement
 from mafl_cli.names import in_one_line
@@ -21,9 +21,6 @@ def terminal(report: Evaluation) -> str:
     alone = report.cases[0] if len(report.cases) == 1 else None
     blocks = [_one_case(alone) if isinstance(alone, JudgedCase) else _many_cases(report)]
     blocks += [_plain(rows) for rows in _trial_rows(report) if len(rows) > 1]
-    if report.detection is not None:
-        found = report.detection
-        blocks.append(f"detection: area under the ROC curve {number(found.auc)}, {found.n} samples of each kind")
     gates = [in_one_line(f"{gate.status.upper()}  fail if {gate.expression}: {gate.reason}") for gate in report.gates]
     if is_given(report):
         blocks.append(GIVEN)
@@ -116,6 +113,10 @@ def _trial_rows(report: Evaluation) -> Iterable[Sequence[Sequence[object]]]:
     yield [("transform", "target IoU", "hit rate", "restored", "Dice of clean scans")] + [
         (each.transform, *map(as_text, (each.target_iou, each.hit_rate, each.restored, each.clean_dice)))
         for each in report.survival
+    ]
+    yield [("detector", "AUC", "95 % interval", "found at 5 % false alarms", "samples", "cases")] + [
+        (each.detector, as_text(each.auc), interval(each), as_text(each.tpr_at_5_percent_fpr), each.n, each.cases)
+        for each in report.detection
     ]
 
 

@@ -16,7 +16,6 @@ from mafl_cli.results.evaluation_report import (
     FigureStatistics,
     JudgedAggregate,
     JudgedCase,
-    Scores,
     SurvivalMeans,
     Transfer,
     TransferMeans,
@@ -88,11 +87,6 @@ def survival(cases: Sequence[JudgedCase | FailedCase]) -> tuple[SurvivalMeans, .
         )
         for name, entries in transforms.items()
     )
-
-
-def scores(cases: Sequence[JudgedCase | FailedCase]) -> list[Scores]:
-    """Every slice or volume that was looked at by the detector."""
-    return [sample for case in judged(cases) if case.detection is not None for sample in case.detection.samples]
 
 
 def _mean(entries: Sequence[Entry], pick: Callable[[Entry], Value]) -> Value:

@@ -1,8 +1,7 @@
 """What is tried with a pair of scans beyond measuring it as it lies there.
 
-*Survival*: what is left of the attack after what happens to scans on their way. *Detection*: whether it gives itself
-away. *Curve*: how much of the change is needed. The same files give
-the same numbers.
+*Survival*: what is left of the attack after what happens to scans on their way. *Curve*: how much of the change is
+needed. Whether it gives itself away: `judging.detectors`. The same files give the same numbers.
 """
 
 from __future__ import annotations
@@ -10,23 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
 from mafl_cli.case.surviving import Aimed, labels_after, left_after
-from mafl_cli.classes import in_any_map
 from mafl_cli.codes import Reason
 from mafl_cli.field.transforms import Transform
 from mafl_cli.judging.judges import Comparison, Judge
 from mafl_cli.measure.records import Size, Survival
 from mafl_cli.measure.value import Value, defined, undefined
+from mafl_cli.results.detection_report import Detector
 from mafl_cli.results.evaluation_report import (
     Area,
     Curve,
-    Detection,
     Point,
-    Roc,
-    Scores,
     SmallestAtGoal,
     TrialsAsked,
 )
@@ -40,8 +37,6 @@ CURVE_BUDGETS = (
 CURVE_END = 0.1
 # The smallest change that reaches the goal is found to this share of the whole one: 2 ** -7.
 _HALVINGS = 7
-# A mild blur, in voxels: predictions of clean scans hardly move, see docs/evaluate.md.
-DETECTOR = Transform("blur", 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +55,7 @@ class Trials:
         """What was asked, as the report has it."""
         return TrialsAsked(
             transforms=tuple(each.name for each in self.transforms),
-            detector=DETECTOR.name if self.detect else None,
+            detectors=get_args(Detector) if self.detect else (),
             curve_budgets=CURVE_BUDGETS if self.curve else None,
             curve_end=CURVE_END if self.curve else None,
         )
@@ -74,66 +69,6 @@ def survival(pair: Pair, compared: Comparison, judge: Judge, transform: Transfor
     clean, adversarial = (labels_after(transform, scans, judge.subject) for scans in (pair.clean, pair.adversarial))
     aimed = Aimed(compared.target, compared.clean, compared.classes)
     return left_after(transform, clean, adversarial, aimed, compared.goal)
-
-
-# --- does it give itself away -------------------------------------------------------------------------------------
-
-
-def detection(pair: Pair, judge: Judge) -> Detection:
-    """How much of what the model draws moves under a mild blur, on the scans of the pair.
-
-    One score for each slice that changed, or for the volume: voxels drawn otherwise, as a share of those that are
-    foreground before or after; 0 where nothing is.
-    """
-    subject, axis = judge.subject, judge.subject.slices.index
-    sliced = subject.layout.sliced
-    scores = {}
-    for name, scans, labels in (
-        ("clean", pair.clean, judge.clean),
-        ("adversarial", pair.adversarial, judge.adversarial),
-    ):
-        blurred = labels_after(DETECTOR, scans, subject)
-        masks = np.stack([in_any_map(blurred != labels), in_any_map((blurred > 0) | (labels > 0))])
-        samples = masks.shape[axis + 1] if sliced else 1
-        counts = [np.moveaxis(mask, axis, 0).reshape(samples, -1).sum(axis=1) for mask in masks]
-        scores[name] = counts[0] / np.maximum(counts[1], 1)
-    differs = np.any([a.data != b.data for a, b in zip(pair.clean, pair.adversarial, strict=True)], axis=0)
-    changed = np.moveaxis(differs, axis, 0).reshape(samples, -1).any(axis=1)
-    return Detection(
-        detector=f"share of the drawn voxels that move under {DETECTOR.name}",
-        samples=tuple(
-            Scores(
-                slice=int(index) if sliced else None,
-                clean=float(scores["clean"][index]),
-                adversarial=float(scores["adversarial"][index]),
-            )
-            for index in np.flatnonzero(changed)
-        ),
-    )
-
-
-def roc(samples: Sequence[Scores]) -> Roc:
-    """How well the scores of `detection` tell adversarial samples from their clean twins.
-
-    Returns: `n` of each kind; `auc`, the chance that an adversarial sample scores above a clean one, ties half
-        (Hanley and McNeil 1982); `points` of the ROC curve; `tpr_at_5_percent_fpr`. Undefined without samples:
-        `no_changed_sample`.
-    """
-    clean = np.array([sample.clean for sample in samples])
-    adversarial = np.array([sample.adversarial for sample in samples])
-    if not len(samples):
-        unknown = undefined(Reason.NO_CHANGED_SAMPLE)
-        return Roc(n=0, auc=unknown, tpr_at_5_percent_fpr=unknown, points=())
-    borders = np.unique(np.concatenate([clean, adversarial]))[::-1]
-    points = [(0.0, 0.0), *(((clean >= border).mean(), (adversarial >= border).mean()) for border in borders)]
-    false, true = np.array(points).T
-    auc = float(np.sum(np.diff(false) * (true[1:] + true[:-1]) / 2))
-    return Roc(
-        n=len(samples),
-        auc=defined(auc),
-        tpr_at_5_percent_fpr=defined(float(true[false <= 0.05].max())),
-        points=tuple((float(a), float(b)) for a, b in zip(false, true, strict=True)),
-    )
 
 
 # --- how much of it is needed -------------------------------------------------------------------------------------

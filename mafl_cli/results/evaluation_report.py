@@ -16,6 +16,7 @@ from mafl_cli.config import Norm
 from mafl_cli.measure.records import Agreement, ClassAgreement, Consequences, Draws, Reach, Size, Survival, Visibility
 from mafl_cli.measure.statistics import Statistics
 from mafl_cli.measure.value import Value
+from mafl_cli.results.detection_report import Detection, Detector, Roc
 from mafl_cli.results.envelope import Environment, Failure, Tool, Version
 from mafl_cli.results.gate_report import GateResult
 from mafl_cli.results.report import NamedModel
@@ -46,7 +47,7 @@ class TrialsAsked:
     """What was done beyond measuring the files as they are. null: not asked for."""
 
     transforms: tuple[str, ...]
-    detector: str | None
+    detectors: tuple[Detector, ...]
     curve_budgets: tuple[float, ...] | None
     curve_end: float | None
 
@@ -142,21 +143,6 @@ class Transfer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
-    """Scores of a slice, or of the volume (slice null), in the clean and in the adversarial scan."""
-
-    slice: Count | None
-    clean: Share
-    adversarial: Share
-
-
-@dataclass(frozen=True, kw_only=True)
-class Detection:
-    detector: str
-    samples: tuple[Scores, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Point:
     """What a multiple of the change does."""
 
@@ -239,7 +225,7 @@ class JudgedCase:
     ground_truth: GroundTruth | None
     transfer: tuple[Transfer, ...]
     survival: tuple[Survival, ...]
-    detection: Detection | None
+    detection: tuple[Detection, ...]
     curve: Curve | None
     given: GivenPredictions | None = field(default=None, metadata=OPTIONAL)
     """Only where predictions were given."""
@@ -313,17 +299,6 @@ class SurvivalMeans:
     """Dice of the clean scan's predictions with and without the transform."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Roc:
-    """Over all samples of all cases; see `judging.trials.roc`."""
-
-    n: Count
-    auc: Value
-    tpr_at_5_percent_fpr: Value
-    points: tuple[tuple[Share, Share], ...]
-    """(false positive rate, true positive rate), from (0, 0) to (1, 1)."""
-
-
 # --- all of it ----------------------------------------------------------------------------------------------------
 
 
@@ -345,7 +320,7 @@ class Evaluation:
     aggregate: JudgedAggregate
     transfer: tuple[TransferMeans, ...]
     survival: tuple[SurvivalMeans, ...]
-    detection: Roc | None
+    detection: tuple[Roc, ...]
     gates: tuple[GateResult, ...]
 
     @property

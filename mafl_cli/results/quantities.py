@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from mafl_cli.codes import Reason, Sight
 from mafl_cli.measure.records import MOST_COMPRESSED
 from mafl_cli.measure.value import Value, defined, undefined
+from mafl_cli.results.detection_report import Detector
 from mafl_cli.results.evaluation_report import Area, GroundTruth, JudgedCase, JudgedMetrics, SmallestAtGoal
 from mafl_cli.results.quantity import Number, Quantity, Read
 from mafl_cli.results.report import CaseRecord, Metrics
@@ -59,6 +60,14 @@ def _highest(values: list[Value], otherwise: Reason) -> Value:
     if missing or not values:
         return missing[0] if missing else undefined(otherwise)
     return max(values, key=lambda value: value.number)
+
+
+def _auc(name: Detector) -> Read:
+    def pick(case: JudgedCase) -> Value:
+        found = [each.auc for each in case.detection if each.detector == name]
+        return found[0] if found else undefined(Reason.NO_DETECTORS)
+
+    return _evaluated(pick)
 
 
 def _at_goal(smallest: Callable[[SmallestAtGoal], Number | None], whole: Callable[[JudgedMetrics], Number]) -> Read:
@@ -254,6 +263,18 @@ QUANTITIES: Mapping[str, Quantity] = {
         _evaluated(lambda case: _highest([each.adversarial.target_iou for each in case.survival],
                                          Reason.NO_TRANSFORM)),
     ),
+    "blur_auc": Quantity(
+        "AUC, blur", "how often a mild blur moves the prediction of an adversarial slice more than of a clean one",
+        _auc("blur"), "lower",
+    ),
+    "entropy_auc": Quantity(
+        "AUC, entropy", "how often an adversarial slice has probabilities of more entropy than a clean one",
+        _auc("entropy"), "lower",
+    ),
+    "margin_auc": Quantity(
+        "AUC, margin", "how often an adversarial slice has probabilities of less margin than a clean one",
+        _auc("margin"), "lower",
+    ),
     "excess": Quantity(
         "excess", "estimated share by which the change is longer than the local optimum", _searched(_excess),
         "lower", span=_LENGTH,
@@ -294,7 +315,7 @@ CARD = (
     "dice_clean", "dice_adversarial", "dice_drop", "linf_native", "linf_model", "l2_model", "psnr_db", "ssim",
     "ssim_worst", "low_frequency_share", "visibility", "compression_equivalent", "percent_correct", "pc_at_goal",
     "psnr_at_goal", "linf_at_goal", "l2_at_goal", "curve_area", "curve_hit_area", "transfer_target_iou",
-    "survival_target_iou",
+    "survival_target_iou", "blur_auc", "entropy_auc", "margin_auc",
 )  # fmt: skip
 """The statistics on a robustness card."""
 PAGE = ("target_iou", "hit_rate", "collateral_voxels", "l2_model", "linf_model", "psnr_db", "ssim_worst")

@@ -21,6 +21,7 @@ from mafl_cli.field.tiling import Tiling
 from mafl_cli.field.whole import Whole
 from mafl_cli.field.windows import Windows
 from mafl_cli.network.prediction import Patch, Prediction
+from mafl_cli.network.uncertainty import weighed
 from mafl_cli.search.goals import Goal
 from mafl_cli.search.limits import Limits
 from mafl_cli.search.loop import attack
@@ -104,6 +105,18 @@ def test_logits_and_gradient_are_those_of_autograd_through_monai(
     torch.testing.assert_close(found.gradients[0], gradient, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.gradients[1], -2 * gradient, rtol=1e-5, atol=1e-5)
     assert torch.equal(field.labels(x).long(), expected.argmax(dim=1))
+
+
+@pytest.mark.parametrize("regions", [0, 2])
+@pytest.mark.parametrize("spacing", [1.0, 1.7])
+@pytest.mark.parametrize(("shape", "roi"), CASES)
+def test_what_is_read_slab_by_slab_is_read_of_the_logits(
+    shape: tuple[int, ...], roi: tuple[int, ...], spacing: float, regions: int
+) -> None:
+    net, x = Net(len(shape), classes=3, regions=regions), noise(2, 1, *shape)
+    grids = Grids.at_spacing(shape, (1,) * len(shape), (spacing,) * len(shape), "corner")
+    field = windows(net, shape, Tiling(roi), grids=grids, batch=3)
+    torch.testing.assert_close(field.read(x, weighed), weighed(field.predict(x).logits), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("spacing", [0.6, 1.7, 2.0, 3.75])

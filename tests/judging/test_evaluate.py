@@ -430,10 +430,13 @@ def test_the_smallest_change_of_a_lower_goal_is_no_answer_to_a_higher_one(work: 
 def test_the_detector_scores_each_changed_slice_in_both_scans(work: Path) -> None:
     found = evaluated(mafl("evaluate", work / "fooled", "-m", work / "model.ts", "--json", "-", "--detect"))
     changed = np.flatnonzero(load(work / "fooled" / "perturbation.nii.gz").any(axis=(0, 1)))
-    samples = found["cases"][0]["detection"]["samples"]
-    assert [sample["slice"] for sample in samples] == changed.tolist()
-    assert found["detection"]["n"] == len(changed)
-    assert 0 <= found["detection"]["auc"]["value"] <= 1
+    names = ["blur", "entropy", "margin"]
+    for detection, name in zip(found["cases"][0]["detection"], names, strict=True):
+        assert detection["detector"] == name
+        assert [sample["slice"] for sample in detection["samples"]] == changed.tolist()
+    for detection in found["detection"]:
+        assert detection["n"] == len(changed)
+        assert 0 <= detection["auc"]["value"] <= 1
 
 
 def test_trials_need_the_attacked_model(work: Path) -> None:

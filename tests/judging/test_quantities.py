@@ -32,6 +32,7 @@ def test_a_quantity_knows_its_place_in_the_report_of_an_attack() -> None:
         "target_hd95", "prediction_drop", "volume_change", "prediction_hd95", "dice_clean", "dice_adversarial",
         "dice_drop", "psnr_at_goal", "linf_at_goal", "l2_at_goal", "pc_at_goal", "visibility", "curve_area",
         "curve_hit_area", "transfer_target_iou", "survival_target_iou",
+        "blur_auc", "entropy_auc", "margin_auc",
     }  # fmt: skip
 
 

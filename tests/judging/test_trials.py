@@ -1,4 +1,4 @@
-"""What is tried beyond measuring: ROC curves against scikit-learn, areas under budgets by hand, runs put together."""
+"""What is tried beyond measuring: areas under budgets by hand, runs put together."""
 
 from __future__ import annotations
 
@@ -10,80 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from judged import curve
-from sklearn.metrics import roc_auc_score, roc_curve
 
 from mafl_cli.codes import Reason
-from mafl_cli.judging.trials import CURVE_END, area, areas, roc, smallest_of
-from mafl_cli.measure.value import defined, undefined
-from mafl_cli.results.evaluation_report import Area, Curve, Scores, SmallestAtGoal
-from mafl_cli.system import records
-
-
-def samples(clean: Sequence[float], adversarial: Sequence[float]) -> list[Scores]:
-    return [Scores(slice=None, clean=a, adversarial=b) for a, b in zip(clean, adversarial, strict=True)]
+from mafl_cli.judging.trials import CURVE_END, area, areas, smallest_of
+from mafl_cli.measure.value import undefined
+from mafl_cli.results.evaluation_report import Area, Curve, SmallestAtGoal
 
 
 def joined(curves: Sequence[Curve]) -> tuple[Area, SmallestAtGoal]:
     """What runs show together, as reports of several have it."""
     return areas(point for each in curves for point in each.points), smallest_of(curves)
-
-
-# --- does it give itself away -------------------------------------------------------------------------------------
-
-# Few values, so that there are ties.
-scores = st.lists(st.tuples(*[st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.9, 1.0]) | st.floats(0, 1)] * 2), min_size=1)
-
-
-@settings(max_examples=60)
-@given(scores)
-def test_roc_equals_scikit_learn(pairs: Any) -> None:
-    clean, adversarial = zip(*pairs, strict=True)
-    truth, score = [0] * len(pairs) + [1] * len(pairs), [*clean, *adversarial]
-    found = roc(samples(clean, adversarial))
-    assert found.n == len(pairs)
-    assert found.auc.value == pytest.approx(roc_auc_score(truth, score))
-    false, true, _ = roc_curve(truth, score, drop_intermediate=False)
-    assert list(found.points) == [pytest.approx(tuple(point)) for point in zip(false, true, strict=True)]
-    assert found.tpr_at_5_percent_fpr.value == pytest.approx(max(true[false <= 0.05]))
-    records.to_json(found)
-
-
-@settings(max_examples=60)
-@given(scores)
-def test_roc_curve_rises_from_one_corner_to_the_other(pairs: Any) -> None:
-    points = roc(samples(*zip(*pairs, strict=True))).points
-    assert (points[0], points[-1]) == ((0, 0), (1, 1))
-    assert list(points) == sorted(points)
-    assert sorted(true for _, true in points) == [true for _, true in points]
-
-
-@pytest.mark.parametrize(
-    ("clean", "adversarial", "auc", "found"),
-    [
-        ([0.1, 0.2], [0.8, 0.9], 1, 1),
-        ([0.8, 0.9], [0.1, 0.2], 0, 0),
-        ([0.5, 0.5], [0.5, 0.5], 0.5, 0),
-        ([0.0, 0.5], [0.5, 1.0], 0.875, 0.5),
-    ],
-)
-def test_auc_is_the_chance_to_score_higher_and_a_tie_is_half(
-    clean: Any, adversarial: Any, auc: Any, found: Any
-) -> None:
-    result = roc(samples(clean, adversarial))
-    assert result.auc == defined(auc)
-    assert result.tpr_at_5_percent_fpr == defined(found)
-
-
-def test_one_false_alarm_in_twenty_is_allowed() -> None:
-    clean = [0.9] + [0.1] * 19
-    assert roc(samples(clean, [0.5] * 20)).tpr_at_5_percent_fpr.value == 1
-    assert roc(samples([0.9, *clean[:-1]], [0.5] * 20)).tpr_at_5_percent_fpr.value == 0
-
-
-def test_without_samples_nothing_is_known() -> None:
-    found = roc([])
-    assert found.n == 0
-    assert found.auc == found.tpr_at_5_percent_fpr == undefined(Reason.NO_CHANGED_SAMPLE)
 
 
 # --- how much of it is needed -------------------------------------------------------------------------------------

@@ -13,16 +13,16 @@ from seen import visibility
 
 from mafl_cli.classes import Classes
 from mafl_cli.codes import Reason
-from mafl_cli.judging import gates, totals, trials
+from mafl_cli.judging import detectors, gates, totals, trials
 from mafl_cli.judging.gates import Gate
 from mafl_cli.measure import agreement, perturbation
 from mafl_cli.measure.consequences import consequences
 from mafl_cli.measure.records import AttackLeft, CleanLeft, Reach, Survival
 from mafl_cli.measure.value import Value
+from mafl_cli.results.detection_report import Detection, Scores
 from mafl_cli.results.envelope import NOTICE, SCHEMA_VERSION, TOOL, Environment, Failure
 from mafl_cli.results.evaluation_report import (
     Curve,
-    Detection,
     Evaluation,
     FailedCase,
     GoalRecord,
@@ -31,7 +31,6 @@ from mafl_cli.results.evaluation_report import (
     JudgedMetrics,
     JudgingModel,
     Point,
-    Scores,
     SmallestAtGoal,
     Transfer,
     TrialsAsked,
@@ -97,7 +96,7 @@ def case(case_id: str = "scan", *, reached: bool = True, **changes: Any) -> Judg
         ground_truth=None,
         transfer=(),
         survival=(),
-        detection=None,
+        detection=(),
         curve=None,
     )
     frozen: Any = {name: tuple(new) if isinstance(new, list) else new for name, new in changes.items()}
@@ -157,10 +156,13 @@ def curve(points: Sequence[tuple[float, float]] = ((0.0, 0.0), (0.02, 1.0)), at_
     return Curve(points=made, smallest_at_goal=smallest, area=trials.areas(made), runs=1)
 
 
-def detected(*scores: tuple[float, float]) -> Detection:
-    """scores: (clean, adversarial) of each slice."""
+def detected(*scores: tuple[float, float]) -> tuple[Detection, ...]:
+    """scores: (clean, adversarial) of each slice, the same by each detector."""
     samples = tuple(Scores(slice=n, clean=clean, adversarial=other) for n, (clean, other) in enumerate(scores))
-    return Detection(detector="share of the drawn voxels that move under blur:0.5", samples=samples)
+    return tuple(
+        Detection(detector=name, auc=detectors.roc(name, [samples]).auc, samples=samples)
+        for name in detectors.DETECTORS
+    )
 
 
 def judged(
@@ -168,7 +170,7 @@ def judged(
 ) -> Evaluation:
     """The report on some cases: everything over all of them is what the command would say."""
     done = totals.judged(cases)
-    detect = bool(done) and all(each.detection is not None for each in done)
+    detect = bool(done) and all(each.detection for each in done)
     return Evaluation(
         schema_version=SCHEMA_VERSION,
         tool=TOOL,
@@ -177,12 +179,12 @@ def judged(
         environment=Environment.here(torch.device("cpu")),
         models=tuple(models),
         trials=TrialsAsked(
-            transforms=(), detector=trials.DETECTOR.name if detect else None, curve_budgets=None, curve_end=None
+            transforms=(), detectors=detectors.DETECTORS if detect else (), curve_budgets=None, curve_end=None
         ),
         cases=tuple(cases),
         aggregate=totals.aggregate(cases),
         transfer=totals.transfer(cases),
         survival=totals.survival(cases),
-        detection=trials.roc(totals.scores(cases)) if detect else None,
+        detection=detectors.over_all(done) if detect else (),
         gates=tuple(gates.judge(gate, cases) for gate in rules),
     )
