@@ -24,7 +24,7 @@ _ZOOM_BELOW, _ZOOM_MOST = 0.65, 0.3
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """The five pictures (rows, columns) of one slice, and where it is."""
+    """The pictures (rows, columns) of one slice, and where it is."""
 
     index: int
     label: str

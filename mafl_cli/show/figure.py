@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mafl_cli.errors import UsageError, cannot_be_written
+from mafl_cli.measure.observer import Screen
 from mafl_cli.names import public_name
 from mafl_cli.results.report import Trace
 from mafl_cli.scans.geometry import Affine, spacing
@@ -26,7 +27,7 @@ from mafl_cli.show import plots
 from mafl_cli.show.choice import Look, Slice, change_per_slice, choose, count_per_slice
 from mafl_cli.show.display import CLASS_COLOURS
 from mafl_cli.show.plots import number, short_numbers
-from mafl_cli.show.screen import Spot, grey_levels, largest_spot
+from mafl_cli.show.screen import LOST, PLAIN, Spot, grey_levels, largest_spot, visible_where
 from mafl_cli.show.sheet import Sheet
 from mafl_cli.show.slices import in_plane, oriented_slice, position
 
@@ -56,7 +57,8 @@ def panel(
 ) -> list[int]:
     """Draw the slices that changed most, one a row, and what was changed and how it was found; write the picture.
 
-    Columns: clean scan, adversarial scan, their difference, and the prediction on each of the two with the target.
+    Columns: clean scan, adversarial scan, their difference, where that would be seen (`screen.visible_where`), and the
+    prediction on each of the two with the target.
     A target is a wide pale band and a prediction a thin line, both in the colour of the class: a line inside its
     band is the attacker's success, a band without a line is target that was missed.
 
@@ -112,6 +114,9 @@ def check_format(path: Path) -> None:
 # those of two classes that touch would lie on one another and mix their colours.
 _BAND, _LINE = (4.0, 0.45), (1.2, 1.0)
 _INSIDE = 0.8
+# Colours of the map of visibility, from what is just seen to what is plain, and how much of the scan's light is below.
+_SEEN = ("#FFD400", "#FF8C00", "#E00000")
+_DARKENED = 0.6
 _RING: dict[str, Any] = {
     "marker": "o", "markersize": 22, "markerfacecolor": "none", "markeredgecolor": "#FFD400", "markeredgewidth": 1.6,
     "linestyle": "none",
@@ -132,14 +137,14 @@ def _draw(
     for column, (name, detail) in enumerate(_heads(look)):
         sheet.head(column, name, detail)
     for row, item in enumerate(slices):
-        image = _draw_row(sheet.pictures(row, item.label), item, look, colours)
+        images = _draw_row(sheet.pictures(row, item.label), item, look, colours)
 
-    bar = sheet.colour_bar(look.unit)
-    sheet.figure.colorbar(
-        image, cax=bar, orientation="horizontal", extend="both" if look.colour_limit < look.largest else "neither"
-    )
-    short_numbers(bar.xaxis, most=4)
-    bar.tick_params(labelsize=10)
+    bars = sheet.colour_bars(look.unit, "× the noise and texture around it")
+    ends: tuple[Any, Any] = "both" if look.colour_limit < look.largest else "neither", "max"
+    for bar, image, end in zip(bars, images, ends, strict=True):
+        sheet.figure.colorbar(image, cax=bar, orientation="horizontal", extend=end)
+        short_numbers(bar.xaxis, most=4)
+        bar.tick_params(labelsize=10)
     _draw_legend(sheet, legend)
     by_size, by_frequency, by_step = sheet.plots(plots.TITLES)
     plots.draw_histogram(by_size, change, look.unit)
@@ -149,17 +154,19 @@ def _draw(
     return sheet.figure
 
 
-def _draw_row(places: Sequence[Axes], item: Slice, look: Look, colours: dict[int, str]) -> Any:
-    """The five pictures of a slice; returns what the colour bar explains."""
+def _draw_row(places: Sequence[Axes], item: Slice, look: Look, colours: dict[int, str]) -> tuple[Any, Any]:
+    """The six pictures of a slice; returns what the colour bars explain."""
     from matplotlib.patches import Rectangle
 
-    clean, adversarial, difference, before, after = places
+    clean, adversarial, difference, seen, before, after = places
     _draw_scan(clean, item.clean, item, look, look.box)
     _draw_scan(adversarial, item.adversarial, item, look, look.box)
     image = _draw_difference(difference, item, look)
-    spot = largest_spot(*(grey_levels(each, look.window) for each in (item.clean, item.adversarial)))
+    shown = [grey_levels(each, look.window) for each in (item.clean, item.adversarial)]
+    veil = _draw_seen(seen, shown[0], shown[1], item, look)
+    spot = largest_spot(*shown)
     if spot.levels:
-        for ax in (clean, adversarial, difference):
+        for ax in (clean, adversarial, difference, seen):
             _ring(ax, spot)
     for ax, scan, prediction in ((before, item.clean, item.before), (after, item.adversarial, item.after)):
         _draw_scan(ax, scan, item, look, look.zoom)
@@ -179,7 +186,7 @@ def _draw_row(places: Sequence[Axes], item: Slice, look: Look, colours: dict[int
                 linestyle=(0, (4, 3)),
             )
         )
-    return image
+    return image, veil
 
 
 def _ring(ax: Axes, spot: Spot) -> None:
@@ -217,6 +224,7 @@ def _heads(look: Look) -> tuple[tuple[str, str], ...]:
         ("clean scan", f"window {low} to {high} {look.unit}"),
         ("adversarial scan", "same window"),
         ("adversarial − clean", _range_in_words(look)),
+        ("where it would be seen", "to an eye, in the same window"),
         ("clean prediction", f"over the clean scan{enlarged}"),
         ("adversarial prediction", f"over the adversarial scan{enlarged}"),
     )
@@ -259,6 +267,18 @@ def _draw_difference(ax: Axes, item: Slice, look: Look) -> Any:
     image = ax.imshow(item.difference, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     _frame(ax, item, look.box, ink="black", halo="white")
     return image
+
+
+def _draw_seen(ax: Axes, clean: NDArray[np.uint8], adversarial: NDArray[np.uint8], item: Slice, look: Look) -> Any:
+    """The map of visibility over the clean scan, which is darkened so that colours stand out."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    seen = visible_where(clean, adversarial, Screen.of(clean.shape))
+    colours = LinearSegmentedColormap.from_list("seen", _SEEN).with_extremes(under=(0, 0, 0, 0))
+    ax.imshow(np.repeat(np.uint8(clean * _DARKENED)[..., np.newaxis], 3, axis=2), interpolation="nearest")
+    veil = ax.imshow(seen, cmap=colours, vmin=LOST, vmax=PLAIN, interpolation="nearest")
+    _frame(ax, item, look.box, ink="white", halo="black")
+    return veil
 
 
 def _frame(ax: Axes, item: Slice, box: tuple[slice, slice], *, ink: str, halo: str) -> None:

@@ -563,11 +563,12 @@
   // --- where a reader would look first ---------------------------------------------------------------------------
 
   const WHITE = 255, SPOT = 1.5;  // As in screen.py: what is finer than a spot is grain to a reader.
-  const WEIGHTS = (() => {
-    const found = Array.from({ length: 2 * 4 * SPOT + 1 }, (_, n) => Math.exp(-((n - 4 * SPOT) ** 2) / (2 * SPOT ** 2)));
+  const gaussian = (sigma) => {
+    const found = Array.from({ length: 2 * 4 * sigma + 1 }, (_, n) => Math.exp(-((n - 4 * sigma) ** 2) / (2 * sigma ** 2)));
     const sum = found.reduce((a, b) => a + b, 0);
     return found.map((weight) => weight / sum);
-  })();
+  };
+  const OF_SPOT = gaussian(SPOT);
 
   // The grey level of a value in the window, 0 to 255, as a screen has it.
   const level = (value) => Math.round(Math.max(0, Math.min(1, (value - state.low) / (state.high - state.low))) * WHITE);
@@ -577,19 +578,21 @@
   };
 
   // Means of neighbours along one axis; beyond the border is what lies at it.
-  function smoothed(values, high, wide, down) {
-    const found = new Float64Array(values.length), reach = (WEIGHTS.length - 1) / 2;
+  function smoothed(values, high, wide, down, weights) {
+    const found = new Float64Array(values.length), reach = (weights.length - 1) / 2;
     for (let row = 0, n = 0; row < high; row += 1) {
       for (let column = 0; column < wide; column += 1, n += 1) {
         for (let k = -reach; k <= reach; k += 1) {
           const r = down ? Math.max(0, Math.min(high - 1, row + k)) : row;
           const c = down ? column : Math.max(0, Math.min(wide - 1, column + k));
-          found[n] += WEIGHTS[k + reach] * values[r * wide + c];
+          found[n] += weights[k + reach] * values[r * wide + c];
         }
       }
     }
     return found;
   }
+
+  const both = (values, high, wide, weights) => smoothed(smoothed(values, high, wide, true, weights), high, wide, false, weights);
 
   // The pixel of the slice around which the displayed change is largest, in the window in use.
   function look() {
@@ -600,7 +603,7 @@
       const [before, after] = levels(n);
       return after - before;
     });
-    const spots = change.some(Boolean) ? smoothed(smoothed(change, high, wide, true), high, wide, false) : change;
+    const spots = change.some(Boolean) ? both(change, high, wide, OF_SPOT) : change;
     let place = 0;
     spots.forEach((value, n) => { if (Math.abs(value) > Math.abs(spots[place])) place = n; });
     shown.look = { key, row: Math.floor(place / wide), column: place % wide, levels: Math.abs(spots[place]),
@@ -624,6 +627,116 @@
     }
   }
 
+  // --- where a reader would see it -------------------------------------------------------------------------------
+
+  // As in screen.py: how far around a pixel noise and texture hide a change, and the least border of what is filtered.
+  const AROUND = gaussian(4), BORDER = 8, LOST = 1, PLAIN = 3;
+  const SEEN = [[255, 212, 0], [255, 140, 0], [224, 0, 0]];
+
+  // The Fourier transform of numbers re + i im in place; their count is a power of two. Backward it is not scaled.
+  function transform(re, im, backward) {
+    const many = re.length;
+    for (let n = 1, k = 0; n < many; n += 1) {
+      let bit = many >> 1;
+      for (; k & bit; bit >>= 1) k ^= bit;
+      k ^= bit;
+      if (n < k) [re[n], re[k], im[n], im[k]] = [re[k], re[n], im[k], im[n]];
+    }
+    for (let size = 2; size <= many; size *= 2) {
+      const turn = ((backward ? 2 : -2) * Math.PI) / size, half = size / 2;
+      for (let k = 0; k < half; k += 1) {
+        const c = Math.cos(turn * k), s = Math.sin(turn * k);
+        for (let n = k; n < many; n += size) {
+          const m = n + half, x = re[m] * c - im[m] * s, y = re[m] * s + im[m] * c;
+          re[m] = re[n] - x;
+          im[m] = im[n] - y;
+          re[n] += x;
+          im[n] += y;
+        }
+      }
+    }
+  }
+
+  // The same along both axes of a plane.
+  function transformPlane(re, im, high, wide, backward) {
+    for (let row = 0; row < high; row += 1) {
+      const [from, to] = [row * wide, (row + 1) * wide];
+      transform(re.subarray(from, to), im.subarray(from, to), backward);
+    }
+    const [x, y] = [new Float64Array(high), new Float64Array(high)];
+    for (let column = 0; column < wide; column += 1) {
+      for (let row = 0, n = column; row < high; row += 1, n += wide) [x[row], y[row]] = [re[n], im[n]];
+      transform(x, y, backward);
+      for (let row = 0, n = column; row < high; row += 1, n += wide) [re[n], im[n]] = [x[row], y[row]];
+    }
+  }
+
+  // Two pictures as the eye filters them, see measure/observer.py. Beyond the border is what lies at it. The filter is
+  // real and even, so that both go through it as one picture of complex numbers.
+  function throughTheEye(one, other, high, wide) {
+    const whole = [high, wide].map((size) => 2 ** Math.ceil(Math.log2(size + 2 * BORDER)));
+    const [up, left] = [high, wide].map((size, axis) => Math.floor((whole[axis] - size) / 2));
+    const [re, im] = [new Float64Array(whole[0] * whole[1]), new Float64Array(whole[0] * whole[1])];
+    for (let row = 0, n = 0; row < whole[0]; row += 1) {
+      const r = Math.max(0, Math.min(high - 1, row - up)) * wide;
+      for (let column = 0; column < whole[1]; column += 1, n += 1) {
+        const from = r + Math.max(0, Math.min(wide - 1, column - left));
+        re[n] = one[from];
+        im[n] = other[from];
+      }
+    }
+    transformPlane(re, im, whole[0], whole[1], false);
+    const best = Math.sqrt(1.3 / 0.08), degree = viewer.pixels_per_degree / (viewer.halved ? 2 : 1);
+    const frequency = (n, size) => (degree * Math.min(n, size - n)) / size;
+    for (let row = 0, n = 0; row < whole[0]; row += 1) {
+      for (let column = 0; column < whole[1]; column += 1, n += 1) {
+        const f = Math.hypot(frequency(row, whole[0]), frequency(column, whole[1]));
+        const passed = ((f / best) ** 1.3 * Math.exp(-0.04 * (f ** 2 - best ** 2))) / re.length;
+        re[n] *= passed;
+        im[n] *= passed;
+      }
+    }
+    transformPlane(re, im, whole[0], whole[1], true);
+    const cut = (plane) => Float64Array.from(one, (_, n) =>
+      plane[(up + Math.floor(n / wide)) * whole[1] + left + (n % wide)]);
+    return [cut(re), cut(im)];
+  }
+
+  // The displayed change of each pixel over the noise and texture around it, both through the eye.
+  function visibleWhere() {
+    const key = `${state.low} ${state.high}`;
+    if (shown.map?.key === key) return shown.map.values;
+    const { high, wide } = shown;
+    const [clean, change] = [new Float64Array(shown.clean.length), new Float64Array(shown.clean.length)];
+    for (let n = 0; n < clean.length; n += 1) {
+      const [before, after] = levels(n);
+      [clean[n], change[n]] = [before, after - before];
+    }
+    const [picture, seen] = throughTheEye(clean, change, high, wide);
+    const square = both(picture.map((value) => value ** 2), high, wide, AROUND);
+    shown.map = { key, values: seen.map((value, n) => Math.abs(value) / Math.sqrt(square[n] + 1)) };
+    return shown.map.values;
+  }
+
+  const veil = document.createElement("canvas");
+
+  function drawMap(context, across, down) {
+    byId("map-key").hidden = !byId("map").checked;
+    if (!byId("map").checked) return;
+    const { high, wide } = shown, values = visibleWhere();
+    const area = new ImageData(wide, high);
+    for (let n = 0; n < values.length; n += 1) {
+      if (values[n] < LOST) continue;
+      const along = Math.min(1, (values[n] - LOST) / (PLAIN - LOST)) * (SEEN.length - 1);
+      const from = Math.min(Math.floor(along), SEEN.length - 2), share = along - from;
+      for (let k = 0; k < 3; k += 1) area.data[4 * n + k] = SEEN[from][k] + share * (SEEN[from + 1][k] - SEEN[from][k]);
+      area.data[4 * n + 3] = 200;
+    }
+    [veil.width, veil.height] = [wide, high];
+    veil.getContext("2d").putImageData(area, 0, 0);
+    context.drawImage(veil, 0, 0, across, down);
+  }
+
   function draw() {
     if (!shown) return;
     const dots = fit();
@@ -632,7 +745,9 @@
     const scale = [picture.width / viewer.columns, picture.height / viewer.rows];
     const block = viewer.halved ? 2 : 1;
     context.imageSmoothingEnabled = false;
-    context.drawImage(paper, 0, 0, shown.wide * block * scale[0], shown.high * block * scale[1]);
+    const [across, down] = [shown.wide * block * scale[0], shown.high * block * scale[1]];
+    context.drawImage(paper, 0, 0, across, down);
+    drawMap(context, across, down);
     context.lineJoin = "round";
     // The widest first. A dark line below keeps a bright one legible on white.
     const styles = { target: [[4.5, 0.45, null]], before: [[3.2, 0.45, "#000"], [2, 1, null]], after: [[3.2, 0.45, "#000"], [2, 1, null]] };
@@ -947,6 +1062,7 @@
       }
     });
     byId("look").addEventListener("change", draw);
+    byId("map").addEventListener("change", draw);
     byId("most-visible").addEventListener("click", () => show(nearest(viewer.start)));
     window.addEventListener("resize", draw);
     still.addEventListener("change", sayMotion);

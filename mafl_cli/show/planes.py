@@ -23,6 +23,7 @@ import numpy as np
 from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
+from mafl_cli.measure.observer import Screen
 from mafl_cli.scans.body import Air
 from mafl_cli.scans.geometry import Affine
 from mafl_cli.show.display import class_colour
@@ -81,6 +82,8 @@ class ViewerFacts:
     change: Sequence[float]
     asked: Sequence[int]
     missed: Sequence[int]
+    pixels_per_degree: float
+    """Pixels of a slice, at full resolution, in a degree of the field of view; see `measure.observer.Screen`."""
     seen: Sequence[float]
     """The largest displayed change of each slice in `window`, grey levels over a spot; see `screen.largest_spot`."""
     start: int
@@ -206,6 +209,7 @@ class PlaneStack:
             change=[_rounded(value) for value in self.change],
             asked=self.asked,
             missed=self.missed,
+            pixels_per_degree=_rounded(Screen.of(self._plane("clean", 0).shape).pixels_per_degree),
             seen=[_rounded(value) for value in self.seen],
             start=int(np.argmax(weight)) if weight else len(self.order) // 2,
         )

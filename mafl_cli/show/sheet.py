@@ -24,11 +24,11 @@ _LEGEND_LINE = 0.28
 _PLOT_HEAD, _PLOT, _PLOT_FOOT, _PLOT_GAP, _PLOT_RIGHT = 0.8, 1.9, 0.62, 1.0, 0.75
 _FOOT = 0.42
 
-_COLUMNS, _PLOTS = 5, 3
+_COLUMNS, _PLOTS = 6, 3
 
 
 class Sheet:
-    """An empty figure with its title: rows of five pictures, below them a colour bar, a legend and three plots."""
+    """An empty figure with its title: rows of six pictures, below them two colour bars, a legend and three plots."""
 
     def __init__(self, rows: int, ratio: float, title: str, labels: Sequence[str]) -> None:
         """ratio: height over width of a picture. labels: of the legend."""
@@ -59,11 +59,14 @@ class Sheet:
         self._text(_LEFT - 0.1, upper + self._high / 2, label, size=11, ha="right", va="center", linespacing=1.5)
         return [self._axes(left, upper, _WIDTH, self._high) for left in self._lefts]
 
-    def colour_bar(self, unit: str) -> Axes:
-        """The place of the bar below the third column, with its unit beside it."""
-        bar = self._axes(self._lefts[2] + 0.15, self._end + 0.06, _WIDTH - 0.3, 0.12)
-        self._text(self._lefts[3] + 0.05, self._end + 0.12, unit, size=10, va="center")
-        return bar
+    def colour_bars(self, unit: str, words: str) -> tuple[Axes, Axes]:
+        """The places of the bars below the third and the fourth column, with what they count beside them."""
+        first, second = (
+            self._axes(self._lefts[column] + 0.15, self._end + 0.06, _WIDTH - 0.3, 0.12) for column in (2, 3)
+        )
+        self._text(self._lefts[2] - 0.05, self._end + 0.12, unit, size=10, ha="right", va="center")
+        self._text(self._lefts[4] + 0.05, self._end + 0.12, words, size=10, va="center")
+        return first, second
 
     @property
     def legend_corner(self) -> tuple[float, float]:

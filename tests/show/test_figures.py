@@ -400,7 +400,7 @@ def test_the_changed_part_is_enlarged_and_marked_on_the_scan(monkeypatch: pytest
     small[30:34, 30:34, 2] = 1
     volumes.update(prediction_clean=small * 0, prediction_adversarial=small, target=small)
     figure = layout(volumes, monkeypatch)
-    scan, _, _, _, outlines = figure.axes[:5]
+    scan, _, _, _, _, outlines = figure.axes[:6]
     (mark,) = [patch for patch in scan.patches if not patch.get_fill()]
     assert outlines.get_xlim() == pytest.approx((mark.get_x(), mark.get_x() + mark.get_width()), abs=1)
     assert mark.get_width() < 0.65 * np.ptp(scan.get_xlim())
@@ -433,9 +433,9 @@ def test_a_ring_marks_the_largest_change_that_the_window_shows(monkeypatch: pyte
     figure = layout(volumes, monkeypatch, window=(-160, 240))
     spot = oriented_slice(np.pad(np.ones((2, 2, 1)), ((19, 19), (31, 15), (4, 4))), ras(), 2, 4)[0]
     rows, columns = (where.mean() for where in np.nonzero(spot))
-    for ax in figure.axes[:3]:
+    for ax in figure.axes[:4]:
         (ring,) = ax.lines
         assert (float(ring.get_xdata()[0]), float(ring.get_ydata()[0])) == pytest.approx((columns, rows), abs=0.6)
     words = [text.get_text() for text in figure.texts]
     assert any(word.endswith(f"{round(60 / 400 * 255)} grey levels") for word in words), words
-    assert not any(ax.lines for ax in layout(volumes, monkeypatch, window=(-2000, -1500)).axes[:3])
+    assert not any(ax.lines for ax in layout(volumes, monkeypatch, window=(-2000, -1500)).axes[:4])

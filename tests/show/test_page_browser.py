@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 from collections.abc import Iterator
 from io import BytesIO
@@ -15,8 +16,9 @@ from bodies import case
 from matplotlib.image import imread
 from pages import CLASSES, blocks, decoded, page_case
 
+from mafl_cli.measure.observer import Screen
 from mafl_cli.show import page
-from mafl_cli.show.screen import grey_levels, largest_spot
+from mafl_cli.show.screen import LOST, PLAIN, grey_levels, largest_spot, visible_where
 from mafl_cli.system import records
 
 HOSTILE = "<script>window.hacked=1</script><img src=x onerror=window.hacked=1></script>"
@@ -307,6 +309,35 @@ def test_the_ring_is_around_the_largest_change_that_the_window_shows(opened: Any
     reader.press("ArrowRight")
     reader.page.locator("#most-visible").click()
     assert reader.page.locator("#slice").input_value() == str(viewer["start"])
+
+
+def test_the_map_is_where_the_change_would_be_seen_in_the_window_in_use(opened: Any) -> None:
+    reader = opened()
+    viewer = reader.viewer()
+    reader.hide_outlines()
+    reader.press("1")
+    for window in (viewer["window"], (-160, 240)):
+        reader.page.locator("#level").fill(str(sum(window) / 2))
+        reader.page.locator("#width").fill(str(window[1] - window[0]))
+        planes = reader.planes(viewer["start"])
+        before, after = (grey_levels(planes[name], window) for name in ("clean", "adversarial"))
+        degree = viewer["pixels_per_degree"]
+        screen = Screen(math.tan(math.radians(1 / degree)) * 500)
+        assert screen.pixels_per_degree == pytest.approx(degree)
+        seen = visible_where(before, after, screen)
+        assert not reader.page.locator("#map-key").is_visible()
+        plain = reader.pixels()
+        assert (plain == plain[..., :1]).all()
+        reader.page.locator("#map").set_checked(True)
+        assert reader.page.locator("#map-key").is_visible()
+        coloured = (reader.pixels() != plain).any(axis=2)
+        sure = np.abs(seen - LOST) > 0.02
+        assert (seen > LOST).any()
+        np.testing.assert_array_equal(coloured[sure], (seen > LOST)[sure])
+        red, green, blue = np.moveaxis(reader.pixels()[seen > 1.1 * PLAIN], -1, 0)
+        assert (red > green + 60).all()
+        assert (red > blue + 60).all()
+        reader.page.locator("#map").set_checked(False)
 
 
 def test_where_the_window_hides_the_change_there_is_no_ring(opened: Any) -> None:
