@@ -82,8 +82,8 @@ def run_batch(
     if request.cluster is not None:
         dask_cluster.check(request.cluster)
     try:
-        with _part_held(request.out, request.part):
-            _claim(request, settings)
+        with part_held(request.out, request.part):
+            claim(request.out, settings, request.cases, overwrite=request.overwrite)
             mine = request.cases[request.part[0] :: request.part[1]]
             jobs: list[Job] = []
             rows: dict[str, tables.KnownRow] = {}
@@ -114,7 +114,7 @@ def _attack(request: BatchRequest, jobs: Sequence[Job], on_row: Callable[[str, R
                 f"{public_name(request.out)}: no space left on the disk; make room: what is finished is kept, and the "
                 "same command goes on from there."
             )
-        _settle(request.out / job.case_id, job, row)
+        settle(request.out / job.case_id, job, row)
         on_row(job.case_id, row)
 
     if request.cluster is not None:
@@ -160,10 +160,10 @@ def _plan(
                 f"{public_name(request.out)}: a file lies where the results of {case.case_id} belong: move it, or "
                 "choose another folder with `out`."
             )
-        ticket = Ticket(request=settings, files=tuple(fingerprint(path) for path in _files(case)))
+        ticket = Ticket(request=settings, files=tuple(fingerprint(path) for path in files_of(case)))
         if case.problem is not None:
             row = Row.failed(InputError.__name__, case.problem)
-            _settle(folder, Job(case.case_id, request.attack, ticket), row)
+            settle(folder, Job(case.case_id, request.attack, ticket), row)
             on_row(case.case_id, row)
         elif (row_before := _row_if_done(folder, ticket, case, overwrite=request.overwrite)) is not None:
             # A run that was killed between the two may have left word of an earlier failure.
@@ -173,20 +173,25 @@ def _plan(
         elif not request.retry_failed and _has_failed(folder, ticket):
             known += 1
         else:
-            attack = replace(
-                request.attack,
-                images=case.images,
-                targets=case.targets or request.attack.targets,
-                recipe=None if case.targets else request.attack.recipe,
-                guides=case.guides or request.attack.guides,
-                out=folder,
-                overwrite=True,
-            )
-            jobs.append(Job(case.case_id, attack, ticket))
+            jobs.append(Job(case.case_id, request_of(case, request.attack, folder), ticket))
     return known
 
 
-def _files(case: CaseFiles) -> tuple[Path, ...]:
+def request_of(case: CaseFiles, attack: AttackRequest, folder: Path) -> AttackRequest:
+    """What is asked of one case. attack: what all share. folder: for its results."""
+    return replace(
+        attack,
+        images=case.images,
+        targets=case.targets or attack.targets,
+        recipe=None if case.targets else attack.recipe,
+        guides=case.guides or attack.guides,
+        out=folder,
+        overwrite=True,
+    )
+
+
+def files_of(case: CaseFiles) -> tuple[Path, ...]:
+    """Every file of a case."""
     return (*case.images, *case.targets, *case.guides)
 
 
@@ -244,7 +249,7 @@ def _has_failed(folder: Path, ticket: Ticket) -> bool:
     return found is not None and found.ticket == ticket
 
 
-def _settle(folder: Path, job: Job, row: Row) -> None:
+def settle(folder: Path, job: Job, row: Row) -> None:
     """Write down a failure; a success needs no word beside its results."""
     if row.error is None:
         (folder / FAILED).unlink(missing_ok=True)
@@ -271,7 +276,7 @@ def _sweep(out: Path, cases: Sequence[CaseFiles]) -> None:
 
 
 @contextmanager
-def _part_held(out: Path, part: tuple[int, int]) -> Iterator[None]:
+def part_held(out: Path, part: tuple[int, int]) -> Iterator[None]:
     """Hold this part of the folder. Raises UsageError if another process has it, or parts of another number."""
     check_writable(out, overwrite=True)
     own = (out / RUN).parent
@@ -295,17 +300,17 @@ def _part_held(out: Path, part: tuple[int, int]) -> Iterator[None]:
         yield
 
 
-def _claim(request: BatchRequest, settings: str) -> None:
+def claim(out: Path, settings: str, cases: Sequence[CaseFiles], *, overwrite: bool) -> None:
     """Write down what the run is about; raises UsageError if an earlier one in this folder was about something else."""
-    out, path = request.out, request.out / RUN
+    path = out / RUN
     if (out / TARGET).exists():
         raise UsageError(f"{public_name(out)}: holds the results of one case: choose another folder with `out`.")
     before = read.read_run(out)
-    if before is not None and before.settings != settings and not request.overwrite:
+    if before is not None and before.settings != settings and not overwrite:
         raise UsageError(
             f"{public_name(out)}: holds results of other settings or another model: choose another folder with `out`, "
             "or add `overwrite` to make them again."
         )
-    ids = [case.case_id for case in request.cases]
+    ids = [case.case_id for case in cases]
     known = [] if before is None else [each for each in before.cases if each not in set(ids)]
     write_text(path, to_json(CaseList(settings=settings, cases=(*known, *ids))))

@@ -85,6 +85,18 @@ def attack_one(job: Job) -> Row:
     """Attack one case; whatever goes wrong is in the row."""
     from mafl_cli.case.pipeline import run_attack
 
+    def attack(say: Callable[[str], None]) -> None:
+        with libraries():
+            run_attack(job.request, say=say, ticket=job.ticket)
+
+    return guarded(job.case_id, attack)
+
+
+def guarded(case_id: str, work: Callable[[Callable[[str], None]], None]) -> Row:
+    """Do what is to be done for a case; whatever goes wrong is in the row.
+
+    work: receives what takes lines for the user.
+    """
     said: list[str] = []
     started = time.perf_counter()
 
@@ -92,17 +104,16 @@ def attack_one(job: Job) -> Row:
         return Row.failed(kind, message, said=said, seconds=time.perf_counter() - started)
 
     try:
-        with libraries():
-            run_attack(job.request, say=said.append, ticket=job.ticket)
+        work(said.append)
     except MaflError as exc:
         return failed(type(exc).__name__, str(exc))
     except MemoryError:
-        return failed("MemoryError", f"{job.case_id}: the memory of this machine is too small for it.")
+        return failed("MemoryError", f"{case_id}: the memory of this machine is too small for it.")
     except Exception as exc:
         if is_disk_full(exc):
-            return failed(DiskFullError.__name__, str(disk_full(job.case_id)))
+            return failed(DiskFullError.__name__, str(disk_full(case_id)))
         # Not its message: that may quote a header or a path, and logs are passed on.
-        return failed(type(exc).__name__, f"{job.case_id}: internal error ({type(exc).__name__}{place_of(exc)}).")
+        return failed(type(exc).__name__, f"{case_id}: internal error ({type(exc).__name__}{place_of(exc)}).")
     return Row("ok", None, tuple(said), round(time.perf_counter() - started, 3))
 
 

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
@@ -17,11 +19,11 @@ from mafl_cli.case import memory
 from mafl_cli.case.facts import bounds_of, facts_of, target_of, voxels_of
 from mafl_cli.case.hiding import hidden, require_elsewhere
 from mafl_cli.case.ladder import climbed
-from mafl_cli.case.prepare import prepare
+from mafl_cli.case.prepare import Case, prepare
 from mafl_cli.case.problem import Say
-from mafl_cli.case.remedies import settle
+from mafl_cli.case.remedies import Settled, settle
 from mafl_cli.case.request import AttackRequest
-from mafl_cli.case.searching import Progress
+from mafl_cli.case.searching import Found, Progress
 from mafl_cli.case.trusting import checked
 from mafl_cli.case.worst import searched
 from mafl_cli.case.write import Written
@@ -91,60 +93,111 @@ def _run_attack(
         settled = settle(case, found, checked(case, found, request.config), request.config, say, on_progress)
         if request.ladder:
             settled = climbed(case, settled, request.config)
-        found = settled.found
         memory.give_back()
         clock.lap("check")
-        written = Written(case, stage, request.config)
-        written.masks(PREDICTION_CLEAN, subject.to_labels(case.clean_labels))
-        written.masks(TARGET, case.target.labels)
-        written.scans(subject.as_volume(found.adversarial.whole()))
-        again = written.again()
-        clock.lap("write")
-        data = [each.data for each in again]
-        there = OfScan(data, subject.layout, subject.clean.device)
-        post = subject.drawn(there, subject.frozen(data), like=(found.drawn, case.clean_drawn))
-        written.masks(PREDICTION_ADVERSARIAL, subject.to_labels(post.labels), again[0])
-        body = facts_of(case, request.config, settled, again, post)
-        clock.lap("measure")
-        whole = assemble.attack_report(
-            config=request.config,
-            model=found.info,
-            device=device,
-            case=replace(
-                body,
-                timing_s=clock.laps,
-                memory=report.Memory(**memory.used(device)),
-                files=tuple(report.File(**file) for file in listed(stage)),
-            ),
-            settings={
-                "mode": subject.mode,
-                "slice_axis": request.slice_axis or subject.card.slice_axis,
-                "save_as": case.save_as,
-                "device": request.device,
-                "precision": request.precision,
-                "spacing": subject.card.spacing,
-                "roi": subject.tiling.roi if subject.tiling else None,
-                "overlap": subject.tiling.overlap if subject.tiling else None,
-                "blend": subject.tiling.blend if subject.tiling else None,
-                "folds": request.folds,
-                "mirror": request.mirror,
-                "attack_channels": request.attack_channels or None,
-                "tap": request.tap,
-                "guide": tuple(public_name(path) for path in request.guides) or None,
-                "allow_gaps": request.allow_gaps,
-                "body_only": request.body_only,
-                "resample_target": request.masks.resample,
-                "label_map": {str(old): new for old, new in request.masks.label_map.items()} or None,
-                **({"start": tuple(map(public_name, request.starts))} if request.starts else {}),
-                **({"ladder": True} if request.ladder else {}),
-            },
-            started=clock.started,
-        )
-        whole = assemble.renamed(whole, names)
-        if ticket is not None:
-            write_text(stage / TICKET, records.to_json(ticket))
-        write_text(stage / REPORT, records.to_json(whole))
+        return _written(request, case, settled, stage, device, clock, names, ticket)
+
+
+def write_found(
+    request: AttackRequest,
+    case: Case,
+    found: Found,
+    *,
+    universal: Literal["made_on", "held_out"],
+    say: Say,
+    detail: Say,
+    ticket: Ticket,
+) -> report.Report:
+    """Write the result folder of a change that was found on many scans, and return the report.
+
+    No gradient was checked: that of one scan is not what was followed.
+
+    Args:
+        request, case: of this scan, from `prepare.prepare`. found: what the change makes of it.
+        universal: whether this is one of the scans that the change was made on.
+    Raises: as `run_attack`.
+    """
+    clock, device = _Clock(), case.subject.clean.device
+    with (
+        sizes.limited(request.size_limit),
+        hidden(request, say, detail) as hide,
+        staged(request.out, overwrite=request.overwrite) as stage,
+        exactly(device),
+        enough_memory(request.model.name, "this scan"),
+    ):
+        return _written(request, case, Settled(found, ()), stage, device, clock, hide.names, ticket, universal)
+
+
+def _written(
+    request: AttackRequest,
+    case: Case,
+    settled: Settled,
+    stage: Path,
+    device: torch.device,
+    clock: _Clock,
+    names: Callable[[str], str],
+    ticket: Ticket | None,
+    universal: Literal["made_on", "held_out"] | None = None,
+) -> report.Report:
+    """Write the files, read them again, measure what was read, and write the report beside them."""
+    found, subject = settled.found, case.subject
+    written = Written(case, stage, request.config)
+    written.masks(PREDICTION_CLEAN, subject.to_labels(case.clean_labels))
+    written.masks(TARGET, case.target.labels)
+    written.scans(subject.as_volume(found.adversarial.whole()))
+    again = written.again()
+    clock.lap("write")
+    data = [each.data for each in again]
+    there = OfScan(data, subject.layout, subject.clean.device)
+    post = subject.drawn(there, subject.frozen(data), like=(found.drawn, case.clean_drawn))
+    written.masks(PREDICTION_ADVERSARIAL, subject.to_labels(post.labels), again[0])
+    body = facts_of(case, request.config, settled, again, post)
+    clock.lap("measure")
+    whole = assemble.attack_report(
+        config=request.config,
+        model=found.info,
+        device=device,
+        case=replace(
+            body,
+            timing_s=clock.laps,
+            memory=report.Memory(**memory.used(device)),
+            files=tuple(report.File(**file) for file in listed(stage)),
+        ),
+        settings=_settings(request, case) | ({"universal": universal} if universal else {}),
+        started=clock.started,
+    )
+    whole = assemble.renamed(whole, names)
+    if ticket is not None:
+        write_text(stage / TICKET, records.to_json(ticket))
+    write_text(stage / REPORT, records.to_json(whole))
     return whole
+
+
+def _settings(request: AttackRequest, case: Case) -> dict[str, Any]:
+    """What the report says of the settings, those of the method apart."""
+    subject = case.subject
+    return {
+        "mode": subject.mode,
+        "slice_axis": request.slice_axis or subject.card.slice_axis,
+        "save_as": case.save_as,
+        "device": request.device,
+        "precision": request.precision,
+        "spacing": subject.card.spacing,
+        "roi": subject.tiling.roi if subject.tiling else None,
+        "overlap": subject.tiling.overlap if subject.tiling else None,
+        "blend": subject.tiling.blend if subject.tiling else None,
+        "folds": request.folds,
+        "mirror": request.mirror,
+        "attack_channels": request.attack_channels or None,
+        "tap": request.tap,
+        "guide": tuple(public_name(path) for path in request.guides) or None,
+        "allow_gaps": request.allow_gaps,
+        "body_only": request.body_only,
+        "resample_target": request.masks.resample,
+        "label_map": {str(old): new for old, new in request.masks.label_map.items()} or None,
+        **({"start": tuple(map(public_name, request.starts))} if request.starts else {}),
+        **({"ladder": True} if request.ladder else {}),
+    }
 
 
 def show_target(

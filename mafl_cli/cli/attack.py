@@ -31,6 +31,7 @@ from mafl_cli.cli.reading import (
     require_no_input,
     require_view,
 )
+from mafl_cli.cli.universal import attack_together, method_of, read_holdout
 from mafl_cli.errors import GateError, UsageError
 from mafl_cli.system import sizes
 
@@ -66,7 +67,11 @@ def attack(
     voice = words.voice(as_json=batch.log_format == "json")
     with reported(voice), sizes.limited(files.size_limit):
         chosen = given(settings)
-        config = read_settings(method.method, budget.ball(chosen), chosen)
+        ball = budget.ball(chosen)
+        name, chosen = method_of(method.method, chosen, ball) if batch.universal else (method.method, chosen)
+        if batch.universal and not ball:
+            raise UsageError("--universal needs a limit: give --eps, --eps-hu, --eps-range or --budget-eps.")
+        config = read_settings(name, ball, chosen)
         seen_as = view.given() | network.given()
         require_view(seen_as)
         scans = list(images or ())
@@ -79,6 +84,7 @@ def attack(
         # Channels, and a series, are those of one scan.
         several = files.channels is None and files.series is None and bool(scans) and cases.is_batch(scans)
         found = cases.find(scans, target=files.target, stdin=sys.stdin) if several else []
+        batch.require_together(several)
         if batch.list_cases:
             show_cases(found, several)
             return
@@ -99,6 +105,11 @@ def attack(
             raise UsageError("--dry-run is for one scan: --list shows the cases of a batch.")
         from mafl_cli import api
 
+        if batch.universal:
+            shared = api.attack_request((), target, model=model, **asked)
+            holdout, required = read_holdout(batch.holdout), method.require_success
+            attack_together(found, shared, holdout, output.json_file, voice, require_success=required)
+            return
         asked_of_all = batch.request(found, api.attack_request((), target, model=model, **asked))
         attack_all(asked_of_all, output.json_file, voice, resume=batch.resume, require_success=method.require_success)
 

@@ -29,6 +29,26 @@ class BatchOptions:
     """How a batch is worked through."""
 
     list_cases: Annotated[bool, under(BATCH, "--list", help="Print the cases, one per line, and stop.")] = False
+    universal: Annotated[
+        bool,
+        under(
+            BATCH,
+            "--universal",
+            help="Find one change for all scans, within --eps, and judge it on those held out; see docs/transfer.md.",
+            rare=True,
+        ),
+    ] = False
+    holdout: Annotated[
+        MaybeStr,
+        under(
+            BATCH,
+            "--holdout",
+            metavar="SHARE|NAMES",
+            help="With --universal: scans that the change is not made on, a share from 0 to 1 drawn by --seed, or "
+            "names of cases separated by commas.",
+            rare=True,
+        ),
+    ] = None
     workers: Annotated[
         int,
         under(
@@ -100,6 +120,25 @@ class BatchOptions:
         LogFormat,
         under(BATCH, help="Format of messages on stderr: text, or one JSON object per line.", rare=True),
     ] = "text"
+
+    def require_together(self, several: bool) -> None:
+        """Raise UsageError for options that do not go with one change for many scans."""
+        if self.holdout is not None and not self.universal:
+            raise UsageError("--holdout is for --universal: add it, or leave out --holdout.")
+        if not self.universal:
+            return
+        if not several:
+            raise UsageError("--universal needs several scans: give more, a folder of them, or a manifest.")
+        alone = {
+            "--workers": self.workers > 1,
+            "--engine": self.engine != "local",
+            "--num-parts": self.num_parts is not None,
+            "--case-timeout": self.case_timeout is not None,
+            "--retry-failed": self.retry_failed,
+        }
+        for option, given in alone.items():
+            if given:
+                raise UsageError(f"{option} cannot be used with --universal: one search sees all scans; leave it out.")
 
     def request(self, cases: Sequence[CaseFiles], attack: AttackRequest) -> BatchRequest:
         """What the options ask of a batch of these cases. Raises UsageError for options that do not go together."""

@@ -67,6 +67,8 @@ class Settings(AttackConfig):
     """Names of files that one search began at."""
     ladder: bool | None = field(default=None, metadata=OPTIONAL)
     """Whether it was tried that more steps and larger changes reach more."""
+    universal: Literal["made_on", "held_out"] | None = field(default=None, metadata=OPTIONAL)
+    """The change is one for many scans: whether this is one that it was made on."""
     folds: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL)
     """Those of an nnU-Net results folder that made the model; not there: all."""
     mirror: bool | None = field(default=None, metadata=OPTIONAL)

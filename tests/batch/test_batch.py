@@ -277,7 +277,7 @@ def test_an_interrupt_while_cases_are_looked_at_leaves_a_table_too(
         (folder / ".mafl-work-halfmade").mkdir(parents=True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(batch, "_settle", interrupt)
+    monkeypatch.setattr(batch, "settle", interrupt)
     result = run(data, tmp_path / "out")
     assert (result.exit_code, result.stderr.count("\n")) == (130, 1)
     said = json.loads((tmp_path / "out" / "report.json").read_text())
