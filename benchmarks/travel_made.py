@@ -48,7 +48,8 @@ from torch import Tensor, nn
 
 HASHES = Path(__file__).with_suffix(".json")
 _BATCHES = {"meshnet": 4, "attention": 4, "swin": 4}
-"""Slices in a step, where 8 would take more than some minutes."""
+"""Slices in a step, where 8 would take more than some minutes. So few do not show all classes: what is absent must not
+count in the loss, or classes that are rare would never be drawn."""
 _LIT = 300.0
 """Files of scans that come as z-scores hold 300 + 100 z inside the brain, 0 outside: a scanner's are positive."""
 
@@ -131,7 +132,7 @@ def build(architecture: str, classes: int) -> nn.Module:
     elif architecture == "resunet":
         found = UNet(**plain, **levels, num_res_units=2, norm="BATCH")
     elif architecture == "attention":
-        found = AttentionUnet(**plain, channels=(8, 16, 32, 64), strides=(2, 2, 2))
+        found = AttentionUnet(**plain, **levels)
     elif architecture == "swin":
         found = SwinUNETR(**plain, feature_size=12, depths=(1, 1, 1, 1), num_heads=(2, 2, 4, 4), window_size=4)
     else:
@@ -238,13 +239,18 @@ def _moved(images: Tensor, labels: Tensor, dice: torch.Generator) -> tuple[Tenso
     return moved * (1 + 0.1 * bend[:, :, None, None]) + 0.05 * lift[:, :, None, None] * (moved != 0), maps
 
 
-def _loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy and 1 - Dice over the batch, mean over the classes (as nnU-Net weighs them)."""
+def _loss(logits: Tensor, labels: Tensor, *, present: bool) -> Tensor:
+    """Cross-entropy and 1 - Dice over the batch, mean over the classes (as nnU-Net weighs them).
+
+    present: leave out classes that no slice of the batch shows.
+    """
     shares = logits.softmax(1)
     wanted = F.one_hot(labels, logits.shape[1]).movedim(-1, 1).float()
     both = (shares * wanted).sum((0, 2, 3))
     dice = (2 * both + 1) / (shares.sum((0, 2, 3)) + wanted.sum((0, 2, 3)) + 1)
-    return F.cross_entropy(logits, labels) + 1 - dice[1:].mean()
+    counted = wanted.sum((0, 2, 3)) > 0 if present else torch.ones_like(dice, dtype=torch.bool)
+    counted[0] = not counted[1:].any()
+    return F.cross_entropy(logits, labels) + 1 - dice[counted].mean()
 
 
 def train(network: Network, task: Task, slices: list[Slices]) -> nn.Module:
@@ -262,7 +268,7 @@ def train(network: Network, task: Task, slices: list[Slices]) -> nn.Module:
         rows = torch.randint(len(images), (_BATCHES.get(network.architecture, 8),), generator=dice)
         batch, maps = _moved(images[rows], labels[rows], dice)
         optimiser.zero_grad()
-        _loss(module(batch), maps).backward()
+        _loss(module(batch), maps, present=network.architecture in _BATCHES).backward()
         optimiser.step()
         pace.step()
     return module.eval()

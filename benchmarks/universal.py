@@ -5,8 +5,8 @@
 
 The scans are the slices of `travel_made.py` that no network was taught, all brought onto one grid by dropping where
 along the body they lie, as if each were the only one of its protocol. The class is to vanish (`erase`). On MR the
-change is made on the slices of two patients, and held out are those of the third; on CT, of which there is one patient,
-a third of the slices is held out, drawn by the seed.
+change is made on the slices of two patients, and held out are those of the third, or with `--random` a third of all
+slices, drawn by the seed; on CT, of which there is one patient, a third of the slices.
 """
 
 from __future__ import annotations
@@ -53,14 +53,21 @@ def scans(cache: Path, task: str, folder: Path) -> list[CaseFiles]:
 
 
 def measure(
-    cache: Path, task: str, network: str, cases: Sequence[CaseFiles], share: float, **settings: Any
+    cache: Path,
+    task: str,
+    network: str,
+    cases: Sequence[CaseFiles],
+    share: float,
+    *,
+    at_random: bool,
+    **settings: Any,
 ) -> dict[str, Any]:
     """What one change within a share of the range does on the scans that it was made on, and on those held out.
 
     alone: what a change of its own does on each of those held out, with the same method and limit.
     """
     index, _ = CLASSES[task]
-    names = tuple(case.case_id for case in cases if case.case_id.startswith(PATIENT))
+    names = tuple(case.case_id for case in cases if case.case_id.startswith(PATIENT) and not at_random)
     config = preset(
         "mifgsm",
         **{"eps": share, "eps_unit": "range", "step": "cosine", "after_goal": "continue", **settings},
@@ -84,6 +91,7 @@ def measure(
             alone.append((value_of(said.metrics.post_write.hit_rate), said.attack.goal_reached))
     return {
         "task": task, "network": network, "eps": share, "steps": config.steps, "loss": config.mask_loss,
+        "split": "patients" if names else "slices",
         **{role: _figures([(case.hit_rate, case.goal_reached) for case in part]) for role, part in rows.items()},
         "alone": _figures(alone),
     }  # fmt: skip
@@ -108,6 +116,7 @@ def main() -> None:
     parser.add_argument("--eps", nargs="*", type=float, default=[0.01, 0.02, 0.04, 0.08])
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--loss", default="ce")
+    parser.add_argument("--random", action="store_true", help="hold out slices of all patients on MR")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -115,7 +124,7 @@ def main() -> None:
             cases = scans(arguments.cache, task, Path(folder))
             for network in arguments.networks:
                 for share in arguments.eps:
-                    settings = {"steps": arguments.steps, "mask_loss": arguments.loss}
+                    settings = {"steps": arguments.steps, "mask_loss": arguments.loss, "at_random": arguments.random}
                     print(json.dumps(measure(arguments.cache, task, network, cases, share, **settings)), flush=True)
 
 
