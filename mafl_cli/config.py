@@ -35,11 +35,15 @@ AfterGoal = Literal["shrink", "stop", "continue"]
 EpsUnit = Literal["model", "native", "range"]
 Norm = Literal["linf", "l2"]
 Minimise = Literal["l2", "visibility"]
+Detector = Literal["blur", "entropy", "margin"]
+Evade = Literal["blur", "entropy", "margin", "all"]
 Blend = Literal["gaussian", "constant"]
 Resampling = Literal["corner", "edge"]
 WindowsAs = Literal["monai", "nnunet"]
 Precision = Literal["float32", "bf16", "fp16"]
 EnsembleRule = Literal["mean", "mean-probabilities"]
+
+DETECTORS: tuple[Detector, ...] = get_args(Detector)
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,13 @@ class AttackConfig:
         "What the change must survive: it has to reach the goal on the scan, and after each of these transforms of "
         "slices, separated by commas, as jpeg:90,blur:0.5. Names and strengths are those of `mafl evaluate "
             "--transform`.",
+        heading="Goal", usual=True,
+    )  # fmt: skip
+
+    evade: Evade | None = setting(
+        None,
+        "Detector that the change must go round: its score may be no higher than that of the clean scan. Those of "
+        "`mafl evaluate --detect`, or all of them.",
         heading="Goal", usual=True,
     )  # fmt: skip
 
@@ -242,6 +253,11 @@ class AttackConfig:
         return self.aim if self.aim is not None else 1.0 if goal >= 0.99 else goal
 
     @property
+    def evaded(self) -> tuple[Detector, ...]:
+        """The detectors that `evade` stands for."""
+        return DETECTORS if self.evade == "all" else () if self.evade is None else (self.evade,)
+
+    @property
     def certified(self) -> bool:
         """Whether the search estimates its excess, see `search.certificate`.
 
@@ -254,6 +270,7 @@ class AttackConfig:
             and self.eps is None
             and self.minimise == "l2"
             and self.survive is None
+            and self.evade is None
         )
 
     def __post_init__(self) -> None:
@@ -304,7 +321,12 @@ class AttackConfig:
         self._refuse(
             self.until is not None and not self.certified,
             "`until` needs an estimate of the excess, which `step` dynamic gives with `mask_loss` margin, "
-            "`low_frequency` penalty, and neither `eps` nor `survive`",
+            "`low_frequency` penalty, and none of `eps`, `survive` and `evade`",
+        )
+        self._refuse(
+            self.evade not in (None, "blur") and not (dynamic and self.mask_loss == "margin"),
+            "`evade` weighs what a detector says against the margin loss of the dynamic step: it needs `step` dynamic "
+            "and `mask_loss` margin",
         )
         self._refuse(
             self.step_size is not None and step == "asma",

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mafl_cli.case.detecting import evasion_of
 from mafl_cli.case.prepare import Case
 from mafl_cli.case.remedies import Settled
 from mafl_cli.case.searching import Found
@@ -115,6 +116,7 @@ def facts_of(
                 outside=[unmeasured(each) for each in subject.scans],
             ),
             draws=_draws(case, config, drawn, reached=goal_reached) if drawn.draws else None,
+            evasion=evasion_of(subject, config, again, clean, post),
             survival=tuple(_survival(case, config, again, each) for each in transforms_of(config)) or None,
         ),
         quantisation=_quantisation(case, found, again),

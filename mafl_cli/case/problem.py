@@ -220,7 +220,7 @@ class Problem(ABC):
 
     def is_limited(self, config: AttackConfig) -> bool:
         """Whether anything bounds the change, or where it may be, or asks more of it than the target."""
-        return config.eps is not None or config.survive is not None or self.confined
+        return config.eps is not None or config.survive is not None or config.evade is not None or self.confined
 
     def goal(self, config: AttackConfig) -> Goal:
         """What counts as reached."""

@@ -10,6 +10,7 @@ from types import EllipsisType
 import torch
 from torch import Tensor
 
+from mafl_cli.case.detecting import clean_totals
 from mafl_cli.case.faithful import Faithfulness, ask, ask_again
 from mafl_cli.case.problem import Problem
 from mafl_cli.case.surviving import Survivors
@@ -150,6 +151,7 @@ def search(
     watch &= not seen.by_chance
     draws = chance.DRAWS_A_STEP if seen.by_chance else 1
     rulers, survivors = Rulers(case, config), Survivors(case, config)
+    totals = clean_totals(case, config)
     together = draws * survivors.views
     field = seen.field(exact=False)
     drawn = case.clean_drawn
@@ -181,6 +183,7 @@ def search(
                 ruler=rulers.of(part.clean),
                 spacing=case.batch_spacing,
                 watch=watch[rows],
+                totals=None if totals is None else totals[rows],
                 on_step=_relay(records, on_progress, share, len(rows) / len(todo), config.steps),
             )
             if not records:  # All were at their goal from the start.

@@ -16,7 +16,7 @@ from mafl_cli.errors import UsageError
 from mafl_cli.field.field import Field
 from mafl_cli.field.through import Scene, behind
 from mafl_cli.field.together import Together
-from mafl_cli.field.transforms import Transform, parse
+from mafl_cli.field.transforms import BLUR, Transform, parse
 from mafl_cli.measure.agreement import quick_agreement
 from mafl_cli.measure.records import AttackLeft, CleanLeft, Survival
 from mafl_cli.scans.volume import Volume
@@ -31,12 +31,19 @@ class Survivors:
     """The attacked function together with itself behind each transform that the change must survive."""
 
     def __init__(self, case: Problem, config: AttackConfig) -> None:
-        """Raises: UsageError for transforms that are not known, and for a guide, which needs features."""
-        self._case, self._transforms = case, transforms_of(config)
+        """Raises: UsageError for transforms that are not known, and for a guide, which needs features.
+
+        The blur that is to be evaded counts as one of them.
+        """
+        blur = (BLUR,) if "blur" in config.evaded else ()
+        # The blur first: the search asks the second function what moves.
+        self._transforms = (*blur, *(each for each in transforms_of(config) if each not in blur))
+        self._case = case
         if not self._transforms:
             return
         if case.guide is not None:
-            raise UsageError("`survive` has no feature term, which `guides` need: leave out one of them.")
+            asked = "`evade` blur" if config.survive is None else "`survive`"
+            raise UsageError(f"{asked} has no feature term, which `guides` need: leave out one of them.")
         seen = case.seen
         zeros = seen.preprocessing.nonzero_only
         self._scene = Scene.of(seen.clean, case.plane, zero_kept=zeros, seed=config.seed)

@@ -102,6 +102,10 @@ class Transform:
         return moved
 
 
+BLUR = Transform("blur", 0.5)
+"""A mild one, under which predictions of clean scans hardly move: that of the detectors, see docs/evaluate.md."""
+
+
 def parse(texts: Sequence[str], setting: str = "transforms") -> tuple[Transform, ...]:
     """ "blur:1" or "jpeg" (its usual strengths) or "all", each transform once, in the order given.
 

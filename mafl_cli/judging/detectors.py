@@ -1,35 +1,24 @@
-"""Whether an attack gives itself away: scores that a clinic could take of every scan, without knowing the attack.
+"""Whether an attack gives itself away: how well detectors tell it from clean scans.
 
 *blur*: a mild blur moves the prediction. *entropy*, *margin*: the model is unsure of what it draws. Each was made to
-catch attacks that do not know it.
+catch attacks that do not know it; `mafl attack --evade` knows it. The scores: `case.detecting`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
-from mafl_cli.case.subject import Subject
-from mafl_cli.case.surviving import labels_after
-from mafl_cli.classes import Labels, in_any_map
+from mafl_cli.case.detecting import samples_of, scores_of
 from mafl_cli.codes import Reason
-from mafl_cli.field.samples import OfScan
-from mafl_cli.field.transforms import Transform
+from mafl_cli.config import DETECTORS, Detector
+from mafl_cli.field.transforms import BLUR
 from mafl_cli.judging.judges import Judge
 from mafl_cli.measure import roc as curves
 from mafl_cli.measure.value import defined, undefined
-from mafl_cli.network import uncertainty
-from mafl_cli.results.detection_report import Detection, Detector, Roc, Scores
+from mafl_cli.results.detection_report import Detection, Roc, Scores
 from mafl_cli.results.evaluation_report import JudgedCase
 from mafl_cli.results.recorded import Pair
-from mafl_cli.scans.volume import Volume
 
-DETECTORS: tuple[Detector, ...] = get_args(Detector)
-# A mild blur, in voxels: predictions of clean scans hardly move, see docs/evaluate.md.
-BLUR = Transform("blur", 0.5)
 # With fewer clean samples one false alarm is more than 5 %.
 _ENOUGH = 20
 
@@ -40,59 +29,17 @@ SCORES: Mapping[Detector, str] = {
 }
 """What each detector counts, in [0, 1]; higher is more suspicious."""
 
-_Both = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Scores of all slices, or of the volume: of the clean and of the adversarial scan."""
-
 
 def detection(pair: Pair, judge: Judge) -> tuple[Detection, ...]:
     """The scores of each detector for each slice that changed, or for the volume, in both scans of the pair."""
-    subject, axis = judge.subject, judge.subject.slices.index
-    blurred = tuple(
-        _moved(subject, scans, labels)
-        for scans, labels in ((pair.clean, judge.clean), (pair.adversarial, judge.adversarial))
+    subject = judge.subject
+    both = (
+        scores_of(subject, pair.clean, judge.clean), scores_of(subject, pair.adversarial, judge.adversarial)
+    )  # fmt: skip
+    return tuple(
+        Detection(detector=name, auc=roc(name, [samples]).auc, samples=samples)
+        for name, samples in samples_of(subject, pair.clean, pair.adversarial, both).items()
     )
-    clean, adversarial = (_unsure(subject, scans) for scans in (pair.clean, pair.adversarial))
-    found: dict[Detector, _Both] = {
-        "blur": (blurred[0], blurred[1]),
-        "entropy": (clean[0], adversarial[0]),
-        "margin": (clean[1], adversarial[1]),
-    }
-    differs = np.any([a.data != b.data for a, b in zip(pair.clean, pair.adversarial, strict=True)], axis=0)
-    sliced = subject.layout.sliced
-    changed = np.moveaxis(differs, axis, 0).reshape(differs.shape[axis] if sliced else 1, -1).any(axis=1)
-    return tuple(_of_case(name, both, np.flatnonzero(changed), sliced=sliced) for name, both in found.items())
-
-
-def _of_case(name: Detector, both: _Both, changed: NDArray[np.int64], *, sliced: bool) -> Detection:
-    samples = tuple(
-        Scores(slice=int(index) if sliced else None, clean=float(both[0][index]), adversarial=float(both[1][index]))
-        for index in changed
-    )
-    return Detection(detector=name, auc=roc(name, [samples]).auc, samples=samples)
-
-
-def _moved(subject: Subject, scans: Sequence[Volume], labels: Labels) -> NDArray[np.float64]:
-    """Voxels drawn otherwise under a mild blur, as a share of those that are foreground before or after; 0 where
-    nothing is."""
-    axis = subject.slices.index
-    blurred = labels_after(BLUR, scans, subject)
-    masks = np.stack([in_any_map(blurred != labels), in_any_map((blurred > 0) | (labels > 0))])
-    samples = masks.shape[axis + 1] if subject.layout.sliced else 1
-    moved, drawn = (np.moveaxis(mask, axis, 0).reshape(samples, -1).sum(axis=1) for mask in masks)
-    found: NDArray[np.float64] = moved / np.maximum(drawn, 1)
-    return found
-
-
-def _unsure(subject: Subject, scans: Sequence[Volume]) -> NDArray[np.float64]:
-    """Entropy and closeness of what may be foreground: (2, slices or 1)."""
-    data = [scan.data for scan in scans]
-    samples = OfScan(data, subject.layout, subject.clean.device)
-    totals = subject.totals(samples, subject.frozen(data), uncertainty.weighed)
-    scores = uncertainty.scores(totals).cpu().numpy()
-    # The batch may have the slices in another order: as a scan of one voxel a slice it is turned like any other.
-    turned = subject.layout.from_batch(scores.reshape(*scores.shape, *(1,) * (subject.clean.ndim - 2)))
-    found: NDArray[np.float64] = turned.reshape(2, -1)
-    return found
 
 
 def roc(name: Detector, cases: Sequence[Sequence[Scores]]) -> Roc:

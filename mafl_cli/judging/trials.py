@@ -9,17 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 
 from mafl_cli.case.surviving import Aimed, labels_after, left_after
 from mafl_cli.codes import Reason
+from mafl_cli.config import DETECTORS
 from mafl_cli.field.transforms import Transform
 from mafl_cli.judging.judges import Comparison, Judge
 from mafl_cli.measure.records import Size, Survival
 from mafl_cli.measure.value import Value, defined, undefined
-from mafl_cli.results.detection_report import Detector
 from mafl_cli.results.evaluation_report import (
     Area,
     Curve,
@@ -55,7 +54,7 @@ class Trials:
         """What was asked, as the report has it."""
         return TrialsAsked(
             transforms=tuple(each.name for each in self.transforms),
-            detectors=get_args(Detector) if self.detect else (),
+            detectors=DETECTORS if self.detect else (),
             curve_budgets=CURVE_BUDGETS if self.curve else None,
             curve_end=CURVE_END if self.curve else None,
         )

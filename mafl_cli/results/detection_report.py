@@ -1,14 +1,12 @@
-"""What an evaluation says of detectors: scores that should give an attack away."""
+"""What reports say of detectors: scores that should give an attack away."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from mafl_cli.config import Detector
 from mafl_cli.measure.value import Value
 from mafl_cli.system.records import Count, Share
-
-Detector = Literal["blur", "entropy", "margin"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +16,20 @@ class Scores:
     slice: Count | None
     clean: Share
     adversarial: Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evasion:
+    """What one detector says of the file of an attack that knows detectors.
+
+    asked: whether this one was to be evaded. above: how many of the samples have a higher score than when they were
+    clean.
+    """
+
+    detector: Detector
+    asked: bool
+    above: Count
+    samples: tuple[Scores, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

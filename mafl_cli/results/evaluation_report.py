@@ -12,11 +12,11 @@ from typing import Annotated, Literal
 from annotated_types import Interval, Len
 
 from mafl_cli.codes import Outcome, Reason, Untested
-from mafl_cli.config import Norm
+from mafl_cli.config import Detector, Norm
 from mafl_cli.measure.records import Agreement, ClassAgreement, Consequences, Draws, Reach, Size, Survival, Visibility
 from mafl_cli.measure.statistics import Statistics
 from mafl_cli.measure.value import Value
-from mafl_cli.results.detection_report import Detection, Detector, Roc
+from mafl_cli.results.detection_report import Detection, Roc
 from mafl_cli.results.envelope import Environment, Failure, Tool, Version
 from mafl_cli.results.gate_report import GateResult
 from mafl_cli.results.report import NamedModel

@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable, Mapping
 
 from mafl_cli.codes import Reason, Sight
+from mafl_cli.config import Detector
 from mafl_cli.measure.records import MOST_COMPRESSED
 from mafl_cli.measure.value import Value, defined, undefined
-from mafl_cli.results.detection_report import Detector
 from mafl_cli.results.evaluation_report import Area, GroundTruth, JudgedCase, JudgedMetrics, SmallestAtGoal
 from mafl_cli.results.quantity import Number, Quantity, Read
 from mafl_cli.results.report import CaseRecord, Metrics

@@ -18,6 +18,7 @@ from mafl_cli.codes import Outcome
 from mafl_cli.config import Activation, AttackConfig, EnsembleRule, Norm, SaveAs, SliceAxisChoice
 from mafl_cli.measure.records import Agreement, Consequences, Draws, LocalOptimum, Size, Survival, Visibility
 from mafl_cli.measure.value import Value
+from mafl_cli.results.detection_report import Evasion
 from mafl_cli.results.envelope import Environment, Tool, Version
 from mafl_cli.results.trust_report import Trust
 from mafl_cli.results.worst_report import WorstCase
@@ -359,6 +360,8 @@ class Metrics:
     visibility: Visibility
     draws: Draws | None = field(default=None, metadata=OPTIONAL)
     """Only where the model answers differently each time."""
+    evasion: tuple[Evasion, ...] | None = field(default=None, metadata=OPTIONAL)
+    """Only with `evade`: what each detector says of the file, also those that were not to be evaded."""
     survival: tuple[Survival, ...] | None = field(default=None, metadata=OPTIONAL)
     """Only with `survive`: what the model draws after each of the its transforms."""
 

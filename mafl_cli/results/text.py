@@ -17,6 +17,7 @@ from mafl_cli.measure.records import (
 )
 from mafl_cli.measure.value import Value
 from mafl_cli.names import in_one_line
+from mafl_cli.results.detection_report import Evasion
 from mafl_cli.results.report import CaseRecord, DryRun, Report
 from mafl_cli.results.trust_report import Trust
 from mafl_cli.results.worst_report import WorstCase
@@ -57,6 +58,7 @@ def format_summary(report: Report) -> str:
         f"  goal reached  {'yes' if attack.goal_reached else 'no'}{counts}",
         *format_consequences(case.metrics.consequences),
         *_format_survival(case.metrics.survival),
+        *_format_evasion(case.metrics.evasion),
         *format_draws(case.metrics.draws, attack.draws_a_step),
         *format_size(case.metrics.size),
         *_format_local_optimum(attack.local_optimum),
@@ -185,6 +187,19 @@ def _format_survival(found: Sequence[Survival] | None) -> list[str]:
     held = sum(each.goal_reached for each in found)
     left = ", ".join(f"{each.transform} {number(each.adversarial.hit_rate)}" for each in found)
     return [f"  survives      {held} of {len(found)} transforms at the goal; hit rate after {left}"]
+
+
+def _format_evasion(found: Sequence[Evasion] | None) -> list[str]:
+    """How many slices, or volumes, have no higher score by each detector than before the attack."""
+    if found is None:
+        return []
+
+    def told(each: Evasion) -> str:
+        return f"{each.detector} {len(each.samples) - each.above} of {len(each.samples)}"
+
+    asked = ", ".join(told(each) for each in found if each.asked)
+    others = ", ".join(told(each) for each in found if not each.asked)
+    return [f"  evades        {asked}{f'   (not asked for: {others})' if others else ''}"]
 
 
 def _format_worst(worst: WorstCase | None, kind: str) -> list[str]:

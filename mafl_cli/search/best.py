@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 from mafl_cli.config import AttackConfig
 from mafl_cli.field.field import Field
 from mafl_cli.field.preprocess import per_channel
+from mafl_cli.network.prediction import Prediction
 from mafl_cli.search import steps
-from mafl_cli.search.goals import SLACK, Goal, Verdict
+from mafl_cli.search.goals import SLACK, Verdict
 from mafl_cli.search.limits import Limits
 from mafl_cli.search.ruler import Ruler
 
@@ -84,10 +86,18 @@ class Best:
         self.removal[taken], self.reached[taken] = verdict.removal[won], verdict.reached[won]
 
 
-def search_scale(field: Field, clean: Tensor, goal: Goal, limits: Limits, passes: int, best: Best, ruler: Ruler) -> int:
+def search_scale(
+    field: Field,
+    clean: Tensor,
+    judge: Callable[[Tensor, Prediction], Verdict],
+    limits: Limits,
+    passes: int,
+    best: Best,
+    ruler: Ruler,
+) -> int:
     """Bisect the scale of each best perturbation between nothing and itself; returns the forward passes used.
 
-    A scale will do that draws no less of the target, or meets the aim.
+    A scale will do that draws no less of the target, or meets the aim. judge: of some samples, by their numbers.
     """
     rows = torch.nonzero(best.reached & (best.l2 > 0)).flatten()
     if not len(rows) or not passes:
@@ -100,7 +110,7 @@ def search_scale(field: Field, clean: Tensor, goal: Goal, limits: Limits, passes
     high = torch.ones_like(low)
     for _ in range(passes):
         x = limits.project(origin, found * steps.spread_out(probe, found), rows)
-        verdict = goal[rows].judge_prediction(field.predict(x))
+        verdict = judge(rows, field.predict(x))
         moved = (x - origin) / per_channel(limits.unit, clean)
         l2 = steps.length(moved)
         best.update(rows, x, verdict, ruler.length(moved, l2), l2)

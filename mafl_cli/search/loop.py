@@ -91,6 +91,7 @@ def attack(
     ruler: Ruler | None = None,
     spacing: Sequence[float] | None = None,
     watch: Tensor | None = None,
+    totals: Tensor | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> AttackResult:
     """Find, for each sample, a small change within `limits` after which `field` draws `target`.
@@ -110,6 +111,8 @@ def attack(
             best change, are in its coordinates.
         spacing: mm along the spatial axes, see `search.lowfreq.low_pass`.
         watch: bool (B,), the samples whose gradients are compared with what came of them; None for none.
+        totals: of whole samples, where `field` draws but a part of them, what detectors compare with; see
+            `search.evasion`.
         on_step: called after each step, for progress displays and traces.
     Raises: UsageError for a guide without a feature term.
     """
@@ -119,7 +122,7 @@ def attack(
     followed = field if surrogate is None else surrogate
     before = followed.predict(clean)
     overlapping = target.ndim == clean.ndim
-    terms = Terms.of(config, followed, before, target, guide, overlapping=overlapping)
+    terms = Terms.of(config, followed, before, target, guide, overlapping=overlapping, totals=totals)
     goal = terms.goal(before.logits.shape[1])
 
     low = partial(low_pass, levels=config.low_frequency_levels, spacing=spacing)
@@ -159,7 +162,7 @@ def attack(
 
         # 2. Judge it, and keep the best.
         seen = slopes.prediction if surrogate is None else field.predict(x)
-        verdict = goal[rows].judge_prediction(seen)
+        verdict = terms.judge(goal, rows, seen)
         here, l2 = ruler.coordinates(moved), steps.length(moved)
         size = l2 if here is moved else steps.length(here)
         best.update(rows, x, verdict, size, l2)
@@ -192,7 +195,7 @@ def attack(
         # Scans are large: nothing of this step must wait in memory while the next one runs the network.
         del origin, x, moved, here, slopes, seen, gradient, exact, now
 
-    forward += search_scale(field, clean, goal, limits, scale_search, best, ruler)
+    forward += search_scale(field, clean, partial(terms.judge, goal), limits, scale_search, best, ruler)
     last = limits.project(clean, ruler.change(delta), torch.arange(len(clean), device=clean.device))
     estimate = Estimate.none(clean) if certificate is None else certificate.estimate(best)
     return AttackResult(

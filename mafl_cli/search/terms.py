@@ -13,7 +13,8 @@ from mafl_cli.errors import UsageError
 from mafl_cli.field.field import Field, Losses
 from mafl_cli.network.prediction import Patch, Prediction, drawn
 from mafl_cli.search import losses, steps
-from mafl_cli.search.goals import Goal
+from mafl_cli.search.evasion import Evasion
+from mafl_cli.search.goals import Goal, Verdict
 from mafl_cli.search.moves import LowPass, Now
 from mafl_cli.search.pressure import Pressure, margins
 
@@ -26,6 +27,7 @@ class Terms:
     the first differ.
     pressures: what each voxel counts in the margin loss, of each function that is attacked; none for other losses.
     features, guide: of the clean scan and of a scan that has the target.
+    evasion: what detectors may say of the first function; None where nobody cares.
     """
 
     config: AttackConfig
@@ -36,6 +38,7 @@ class Terms:
     features: tuple[Patch, ...]
     guide: tuple[Patch, ...] | None
     overlapping: bool
+    evasion: Evasion | None
 
     @staticmethod
     def of(
@@ -46,14 +49,19 @@ class Terms:
         guide: Tensor | None,
         *,
         overlapping: bool,
+        totals: Tensor | None = None,
     ) -> Terms:
+        """totals: see `evasion.Evasion`."""
         if guide is not None and config.feature_weight == 0:
             raise UsageError("a guide needs a feature term: set `feature_weight` above 0.")
         views = before.views or (before,)
         clean = tuple(view.labels for view in views)
         edit = clean[0] != target
         # What a function draws otherwise than the first one on the clean scan is not what the change is to mend.
-        targets = (target, *(torch.where(edit, target, each) for each in clean[1:]))
+        targets = [target, *(torch.where(edit, target, each) for each in clean[1:])]
+        if "blur" in config.evaded:
+            # That detector asks whether both draw the same, wherever.
+            targets[1] = target
         features = None if guide is None else field.predict(guide).features
         pressures = tuple(
             Pressure(-margins(view.logits, labels), labels == wanted, config.kappa)
@@ -61,7 +69,8 @@ class Terms:
             if config.mask_loss == "margin"
         )
         must = edit.flatten(1).sum(dim=1)
-        return Terms(config, targets, clean, must, pressures, before.features, features, overlapping)
+        evasion = Evasion(config.evaded, before, totals, overlapping=overlapping) if config.evaded else None
+        return Terms(config, tuple(targets), clean, must, pressures, before.features, features, overlapping, evasion)
 
     def losses(self, rows: Tensor, *, progress: float, gain: Tensor | None, apart: bool) -> Losses:
         """The mask term, with `gain` (b,) times the feature term on the voxels that miss the target; or both apart."""
@@ -77,6 +86,9 @@ class Terms:
             if pressure is not None and len(self.pressures) > 1:
                 # So that logits of another scale do not count more.
                 mask = mask / pressure.usual(rows)
+            if self.evasion is not None and number == 0:
+                # Voxels on their way to the target are in doubt for a while: it counts as that is reached.
+                mask = mask + (1 - self._missing(rows, drawn(logits) != target)) * self.evasion.term(rows, logits)
             if gain is None:
                 return [mask]
             unmet = (drawn(logits) != target).to(mask.dtype)
@@ -119,6 +131,12 @@ class Terms:
         )  # fmt: skip
         return replace(first, others=tuple(others))
 
+    def judge(self, goal: Goal, rows: Tensor, prediction: Prediction) -> Verdict:
+        """Judge what a search has seen of some samples: whether they draw the target, and no detector says more of them
+        than of the clean ones."""
+        verdict = goal[rows].judge_prediction(prediction)
+        return verdict if self.evasion is None else self.evasion.judged(verdict, rows, prediction)
+
     def lead(self, rows: Tensor) -> Tensor:
         """What of the last margin loss of a single function is the lead that it asks for: (b,)."""
         (pressure,) = self.pressures
@@ -130,6 +148,8 @@ class Terms:
             late = now.is_late(self.config) & self.config.adaptive_weights
             for pressure in self.pressures:
                 pressure.update(now.rows, late, (now.step + 1) / now.budget)
+        if self.evasion is not None:
+            self.evasion.press(now.rows)
 
 
 class FeatureGains:

@@ -13,6 +13,7 @@ from seen import visibility
 
 from mafl_cli.classes import Classes
 from mafl_cli.codes import Reason
+from mafl_cli.config import DETECTORS
 from mafl_cli.judging import detectors, gates, totals, trials
 from mafl_cli.judging.gates import Gate
 from mafl_cli.measure import agreement, perturbation
@@ -160,8 +161,7 @@ def detected(*scores: tuple[float, float]) -> tuple[Detection, ...]:
     """scores: (clean, adversarial) of each slice, the same by each detector."""
     samples = tuple(Scores(slice=n, clean=clean, adversarial=other) for n, (clean, other) in enumerate(scores))
     return tuple(
-        Detection(detector=name, auc=detectors.roc(name, [samples]).auc, samples=samples)
-        for name in detectors.DETECTORS
+        Detection(detector=name, auc=detectors.roc(name, [samples]).auc, samples=samples) for name in DETECTORS
     )
 
 
@@ -178,9 +178,7 @@ def judged(
         command="evaluate",
         environment=Environment.here(torch.device("cpu")),
         models=tuple(models),
-        trials=TrialsAsked(
-            transforms=(), detectors=detectors.DETECTORS if detect else (), curve_budgets=None, curve_end=None
-        ),
+        trials=TrialsAsked(transforms=(), detectors=DETECTORS if detect else (), curve_budgets=None, curve_end=None),
         cases=tuple(cases),
         aggregate=totals.aggregate(cases),
         transfer=totals.transfer(cases),
