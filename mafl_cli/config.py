@@ -123,16 +123,24 @@ class AttackConfig:
     survive: str | None = setting(
         None,
         "What the change must survive: it has to reach the goal on the scan, and after each of these transforms of "
-        "slices, separated by commas, as jpeg:90,blur:0.5. Names and strengths are those of `mafl evaluate "
-            "--transform`.",
-        heading="Goal", usual=True,
+        "slices, separated by commas, as jpeg:90,blur:0.5. Names and strengths are those of `transforms` "
+            "of mafl evaluate.",
+        heading="Goal",
+    )  # fmt: skip
+
+    transfer: float | None = setting(
+        None,
+        "Make the change for models that are not at hand, at this many times the length of the shortest change, as 2: "
+        "made under random scale and shift. The members of an `ensemble` are surrogates, all followed at once. See "
+            "docs/transfer.md.",
+        0.1, 100, heading="Goal",
     )  # fmt: skip
 
     evade: Evade | None = setting(
         None,
         "Detector that the change must go round: its score may be no higher than that of the clean scan. Those of "
-        "`mafl evaluate --detect`, or all of them.",
-        heading="Goal", usual=True,
+        "`detect` of mafl evaluate, or all of them.",
+        heading="Goal",
     )  # fmt: skip
 
     mask_loss: MaskLoss = setting(
@@ -346,6 +354,12 @@ class AttackConfig:
             seen and not (dynamic and self.low_frequency == "penalty" and self.low_frequency_weight == 0),
             "`minimise` visibility needs `step` dynamic and no `low_frequency_weight`: the eye weighs frequencies by "
             "itself",
+        )
+        travels = self.transfer is not None
+        self._refuse(
+            travels and (any((self.eps, self.survive, self.evade)) or self.method == "worst" or self.minimise != "l2"),
+            "`transfer` sets the length of the change by itself: leave out `eps`, `survive`, `evade`, `minimise` and "
+            "`method` worst",
         )
         self._refuse(seen and self.method == "worst", "`method` worst compares lengths: it needs `minimise` l2")
         self._refuse(

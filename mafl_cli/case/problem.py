@@ -84,6 +84,13 @@ class Seen:
             return field
         return CroppedScan(field, crop.box, self.clean.shape[2:], moves=preprocessing.moves)
 
+    def surrogate_fields(self) -> list[ScanField]:
+        """The function of each network that the model is made of, in float32, on the same grid."""
+        alone = self.preprocessing.each if self.preprocessing.intensity.kind == "members" else ()
+        networks = self.segmenter.surrogates
+        scaled = alone if len(alone) == len(networks) else (self.preprocessing,) * len(networks)
+        return [self._field(network, each) for network, each in zip(networks, scaled, strict=True)]
+
     @property
     def by_chance(self) -> bool:
         """Whether the model answers differently each time."""
@@ -220,7 +227,8 @@ class Problem(ABC):
 
     def is_limited(self, config: AttackConfig) -> bool:
         """Whether anything bounds the change, or where it may be, or asks more of it than the target."""
-        return config.eps is not None or config.survive is not None or config.evade is not None or self.confined
+        asked = (config.eps, config.survive, config.evade, config.transfer)
+        return any(each is not None for each in asked) or self.confined
 
     def goal(self, config: AttackConfig) -> Goal:
         """What counts as reached."""

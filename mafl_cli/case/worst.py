@@ -18,6 +18,7 @@ from torch import Tensor
 from mafl_cli.case.faithful import Faithfulness
 from mafl_cli.case.problem import Problem
 from mafl_cli.case.searching import Found, Progress, Watched, no_estimate, search
+from mafl_cli.case.travelling import made_to_travel
 from mafl_cli.codes import Outcome
 from mafl_cli.config import AttackConfig, MaskLoss
 from mafl_cli.field.preprocess import per_channel
@@ -38,12 +39,13 @@ Show = Callable[[Progress], None]
 
 
 def searched(case: Problem, config: AttackConfig, on_progress: Show | None) -> Found:
-    """What the method asks for: one search, or the worst case of several.
+    """What the method asks for: one search, one and a change made to travel, or the worst case of several.
 
     Raises: as `searching.search`.
     """
     if config.method != "worst":
-        return search(case, config, on_progress)
+        found = search(case, config, on_progress)
+        return found if config.transfer is None else made_to_travel(case, config, found)
     total = 2 * config.steps
     first = search(case, config, _shown(on_progress, 0, total))
     best = begun(case, config, first)

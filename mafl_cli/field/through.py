@@ -28,7 +28,8 @@ Change = Callable[[Tensor], Tensor]
 class Through:
     """A function of what a change makes of a scan, drawn on the scan as it was.
 
-    A pass of `slopes` is one through the function, and one through the change and back.
+    A pass of `slopes` is one through the function, and one through the change and back. Features are those of the
+    changed scan.
     """
 
     def __init__(self, field: Field, change: Change, back: Change | None = None) -> None:
@@ -51,7 +52,7 @@ class Through:
     def _returned(self, prediction: Prediction) -> Prediction:
         if self._back is None:
             return prediction
-        return replace(prediction, logits=self._back(prediction.logits), features=())
+        return replace(prediction, logits=self._back(prediction.logits))
 
 
 @dataclass(frozen=True)

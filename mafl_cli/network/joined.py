@@ -135,6 +135,11 @@ class JoinedSegmenter(Segmenter):
         self.original.has_random = any(member.original.has_random for member in members)
 
     @property
+    def surrogates(self) -> tuple[Segmenter, ...]:
+        """Those of all members, in order."""
+        return tuple(surrogate for member in self._members for surrogate in member.surrogates)
+
+    @property
     def gradient_from(self) -> GradientFrom:  # type: ignore[override]
         """The graph if that of any member is differentiated: then graphs and files are compared on every scan."""
         return "graph" if any(member.gradient_from == "graph" for member in self._members) else "file"

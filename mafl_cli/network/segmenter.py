@@ -94,6 +94,13 @@ class Segmenter:
         return [(self, ready)]
 
     @property
+    def surrogates(self) -> tuple[Segmenter, ...]:
+        """The single networks that it is made of, with features on their way down and up."""
+        twin = copy(self.exact)
+        twin.exact, twin._wanted, twin._lifted = twin, (("auto-down", 1.0), ("auto-up", 1.0)), OrderedDict()
+        return (twin,)
+
+    @property
     def cuts(self) -> bool:
         """Whether the gradient of its file may be another than the derivative of what it computes."""
         return self._file.cuts

@@ -97,7 +97,8 @@ class Goal:
 
     def judge_prediction(self, prediction: Prediction) -> Verdict:
         """Judge what a search has seen. Where a network answers by chance, a voxel is at its target only if clearly
-        most of the draws are, so that no luck of a few draws counts. Where there are several functions, the worst counts."""
+        most of the draws are, so that no luck of a few draws counts. Where there are several functions, the worst
+        counts."""
         if prediction.views:
             goals = (replace(self, others=()), *self.others)
             return _worst([goal.judge_prediction(view) for goal, view in zip(goals, prediction.views, strict=True)])
