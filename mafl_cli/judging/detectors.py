@@ -1,7 +1,7 @@
 """Whether an attack gives itself away: how well detectors tell it from clean scans.
 
 *blur*: a mild blur moves the prediction. *entropy*, *margin*: the model is unsure of what it draws. Each was made to
-catch attacks that do not know it; `mafl attack --evade` knows it. The scores: `case.detecting`.
+catch attacks that do not know it; `evade` of mafl attack knows it. The scores: `case.detecting`.
 """
 
 from __future__ import annotations

@@ -210,7 +210,7 @@ def _trials(report: Evaluation) -> str:
         parts.append(
             "## Detection\n\nDo scores that know nothing of the attack tell adversarial slices or volumes from their "
             "clean twins? AUC: area under the ROC curve, 0.5 for a coin. An attacker who knows a detector may go round "
-            "it: `mafl attack --evade`.\n\n" + _table(columns, told)
+            "it, by `evade` of mafl attack.\n\n" + _table(columns, told)
         )
     return "\n\n".join(parts)
 
