@@ -239,10 +239,10 @@ def _moved(images: Tensor, labels: Tensor, dice: torch.Generator) -> tuple[Tenso
     return moved * (1 + 0.1 * bend[:, :, None, None]) + 0.05 * lift[:, :, None, None] * (moved != 0), maps
 
 
-def _loss(logits: Tensor, labels: Tensor, *, present: bool) -> Tensor:
+def _loss(logits: Tensor, labels: Tensor, *, present: bool, weights: Tensor | None) -> Tensor:
     """Cross-entropy and 1 - Dice over the batch, mean over the classes (as nnU-Net weighs them).
 
-    present: leave out classes that no slice of the batch shows.
+    present: leave out classes that no slice of the batch shows. weights: of the classes in the cross-entropy.
     """
     shares = logits.softmax(1)
     wanted = F.one_hot(labels, logits.shape[1]).movedim(-1, 1).float()
@@ -250,7 +250,7 @@ def _loss(logits: Tensor, labels: Tensor, *, present: bool) -> Tensor:
     dice = (2 * both + 1) / (shares.sum((0, 2, 3)) + wanted.sum((0, 2, 3)) + 1)
     counted = wanted.sum((0, 2, 3)) > 0 if present else torch.ones_like(dice, dtype=torch.bool)
     counted[0] = not counted[1:].any()
-    return F.cross_entropy(logits, labels) + 1 - dice[counted].mean()
+    return F.cross_entropy(logits, labels, weight=weights) + 1 - dice[counted].mean()
 
 
 def train(network: Network, task: Task, slices: list[Slices]) -> nn.Module:
@@ -264,11 +264,15 @@ def train(network: Network, task: Task, slices: list[Slices]) -> nn.Module:
     optimiser = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=1e-4)
     pace = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=rate, total_steps=task.steps, pct_start=0.15)
     module.train()
+    small = network.architecture in _BATCHES
+    # Rare organs by the root of how rare they are: else gates and dilated convolutions never draw spleen and kidneys.
+    shares = torch.bincount(labels.flatten(), minlength=len(task.classes)) / labels.numel()
+    weights = shares.rsqrt() / shares.rsqrt().mean() if small and len(shares) > 2 else None
     for _ in range(task.steps):
         rows = torch.randint(len(images), (_BATCHES.get(network.architecture, 8),), generator=dice)
         batch, maps = _moved(images[rows], labels[rows], dice)
         optimiser.zero_grad()
-        _loss(module(batch), maps, present=network.architecture in _BATCHES).backward()
+        _loss(module(batch), maps, present=small, weights=weights).backward()
         optimiser.step()
         pace.step()
     return module.eval()

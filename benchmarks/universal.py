@@ -21,6 +21,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from travel_made import TASKS, padded
 
 from mafl_cli import api
 from mafl_cli.batch.universal import UniversalRequest, run_universal
@@ -64,7 +65,8 @@ def measure(
 ) -> dict[str, Any]:
     """What one change within a share of the range does on the scans that it was made on, and on those held out.
 
-    alone: what a change of its own does on each of those held out, with the same method and limit.
+    alone: what a change of its own does on each of those held out, with the same method and limit. noise: what random
+    signs at the limit do there.
     """
     index, _ = CLASSES[task]
     names = tuple(case.case_id for case in cases if case.case_id.startswith(PATIENT) and not at_random)
@@ -94,7 +96,23 @@ def measure(
         "split": "patients" if names else "slices",
         **{role: _figures([(case.hit_rate, case.goal_reached) for case in part]) for role, part in rows.items()},
         "alone": _figures(alone),
+        "noise": _figures([(noise(cache, task, network, case, share), None) for case in cases if case.case_id in held]),
     }  # fmt: skip
+
+
+def noise(cache: Path, task: str, network: str, case: CaseFiles, share: float) -> float | None:
+    """The share of the class that vanishes when each pixel goes up or down by the limit; None if none was drawn."""
+    made = next(made for made in TASKS if made.name == task)
+    module: Any = torch.jit.load(cache / task / network / "model.ts")
+    image = np.asarray(nib.load(case.images[0]).dataobj)[..., 0]
+    signs = np.random.default_rng(0).choice([-1, 1], image.shape)
+    changed = np.clip(image + share * np.ptp(image) * signs, image.min(), image.max())
+    if task == "mr":  # Zero is no tissue, and stays.
+        changed = np.where(image == 0, 0, np.clip(changed, image[image > 0].min(), None))
+    both = made.scaled(torch.from_numpy(np.stack([image, changed]).astype(np.float32)))
+    with torch.inference_mode():
+        before, after = module(padded(both, 32)[:, None]).argmax(1) == CLASSES[task][0]
+    return float((before & ~after).sum() / before.sum()) if before.any() else None
 
 
 def _figures(scans: Sequence[tuple[float | None, bool | None]]) -> dict[str, float]:
