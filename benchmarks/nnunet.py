@@ -7,9 +7,9 @@ Trains three small configurations with nnU-Net (`nnunet_made.py`; minutes on two
 
 - whether mafl draws on the test scan what nnU-Net's own predictor draws: one fold, all folds, all folds mirrored;
 - how far the gradient is from that of autograd through the same pipeline in one graph;
-- whether `mafl attack case_0000.nii.gz --target erase:1 --model FOLDER` reaches its goal, with nnU-Net drawing on the
-  file as it was written;
-- what an attack step takes beside nnU-Net's own prediction, in time and memory.
+- whether `mafl attack case_0000.nii.gz --target TARGET --model FOLDER` reaches its goal, with nnU-Net drawing on the
+  file as it was written: the lesion goes, or all of it, or the organ goes around a lesion that stays;
+- what the gradient of everything takes beside nnU-Net's own prediction, in CPU time and memory.
 
 `--cache DIR` keeps what was trained (default: ~/.cache/mafl-nnunet).
 """
@@ -55,16 +55,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", default=[], choices=[*MADE, []])
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "mafl-nnunet")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--steps", type=int, default=25, help="Training steps in an epoch.")
     parser.add_argument(
         "--attack", choices=WAYS, default="one fold", help="What is attacked; all take 16 times as long."
     )
-    parser.add_argument("--predict", help=argparse.SUPPRESS)
+    parser.add_argument("--timed", choices=TIMED, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     prepare(asked.cache)
-    if asked.predict is not None:
-        print(json.dumps(_timed_prediction(MADE[asked.predict], asked.cache, asked.attack)))
+    if asked.timed is not None:
+        print(json.dumps(TIMED[asked.timed](MADE[asked.names[0]], asked.cache, asked.attack)))
         return
     for name in asked.names or MADE:
         made = MADE[name]
@@ -73,12 +73,15 @@ def main() -> None:
         for way in WAYS:
             _show(name, f"agreement, {way}", _agreement(made, asked.cache, way))
         _show(name, "gradient off by", _gradient(made, asked.cache))
-        _show(name, f"attack, {asked.attack}", _attack(made, asked.cache, asked.attack))
-        _show(name, f"cost, {asked.attack}", _cost(name, made, asked.cache, asked.attack))
+        for way in ("one fold", "all folds, mirrored"):
+            _show(name, f"cost, {way}", _cost(name, asked.cache, way))
+        for target, steps in made.attacks:
+            found = _attack(made, asked.cache, asked.attack, target, steps)
+            _show(name, f"{target}, {steps} steps, {asked.attack}", found)
 
 
 def _show(name: str, what: str, found: object) -> None:
-    print(f"{name:<8} {what:<32} {found}", flush=True)
+    print(f"{name:<8} {what:<40} {found}", flush=True)
 
 
 def _subject(made: Made, cache: Path, **ways: Any) -> Subject:
@@ -128,20 +131,28 @@ def _agreement(made: Made, cache: Path, way: str) -> str:
     theirs = _drawn(_predictor(made, cache, **WAYS[way]), made.scans(cache))
     took = (between - begin, time.perf_counter() - between)
     share = float((mine == theirs).mean())
+    stored: Any = nib.load(cache / "raw" / made.data_set / "labelsTs" / "case.nii.gz")
+    truth = np.asarray(stored.dataobj)
+    dice = [2 * ((theirs == k) & (truth == k)).sum() / ((theirs == k).sum() + (truth == k).sum()) for k in (1, 2)]
     return (
-        f"{share:.6%} of {mine.size} voxels ({int((theirs > 0).sum())} foreground); mafl {took[0]:.1f} s, "
+        f"{share:.6%} of {mine.size} voxels ({int((theirs > 0).sum())} foreground; Dice with the truth "
+        f"{dice[0]:.2f}, {dice[1]:.2f}); mafl {took[0]:.1f} s, "
         f"nnU-Net {took[1]:.1f} s"
     )
 
 
 def _gradient(made: Made, cache: Path) -> str:
-    """On a part of the scan, through all folds and mirrors: the largest difference, as a share of the largest slope."""
-    subject = _subject(made, cache)
+    """On a part of the scan, through all folds: the largest difference, as a share of the largest slope."""
+    # One graph of all windows and mirrors of a volume takes minutes and gigabytes.
+    way = "all folds, mirrored" if made.configuration == "2d" else "all folds"
+    subject = _subject(made, cache, **WAYS[way])
     roi = subject.tiling.roi if subject.tiling else ()
     whole = subject.clean
+    # Of volumes two windows, along the last axis.
+    beyond = (2, 2, 2) if made.configuration == "2d" else (0, 0, 2)
     part = tuple(
-        slice(max(size // 2 - edge // 2 - 2, 0), size // 2 + edge // 2 + 2)
-        for size, edge in zip(whole.shape[2:], (max(edge, 4) for edge in roi), strict=True)
+        slice(max(size // 2 - edge // 2 - more, 0), size // 2 + edge // 2 + more)
+        for size, edge, more in zip(whole.shape[2:], (max(edge, 4) for edge in roi), beyond, strict=True)
     )
     clean = whole[on_last_axes(part)].contiguous()
     data = [np.ascontiguousarray(channel) for channel in subject.layout.as_scan(clean.numpy())]
@@ -156,7 +167,8 @@ def _gradient(made: Made, cache: Path) -> str:
     found = field.slopes(clean, lambda prediction: [(prediction.logits * pull).flatten(1).sum(dim=1)])
     apart = float((found.gradients[0] - expected).abs().max() / expected.abs().max())
     logits = float((found.prediction.logits - theirs.detach()).abs().max() / theirs.detach().abs().max())
-    return f"{apart:.1e} of its largest slope; logits by {logits:.1e}; {' x '.join(map(str, clean.shape[2:]))} voxels"
+    size = " x ".join(map(str, clean.shape[2:]))
+    return f"{apart:.1e} of its largest slope; logits by {logits:.1e}; {size} voxels, {way}"
 
 
 def _one_graph(subject: Subject, frozen: Any, x: Tensor) -> Tensor:
@@ -198,11 +210,12 @@ def _plain(ensemble: Ensemble, x: Tensor) -> Tensor:
     return mean.unsqueeze(2) if flat else mean
 
 
-def _attack(made: Made, cache: Path, way: str) -> str:
+def _attack(made: Made, cache: Path, way: str, target: str, steps: int) -> str:
     """Attack with the command line, and let nnU-Net draw what was written."""
     out = cache / "attacks" / made.name
     scans, folder = made.scans(cache), made.folder(cache)
-    command = [sys.executable, "-m", "mafl_cli", "attack", str(scans[0]), "--target", "erase:1", "--model", str(folder)]
+    command = [sys.executable, "-m", "mafl_cli", "attack", str(scans[0]), "--target", target, "--model", str(folder)]
+    command += ["--steps", str(steps)]
     if "folds" in WAYS[way]:
         command += ["--folds", ",".join(WAYS[way]["folds"])]
     if "mirror" in WAYS[way]:
@@ -213,13 +226,14 @@ def _attack(made: Made, cache: Path, way: str) -> str:
     report = json.loads((out / "report.json").read_text())
     written = sorted(out.glob("adversarial*.nii.gz"))
     theirs = _drawn(_predictor(made, cache, **WAYS[way]), written)
-    before, after, target = (_labels_in(out / name, made, cache) for name in _MASKS)
-    edit = before != target
+    before, after, wanted = (_labels_in(out / name, made, cache) for name in _MASKS)
+    edit = before != wanted
     said = report["cases"][0]
     goal = "reached" if said["attack"]["goal_reached"] else "missed"
+    iou = said["metrics"]["post_write"]["target_iou"].get("value")
     return (
-        f"goal {goal}; of {int(edit.sum())} voxels that must change, nnU-Net draws "
-        f"{float((theirs == target)[edit].mean()):.2%} as wanted on the written file, and "
+        f"goal {goal}, target IoU {iou}; of {int(edit.sum())} voxels that must change, nnU-Net draws "
+        f"{float((theirs == wanted)[edit].mean()):.2%} as wanted on the written file, and "
         f"{float((theirs == after).mean()):.4%} of all as the report says; {took:.0f} s"
     )
 
@@ -239,23 +253,35 @@ def _labels_in(path: Path, made: Made, cache: Path) -> NDArray[np.int64]:
 
 def _timed_prediction(made: Made, cache: Path, way: str) -> dict[str, float]:
     predictor = _predictor(made, cache, **WAYS[way])
-    begin = time.perf_counter()
+    begin = time.process_time()
     _drawn(predictor, made.scans(cache))
-    return {"seconds": time.perf_counter() - begin, "peak": peak_resident() or 0}
+    return {"seconds": time.process_time() - begin, "peak": peak_resident() or 0}
 
 
-def _cost(name: str, made: Made, cache: Path, way: str) -> str:
-    """A forward and a backward pass of all that sees the edit, beside a prediction."""
-    command = [sys.executable, __file__, "--cache", str(cache), "--predict", name, "--attack", way]
-    said = subprocess.run(command, check=True, capture_output=True, text=True)
-    theirs = json.loads(said.stdout.splitlines()[-1])
-    report = json.loads((cache / "attacks" / made.name / "report.json").read_text())["cases"][0]
-    passes = report["attack"]["passes"]
-    step = report["timing_s"]["attack"] / max(passes["backward"], 1)
-    peak = report["memory"]["peak_resident_bytes"]
+def _timed_slopes(made: Made, cache: Path, way: str) -> dict[str, float]:
+    """What a step of the search asks for: the prediction, and the slopes of a loss of all of it."""
+    subject = _subject(made, cache, **WAYS[way])
+    field = subject.field(subject.frozen([scan.data for scan in subject.scans]))
+    begin = time.process_time()
+    field.slopes(subject.clean, lambda prediction: [prediction.logits.square().flatten(1).sum(dim=1)])
+    return {"seconds": time.process_time() - begin, "peak": peak_resident() or 0}
+
+
+TIMED = {"prediction": _timed_prediction, "slopes": _timed_slopes}
+
+
+def _cost(name: str, cache: Path, way: str) -> str:
+    """A forward and a backward pass of everything, beside a prediction; each in a process of its own."""
+    found = {}
+    for what in TIMED:
+        command = [sys.executable, __file__, name, "--cache", str(cache), "--timed", what, "--attack", way]
+        said = subprocess.run(command, check=True, capture_output=True, text=True)
+        found[what] = json.loads(said.stdout.splitlines()[-1])
+    ours, theirs = found["slopes"], found["prediction"]
     return (
-        f"{step:.1f} s a step, {step / theirs['seconds']:.1f} times nnU-Net's prediction ({theirs['seconds']:.1f} s); "
-        f"peak memory {peak / 2**30:.2f} GiB, {peak / theirs['peak']:.1f} times nnU-Net's"
+        f"{ours['seconds']:.1f} s a gradient, {ours['seconds'] / theirs['seconds']:.1f} times nnU-Net's prediction "
+        f"({theirs['seconds']:.1f} s); peak memory {ours['peak'] / 2**30:.2f} GiB, "
+        f"{ours['peak'] / theirs['peak']:.1f} times nnU-Net's ({theirs['peak'] / 2**30:.2f} GiB)"
     )
 
 

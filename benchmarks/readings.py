@@ -1,7 +1,7 @@
 """How often a wrong view of a scan is found, and how often a right one is doubted.
 
     python benchmarks/readings.py                       # the sample scan and the model that comes with mafl
-    python benchmarks/readings.py --data DIR            # and the networks of the benchmark; deepbet if it is installed
+    python benchmarks/readings.py --data DIR            # and the networks of the benchmark
 
 Each model is given its scan as it was trained, in every other order of the axes, in other intensity scalings, and with
 its channels in another order. A setting is wrong where the prediction has a Dice below 0.5 with that of the right
@@ -71,7 +71,6 @@ MODELS = {
     "deepbet bbox_model": Seen(
         "t1_brainmask_128", ("t1_brainmask_128/image",), Intensity.parse("percentile:0.5,99.5"), "RAS"
     ),
-    "deepbet model": Seen("deepbet_mask", ("t1_brainmask_128/image",), Intensity.parse("percentile:0.5,99.5"), "RAS"),
 }
 
 
