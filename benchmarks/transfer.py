@@ -57,14 +57,11 @@ WAYS = (
     Way("shortest", travels=False),
     Way("shortest, made longer", travels=False, scaled=True),
     Way("transfer"),
-    Way("transfer, no features", constants=(("FEATURES", 0.0),)),
     Way("transfer, no scale and shift", constants=(("SCALE", 0.0), ("SHIFT", 0.0))),
-    Way("transfer, neither", constants=(("FEATURES", 0.0), ("SCALE", 0.0), ("SHIFT", 0.0))),
     Way("transfer, unsmoothed slopes", constants=(("BLUR", 0.0),)),
     Way("transfer, no momentum", constants=(("MOMENTUM", 0.0),)),
     Way("shortest, made longer, surrogates", many=True, travels=False, scaled=True),
     Way("transfer, surrogates", many=True),
-    Way("transfer, surrogates, no features", many=True, constants=(("FEATURES", 0.0),)),
 )
 
 
@@ -164,7 +161,7 @@ def interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
 
 
 def show(task: str, rows: list[dict[str, Any]], networks: list[dict[str, Any]]) -> None:
-    """A table in Markdown: ways down, roles across; and what the features give."""
+    """A table in Markdown: ways down, roles across; and what each ingredient gives."""
     roles = ("surrogate", "fold", "architecture", "both")
     named = {role: [each["name"] for each in networks if each["role"] == role] for role in roles}
     print(f"\n{task}: {len({row['problem'] for row in rows})} problems\n")
@@ -186,10 +183,11 @@ def show(task: str, rows: list[dict[str, Any]], networks: list[dict[str, Any]]) 
         seen = np.mean([row["d_prime"] or np.nan for row in here])
         print(f"| {way} | {length:.2f} | {seen:.0f} | " + " | ".join(cells) + " |")
     for name, one, other in (
-        ("features", "transfer", "transfer, no features"),
-        ("features, without scale and shift", "transfer, no scale and shift", "transfer, neither"),
-        ("features, surrogates", "transfer, surrogates", "transfer, surrogates, no features"),
+        ("transfer beside the shortest, as long", "transfer", "shortest, made longer"),
         ("scale and shift", "transfer", "transfer, no scale and shift"),
+        ("smoothed slopes", "transfer", "transfer, unsmoothed slopes"),
+        ("momentum", "transfer", "transfer, no momentum"),
+        ("several surrogates", "transfer, surrogates", "transfer"),
     ):
         if one in ways and other in ways:
             gains = [interval(rates(one, role) - rates(other, role)) for role in roles[1:] if named[role]]

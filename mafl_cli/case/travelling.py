@@ -18,7 +18,7 @@ from mafl_cli.search.travel import travel
 
 
 def made_to_travel(case: Problem, config: AttackConfig, shortest: Found) -> Found:
-    """A longer change of the samples that the first search changed, in as many steps as that had.
+    """A longer change of the samples that the first search changed, in half as many steps as that had.
 
     How it does elsewhere cannot be known here; the verdict is that of the models at hand.
     """
@@ -41,7 +41,7 @@ def made_to_travel(case: Problem, config: AttackConfig, shortest: Found) -> Foun
             part.wanted,
             part.limits,
             length,
-            budget=config.steps,
+            budget=max(config.steps // 2, 1),
             seed=config.seed,
         )
         adversarial[rows] = part.pasted(found.adversarial)

@@ -282,19 +282,14 @@ def feature_nodes(graph: fx.Graph, x: Tensor) -> list[tuple[fx.Node, tuple[int, 
     return found
 
 
-AUTO = ("auto", "auto-down", "auto-up")
-"""Taps that are found by where they are."""
-
-
 def _find_tap(graph: fx.Graph, raw: fx.Node, x: Tensor, wanted: str, name: str) -> fx.Node:
-    """The node called `wanted`; for "auto" the last one at the coarsest resolution before the way up begins, and for
-    "auto-down" and "auto-up" the last ones at the next finer resolution before and after it.
+    """The node called `wanted`; for "auto" the last one at the coarsest resolution before the way up begins.
 
     A network that never lowers the resolution has no bottleneck: there the input of its last convolution, the
     deepest features, is taken.
     """
     nodes = feature_nodes(graph, x)
-    if wanted not in AUTO:
+    if wanted != "auto":
         for node, _ in nodes:
             if node.name == wanted:
                 return node
@@ -310,12 +305,6 @@ def _find_tap(graph: fx.Graph, raw: fx.Node, x: Tensor, wanted: str, name: str) 
     sizes = {math.prod(shape) for shape in maps if math.prod(shape) > 1} or {full}
     if min(sizes) < full:
         coarsest = [node for node, shape in nodes if shape[2:] in maps and math.prod(shape[2:]) == min(sizes)]
-        if wanted != "auto":
-            finer = min({*sizes, full} - {min(sizes)})
-            order = [node for node, _ in nodes]
-            first = order.index(coarsest[0])
-            way = nodes[first:] if wanted == "auto-up" else nodes[:first]
-            coarsest = [node for node, shape in way if math.prod(shape[2:]) == finer] or coarsest
         # A concatenation there joins a skip connection, which is already part of the way up.
         return ([node for node in coarsest if "cat" not in str(node.target)] or coarsest)[-1]
     known = {node for node, _ in nodes}

@@ -95,10 +95,8 @@ class Segmenter:
 
     @property
     def surrogates(self) -> tuple[Segmenter, ...]:
-        """The single networks that it is made of, with features on their way down and up."""
-        twin = copy(self.exact)
-        twin.exact, twin._wanted, twin._lifted = twin, (("auto-down", 1.0), ("auto-up", 1.0)), OrderedDict()
-        return (twin,)
+        """The single networks that it is made of, in float32."""
+        return (self.exact,)
 
     @property
     def cuts(self) -> bool:

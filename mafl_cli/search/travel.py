@@ -4,20 +4,15 @@ The shortest change that fools a network leans on what is its own, and other net
 starts again and spends a given length on cross-entropy with the target, which asks for more than the border of the
 decision. Each step sees the scan at another scale and place, for networks of segmentation tell copies by their scale
 (Gu et al., 2021), and follows its slope without the finest of it, which is a network's own (Dong et al., CVPR 2019).
-Then it does so once more, with half of the steps, and is also pulled along
-
-    Σ ⟨F(x) - F(clean), F(first) - F(clean)⟩ / |F(first) - F(clean)|²
-
-with the features F on the way down and up of each network: the *intermediate level attack* (Huang et al., ICCV 2019).
-Gradients of all surrogates, and of both terms, have length 1 before they are added.
+Slopes of several surrogates have length 1 before they are added. The way of the features, which the *intermediate level
+attack* follows (Huang et al., ICCV 2019), gave nothing beside this: docs/transfer.md.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +21,7 @@ from torch import Tensor
 from mafl_cli.field.field import Field
 from mafl_cli.field.preprocess import per_channel
 from mafl_cli.field.through import Change, Through
-from mafl_cli.network.prediction import Patch, Prediction
+from mafl_cli.network.prediction import Prediction
 from mafl_cli.search import steps
 from mafl_cli.search.limits import Limits
 from mafl_cli.search.pressure import margins
@@ -39,8 +34,6 @@ BLUR = 0.7
 """Sigma of the Gaussian that slopes are smoothed by, voxels."""
 MOMENTUM, PACE = 0.8, 3.0
 """Share of the direction that is kept; and how many times the length all steps could go."""
-FEATURES = 0.3
-"""What the way of the features counts beside the mask; 0 for the mask alone."""
 
 
 @dataclass(frozen=True)
@@ -55,31 +48,31 @@ class Travelled:
 def travel(
     fields: Sequence[Field], clean: Tensor, target: Tensor, limits: Limits, length: Tensor, *, budget: int, seed: int
 ) -> Travelled:
-    """Spend a length on a change that the surrogates' answers and features ask for.
+    """Spend a length on a change that the surrogates' answers ask for.
 
     Args:
         fields: the surrogates. clean: (B, C, *spatial), native units.
         target: (B, *spatial), or (B, R, *spatial) for regions that may overlap.
         length: (B,), L2 in model units. budget: steps.
     """
+    native = per_channel(limits.unit, clean)
+    free, rows = native * ~limits.frozen, torch.arange(len(clean), device=clean.device)
+    surrogates = _surrogates(fields, clean, target)
     chance = torch.Generator().manual_seed(seed)
-    before = [field.predict(clean) for field in fields]
-    edit = before[0].labels != target
-    surrogates = [
-        _Surrogate(
-            field,
-            # What a surrogate draws otherwise elsewhere is not what the change is to mend.
-            torch.where(edit, target, drawn.labels),
-            (-margins(drawn.logits, drawn.labels)).flatten(1).mean(dim=1).clamp_min(1e-20) / LEAD,
-        )
-        for field, drawn in zip(fields, before, strict=True)
-    ]
-    first = _spent(surrogates, clean, limits, None, length, -(-budget // 2), chance)
-    found = first
-    if FEATURES and budget > 1 and any(drawn.features for drawn in before):
-        then = _spent(surrogates, clean, limits, first.adversarial, length, budget // 2, chance)
-        found = Travelled(then.adversarial, first.forward + then.forward, first.backward + then.backward)
-    return replace(found, forward=found.forward + len(clean) * len(fields))
+    delta, velocity = torch.zeros_like(clean), torch.zeros_like(clean)
+    for step in range(budget):
+        x = limits.project(clean, delta, rows)
+        direction = torch.zeros_like(clean)
+        for surrogate in surrogates:
+            found = Through(surrogate.field, *_zoomed(clean, chance)).slopes(x, surrogate.losses)
+            direction += steps.unit(found.gradients[0] * free)
+        velocity = MOMENTUM * velocity + steps.unit(_smoothed(direction))
+        pace = PACE / budget * (1 + math.cos(math.pi * step / budget)) * length
+        delta = (x - clean) / native - steps.spread_out(pace, delta) * steps.unit(velocity * ~limits.frozen)
+        size = steps.length(delta)
+        delta *= steps.spread_out((length / size.clamp_min(1e-30)).clamp_max(1), delta)
+    passes = len(clean) * len(fields)
+    return Travelled(limits.project(clean, delta, rows), passes * (budget + 1), passes * budget)
 
 
 @dataclass(frozen=True)
@@ -90,57 +83,24 @@ class _Surrogate:
     target: Tensor
     scale: Tensor
 
-
-def _spent(
-    surrogates: Sequence[_Surrogate],
-    clean: Tensor,
-    limits: Limits,
-    guide: Tensor | None,
-    length: Tensor,
-    budget: int,
-    chance: torch.Generator,
-) -> Travelled:
-    """One search. guide: like clean, what features are pulled towards; None for the mask alone."""
-    native = per_channel(limits.unit, clean)
-    free, rows = native * ~limits.frozen, torch.arange(len(clean), device=clean.device)
-    delta, velocity = torch.zeros_like(clean), torch.zeros_like(clean)
-    forward = backward = 0
-    for step in range(budget):
-        x = limits.project(clean, delta, rows)
-        direction = torch.zeros_like(clean)
-        for surrogate in surrogates:
-            there, back = _zoomed(clean, chance)
-            seen = Through(surrogate.field, there, back)
-            ends = () if guide is None else tuple(seen.predict(each).features for each in (clean, guide))
-            found = seen.slopes(x, partial(_losses, surrogate, ends))
-            gradients = [steps.unit(each * free) for each in found.gradients]
-            mask = gradients[0]
-            direction += steps.unit(mask if len(gradients) == 1 else mask + FEATURES * gradients[1])
-            forward += len(clean) * (1 + len(ends))
-            backward += len(clean) * len(gradients)
-        velocity = MOMENTUM * velocity + steps.unit(_smoothed(direction))
-        pace = PACE / budget * (1 + math.cos(math.pi * step / budget)) * length
-        delta = (x - clean) / native - steps.spread_out(pace, delta) * steps.unit(velocity * ~limits.frozen)
-        size = steps.length(delta)
-        delta *= steps.spread_out((length / size.clamp_min(1e-30)).clamp_max(1), delta)
-    return Travelled(limits.project(clean, delta, rows), forward, backward)
+    def losses(self, prediction: Prediction) -> list[Tensor]:
+        """Cross-entropy, mean over the voxels: (B,)."""
+        logits = prediction.logits / steps.spread_out(self.scale, prediction.logits)
+        return [F.cross_entropy(logits, self.target, reduction="none").flatten(1).mean(dim=1)]
 
 
-def _losses(surrogate: _Surrogate, ends: Sequence[Sequence[Patch]], prediction: Prediction) -> list[Tensor]:
-    """Cross-entropy, mean over the voxels, and how far the features are from where the guide has them: (B,) each.
-
-    ends: of the clean scan and of the guide; none for the first alone.
-    """
-    logits = prediction.logits / steps.spread_out(surrogate.scale, prediction.logits)
-    mask = F.cross_entropy(logits, surrogate.target, reduction="none").flatten(1).mean(dim=1)
-    if not ends or not prediction.features:
-        return [mask]
-    way = torch.zeros_like(mask)
-    for here, before, there in zip(prediction.features, *ends, strict=True):
-        along = (there.features - before.features).flatten(1)
-        gone = (here.features - before.features).flatten(1)
-        way = way - here.weight * (along * gone).sum(dim=1) / (along * along).sum(dim=1).clamp_min(1e-30)
-    return [mask, way]
+def _surrogates(fields: Sequence[Field], clean: Tensor, target: Tensor) -> list[_Surrogate]:
+    before = [field.predict(clean) for field in fields]
+    edit = before[0].labels != target
+    return [
+        _Surrogate(
+            field,
+            # What a surrogate draws otherwise elsewhere is not what the change is to mend.
+            torch.where(edit, target, drawn.labels),
+            (-margins(drawn.logits, drawn.labels)).flatten(1).mean(dim=1).clamp_min(1e-20) / LEAD,
+        )
+        for field, drawn in zip(fields, before, strict=True)
+    ]
 
 
 def _smoothed(x: Tensor) -> Tensor:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from mafl_cli.field.field import Losses, Slopes
-from mafl_cli.network.prediction import Patch, Prediction
+from mafl_cli.network.prediction import Prediction
 from mafl_cli.search import steps, travel
 from mafl_cli.search.limits import Limits
 
 
 class Small:
-    """A function of convolutions, with their values as features. scale: of the logits."""
+    """A function of convolutions. scale: of the logits."""
 
     def __init__(self, seed: int = 0, scale: float = 1.0, dims: int = 2) -> None:
         torch.manual_seed(seed)
@@ -24,13 +24,11 @@ class Small:
         self.scale = scale
 
     def predict(self, x: Tensor) -> Prediction:
-        features = torch.tanh(self.inner(x))
-        return Prediction(self.scale * self.head(features), (Patch(features),)).detach()
+        return Prediction(self.scale * self.head(torch.tanh(self.inner(x))), ()).detach()
 
     def slopes(self, x: Tensor, losses: Losses) -> Slopes:
         x = x.detach().requires_grad_()
-        features = torch.tanh(self.inner(x))
-        prediction = Prediction(self.scale * self.head(features), (Patch(features),))
+        prediction = Prediction(self.scale * self.head(torch.tanh(self.inner(x))), ())
         values = list(losses(prediction))
         gradients = [torch.autograd.grad(value.sum(), x, retain_graph=True)[0] for value in values]
         return Slopes(prediction.detach(), [value.detach() for value in values], gradients, torch.zeros(()))
@@ -69,44 +67,19 @@ def test_the_same_again_is_the_same() -> None:
 def test_a_surrogate_counts_no_more_for_longer_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """By margins in place of cross-entropy, whose shape changes with the scale of the logits."""
 
-    def margin(surrogate: Any, _: Any, prediction: Prediction) -> list[Tensor]:
+    def margin(surrogate: Any, prediction: Prediction) -> list[Tensor]:
         lead = prediction.logits[:, 1] - prediction.logits[:, 0]
         return [(lead * (1 - 2 * surrogate.target)).flatten(1).sum(dim=1)]
 
-    monkeypatch.setattr(travel, "_losses", margin)
-    monkeypatch.setattr(travel, "FEATURES", 0.0)
+    monkeypatch.setattr(travel._Surrogate, "losses", margin)
     plain, loud = (travelled([Small(0), Small(1, scale)])[0] for scale in (1.0, 100.0))
     torch.testing.assert_close(plain.adversarial, loud.adversarial, rtol=1e-4, atol=1e-4)
 
 
-def test_features_are_pulled_along_the_way_of_the_first_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    clean, target, limits = problem()
-    field, length = Small(), torch.tensor([3.0, 3.0])
-    monkeypatch.setattr(travel, "FEATURES", 0.0)
-    first = travel.travel([field], clean, target, limits, length, budget=30, seed=0).adversarial
-    before, there = (field.predict(x).features[0].features for x in (clean, first))
-
-    def gone(features: float) -> float:
-        monkeypatch.setattr(travel, "FEATURES", features)
-        found = travel.travel([field], clean, target, limits, length, budget=30, seed=0)
-        here = field.predict(found.adversarial).features[0].features
-        return float(((here - before) * (there - before)).sum() / ((there - before) ** 2).sum())
-
-    assert gone(5.0) > gone(0.1)
-
-
-def test_networks_without_features_are_followed_by_their_answers() -> None:
-    class Plain(Small):
-        def predict(self, x: Tensor) -> Prediction:
-            return Prediction(super().predict(x).logits, ())
-
-        def slopes(self, x: Tensor, losses: Losses) -> Slopes:
-            return super().slopes(x, lambda prediction: losses(Prediction(prediction.logits, ())))
-
-    found, clean, length = travelled([Plain()])
-    torch.testing.assert_close(steps.length((found.adversarial - clean) / 2), length, rtol=1e-3, atol=1e-4)
+def test_cross_entropy_falls_on_the_target() -> None:
+    found, clean, _ = travelled([Small()])
     target = problem()[1]
-    loss = [nn.functional.cross_entropy(Plain().predict(x).logits, target) for x in (clean, found.adversarial)]
+    loss = [nn.functional.cross_entropy(Small().predict(x).logits, target) for x in (clean, found.adversarial)]
     assert loss[1] < loss[0]
 
 
