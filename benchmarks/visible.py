@@ -1,6 +1,6 @@
-"""What an attack that minimises visibility buys, and what it costs, beside the one that minimises L2.
+"""What an attack that minimises visibility, or Linf, buys, and what it costs, beside the one that minimises L2.
 
-    python benchmarks/visible.py --data DIR [--steps 100] [--cases GLOB...]
+    python benchmarks/visible.py --data DIR [--minimise visibility|linf] [--steps 100] [--cases GLOB...]
 
 Each pair of `cases.py` in 2-D is attacked both ways with the same goal and as many passes. Printed for each slice: the
 score, L2 and Linf, and in its worst part d' and the compression equivalent (`mafl_cli.measure.visibility`); then what
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of development scans; without: the sample scan alone")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--cases", nargs="+", default=["*"], metavar="GLOB", help="which pairs, as name:target")
+    parser.add_argument("--minimise", choices=("visibility", "linf"), default="visibility")
     parser.add_argument("--json", type=Path, help="write all numbers there")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -67,7 +68,8 @@ def main() -> None:
     names = [name for name in names if any(fnmatch(name, glob) for glob in arguments.cases)]
     print(f"torch {torch.__version__}, one thread, {arguments.steps} steps, {len(names)} pairs")
     pairs: list[tuple[str, Outcome, Outcome]] = []
-    seconds = {"l2": 0.0, "visibility": 0.0}
+    other = arguments.minimise
+    seconds = {"l2": 0.0, other: 0.0}
     for name in names:
         case = load_case(name, arguments.data)
         both = {}
@@ -76,19 +78,19 @@ def main() -> None:
             adversarial, scores = solved(case, minimise, arguments.steps)
             seconds[minimise] += time.process_time() - begin
             both[minimise] = judged(case, adversarial, scores)
-        for row, (plain, seen) in enumerate(zip(both["l2"], both["visibility"], strict=True)):
+        for row, (plain, seen) in enumerate(zip(both["l2"], both[other], strict=True)):
             pairs.append((name, plain, seen))
             print(f"{name} slice {row}: {_said(plain)} -> {_said(seen)}", flush=True)
     if arguments.json:
-        document = [{"case": name, "l2": asdict(one), "visibility": asdict(two)} for name, one, two in pairs]
+        document = [{"case": name, "l2": asdict(one), other: asdict(two)} for name, one, two in pairs]
         arguments.json.write_text(json.dumps(document, indent=1) + "\n")
-    _summary([(one, two) for _, one, two in pairs], seconds["visibility"] / seconds["l2"])
+    _summary([(one, two) for _, one, two in pairs], seconds[other] / seconds["l2"])
 
 
 def solved(case: Case, minimise: str, steps: int) -> tuple[torch.Tensor, list[float]]:
     """The adversarial slices, and their scores."""
     settings: dict[str, Any] = {"minimise": minimise}
-    ruler = None if minimise == "l2" else _ruler(case)
+    ruler = _ruler(case) if minimise == "visibility" else None
     found = attack(
         case.field, case.clean, case.target, preset("mafl", steps=steps, **settings), case.limits, ruler=ruler
     )

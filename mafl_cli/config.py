@@ -32,9 +32,9 @@ GradientNorm = Literal["none", "l1", "l2"]
 Direction = Literal["raw", "l2", "linf", "sign"]
 Step = Literal["dynamic", "constant", "cosine", "asma"]
 AfterGoal = Literal["shrink", "stop", "continue"]
-EpsUnit = Literal["model", "native", "range"]
+EpsUnit = Literal["model", "native", "range", "noise"]
 Norm = Literal["linf", "l2"]
-Minimise = Literal["l2", "visibility"]
+Minimise = Literal["l2", "linf", "visibility"]
 Detector = Literal["blur", "entropy", "margin"]
 Evade = Literal["blur", "entropy", "margin", "all"]
 Blend = Literal["gaussian", "constant"]
@@ -182,8 +182,8 @@ class AttackConfig:
 
     minimise: Minimise = setting(
         "l2",
-        "What is made small: l2, the length of the change, or visibility, that of what an eye sees of it, for a change "
-        "that is longer and less visible (`step` dynamic only).",
+        "What is made small: l2, the length of the change; linf, its largest voxel; or visibility, the length of what "
+        "an eye sees of it. The last two make it longer, and need `step` dynamic.",
         usual=True,
     )
 
@@ -236,7 +236,8 @@ class AttackConfig:
     )  # fmt: skip
     eps_unit: EpsUnit = setting(
         "model",
-        "Unit of `eps`: model units, native units (HU for CT), or a share of the scan's range, channel by channel.",
+        "Unit of `eps`: model units, native units (HU for CT), a share of the scan's range, or standard deviations of "
+        "its own noise, channel by channel.",
         heading=None,
     )
     norm: Norm = setting(
@@ -361,7 +362,10 @@ class AttackConfig:
             "`transfer` sets the length of the change by itself: leave out `eps`, `survive`, `evade`, `minimise` and "
             "`method` worst",
         )
-        self._refuse(seen and self.method == "worst", "`method` worst compares lengths: it needs `minimise` l2")
+        self._refuse(self.minimise == "linf" and not dynamic, "`minimise` linf needs `step` dynamic")
+        self._refuse(
+            self.minimise != "l2" and self.method == "worst", "`method` worst compares lengths: it needs `minimise` l2"
+        )
         self._refuse(
             self.low_frequency == "hard" and self.low_frequency_weight > 0,
             "`low_frequency` hard leaves nothing to penalise: `low_frequency_weight` must be 0",

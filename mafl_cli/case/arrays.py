@@ -28,6 +28,7 @@ from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.resample import Grids
 from mafl_cli.field.tiling import Tiling
 from mafl_cli.measure.noise import Noise, noise_of
+from mafl_cli.names import outside
 from mafl_cli.network.card import ModelCard
 from mafl_cli.network.card_file import find_card
 from mafl_cli.network.device import exactly, float32_by_default, pick_device
@@ -258,6 +259,8 @@ def attack_arrays(
         stack.enter_context(enough_memory(network.name, "the batch"))
         clean = image_tensor(image, network.device)
         problem = _problem(network, clean, asked, say)
+        names = [f"`image`, channel {outside(name)}" for name in problem.images.info.channels]
+        problem = replace(problem, limits=problem.limits_for(config, names))
         found = searched(problem, config, on_progress)
         settled = settle(problem, found, checked(problem, found, config), config, say, on_progress)
         like_image = _same if isinstance(image, Tensor) else _as_numpy

@@ -214,11 +214,12 @@ def _source(file: MaskFile) -> report.MaskFileRecord:
 def bounds_of(case: Case, config: AttackConfig) -> report.BoundsRecord:
     """How far the change may go and where, per channel in both units; null where nothing limits it."""
     subject = case.subject
-    ball, bounds = case.limits.within(config).ball, case.bounds
+    ball, noise, bounds = case.limits.within(config).ball, case.limits.noise, case.bounds
     measured = True if subject.scan.padding is None else ~subject.scan.padding
     return report.BoundsRecord(
         eps_native=None if ball is None else tuple(float(each) for each in ball.radius),
         eps_model=None if ball is None else tuple(float(each) for each in ball.radius / case.limits.unit),
+        noise_sigma_native=None if noise is None else tuple(float(each) for each in noise),
         norm=None if ball is None else ball.norm,
         within=None if bounds.within is None else _source(bounds.within),
         body_voxels=bounds.body_voxels,

@@ -81,7 +81,7 @@ def _run_attack(
         exactly(device),
         enough_memory(request.model.name, "this scan"),
     ):
-        case = prepare(request, device, say, clock.lap)
+        case = _ready(request, device, say, clock.lap)
         subject = case.subject
         if (warning := caution(device, request.precision, subject.info.dims)) is not None:
             say(warning)
@@ -220,7 +220,7 @@ def _show_target(request: AttackRequest, say: Say, detail: Say, names: Callable[
         exactly(device),
         enough_memory(request.model.name, "this scan"),
     ):
-        case = prepare(request, device, say)
+        case = _ready(request, device, say)
         subject = case.subject
         detail(memory.plan(case))
         clean = subject.to_labels(case.clean_labels)
@@ -243,6 +243,14 @@ def _show_target(request: AttackRequest, say: Say, detail: Say, names: Callable[
             ),
             bounds=bounds_of(case, request.config),
         )
+
+
+def _ready(
+    request: AttackRequest, device: torch.device, say: Say, lap: Callable[[str], None] = lambda part: None
+) -> Case:
+    """The case with the limits that its settings ask for."""
+    case = prepare(request, device, say, lap)
+    return replace(case, limits=case.limits_for(request.config, [scan.name for scan in case.subject.scans]))
 
 
 class _Clock:

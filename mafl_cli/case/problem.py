@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mafl_cli.classes import Classes, in_any_map
 from mafl_cli.config import AttackConfig
-from mafl_cli.errors import UsageError
+from mafl_cli.errors import InputError, UsageError
 from mafl_cli.field.averaged import Averaged
 from mafl_cli.field.batches import fewer, slices_per_batch
 from mafl_cli.field.crop import CroppedScan
@@ -224,6 +224,23 @@ class Problem(ABC):
     @abstractmethod
     def refrozen(self, batch: Tensor) -> Preprocessing:
         """The preprocessing with the statistics of a changed batch."""
+
+    def limits_for(self, config: AttackConfig, names: Sequence[str]) -> Limits:
+        """The limits, with the noise of each channel where `eps` is counted in it. names: of the channels or files.
+
+        Raises: InputError for a channel in which no noise can be measured.
+        """
+        if config.eps is None or config.eps_unit != "noise":
+            return self.limits
+        sigmas = []
+        for name, noise in zip(names, self.noise(), strict=True):
+            if noise is None:
+                raise InputError(
+                    f"{name}: no noise can be measured, for nothing varies from voxel to voxel or the slices are too "
+                    "small: give `eps` in another unit."
+                )
+            sigmas.append(noise.sigma)
+        return replace(self.limits, noise=torch.tensor(sigmas).to(self.limits.unit))
 
     def is_limited(self, config: AttackConfig) -> bool:
         """Whether anything bounds the change, or where it may be, or asks more of it than the target."""

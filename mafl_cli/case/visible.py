@@ -9,7 +9,7 @@ from torch import Tensor
 from mafl_cli.case.problem import Problem
 from mafl_cli.config import AttackConfig
 from mafl_cli.measure.observer import Screen, eye
-from mafl_cli.search.ruler import Plain, Ruler, Visible
+from mafl_cli.search.ruler import Largest, Plain, Ruler, Visible
 
 
 class Rulers:
@@ -18,6 +18,7 @@ class Rulers:
     def __init__(self, case: Problem, config: AttackConfig) -> None:
         self._plane = case.plane
         self._screen = Screen.of(tuple(case.seen.clean.shape[axis] for axis in case.plane))
+        self._linf = config.minimise == "linf"
         self._noise: Tensor | None = None
         if config.minimise == "visibility":
             unit = case.limits.unit
@@ -29,7 +30,7 @@ class Rulers:
     def of(self, clean: Tensor) -> Ruler:
         """For samples (b, C, *spatial), cut to the part that is attacked."""
         if self._noise is None:
-            return Plain()
+            return Largest() if self._linf else Plain()
         rows, columns = (clean.shape[axis] for axis in self._plane)
         half = np.ascontiguousarray(eye((rows, columns), self._screen)[:, : columns // 2 + 1])
         return Visible(torch.from_numpy(half).to(clean), self._noise.to(clean), self._plane)

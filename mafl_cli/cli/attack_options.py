@@ -213,6 +213,15 @@ class Budget:
     eps_range: Annotated[
         MaybeFloat, under(BUDGET, "--eps-range", help="--eps as a share of the scan's range, 0 to 1.", rare=True)
     ] = None
+    eps_noise: Annotated[
+        MaybeFloat,
+        under(
+            BUDGET,
+            "--eps-noise",
+            help="--eps in standard deviations of the scan's own noise, which is estimated channel by channel.",
+            rare=True,
+        ),
+    ] = None
     budget_eps: Annotated[
         MaybeFloat,
         under(
@@ -233,7 +242,12 @@ class Budget:
 
     def ball(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The ball that was asked for, as settings. settings: the other options of the method that were given."""
-        radii = {"--eps": self.eps, "--eps-hu": self.eps_hu, "--eps-range": self.eps_range}
+        radii = {
+            "--eps": self.eps,
+            "--eps-hu": self.eps_hu,
+            "--eps-range": self.eps_range,
+            "--eps-noise": self.eps_noise,
+        }
         goals = {f"--{name.replace('_', '-')}": settings.get(name) for name in ("goal_iou", "goal_hit", "after_goal")}
         return read_ball({**radii, "--budget-eps": self.budget_eps}, settings.get("norm"), goals)
 

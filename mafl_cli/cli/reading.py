@@ -161,7 +161,7 @@ def read_settings(method: str, ball: Mapping[str, Any], given: Mapping[str, Any]
     """The method's settings with what was given on the command line in their place."""
     config = preset(method, **given, **ball)
     if "norm" in given and config.eps is None:
-        raise UsageError("--norm needs a limit: give --eps, --eps-hu, --eps-range or --budget-eps too.")
+        raise UsageError("--norm needs a limit: give --eps, --eps-hu, --eps-range, --eps-noise or --budget-eps too.")
     return config
 
 
@@ -173,8 +173,9 @@ def read_ball(radii: dict[str, float | None], norm: Norm | None, goals: Mapping[
     if len(given) > 1:
         raise UsageError(f"{' and '.join(option for option, _ in given)} exclude each other.")
     ((option, radius),) = given
-    if option != "--budget-eps":
-        return {"eps": radius, "eps_unit": {"--eps": "model", "--eps-hu": "native", "--eps-range": "range"}[option]}
+    units = {"--eps": "model", "--eps-hu": "native", "--eps-range": "range", "--eps-noise": "noise"}
+    if option in units:
+        return {"eps": radius, "eps_unit": units[option]}
     for goal, value in goals.items():
         if value is not None:
             raise UsageError(f"--budget-eps asks for the best result within its radius: leave out {goal}.")

@@ -259,6 +259,8 @@ class BoundsRecord:
     """Voxels that may change, of the whole grid."""
     padding_voxels: tuple[Count, ...]
     """Voxels of each channel that DICOM marks as padding; they never change."""
+    noise_sigma_native: tuple[Positive, ...] | None = field(default=None, metadata=OPTIONAL)
+    """Standard deviation of each channel's own noise, where `eps` is counted in it; absent else."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -113,7 +113,7 @@ def search_scale(
         verdict = judge(rows, field.predict(x))
         moved = (x - origin) / per_channel(limits.unit, clean)
         l2 = steps.length(moved)
-        best.update(rows, x, verdict, ruler.length(moved, l2), l2)
+        best.update(rows, x, verdict, ruler.size(ruler.coordinates(moved), l2), l2)
         holds = verdict.reached & (verdict.score >= enough)
         high = torch.where(holds, probe, high)
         low = torch.where(holds, low, probe)

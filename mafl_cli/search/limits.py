@@ -87,6 +87,7 @@ class Limits:
     unit: (C,) native units per model unit.
     nonzero: a voxel that is not 0 must not become 0 (there, 0 means background).
     ball: how far from the clean image, or None for as far as the box goes.
+    noise: (C,), standard deviation of each channel's own noise; None where nothing is counted in it.
     window: (C,) each, values beyond which the model sees no difference; None where it sees all. No voxel goes further
         out than it was, or than the window's end: that would make the change larger for nothing, and beyond the end
         there is no slope that would bring it back.
@@ -99,6 +100,7 @@ class Limits:
     grid: Grid | None = None
     nonzero: bool = False
     ball: Ball | None = None
+    noise: Tensor | None = None
     window: tuple[Tensor, Tensor] | None = None
 
     def ends(self, clean: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,8 +118,17 @@ class Limits:
         """
         if config.eps is None:
             return self
-        rulers = {"model": self.unit, "native": torch.ones_like(self.unit), "range": self.high - self.low}
-        ball = Ball(config.eps * rulers[config.eps_unit], config.norm)
+        if config.eps_unit == "noise" and self.noise is None:
+            raise UsageError("`eps_unit` noise needs the noise of the image, which nobody has measured.")
+        rulers = {
+            "model": self.unit,
+            "native": torch.ones_like(self.unit),
+            "range": self.high - self.low,
+            "noise": self.noise,
+        }
+        ruler = rulers[config.eps_unit]
+        assert ruler is not None
+        ball = Ball(config.eps * ruler, config.norm)
         if self.grid is not None and bool(
             (per_channel(ball.radius, self.grid.step) * (1 + 1e-6) < self.grid.step).any()
         ):

@@ -28,6 +28,7 @@ from mafl_cli.field.field import Field
 from mafl_cli.field.preprocess import per_channel
 from mafl_cli.search import steps
 from mafl_cli.search.best import Best, finished, search_scale
+from mafl_cli.search.capped import Capped
 from mafl_cli.search.certificate import Certificate, Estimate
 from mafl_cli.search.descent import Descent
 from mafl_cli.search.goals import Verdict
@@ -36,7 +37,7 @@ from mafl_cli.search.limits import Limits
 from mafl_cli.search.lowfreq import low_pass
 from mafl_cli.search.moves import LowPass, Now
 from mafl_cli.search.promises import Falls, Promises
-from mafl_cli.search.ruler import Plain, Ruler
+from mafl_cli.search.ruler import Largest, Plain, Ruler
 from mafl_cli.search.terms import FeatureGains, Terms, without_low_frequency
 
 
@@ -126,9 +127,9 @@ def attack(
     goal = terms.goal(before.logits.shape[1])
 
     low = partial(low_pass, levels=config.low_frequency_levels, spacing=spacing)
-    ruler = ruler or Plain()
+    ruler = ruler or (Largest() if config.minimise == "linf" else Plain())
     delta = ruler.coordinates(_begin(clean, limits, config, low) if start is None else start.clone())
-    rule = Halpern(config, clean, low) if config.step == "dynamic" else Descent(config, limits, clean, low)
+    rule = _rule(config, limits, clean, low)
     seen = before if surrogate is None else field.predict(clean)
     best = Best.at(clean, goal.judge_prediction(seen), config.aimed, bounded=config.eps is not None)
     ever_reached = best.reached.clone()
@@ -164,7 +165,7 @@ def attack(
         seen = slopes.prediction if surrogate is None else field.predict(x)
         verdict = terms.judge(goal, rows, seen)
         here, l2 = ruler.coordinates(moved), steps.length(moved)
-        size = l2 if here is moved else steps.length(here)
+        size = ruler.size(here, l2)
         best.update(rows, x, verdict, size, l2)
         ever_reached[rows] |= verdict.reached
 
@@ -201,6 +202,13 @@ def attack(
     return AttackResult(
         best.x, last, promises.falls, best.verdict(), _outcomes(best, stuck), best.l2, estimate, forward, backward
     )
+
+
+def _rule(config: AttackConfig, limits: Limits, clean: Tensor, low: LowPass) -> Halpern | Descent:
+    """The rule of the step."""
+    if config.step != "dynamic":
+        return Descent(config, limits, clean, low)
+    return (Capped if config.minimise == "linf" else Halpern)(config, clean, low)
 
 
 def _outcomes(best: Best, stuck: Tensor) -> tuple[Outcome, ...]:

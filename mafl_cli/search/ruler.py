@@ -26,8 +26,8 @@ class Ruler(Protocol):
     def slope(self, gradient: Tensor) -> Tensor:
         """The gradient with respect to coordinates, from that with respect to the change."""
 
-    def length(self, change: Tensor, l2: Tensor) -> Tensor:
-        """The length of a change in its coordinates, (b,). l2: in model units, likewise."""
+    def size(self, coordinates: Tensor, l2: Tensor) -> Tensor:
+        """How large a change is, given its coordinates: (b,). l2: its length in model units, likewise."""
 
 
 class Plain:
@@ -45,9 +45,17 @@ class Plain:
         """The gradient itself."""
         return gradient
 
-    def length(self, change: Tensor, l2: Tensor) -> Tensor:
+    def size(self, coordinates: Tensor, l2: Tensor) -> Tensor:
         """L2."""
         return l2
+
+
+class Largest(Plain):
+    """Model units: the size is that of the largest voxel, Linf."""
+
+    def size(self, coordinates: Tensor, l2: Tensor) -> Tensor:
+        """Linf."""
+        return coordinates.abs().flatten(1).amax(dim=1)
 
 
 class Visible:
@@ -79,9 +87,9 @@ class Visible:
         """The same filter: it is its own adjoint."""
         return self._filtered(gradient, self._gain)
 
-    def length(self, change: Tensor, l2: Tensor) -> Tensor:
-        """The length of a change in its coordinates, (b,)."""
-        return steps.length(self.coordinates(change))
+    def size(self, coordinates: Tensor, l2: Tensor) -> Tensor:
+        """The length of the coordinates."""
+        return steps.length(coordinates)
 
     def _filtered(self, x: Tensor, by: Tensor) -> Tensor:
         spectrum, shape = torch.fft.rfft2(x, dim=self._plane), [1] * x.ndim

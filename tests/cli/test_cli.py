@@ -320,6 +320,29 @@ def test_the_written_change_stays_in_its_ball(case: Path, models: Path, options:
         assert (said["goal_iou"], said["goal_hit"], said["after_goal"]) == (1, 1, "stop")
 
 
+def test_a_ball_is_counted_in_the_noise_of_the_scan(case: Path, models: Path) -> None:
+    noisy = 100 * scan_array((48, 40, 6)) + np.random.default_rng(3).normal(0, 2, (48, 40, 6))
+    _save(case / "scan.nii.gz", noisy.astype(np.float32))
+    result = attack(case, models, "--target", "erase:1", "--intensity", "window:0,100", "--eps-noise", 1.5)
+    assert result.exit_code == 0, result.stderr
+    bounds = json.loads((case / "out" / "report.json").read_text())["cases"][0]["bounds"]
+    (sigma,), (radius,) = bounds["noise_sigma_native"], bounds["eps_native"]
+    # That of the normal distribution, and the texture that is there already.
+    expected = np.hypot(2, 10 / np.sqrt(12))
+    assert expected / 1.3 < sigma < expected * 1.3
+    assert radius == pytest.approx(1.5 * sigma)
+    assert np.abs(change_of(case)).max() == pytest.approx(radius, rel=1e-3)
+
+
+def test_a_scan_without_noise_has_no_ball_in_its_units(case: Path, models: Path) -> None:
+    _save(case / "scan.nii.gz", np.where(scan_array() > 0.5, 1, 0).astype(np.float32))
+    result = attack(case, models, "--eps-noise", 1.5)
+    assert result.exit_code == 3
+    assert "scan.nii.gz: no noise can be measured" in result.stderr
+    assert "give --eps in another unit" in result.stderr
+    assert not (case / "out").exists()
+
+
 def test_a_ball_in_hu_holds_for_stored_integers(case: Path, models: Path) -> None:
     stored = np.round(scan_array() * 1000 - 500).astype(np.int16)
     nib.save(nib.Nifti1Image(stored, AFFINE), case / "scan.nii.gz")
@@ -355,6 +378,7 @@ def test_a_guide_is_named_in_the_report_and_must_lie_on_the_grid(case: Path, mod
         (["--method", "fgsm"], "--method must be one of mafl, mafl-paper, asma"),
         (["--eps", 1, "--eps-hu", 5], "--eps and --eps-hu exclude each other"),
         (["--eps-range", 1, "--budget-eps", 5], "--eps-range and --budget-eps exclude each other"),
+        (["--eps-hu", 1, "--eps-noise", 2], "--eps-hu and --eps-noise exclude each other"),
         (["--budget-eps", 0.1, "--goal-iou", 0.9], "within its radius: leave out --goal-iou"),
         (["--budget-eps", 0.1, "--after-goal", "shrink"], "within its radius: leave out --after-goal"),
         (["--norm", "l2"], "--norm needs a limit"),

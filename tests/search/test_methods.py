@@ -358,11 +358,12 @@ def test_a_budget_gives_the_best_score_within_it_and_a_larger_one_a_better(name:
 
 @pytest.mark.parametrize("name", ["mafl", "pgd"])
 def test_the_radius_means_the_same_in_every_unit(name: str) -> None:
-    # 100 HU per model unit, and a scan that fills half of its box: 4 HU = 0.04 model units = 0.02 of the range.
+    # 100 HU per model unit, a scan that fills half of its box, and noise of 8 HU:
+    # 4 HU = 0.04 model units = 0.02 of the range = half the noise.
     clean = 100 * scan(2, 10, 10)
     target = flipped(clean / 100)
-    limits = box(clean, 0, 200, unit=torch.tensor([100.0]))
-    radii = {"native": 4.0, "model": 0.04, "range": 0.02}
+    limits = replace(box(clean, 0, 200, unit=torch.tensor([100.0])), noise=torch.tensor([8.0]))
+    radii = {"native": 4.0, "model": 0.04, "range": 0.02, "noise": 0.5}
     by_unit = [
         attack(
             field(Bright(scale=50.0), 100.0), clean, target, preset(name, steps=12, eps=eps, eps_unit=unit), limits
@@ -373,6 +374,16 @@ def test_the_radius_means_the_same_in_every_unit(name: str) -> None:
     assert (by_unit[0] - clean).abs().max() > 3.9
     for other in by_unit[1:]:
         torch.testing.assert_close(other, by_unit[0], rtol=0, atol=1e-3)
+
+
+def test_a_radius_in_units_of_noise_needs_the_noise() -> None:
+    clean = torch.full((1, 1, 2, 2), 50.0)
+    config = AttackConfig(eps=1.5, eps_unit="noise")
+    with pytest.raises(UsageError, match="needs the noise of the image"):
+        box(clean, 0, 100).within(config)
+    ball = replace(box(clean, 0, 100), noise=torch.tensor([4.0])).within(config).ball
+    assert ball is not None
+    assert ball.radius.tolist() == [6.0]
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -42,7 +42,7 @@ def test_the_way_there_and_back_is_linear_and_its_own_adjoint(size: tuple[int, .
     torch.testing.assert_close(ruler.coordinates(change + 2 * other), there + 2 * ruler.coordinates(other))
     # A slope by the change, and one by coordinates, promise the same of the same step.
     torch.testing.assert_close(dot(ruler.slope(other), there), dot(other, change))
-    torch.testing.assert_close(ruler.length(change, length(change)), length(there))
+    torch.testing.assert_close(ruler.size(there, length(change)), length(there))
 
 
 def test_what_the_eye_sees_best_counts_most_and_noise_hides() -> None:
@@ -52,7 +52,7 @@ def test_what_the_eye_sees_best_counts_most_and_noise_hides() -> None:
     def wave(cycles: int, channel: int) -> float:
         change = torch.zeros(size, dtype=torch.float64)
         change[0, channel] = torch.cos(2 * torch.pi * cycles * column / 32)[None]
-        return float(ruler.length(change, length(change)) / length(change))
+        return float(length(ruler.coordinates(change)) / length(change))
 
     # 17.5 pixels per degree: 7 cycles in 32 pixels are 3.8 cycles per degree, where the eye sees best.
     seen = [wave(cycles, 0) for cycles in range(16)]
