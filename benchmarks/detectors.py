@@ -1,10 +1,10 @@
 """How well detectors tell an attack, when it does not know them and when it does, and what knowing them costs.
 
-    python benchmarks/detectors.py --data DATA [--steps 100] [--cases 'flair*' ...] [--out detectors.json]
+    python benchmarks/detectors.py --data DATA [--steps 60] [--cases 'flair*' ...] [--keep FOLDER]
 
 Attacks every second slice of each 2-D development slab, cut to the part around what is drawn and wanted, and the sample
 scan: with the default attack, and with `evade` blur, entropy, margin and all. DATA holds `cases/` and `models/` as the
-other benchmarks take them. Prints the tables of docs/transfer.md, and writes a row for each attack.
+other benchmarks take them. Prints the tables of docs/transfer.md. Attacks that FOLDER holds are not made again.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from results import geometric, table
 
 from mafl_cli.case.pipeline import run_attack
 from mafl_cli.case.request import DEMO_MODEL, AttackRequest, ModelRequest
-from mafl_cli.config import DETECTORS, preset
+from mafl_cli.config import DETECTORS, Evade, preset
 from mafl_cli.judging.evaluation import EvaluateRequest, run_evaluation
 from mafl_cli.judging.robustness_card import interval
 from mafl_cli.judging.trials import Trials
 from mafl_cli.results.evaluation_report import Evaluation
+from mafl_cli.results.recorded import of_runs
 
 SAMPLE = Path(__file__).resolve().parent.parent / "sample_data"
-ATTACKS: tuple[str | None, ...] = (None, "blur", "entropy", "margin", "all")
+ATTACKS: tuple[Evade | None, ...] = (None, "blur", "entropy", "margin", "all")
 _SLABS = (
     ("flair2d_pat0001", "flair_unet2d.ts", ("image",)),
     ("brats2d_pat0002", "brats_unet2d.ts", ("image_flair", "image_t1c")),
@@ -59,8 +60,8 @@ def problems(data: Path, folder: Path) -> list[Problem]:
         cut.mkdir()
         names = (*images, *(f"target_{target}" for target in _TARGETS))
         scans = {name: nib.load(place / f"{name}.nii.gz") for name in names}
-        masks = [np.asarray(nib.load(place / "clean_pred.nii.gz").dataobj)]
-        masks += [np.asarray(scans[f"target_{target}"].dataobj) for target in _TARGETS]
+        drawn = ("clean_pred", "target_shifted20", "target_box")
+        masks = [np.asarray(nib.load(place / f"{name}.nii.gz").dataobj) for name in drawn]
         part = (*_around(np.any([mask > 0 for mask in masks], axis=(0, 3))), slice(None, None, 2))
         for name, scan in scans.items():
             nib.save(scan.slicer[part], cut / f"{name}.nii.gz")
@@ -88,21 +89,22 @@ def _around(mask: np.ndarray[Any, Any], margin: int = 16, step: int = 16) -> tup
     return tuple(found)
 
 
-def attacked(problem: Problem, evade: str | None, steps: int, folder: Path) -> tuple[Path, dict[str, Any]]:
+def attacked(problem: Problem, evade: Evade | None, steps: int, folder: Path) -> tuple[Path, dict[str, Any]]:
     """One attack: its folder, and what it cost."""
     out = folder / f"{problem.name}-{evade}".replace(":", "-")
-    config = preset("mafl", steps=steps, evade=evade)
-    settings = vars(problem.model)
-    case = run_attack(
-        AttackRequest(**settings, images=problem.images, targets=(problem.target,), out=out, config=config)
-    ).case
+    if not (out / "report.json").is_file():
+        config = preset("mafl", steps=steps, evade=evade)
+        settings = vars(problem.model)
+        run_attack(AttackRequest(**settings, images=problem.images, targets=(problem.target,), out=out, config=config))
+    recorded = of_runs([out])[0].read().recorded
+    assert recorded is not None
+    assert recorded.report.run.settings.steps == steps
+    case = recorded.case
     return out, {
         "case": problem.name,
         "evade": evade,
-        "goal_reached": case.attack.goal_reached,
         "slices": case.attack.samples.attacked,
         "slices_reached": case.attack.samples.reached,
-        "hit_rate": case.metrics.post_write.hit_rate.value,
         "l2": case.metrics.size.l2.model,
         "psnr_db": case.metrics.size.psnr_db.value,
     }
@@ -125,7 +127,7 @@ def told(report: Evaluation) -> dict[str, Any]:
     }
 
 
-def tables(rows: Sequence[dict[str, Any]], by_attack: dict[str | None, dict[str, Any]]) -> str:
+def tables(rows: Sequence[dict[str, Any]], by_attack: dict[Evade | None, dict[str, Any]]) -> str:
     """The two tables of docs/transfer.md."""
     plain = {row["case"]: row for row in rows if row["evade"] is None}
     sizes, scores = [], []
@@ -152,11 +154,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cases", nargs="+", default=["*"])
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
     rows, by_attack = [], {}
     with tempfile.TemporaryDirectory() as folder:
+        kept = options.keep or Path(folder)
         chosen = [
             problem
             for problem in problems(options.data, Path(folder))
@@ -166,7 +169,7 @@ def main() -> None:
         for evade in ATTACKS:
             runs = []
             for problem in chosen:
-                run, row = attacked(problem, evade, options.steps, Path(folder))
+                run, row = attacked(problem, evade, options.steps, kept)
                 runs.append(run)
                 rows.append(row)
                 print(json.dumps(row), file=sys.stderr, flush=True)
@@ -174,9 +177,6 @@ def main() -> None:
             by_attack[evade] = told(run_evaluation(request))
             print(json.dumps(by_attack[evade]), file=sys.stderr, flush=True)
     print(tables(rows, by_attack))
-    if options.out is not None:
-        found = {str(evade): found for evade, found in by_attack.items()}
-        options.out.write_text(json.dumps({"steps": options.steps, "rows": rows, "detectors": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
