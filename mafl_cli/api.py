@@ -33,7 +33,7 @@ from mafl_cli.case.request import (
     words_of,
 )
 from mafl_cli.case.searching import Progress
-from mafl_cli.config import AttackConfig, EnsembleRule, preset
+from mafl_cli.config import AttackConfig, EnsembleRule, label_only, preset
 from mafl_cli.errors import UsageError
 from mafl_cli.field import transforms
 from mafl_cli.judging import gates
@@ -41,8 +41,9 @@ from mafl_cli.judging.evaluation import EvaluateRequest, run_evaluation
 from mafl_cli.judging.gates import Gate
 from mafl_cli.judging.given import Predictions
 from mafl_cli.judging.trials import Trials
+from mafl_cli.network import command
 from mafl_cli.network.device import float32_by_default
-from mafl_cli.network.source import Model
+from mafl_cli.network.source import Command, Drawer, Model
 from mafl_cli.results.evaluation_report import Evaluation
 from mafl_cli.results.report import Report
 from mafl_cli.scans import recipes
@@ -140,6 +141,23 @@ def attack(
     return attack_arrays(model, image, asked, chosen, say=say, on_progress=on_progress)
 
 
+LABEL_ONLY_SETTINGS = frozenset({"goal_iou", "goal_hit", "eps", "eps_unit", "norm", "seed"})
+"""Settings that a search without a gradient has, beside its number of queries."""
+
+
+def _label_only(
+    method: str, config: AttackConfig | None, given: Mapping[str, Any], *, untargeted: bool
+) -> AttackConfig:
+    """The settings of a search that sees labels alone. Raises: UsageError for those of others."""
+    others = [
+        name for name, value in given.items() if value is not None and name not in {*LABEL_ONLY_SETTINGS, "queries"}
+    ]
+    if method != "mafl" or config is not None or others:
+        name = "method" if method != "mafl" else others[0] if others else "config"
+        raise UsageError(f"with a model that only draws, leave out `{name}`: it is about gradients.")
+    return label_only({name: value for name, value in given.items() if value is not None}, untargeted=untargeted)
+
+
 def settings(method: str, chosen: Mapping[str, Any], config: AttackConfig | None = None) -> AttackConfig:
     """A method's settings with some of them changed; None stands for the method's own.
 
@@ -179,6 +197,10 @@ def attack_scan(
             Several with `ensemble`.
         ensemble: how the answers of several models become those of the one that is attacked: mean, of their logits, or
             mean-probabilities.
+        options that are for a model that only draws: model_command, a program and its arguments, such as
+            "program {input} {output}", or a function of scans, (I, J, K) for each channel, that gives their mask;
+            command_timeout, seconds; queries, how often it may be asked; classes, their names; untargeted, to draw
+            anything else, with None for the target. See docs/transfer.md.
         out: folder for the results; None keeps nothing but the report.
         options: method, settings of it (eps, steps, ...), or config with all of them; and the fields of
             `mafl_cli.case.request.AttackRequest`, as within, body_only, guides, attack_channels, save_as, device,
@@ -192,7 +214,7 @@ def attack_scan(
         request = attack_request(scan, target, model=model, ensemble=ensemble, out=folder, **options)
         if not request.images:
             raise UsageError("`scan` must name at least one file.")
-        if request.recipe is None and not request.targets:
+        if request.recipe is None and not request.targets and not request.untargeted:
             raise UsageError("`target` must be a mask file, or a recipe such as erase:1.")
         return run_attack(request, say=say, detail=detail, on_progress=on_progress)
 
@@ -213,12 +235,16 @@ def attack_request(
     out: str | Path = "mafl-out",
     method: str = "mafl",
     config: AttackConfig | None = None,
+    model_command: str | Callable[..., Any] | Command | Drawer | None = None,
+    command_timeout: float | None = None,
+    queries: int | None = None,
     **options: Any,
 ) -> AttackRequest:
     """What is asked of one case, from the words of `attack_scan`.
 
     Args:
         config: all settings of the method at once, instead of some of them among the options.
+        model_command, command_timeout, queries: see `attack_scan`.
     Raises: UsageError for an option that does not exist.
     """
     for name in options:
@@ -232,6 +258,16 @@ def attack_request(
     chosen = {name: options.pop(name) for name in SETTINGS & set(options)}
     masks = Masks(options.pop("resample_target", False), options.pop("label_map", {}))
     volumes, images = _scans(scan)
+    closed = None if model_command is None else _closed_model(model_command, command_timeout, model)
+    if closed is not None and ensemble is not None:
+        raise UsageError("`ensemble` is for models with logits: leave it out.")
+    if closed is not None and options.get("ladder"):
+        raise UsageError("with a model that only draws, leave out `ladder`: it is about gradients.")
+    if closed is None and (queries is not None or command_timeout is not None):
+        raise UsageError("`queries` and `command_timeout` are for a model that only draws: give `model_command` too.")
+    untargeted = bool(options.get("untargeted", False))
+    if untargeted and target is not None:
+        raise UsageError("`untargeted` asks for anything else than the clean prediction: leave out `target`.")
     if isinstance(target, str):
         target = recipes.parse(target) or target
     return AttackRequest(
@@ -240,11 +276,28 @@ def attack_request(
         targets=() if target is None or isinstance(target, Recipe) else paths_of("target", target),
         recipe=target if isinstance(target, Recipe) else None,
         masks=masks,
-        model=_attacked(model, ensemble),
+        model=_attacked(model, ensemble) if closed is None else closed,
         out=path_of("out", out),
-        config=settings(method, chosen, config),
+        config=settings(method, chosen, config)
+        if closed is None
+        else _label_only(method, config, {**chosen, "queries": queries}, untargeted=untargeted),
         **{**options, **seen_as(options)},
     )
+
+
+def _closed_model(
+    given: str | Callable[..., Any] | Command | Drawer, timeout: float | None, model: object
+) -> Command | Drawer:
+    """A program, or a function in its place. Raises: as `network.command.parsed`; UsageError beside another model."""
+    if model != DEMO_MODEL:
+        raise UsageError("give `model` or `model_command`, not both.")
+    if isinstance(given, str):
+        return command.parsed(given, command.TIMEOUT_S if timeout is None else timeout)
+    if timeout is not None:
+        raise UsageError("`command_timeout` is for a program: leave it out.")
+    if isinstance(given, (Command, Drawer)):
+        return given
+    return Drawer(given, getattr(given, "__name__", type(given).__name__))
 
 
 def _scans(given: Files | Volume | Sequence[Volume]) -> tuple[tuple[Volume, ...], tuple[Path, ...]]:
@@ -274,7 +327,7 @@ def _models(given: Files | Loaded, ensemble: EnsembleRule | None) -> tuple[Model
     return paths_of("model", given)
 
 
-def _predictions(clean: object, adversarial: object, classes: Sequence[str] | None) -> Predictions | None:
+def _predictions(clean: object, adversarial: object, classes: tuple[str, ...] | None) -> Predictions | None:
     """What was drawn, where it is given. Raises UsageError for one prediction without the other."""
     given = {"prediction_clean": clean, "prediction_adversarial": adversarial}
     missing = [name for name, value in given.items() if value is None]
@@ -282,9 +335,12 @@ def _predictions(clean: object, adversarial: object, classes: Sequence[str] | No
         raise UsageError(f"`{missing[0]}` is missing: give what was drawn on both scans.")
     if missing:
         if classes is not None:
-            raise UsageError("`classes` are those of `prediction_clean` and `prediction_adversarial`: give these too.")
+            raise UsageError(
+                "`classes` are those of `model_command`, or of `prediction_clean` and `prediction_adversarial`: give "
+                "these too."
+            )
         return None
-    return Predictions(str(clean), str(adversarial), None if classes is None else words_of(classes))
+    return Predictions(str(clean), str(adversarial), classes)
 
 
 def _require_no_model(given: Mapping[str, Any]) -> None:
@@ -304,6 +360,8 @@ def evaluate(
     target: str | Path | None = None,
     model: Files | Loaded = (),
     ensemble: EnsembleRule | None = None,
+    model_command: str | Callable[..., Any] | Command | Drawer | None = None,
+    command_timeout: float | None = None,
     prediction_clean: str | Path | None = None,
     prediction_adversarial: str | Path | None = None,
     classes: Sequence[str] | None = None,
@@ -323,6 +381,7 @@ def evaluate(
             and a mask, or folders, matched by name.
         model: the first draws the predictions and judges, more are asked whether they are fooled too.
         ensemble: all of them are one model, as in an attack on an ensemble: mean or mean-probabilities.
+        model_command, command_timeout: a program that draws, instead of model, see `attack_scan`.
         prediction_clean, prediction_adversarial: instead of a model what it drew on both scans: masks, or folders of
             masks, matched by name. classes: the names of their classes, background first.
         ground_truth: what is really there: a mask, a folder of masks, or the manifest of a batch.
@@ -337,10 +396,14 @@ def evaluate(
     for name in options:
         require_known(name, EVALUATE_OPTIONS)
     view = seen_as(options)
-    predictions = _predictions(prediction_clean, prediction_adversarial, classes)
+    named = None if classes is None else words_of(classes)
+    predictions = _predictions(prediction_clean, prediction_adversarial, None if model_command is not None else named)
     if predictions is not None:
-        _require_no_model({**view, "model": model or None, "ensemble": ensemble})
-    models = () if predictions is not None else _models(model, ensemble)
+        asked = {"model": model or None, "model_command": model_command, "ensemble": ensemble}
+        _require_no_model({**view, **asked})
+    models: tuple[Model, ...] = () if predictions is not None else _models(model, ensemble)
+    if model_command is not None:
+        models = (_closed_model(model_command, command_timeout, models or DEMO_MODEL),)
     trust = bool(with_types({"trust": options.get("trust", False)})["trust"])
     if original is not None and not models and not runs and predictions is None:
         raise UsageError(
@@ -353,7 +416,10 @@ def evaluate(
         original=None if original is None else str(original),
         adversarial=None if adversarial is None else str(adversarial),
         target=None if target is None else str(target),
-        models=tuple(ModelRequest(model=each, trust=trust, **view) for each in models),
+        models=tuple(
+            ModelRequest(model=each, trust=trust, classes=None if predictions is not None else named, **view)
+            for each in models
+        ),
         at_hand=tuple(ModelRequest(model=each, **view) for each in paths_of("at_hand", options.get("at_hand", ()))),
         predictions=predictions,
         device=str(options.get("device", "auto")),

@@ -118,6 +118,7 @@ class Alarm(Code):
     DUST = "dust", "the change is {} of the scan's range, which is dust"
     MORE_BUDGET = "more_budget", "a larger change was allowed, and less was reached than with a smaller one ({})"
     LADDER = "ladder", "the attack reaches less with more ({})"
+    LABEL_ONLY = "label_only", "the search saw labels alone, and had {} queries: with the model somebody gets further"
     NOT_CHECKED = "not_checked", "the report does not say whether the attack was checked; attack again"
 
 

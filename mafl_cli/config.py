@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -472,6 +473,27 @@ def preset(name: str, **overrides: Any) -> AttackConfig:
     if overrides.get("low_frequency") == "hard" or overrides.get("minimise") == "visibility":
         settings["low_frequency_weight"] = 0.0
     return AttackConfig(**(settings | overrides))
+
+
+LABEL_ONLY = "label-only"
+"""The method of a search that sees nothing but labels; no preset, for it has none of the other settings."""
+QUERIES = 200
+"""How often a model that only draws is asked, where nobody says: one that takes ten seconds is done in half an hour."""
+
+
+def label_only(given: Mapping[str, Any], *, untargeted: bool) -> AttackConfig:
+    """The settings of a search that sees nothing but labels, see `search.label_only`.
+
+    given: `queries`, the goal, the ball and the seed. An untargeted change is as large as its ball, so it has one.
+    Raises: UsageError for a setting out of its range.
+    """
+    ball = {"eps": 0.1, "eps_unit": "range"} if untargeted and "eps" not in given else {}
+    queries = given.get("queries", QUERIES)
+    rest = {name: value for name, value in given.items() if name != "queries"}
+    try:
+        return AttackConfig(**{**_PLAIN, "method": LABEL_ONLY, "steps": queries, "after_goal": "stop", **ball, **rest})
+    except UsageError as exc:
+        raise UsageError(str(exc).replace("`steps`", "`queries`")) from exc
 
 
 def budget(eps: float, norm: Norm = "linf") -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mafl_cli.case.closed import ClosedSubject
 from mafl_cli.case.detecting import evasion_of
 from mafl_cli.case.prepare import Case
 from mafl_cli.case.remedies import Settled
@@ -95,9 +96,12 @@ def facts_of(
             draws_a_step=DRAWS_A_STEP if subject.by_chance else None,
             faithful=found.faithful.record,
             trace=found.trace,
-            trust=believed(case, settled, config, reached=goal_reached, linf_share=_linf_share(sizes)),
+            trust=None
+            if isinstance(subject, ClosedSubject)
+            else believed(case, settled, config, reached=goal_reached, linf_share=_linf_share(sizes)),
             local_optimum=found.local_optimum,
             worst=found.worst,
+            queries=_queries(subject, config) if isinstance(subject, ClosedSubject) else None,
         ),
         metrics=report.Metrics(
             clean=agreement(clean),
@@ -132,6 +136,12 @@ def _survival(case: Case, config: AttackConfig, again: Sequence[volume.Volume], 
     aimed = Aimed(case.target.labels, subject.to_labels(case.clean_labels), subject.info.classes)
     before, after = (labels_after(transform, scans, subject) for scans in (subject.scans, again))
     return left_after(transform, before, after, aimed, (config.goal_iou, config.goal_hit))
+
+
+def _queries(subject: ClosedSubject, config: AttackConfig) -> report.Queries:
+    """What the search has asked; the file that was written was asked about once more."""
+    oracle = subject.oracle
+    return report.Queries(limit=config.steps, asked=oracle.asked - 1, repeated=oracle.repeated)
 
 
 def _draws(case: Case, config: AttackConfig, drawn: Drawn, *, reached: bool) -> Draws:

@@ -13,11 +13,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mafl_cli.case import memory
+from mafl_cli.case.closed import ClosedSubject
 from mafl_cli.case.facts import bounds_of, facts_of, target_of, voxels_of
 from mafl_cli.case.hiding import hidden, require_elsewhere
+from mafl_cli.case.label_only import found_by_labels
 from mafl_cli.case.ladder import climbed
 from mafl_cli.case.prepare import Case, prepare
 from mafl_cli.case.problem import Say
@@ -27,10 +31,11 @@ from mafl_cli.case.searching import Found, Progress
 from mafl_cli.case.trusting import checked
 from mafl_cli.case.worst import searched
 from mafl_cli.case.write import Written
-from mafl_cli.field.samples import OfScan
+from mafl_cli.field.samples import Drawn, OfScan
 from mafl_cli.names import public_name
 from mafl_cli.network.device import caution, exactly, pick_device
 from mafl_cli.network.reasons import enough_memory
+from mafl_cli.network.source import Command, Drawer
 from mafl_cli.results import assemble, report
 from mafl_cli.results.batch_report import Ticket
 from mafl_cli.results.envelope import SCHEMA_VERSION, TOOL
@@ -70,8 +75,10 @@ def _run_attack(
 ) -> report.Report:
     clock = _Clock()
     require_elsewhere(request)
-    device = pick_device(request.device)
-    if request.device == "auto":
+    closed = isinstance(request.model, (Command, Drawer))
+    # Where a program runs is its own affair.
+    device = pick_device("cpu" if closed else request.device)
+    if request.device == "auto" and not closed:
         say(f"device: {device}")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -87,12 +94,16 @@ def _run_attack(
             say(warning)
         clock.lap("lift")
         memory.give_back()
-        detail(memory.plan(case))
-        found = searched(case, request.config, on_progress)
-        clock.lap("attack")
-        settled = settle(case, found, checked(case, found, request.config), request.config, say, on_progress)
-        if request.ladder:
-            settled = climbed(case, settled, request.config)
+        if isinstance(subject, ClosedSubject):
+            settled = found_by_labels(case, subject, request.config, on_progress)
+            clock.lap("attack")
+        else:
+            detail(memory.plan(case))
+            found = searched(case, request.config, on_progress)
+            clock.lap("attack")
+            settled = settle(case, found, checked(case, found, request.config), request.config, say, on_progress)
+            if request.ladder:
+                settled = climbed(case, settled, request.config)
         memory.give_back()
         clock.lap("check")
         return _written(request, case, settled, stage, device, clock, names, ticket)
@@ -147,9 +158,7 @@ def _written(
     written.scans(subject.as_volume(found.adversarial.whole()))
     again = written.again()
     clock.lap("write")
-    data = [each.data for each in again]
-    there = OfScan(data, subject.layout, subject.clean.device)
-    post = subject.drawn(there, subject.frozen(data), like=(found.drawn, case.clean_drawn))
+    post = _judged(case, found, [each.data for each in again])
     written.masks(PREDICTION_ADVERSARIAL, subject.to_labels(post.labels), again[0])
     body = facts_of(case, request.config, settled, again, post)
     clock.lap("measure")
@@ -197,7 +206,23 @@ def _settings(request: AttackRequest, case: Case) -> dict[str, Any]:
         "label_map": {str(old): new for old, new in request.masks.label_map.items()} or None,
         **({"start": tuple(map(public_name, request.starts))} if request.starts else {}),
         **({"ladder": True} if request.ladder else {}),
+        **({"untargeted": True} if request.untargeted else {}),
     }
+
+
+def _judged(case: Case, found: Found, data: list[NDArray[np.float32]]) -> Drawn:
+    """What the model draws on the scan as it was written, (I, J, K) for each channel."""
+    subject = case.subject
+    if isinstance(subject, ClosedSubject):
+        post = subject.drawn_afresh(data)
+        same = np.array_equal(np.stack(data), subject.as_volume(found.adversarial.whole()))
+        if same and not torch.equal(post.labels, found.drawn.labels):
+            subject.say(
+                f"{subject.info.name}: draws the same scan differently each time: its numbers are those of one answer."
+            )
+        return post
+    there = OfScan(data, subject.layout, subject.clean.device)
+    return subject.drawn(there, subject.frozen(data), like=(found.drawn, case.clean_drawn))
 
 
 def show_target(
@@ -213,7 +238,7 @@ def show_target(
 
 def _show_target(request: AttackRequest, say: Say, detail: Say, names: Callable[[str], str]) -> report.DryRun:
     require_elsewhere(request)
-    device = pick_device(request.device)
+    device = pick_device("cpu" if isinstance(request.model, (Command, Drawer)) else request.device)
     advice = "a target alone never takes the place of an attack: choose another folder with `out`"
     with (
         staged(request.out, overwrite=False, advice=advice) as stage,
@@ -222,7 +247,8 @@ def _show_target(request: AttackRequest, say: Say, detail: Say, names: Callable[
     ):
         case = _ready(request, device, say)
         subject = case.subject
-        detail(memory.plan(case))
+        if not isinstance(subject, ClosedSubject):
+            detail(memory.plan(case))
         clean = subject.to_labels(case.clean_labels)
         written = Written(case, stage, request.config)
         written.masks(PREDICTION_CLEAN, clean, seg=False)

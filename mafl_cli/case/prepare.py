@@ -11,21 +11,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mafl_cli.case import readings
+from mafl_cli.case.closed import subject_of
 from mafl_cli.case.faithful import looked_for_chance
-from mafl_cli.case.problem import Problem, Say, kept_channels, limits_of
+from mafl_cli.case.problem import Problem, Say, kept_channels, limits_of, spoilt
 from mafl_cli.case.request import AttackRequest
-from mafl_cli.case.subject import Subject, counted, prepare_subject, read_channels
+from mafl_cli.case.subject import Subject, counted, read_channels
 from mafl_cli.classes import Labels
-from mafl_cli.config import SaveAs
+from mafl_cli.config import AttackConfig, SaveAs
 from mafl_cli.errors import InputError, UsageError
 from mafl_cli.field.layout import Layout
 from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.samples import Drawn, stacked
 from mafl_cli.measure.noise import Noise, noise_of
+from mafl_cli.network.source import Command, Drawer
 from mafl_cli.scans import body, recipes, volume
 from mafl_cli.scans.formats import prepared
 from mafl_cli.scans.forms import require_same_grid
 from mafl_cli.scans.masks import MaskFile, Target, read_masks
+from mafl_cli.search.goals import Goal
+from mafl_cli.search.label_only import Spoilt
 from mafl_cli.search.limits import Grid, Limits
 
 
@@ -49,6 +53,13 @@ class Case(Problem):
     save_as: SaveAs
     target: Target
     bounds: Bounds
+    untargeted: bool = False
+
+    def goal(self, config: AttackConfig) -> Goal | Spoilt:
+        """What counts as reached; of an untargeted attack, Dice with the clean prediction of at most `SPOILT`."""
+        if not self.untargeted:
+            return super().goal(config)
+        return spoilt(self.seen.info.classes, self.clean_labels)
 
     @property
     def seen(self) -> Subject:
@@ -91,8 +102,10 @@ def prepare(
     scans = tuple(prepared(each, redact=request.redact) for each in read)
     lap("read")
     scan = scans[0]
-    save_as = request.save_as or ("source" if any(each.format == "dicom" for each in scans) else "float32")
-    if save_as == "float32" and any(each.format == "dicom" for each in scans):
+    closed = isinstance(request.model, (Command, Drawer))
+    dicom = any(each.format == "dicom" for each in scans)
+    save_as = request.save_as or ("source" if dicom or closed else "float32")
+    if save_as == "float32" and dicom:
         raise UsageError(
             "`save_as` float32 cannot be used for DICOM, which holds the integers of its source: leave it out."
         )
@@ -101,9 +114,11 @@ def prepare(
             f"a feature term is needed for `guides`, which {request.config.method} does not have: set `feature_weight` "
             "above 0."
         )
-    if request.starts and request.config.method != "worst":
+    if request.untargeted and not closed:
+        raise UsageError("`untargeted` is for a model that only draws: give `target` erase:CLASS instead.")
+    if request.starts and request.config.method != "worst" and not closed:
         raise UsageError(f"`starts` are for the method worst, not for {request.config.method}: leave them out.")
-    subject = prepare_subject(scans, request, device, say)
+    subject = subject_of(scans, request, device, say)
     lap("lift")
     info, layout = subject.info, subject.layout
     # What was read lies in memory a second time until it is let go.
@@ -125,9 +140,10 @@ def prepare(
     of_files, before = target, subject.drawn(subject.clean, subject.preprocessing)
     # What a recipe makes of a prediction that makes no sense would be an error about the recipe.
     drawable = None if recipe is not None or target is None else target.labels
-    _ask_of_reading(subject, subject.to_labels(before.labels), drawable, request.strict, say)
+    if not closed:
+        _ask_of_reading(subject, subject.to_labels(before.labels), drawable, request.strict, say)
     target, wanted = _aimed(subject, before, request, of_files)
-    subject, drawn = looked_for_chance(subject, before, wanted)
+    subject, drawn = (subject, before) if closed else looked_for_chance(subject, before, wanted)
     if drawn is not before:
         target, wanted = _aimed(subject, drawn, request, of_files)
     for note in target.warnings if recipe is not None else ():
@@ -148,6 +164,7 @@ def prepare(
         bounds=bounds,
         limits=replace(limits, frozen=frozen),
         confined=bounds.allowed is not None or bool(request.attack_channels),
+        untargeted=request.untargeted,
     )
 
 
@@ -185,6 +202,14 @@ def _ask_of_reading(subject: Subject, drawn: Labels, wanted: Labels | None, stri
 def _aimed(subject: Subject, drawn: Drawn, request: AttackRequest, given: Target | None) -> tuple[Target, Tensor]:
     """The target, and the same as labels of the batch. drawn: the clean prediction. given: what masks say."""
     target, recipe = given, request.recipe
+    if request.untargeted:
+        if not bool((drawn.labels > 0).any()):
+            raise InputError(
+                f"{subject.scan.name}: {subject.info.name} draws nothing on the clean scan, so nothing can be taken "
+                "away from it: give a `target`."
+            )
+        # Any other mask will do; an empty one is as far from the clean prediction as a mask can be.
+        target = Target(np.zeros_like(subject.to_labels(drawn.labels)), (), (), "untargeted")
     if recipe is not None:
         frame = recipes.PredictionGrid(subject.scan.affine, subject.slices.index if subject.layout.sliced else None)
         labels, note = recipes.follow(

@@ -34,6 +34,7 @@ from mafl_cli.network.prediction import Network, Prediction, majority
 from mafl_cli.network.reasons import REFUSALS
 from mafl_cli.network.segmenter import Segmenter
 from mafl_cli.search.goals import Goal
+from mafl_cli.search.label_only import Spoilt
 from mafl_cli.search.limits import Limits
 
 
@@ -247,7 +248,7 @@ class Problem(ABC):
         asked = (config.eps, config.survive, config.evade, config.transfer)
         return any(each is not None for each in asked) or self.confined
 
-    def goal(self, config: AttackConfig) -> Goal:
+    def goal(self, config: AttackConfig) -> Goal | Spoilt:
         """What counts as reached."""
         return goal_of(self.seen.info.classes, self.wanted, self.clean_labels, iou=config.goal_iou, hit=config.goal_hit)
 
@@ -311,6 +312,15 @@ def kept_channels(attacked: Sequence[str] | None, channels: Sequence[str], clean
         keep[:] = True
         keep[[numbers[name] for name in attacked]] = False
     return keep.view(1, -1, *(1,) * (clean.ndim - 2))
+
+
+SPOILT = 0.5
+"""Dice with the clean prediction at which an untargeted attack has reached its goal: the mask is half another one."""
+
+
+def spoilt(classes: Classes, clean: Tensor) -> Spoilt:
+    """What counts as reached by an untargeted attack. clean: labels (B, M, *spatial)."""
+    return Spoilt(classes.to_network(clean), classes.values, SPOILT, classes.overlapping)
 
 
 def goal_of(classes: Classes, wanted: Tensor, clean: Tensor, *, iou: float, hit: float) -> Goal:

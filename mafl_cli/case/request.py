@@ -30,7 +30,7 @@ from mafl_cli.network.card import (
 )
 from mafl_cli.network.intensity import Intensity
 from mafl_cli.network.opening import Opening, read_folds
-from mafl_cli.network.source import Joined, Model, Own
+from mafl_cli.network.source import Command, Drawer, Joined, Model, Own
 from mafl_cli.scans.masks import Masks
 from mafl_cli.scans.recipes import Recipe
 from mafl_cli.scans.volume import Volume
@@ -43,7 +43,7 @@ class ModelRequest:
     """A model and how it is to see scans. `None` for a property of the model means: what its card says.
 
     folds, mirror, trust: see `network.opening.Opening`. spacing: mm, along the model's axes. roi: voxels of a
-    window.
+    window. classes: names, background first, of a model that only draws.
     """
 
     model: Model = DEMO_MODEL
@@ -59,6 +59,7 @@ class ModelRequest:
     roi: WindowSize | None = None
     overlap: float | None = None
     tap: str = "auto"
+    classes: tuple[str, ...] | None = None
 
     @property
     def opening(self) -> Opening:
@@ -79,7 +80,8 @@ class AttackRequest(ModelRequest):
     everything, and text, patient and study out of headers. strict: refuse a scan of which the model makes far more when
     it is read another way, see `mafl_cli.case.readings`.
     attack_channels: names or numbers of the channels that may change; all if None. save_as: None is float32 for NIfTI,
-    source for DICOM. size_limit: GiB, see `mafl_cli.system.sizes`; None is what holds where the request is followed.
+    source for DICOM and for a model that only draws. untargeted: draw anything else than on the clean scan, without a
+    target. size_limit: GiB, see `mafl_cli.system.sizes`; None is what holds where the request is followed.
     """
 
     images: tuple[Path, ...]
@@ -102,6 +104,7 @@ class AttackRequest(ModelRequest):
     overwrite: bool = False
     strict: bool = False
     size_limit: float | None = None
+    untargeted: bool = False
     config: AttackConfig = field(default_factory=AttackConfig)
 
 
@@ -175,7 +178,7 @@ def model_of(models: object, ensemble: object = None) -> Model:
     models: a path, several, or what `network.source` has. Raises: UsageError for several without a rule, or one with.
     """
     several = tuple(models) if isinstance(models, (list, tuple)) else (models,)
-    found = tuple(each if isinstance(each, Own) else path_of("model", each) for each in several)
+    found = tuple(each if isinstance(each, (Own, Command, Drawer)) else path_of("model", each) for each in several)
     if ensemble is None:
         if len(found) != 1:
             raise UsageError(
@@ -186,7 +189,10 @@ def model_of(models: object, ensemble: object = None) -> Model:
         raise UsageError(f"`ensemble` must be one of {', '.join(get_args(EnsembleRule))}, got {ensemble!r}.")
     if len(found) < 2:
         raise UsageError(f"`ensemble` needs two models or more, got {len(found)}: name each of them as `model`.")
-    return Joined(found, cast(EnsembleRule, ensemble))
+    members = tuple(each for each in found if not isinstance(each, (Command, Drawer)))
+    if len(members) < len(found):
+        raise UsageError("`ensemble` is for models with logits: one that only draws has none.")
+    return Joined(members, cast(EnsembleRule, ensemble))
 
 
 def paths_of(name: str, values: object) -> tuple[Path, ...]:
@@ -218,7 +224,17 @@ def _numbers(name: str, values: Any) -> list[float]:
     raise UsageError(f"`{name}` must be numbers, such as (96, 96), got {values!r}.")
 
 
-_BOOLS = ("allow_gaps", "body_only", "redact", "overwrite", "resample_target", "strict", "trust", "ladder")
+_BOOLS = (
+    "allow_gaps",
+    "body_only",
+    "redact",
+    "overwrite",
+    "resample_target",
+    "strict",
+    "trust",
+    "ladder",
+    "untargeted",
+)
 
 
 def with_types(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,6 +252,8 @@ def with_types(options: Mapping[str, Any]) -> dict[str, Any]:
         found[name] = paths_of(name, found[name])
     if "attack_channels" in found:
         found["attack_channels"] = words_of(found["attack_channels"])
+    if "classes" in found:
+        found["classes"] = words_of(found["classes"])
     for name in {"series", "device"} & set(found):
         found[name] = str(found[name])
     if not isinstance(found.get("label_map", {}), Mapping):

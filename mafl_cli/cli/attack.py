@@ -71,7 +71,6 @@ def attack(
         name, chosen = method_of(method.method, chosen, ball) if batch.universal else (method.method, chosen)
         if batch.universal and not ball:
             raise UsageError("--universal needs a limit: give --eps, --eps-hu, --eps-range or --budget-eps.")
-        config = read_settings(name, ball, chosen)
         seen_as = view.given() | network.given()
         require_view(seen_as)
         scans = list(images or ())
@@ -88,29 +87,36 @@ def attack(
         if batch.list_cases:
             show_cases(found, several)
             return
-        if files.target is None and not any(case.targets for case in found):
+        if files.target is None and not method.untargeted and not any(case.targets for case in found):
             raise UsageError("no target: give --target, a mask or a recipe such as erase:1.")
         target = read_target(files.target, keep_folders=not several)
         scan = () if several else read_images(scans, files.channels)
-        asked = {**seen_as, **budget.where(), **files.given(), **output.given(), "config": config}
-        asked["ladder"] = method.ladder
-        model = files.model or model_or_default(voice)
+        asked = {**seen_as, **budget.where(), **files.given(), **output.given(), "ladder": method.ladder}
+        asked |= {"queries": method.queries, "untargeted": method.untargeted}
+        if files.model_command is not None:
+            if several:
+                raise UsageError("--model-command is for one scan: give the scans of a batch one after the other.")
+            # What a search by labels has for settings, the library knows.
+            asked |= {"method": method.method, **chosen, **ball, **({"model": files.model} if files.model else {})}
+        else:
+            config = read_settings(name, ball, chosen)
+            asked |= {"config": config, "model": files.model or model_or_default(voice)}
         if not several:
             if files.dry_run:
-                _show_target(scan, target, asked | {"model": model}, output.json_file, voice)
+                _show_target(scan, target, asked, output.json_file, voice)
             else:
-                _attack_one(scan, target, asked | {"model": model}, output.json_file, voice, method.require_success)
+                _attack_one(scan, target, asked, output.json_file, voice, method.require_success)
             return
         if files.dry_run:
             raise UsageError("--dry-run is for one scan: --list shows the cases of a batch.")
         from mafl_cli import api
 
         if batch.universal:
-            shared = api.attack_request((), target, model=model, **asked)
+            shared = api.attack_request((), target, **asked)
             holdout, required = read_holdout(batch.holdout), method.require_success
             attack_together(found, shared, holdout, output.json_file, voice, require_success=required)
             return
-        asked_of_all = batch.request(found, api.attack_request((), target, model=model, **asked))
+        asked_of_all = batch.request(found, api.attack_request((), target, **asked))
         attack_all(asked_of_all, output.json_file, voice, resume=batch.resume, require_success=method.require_success)
 
 

@@ -11,11 +11,14 @@ import typer
 
 from mafl_cli.cli.groups import BUDGET, FILES, GOAL, METHOD, MODEL_INPUT, OUTPUT, of_settings, under
 from mafl_cli.cli.options import (
+    ClassNames,
+    CommandTimeout,
     Ensemble,
     Json,
     MaybeFloat,
     MaybePath,
     MaybeStr,
+    ModelCommand,
     Overwrite,
     SizeLimit,
     Trust,
@@ -65,6 +68,9 @@ class AttackFiles:
             "[default: $MAFL_MODEL, else the brain-tissue model that comes with mafl]",
         ),
     ] = None
+    model_command: ModelCommand = None
+    command_timeout: CommandTimeout = None
+    classes: ClassNames = None
     ensemble: Ensemble = None
     trust: Trust = False
     out: Annotated[Path, under(FILES, "--out", "-o", metavar="DIR", help="Folder for the results.")] = Path("mafl-out")
@@ -111,7 +117,7 @@ class AttackFiles:
             "--start",
             metavar="FILE",
             help="Earlier adversarial scan or perturbation, a file for each channel, that one search of --method worst "
-            "begins at.",
+            "begins at, or that with --model-command, as another model's attack found it.",
             rare=True,
         ),
     ] = None
@@ -161,6 +167,9 @@ class AttackFiles:
             "overwrite": self.overwrite,
             "size_limit": self.size_limit,
             "trust": self.trust,
+            "model_command": self.model_command,
+            "command_timeout": self.command_timeout,
+            "classes": None if self.classes is None else between_commas(self.classes, "--classes"),
             "ensemble": self.ensemble,
             "label_map": read_label_map(self.label_map),
             "guides": () if self.guides is None else files_between_commas(self.guides, "--guide"),
@@ -190,6 +199,25 @@ class Method:
             "--ladder",
             help="Try on at most four slices, or the volume, whether more steps and larger changes reach more; where "
             "they do not, the attack is in doubt.",
+        ),
+    ] = False
+    queries: Annotated[
+        Optional[int],  # noqa: UP045
+        under(
+            METHOD,
+            "--queries",
+            help="With --model-command: how often it may be asked, the clean scan included. [default: 200]",
+            rare=True,
+        ),
+    ] = None
+    untargeted: Annotated[
+        bool,
+        under(
+            GOAL,
+            "--untargeted",
+            help="With --model-command, instead of --target: make it draw anything else, to a Dice of 0.5 with its "
+            "clean prediction.",
+            rare=True,
         ),
     ] = False
     require_success: Annotated[

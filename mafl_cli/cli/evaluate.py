@@ -12,7 +12,18 @@ from mafl_cli.cli.application import EXIT_CODES, app
 from mafl_cli.cli.console import Voice, deliver, progress_of_cases, reported, show_text, tell_github, write_all
 from mafl_cli.cli.flags import in_flags
 from mafl_cli.cli.groups import FILES, GATES, OUTPUT, READERS, TRIALS, Grouped, HelpAll, expanded, under
-from mafl_cli.cli.options import Ensemble, Json, MaybePath, MaybeStr, SizeLimit, Trust, ViewOptions, Words
+from mafl_cli.cli.options import (
+    CommandTimeout,
+    Ensemble,
+    Json,
+    MaybePath,
+    MaybeStr,
+    ModelCommand,
+    SizeLimit,
+    Trust,
+    ViewOptions,
+    Words,
+)
 from mafl_cli.cli.reading import (
     between_commas,
     files_between_commas,
@@ -102,14 +113,17 @@ class EvaluateFiles:
             "the model that comes with mafl; a RUN that attacked another one passes no gate without it]",
         ),
     ] = None
+    model_command: ModelCommand = None
+    command_timeout: CommandTimeout = None
     ensemble: Ensemble = None
     trust: Trust = False
     size_limit: SizeLimit = None
 
     @property
     def predicted(self) -> bool:
-        """Whether predictions are given, so that no model is asked."""
-        return self.prediction_clean is not None or self.prediction_adversarial is not None
+        """Whether predictions are given, or a program that makes them, so that no model file is asked."""
+        given = (self.prediction_clean, self.prediction_adversarial, self.model_command)
+        return any(each is not None for each in given)
 
     def read(self) -> list[Path]:
         """The files and folders that are read."""
@@ -291,6 +305,8 @@ def evaluate(
                 model=judges,
                 ensemble=files.ensemble,
                 trust=files.trust,
+                model_command=files.model_command,
+                command_timeout=files.command_timeout,
                 prediction_clean=files.prediction_clean,
                 prediction_adversarial=files.prediction_adversarial,
                 classes=None if files.classes is None else between_commas(files.classes, "--classes"),

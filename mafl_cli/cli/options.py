@@ -91,6 +91,40 @@ class Words:
         return Voice(-1 if self.quiet else int(self.verbose), self.debug, as_json)
 
 
+ModelCommand = Annotated[
+    Optional[str],  # noqa: UP045
+    under(
+        FILES,
+        "--model-command",
+        metavar="COMMAND",
+        help="Instead of --model: a program that draws, started without a shell, as 'program {input} {output}': "
+        "{input} is the scan as NIfTI, {output} the mask that it writes, {folder} where both are.",
+        rare=True,
+    ),
+]
+CommandTimeout = Annotated[
+    Optional[float],  # noqa: UP045
+    under(
+        FILES,
+        "--command-timeout",
+        metavar="S",
+        help="Seconds that one run of --model-command may take. [default: 600]",
+        rare=True,
+    ),
+]
+ClassNames = Annotated[
+    Optional[str],  # noqa: UP045
+    under(
+        FILES,
+        "--classes",
+        metavar="NAMES",
+        help="Names of the classes that a model without a file draws, by number, as background,liver,spleen. [default: "
+        "as many as it draws on the clean scan]",
+        rare=True,
+    ),
+]
+
+
 @dataclass
 class ViewOptions:
     """How a model sees scans, asked by every command that runs one."""

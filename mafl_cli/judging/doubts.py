@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from mafl_cli.codes import Alarm
+from mafl_cli.config import LABEL_ONLY
 from mafl_cli.names import in_one_line
 from mafl_cli.results.evaluation_report import AttackTold, FailedCase, JudgedCase
 from mafl_cli.results.recorded import Recorded
@@ -30,6 +31,8 @@ def told(recorded: Recorded) -> AttackTold:
 
 def of_attack(attack: AttackTold, *, reached: bool) -> tuple[AlarmRecord, ...]:
     """Doubts about one run. reached: whether the goal is, measured again."""
+    if attack.method == LABEL_ONLY:
+        return () if reached else (_alarm(Alarm.LABEL_ONLY, str(attack.steps)),)
     if attack.trust is None:
         return (_alarm(Alarm.NOT_CHECKED),)
     found = [alarm for alarm in attack.trust.alarms if alarm.code is not Alarm.NO_LIMIT]

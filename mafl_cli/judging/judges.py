@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from mafl_cli.case import faithful
-from mafl_cli.case.problem import Say, goal_of
+from mafl_cli.case.closed import ClosedSubject, subject_of
+from mafl_cli.case.problem import Say, goal_of, spoilt
 from mafl_cli.case.request import ModelRequest
-from mafl_cli.case.subject import Subject, prepare_subject
+from mafl_cli.case.subject import Subject
 from mafl_cli.classes import Classes, Labels
 from mafl_cli.config import AttackConfig
 from mafl_cli.errors import InputError, UsageError
@@ -24,7 +25,7 @@ from mafl_cli.names import as_keys, public_name
 from mafl_cli.network import kinds
 from mafl_cli.network.card import check_orientation
 from mafl_cli.network.intensity import Intensity
-from mafl_cli.network.source import Joined
+from mafl_cli.network.source import Command, Drawer, Joined
 from mafl_cli.results import files
 from mafl_cli.results.evaluation_report import Transfer
 from mafl_cli.results.recorded import Pair
@@ -40,6 +41,14 @@ def _as_attacked(model: ModelRequest, sha256: str, pair: Pair) -> ModelRequest:
     if recorded is None or recorded.report.model.sha256 != sha256:
         return model
     said, settings = recorded.report.model, recorded.report.run.settings
+    if isinstance(model.model, (Command, Drawer)):
+        return replace(
+            model,
+            mode=settings.mode if model.mode == "auto" else model.mode,
+            slice_axis=model.slice_axis or settings.slice_axis,
+            intensity=model.intensity or Intensity(**_given(said.intensity)),
+            classes=model.classes or said.classes,
+        )
     given = _given(said.intensity)
     try:
         orientation = check_orientation(said.orientation)
@@ -102,10 +111,11 @@ class Judge:
 
         Raises: as `case.subject.prepare_subject` and `scans.masks.read_masks`.
         """
-        subject = prepare_subject(pair.clean, _as_attacked(model, sha256, pair), device, say)
+        subject = subject_of(pair.clean, _as_attacked(model, sha256, pair), device, say)
         # A target that cannot be used should not take two predictions to find out.
         target = _target(pair, subject, say)
-        subject = faithful.looked_for_chance_in_scan(subject, [each.data for each in pair.adversarial])
+        if not isinstance(subject, ClosedSubject):
+            subject = faithful.looked_for_chance_in_scan(subject, [each.data for each in pair.adversarial])
         clean, adversarial = (
             subject.drawn_on([each.data for each in scans]) for scans in (pair.clean, pair.adversarial)
         )
@@ -171,6 +181,7 @@ class Comparison:
     size: Size
     size_per_channel: tuple[Size, ...]
     visibility: Visibility
+    untargeted: bool = False
 
     @staticmethod
     def of(pair: Pair, judge: Judge | Given | None) -> Comparison:
@@ -209,7 +220,17 @@ class Comparison:
             outside=[unmeasured(each) for each in pair.clean],
         )
         return Comparison(
-            classes, clean, adversarial, target, goal, scan.spacing, slice_axis, size, per_channel, visibility
+            classes,
+            clean,
+            adversarial,
+            target,
+            goal,
+            scan.spacing,
+            slice_axis,
+            size,
+            per_channel,
+            visibility,
+            untargeted=recorded is not None and recorded.report.run.settings.untargeted is True,
         )
 
     def agreement(self, labels: Labels, target: Labels | None = None) -> Agreement:
@@ -231,5 +252,7 @@ class Comparison:
         """Whether this prediction of the whole scan is at the goal, as the attack judges it."""
         target, clean, prediction = (torch.from_numpy(x)[None] for x in (self.target, self.clean, labels))
         iou, hit = self.goal
+        if self.untargeted:
+            return bool(spoilt(self.classes, clean).judge(prediction).reached[0])
         goal = goal_of(self.classes, target, clean, iou=iou, hit=hit)
         return bool(goal.judge(prediction).reached[0])

@@ -16,7 +16,7 @@ from mafl_cli.errors import ModelError, UsageError
 from mafl_cli.names import is_there, outside, sha256
 from mafl_cli.network.bundle import read_bundle
 from mafl_cli.network.opening import PLAIN, Opening
-from mafl_cli.network.source import Joined, Model, Own
+from mafl_cli.network.source import Closed, Command, Drawer, Joined, Model, Own
 
 if TYPE_CHECKING:
     import torch
@@ -263,6 +263,23 @@ def _joined_digest(model: Joined, opening: Opening) -> str:
     return hashlib.sha256(text.encode()).hexdigest() if all(found) else ""
 
 
+def _is_closed(model: Model) -> bool:
+    return isinstance(model, (Command, Drawer))
+
+
+def _read_closed(model: Closed, device: torch.device, opening: Opening) -> ModelFile:
+    raise ModelError(f"{outside(model.name)}: only draws: it has no gradient, and cannot be used where one is needed.")
+
+
+def _closed_states(model: Closed, opening: Opening) -> Stated:
+    return Stated()
+
+
+def _closed_digest(model: Closed, opening: Opening) -> str:
+    """What it consists of nobody knows: the hash of nothing."""
+    return hashlib.sha256(b"").hexdigest()
+
+
 def _is_joined(model: Model) -> bool:
     return isinstance(model, Joined)
 
@@ -277,6 +294,7 @@ def _is_own(model: Model) -> bool:
 
 _ARCHIVE = Kind(lambda model: True, _read_archive, _archive_states)
 KINDS: tuple[Kind, ...] = (
+    Kind(_is_closed, _read_closed, _closed_states, files=_no_files, cards=_no_files, digest=_closed_digest),
     Kind(
         _is_joined,
         _read_joined,

@@ -33,8 +33,8 @@ KEPT_GRAPHS = 12
 """Lifted graphs kept at a time: each holds the network's constants once more."""
 _DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-GradientFrom = Literal["graph", "file"]
-"""What the search differentiates: the graph lifted from the model file, or the file itself."""
+GradientFrom = Literal["graph", "file", "none"]
+"""What the search differentiates: the graph lifted from the model file, the file itself, or nothing."""
 
 
 class Segmenter:

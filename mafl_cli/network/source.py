@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mafl_cli.config import EnsembleRule
 
@@ -40,5 +44,32 @@ class Joined:
         return " + ".join(model.name for model in self.models)
 
 
-Model = Path | Own | Joined
-"""A file, a folder, `package.module:function` as a path, a network in memory, or an ensemble of them."""
+@dataclass(frozen=True)
+class Command:
+    """A program that draws, see `network.command`: a scan goes in as a file, a mask comes out as one.
+
+    arguments: the program and its arguments. name: what messages and reports call it. timeout: seconds of a run.
+    """
+
+    arguments: tuple[str, ...]
+    name: str
+    timeout: float
+
+
+@dataclass(frozen=True, eq=False)
+class Drawer:
+    """A function of the caller's own in the place of a program.
+
+    function: a scan, float32 (I, J, K) for each channel in native units -> its mask, whole numbers (I, J, K); for
+    regions that may overlap codes, see `mafl_cli.classes`. name: what messages and reports call it.
+    """
+
+    function: Callable[[Sequence[NDArray[np.float32]]], NDArray[Any]]
+    name: str
+
+
+Closed = Command | Drawer
+"""A model of which nothing is seen but the labels that it draws."""
+
+Model = Path | Own | Joined | Command | Drawer
+"""A file, a folder, `package.module:function` as a path, a network in memory, an ensemble of them, or a closed one."""

@@ -70,6 +70,8 @@ class Settings(AttackConfig):
     """Whether it was tried that more steps and larger changes reach more."""
     universal: Literal["made_on", "held_out"] | None = field(default=None, metadata=OPTIONAL)
     """The change is one for many scans: whether this is one that it was made on."""
+    untargeted: bool | None = field(default=None, metadata=OPTIONAL)
+    """Whether anything else than the clean prediction was asked for; the target is then an empty mask."""
     folds: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL)
     """Those of an nnU-Net results folder that made the model; not there: all."""
     mirror: bool | None = field(default=None, metadata=OPTIONAL)
@@ -113,7 +115,9 @@ class TapRecord:
     weight: Positive
 
 
-ModelFormat = Literal["torchscript", "torch.export", "torch.nn", "onnx", "nnunet", "monai.bundle", "ensemble"]
+ModelFormat = Literal[
+    "torchscript", "torch.export", "torch.nn", "onnx", "nnunet", "monai.bundle", "ensemble", "command"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +148,7 @@ class MemberRecord(NamedModel):
 class Model:
     name: str
     sha256: Sha256
-    """For an ensemble, of its rule and the hashes of its members."""
+    """For an ensemble, of its rule and the hashes of its members; for a program of nothing, for that is not known."""
     format: ModelFormat
     dims: Literal[2, 3]
     channels: Annotated[tuple[str, ...], Len(1)]
@@ -161,9 +165,9 @@ class Model:
     """File name the model's description was read from."""
     assumptions: tuple[str, ...]
     """What nobody stated and mafl assumed."""
-    gradient_from: Literal["graph", "file"] = "graph"
+    gradient_from: Literal["graph", "file", "none"] = "graph"
     """What the search differentiated: the graph lifted from the model file, or the file itself, where no graph stands
-    for it. Predictions are the file's own either way."""
+    for it; none where only labels were asked for. Predictions are the model's own in any case."""
     ensemble: EnsembleRule | None = field(default=None, metadata=OPTIONAL)
     """How the answers of the members become one; only of an ensemble."""
     members: Annotated[tuple[MemberRecord, ...], Len(2)] | None = field(default=None, metadata=OPTIONAL)
@@ -322,6 +326,16 @@ class Faithful:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Queries:
+    """How often a model that only draws was asked in the search, the clean scan among them."""
+
+    limit: Annotated[int, Interval(ge=1)]
+    asked: Count
+    repeated: Count
+    """Questions that had been asked before, and were answered from memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Attack:
     outcome: Outcome
     goal_reached: bool
@@ -332,13 +346,15 @@ class Attack:
     """Draws whose gradients are averaged, each with passes of its own; only where the model answers differently each
     time."""
     faithful: Faithful | None = field(default=None, metadata=OPTIONAL)
-    """Not there where the file itself was differentiated from the start."""
+    """Not there where the file itself was differentiated from the start, or nothing."""
     trace: Trace | None = field(default=None, metadata=OPTIONAL)
     trust: Trust | None = field(default=None, metadata=OPTIONAL)
     """Whether the attack can be believed."""
     local_optimum: LocalOptimum | None = field(default=None, metadata=OPTIONAL)
     worst: WorstCase | None = field(default=None, metadata=OPTIONAL)
     """With the method `worst` alone."""
+    queries: Queries | None = field(default=None, metadata=OPTIONAL)
+    """Only where the model was asked for labels alone; `trace.step` counts them, the clean scan as 0."""
 
 
 @dataclass(frozen=True, kw_only=True)

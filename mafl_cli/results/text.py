@@ -61,6 +61,7 @@ def format_summary(report: Report) -> str:
         *_format_evasion(case.metrics.evasion),
         *format_draws(case.metrics.draws, attack.draws_a_step),
         *format_size(case.metrics.size),
+        *_format_queries(report),
         *_format_local_optimum(attack.local_optimum),
         *_format_worst(attack.worst, samples.kind),
         *_format_stored_grid(case),
@@ -169,6 +170,18 @@ def format_size(size: Size, *, model_units: bool = True) -> list[str]:
         f" ({size.data_range.rule})",
         f"  SSIM          {number(size.ssim.mean, '.5f')}   worst slice {number(size.ssim.worst, '.5f')}",
     ]
+
+
+def _format_queries(report: Report) -> list[str]:
+    """How often a model that only draws was asked; nothing for others."""
+    attack = report.case.attack
+    queries, trace = attack.queries, attack.trace
+    if queries is None:
+        return []
+    lines = [f"  queries       {queries.asked} of {queries.limit}; nothing but labels was seen"]
+    if report.run.settings.untargeted and trace is not None and trace.score and trace.score[-1] is not None:
+        lines.append(f"  untargeted    Dice {1 - trace.score[-1]:.4f} with the clean prediction when the search ended")
+    return lines
 
 
 def _format_local_optimum(optimum: LocalOptimum | None) -> list[str]:

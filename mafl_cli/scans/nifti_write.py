@@ -66,6 +66,27 @@ def write_float(path: Path, like: Volume, data: NDArray[np.floating[Any]], note:
     _write_derived(path, like, (data[..., part] for part in _parts(like.shape)), np.float32, note)
 
 
+def write_native(path: Path, like: Volume, data: NDArray[np.float32]) -> None:
+    """Write native values of a scan (I, J, K) with its grid and nothing else that its header says.
+
+    The type is that of `like` where that holds every value exactly, else float32.
+    Raises: as `write_image`.
+    """
+    _require_finite(like, data)
+    _write_derived(path, like, (data[..., part] for part in _parts(like.shape)), _holding(like, data), "")
+
+
+def _holding(like: Volume, data: NDArray[np.float32]) -> np.dtype[Any]:
+    """The type of a scan, or 16-bit integers where it has an intercept, if that holds all values; else float32."""
+    if like.dtype.kind == "f":
+        return like.dtype
+    whole = all((data[..., part] == np.rint(data[..., part])).all() for part in _parts(like.shape))
+    for dtype in (like.dtype, np.dtype(np.int16)) if whole else ():
+        if np.iinfo(dtype).min <= data.min() and data.max() <= np.iinfo(dtype).max:
+            return dtype
+    return np.dtype(np.float32)
+
+
 def write_difference(path: Path, like: Volume, after: NDArray[np.float32], note: str) -> None:
     """`write_float` of what changed from `like` to `after`, native units."""
     _require_finite(like, after)
