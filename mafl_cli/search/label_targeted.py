@@ -72,7 +72,6 @@ class _Trials:
         spread = per_channel(search.limits.high - search.limits.low, search.clean) / unit
         # A fiftieth of the range: about what is needed to be noticed by a network.
         self.stride = (spread / 50).expand_as(search.clean)
-        self.weights = [1.0, 1.0, 1.0, 1.0]
 
     def told(self, kept: Tensor) -> None:
         """Which samples kept the last trial."""
