@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mafl_cli.case import readings
+from mafl_cli.case.channel_names import order_by_name
 from mafl_cli.case.closed import subject_of
 from mafl_cli.case.faithful import looked_for_chance
 from mafl_cli.case.problem import Problem, Say, kept_channels, limits_of, spoilt
@@ -120,6 +121,7 @@ def prepare(
         raise UsageError(f"`starts` are for the method worst, not for {request.config.method}: leave them out.")
     subject = subject_of(scans, request, device, say)
     lap("lift")
+    _ask_of_names(subject, request.strict, say)
     info, layout = subject.info, subject.layout
     # What was read lies in memory a second time until it is let go.
     del read
@@ -166,6 +168,20 @@ def prepare(
         confined=bounds.allowed is not None or bool(request.attack_channels),
         untargeted=request.untargeted,
     )
+
+
+def _ask_of_names(subject: Subject, strict: bool, say: Say) -> None:
+    """Say, or with `strict` refuse, where the names of the files are those of the channels in another order."""
+    ordered = order_by_name([scan.name for scan in subject.scans], subject.card.channels or ())
+    if ordered is None:
+        return
+    said = (
+        f"{subject.info.name} takes {', '.join(subject.info.channels)}, and the names of the files say another order: "
+        f"give them as {', '.join(ordered)}"
+    )
+    if strict:
+        raise InputError(f"{said}, or leave out `strict`.")
+    say(f"{said}, if the names are right.")
 
 
 def _ask_of_reading(subject: Subject, drawn: Labels, wanted: Labels | None, strict: bool, say: Say) -> None:

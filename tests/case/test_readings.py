@@ -13,6 +13,7 @@ from commands import mafl
 from dicoms import LPS, write_ct
 from torch import Tensor, nn
 
+from mafl_cli.case.channel_names import order_by_name
 from mafl_cli.case.inspection import tried_readings
 from mafl_cli.case.reading import Reading
 from mafl_cli.case.readings import DOUBTFUL
@@ -96,6 +97,43 @@ def test_the_order_of_channels_is_found(tmp_path: Path) -> None:
     found = tried_readings(saved(tmp_path, channels=2), [dark, scan(tmp_path)], mask(tmp_path, 1, 6))
     assert found.better is not None
     assert found.better.reading.options(found.given.reading) == "the channels in the order 2, 1"
+
+
+@pytest.mark.parametrize(
+    ("files", "channels", "ordered"),
+    [
+        (("p1_t1ce.nii.gz", "p1_flair.nii.gz"), ("FLAIR", "T1c"), ("p1_flair.nii.gz", "p1_t1ce.nii.gz")),
+        (("p1_flair.nii.gz", "p1_t1ce.nii.gz"), ("FLAIR", "T1c"), None),
+        (("sub-1_T2w.nii.gz", "sub-1_T1w.nii.gz"), ("T1", "T2"), ("sub-1_T1w.nii.gz", "sub-1_T2w.nii.gz")),
+        # A name that fits none, or two, says nothing; and T1 is not T1c.
+        (("p1_t1c.nii.gz", "p1_b.nii.gz"), ("FLAIR", "T1c"), None),
+        (("t1_to_flair.nii.gz", "flair.nii.gz"), ("FLAIR", "T1"), None),
+        (("t1.nii.gz", "flair.nii.gz"), ("FLAIR", "T1c"), None),
+        (("case_0000.nii.gz", "case_0001.nii.gz"), ("CT", "PET"), None),
+        (("b.nii.gz", "a.nii.gz"), (), None),
+    ],
+)
+def test_names_of_files_say_which_channel_they_are(
+    files: tuple[str, ...], channels: tuple[str, ...], ordered: tuple[str, ...] | None
+) -> None:
+    assert order_by_name(files, channels) == ordered
+
+
+def test_an_attack_says_that_files_are_in_the_order_of_other_channels(tmp_path: Path) -> None:
+    network = saved(tmp_path, channels=2)
+    network.with_suffix(".toml").write_text('[input]\ndims = 2\nchannels = ["FLAIR", "T1c"]\n')
+    first, second = scan(tmp_path, name="a_flair.nii.gz"), scan(tmp_path, name="a_t1gd.nii.gz")
+    common = ("--target", "erase:1", "--model", network, "--steps", 2)
+    result = mafl("attack", "--channels", f"{second},{first}", *common, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert "names of the files say another order: give them as a_flair.nii.gz, a_t1gd.nii.gz" in result.stderr
+    refused = mafl("attack", "--channels", f"{second},{first}", *common, "--strict", "--out", tmp_path / "strict")
+    assert refused.exit_code == 3
+    assert "or leave out --strict" in refused.stderr
+    assert not (tmp_path / "strict").exists()
+    right = mafl("attack", "--channels", f"{first},{second}", *common, "--strict", "--out", tmp_path / "right")
+    assert right.exit_code == 0, right.stderr
+    assert "another order" not in right.stderr
 
 
 def test_a_target_that_moves_what_is_there_is_no_reason_to_advise(tmp_path: Path) -> None:
