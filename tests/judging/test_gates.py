@@ -13,7 +13,7 @@ import pytest
 from evaluations import require_fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judged import case, curve, failed, judged, survived, transferred, truth
+from judged import case, curve, detected, failed, judged, survived, transferred, truth
 from scipy.stats import bootstrap
 
 from mafl_cli.codes import Outcome, Reason, Untested
@@ -39,7 +39,11 @@ def ious(*values: Any) -> Any:
 
 def test_every_figure_is_known_where_everything_was_asked_for() -> None:
     everything = case(
-        ground_truth=truth(0.9, 0.4), transfer=[transferred(0.3)], survival=[survived(0.6)], curve=curve()
+        ground_truth=truth(0.9, 0.4),
+        transfer=[transferred(0.3)],
+        survival=[survived(0.6)],
+        detection=detected((0.1, 0.8), (0.2, 0.3)),
+        curve=curve(),
     )
     found = {name: figure.of_evaluation(everything) for name, figure in EVALUATED.items()}
     # The slices of the test are too small for their noise to be known.
@@ -53,6 +57,7 @@ def test_every_figure_is_known_where_everything_was_asked_for() -> None:
     assert found["psnr_at_goal"].value == 46
     assert found["linf_at_goal"].value == pytest.approx(0.1)
     assert found["curve_area"].value == pytest.approx(0.8)
+    assert found["blur_auc"].value == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
