@@ -46,7 +46,7 @@ from mafl_cli.scans import geometry, nifti_write
 from mafl_cli.search import traces
 from mafl_cli.search.certificate import Estimate
 from mafl_cli.search.loop import StepRecord
-from mafl_cli.search.universal import Piece, Universal, require_possible, scale_of, search
+from mafl_cli.search.universal import Piece, Universal, require_possible, search
 from mafl_cli.system import interrupts, sizes
 from mafl_cli.system.records import to_json
 
@@ -317,7 +317,7 @@ def _changed(scan: _Scan, delta: Tensor, passes: tuple[int, int], faithful: Fait
     """What the shared change makes of a scan, before it is written."""
     case, subject, config = scan.case, scan.case.subject, scan.request.config
     limits = case.limits.within(config)
-    share = scale_of(case.limits, config) / limits.unit
+    share = case.limits.ruler(config) / limits.unit
     rows = _reached_by(scan, delta)
     adversarial = Changed(subject.clean, rows)
     for some in torch.split(rows, subject.together):

@@ -82,7 +82,12 @@ def _share(cases: Sequence[UniversalCase]) -> UniversalShare:
 def format_universal(whole: UniversalReport) -> str:
     """A few lines: the change, and what it does where it was made and where it was not."""
     change = whole.change
-    units = {"model": "model units", "native": "native units", "range": "of the scan's range"}[change.unit]
+    units = {
+        "model": "model units",
+        "native": "native units",
+        "range": "of the scan's range",
+        "noise": "times the scan's noise",
+    }[change.unit]
     lines = [f"one change for {len(whole.cases)} scans, {change.norm} at most {change.eps:g} {units}"]
     for name, found in (("made on", whole.made_on), ("held out", whole.held_out)):
         if found is None:

@@ -35,7 +35,7 @@ from mafl_cli.field.samples import Drawn, OfScan
 from mafl_cli.names import public_name
 from mafl_cli.network.device import caution, exactly, pick_device
 from mafl_cli.network.reasons import enough_memory
-from mafl_cli.network.source import Command, Drawer
+from mafl_cli.network.source import Closed
 from mafl_cli.results import assemble, report
 from mafl_cli.results.batch_report import Ticket
 from mafl_cli.results.envelope import SCHEMA_VERSION, TOOL
@@ -75,7 +75,7 @@ def _run_attack(
 ) -> report.Report:
     clock = _Clock()
     require_elsewhere(request)
-    closed = isinstance(request.model, (Command, Drawer))
+    closed = isinstance(request.model, Closed)
     # Where a program runs is its own affair.
     device = pick_device("cpu" if closed else request.device)
     if request.device == "auto" and not closed:
@@ -88,7 +88,7 @@ def _run_attack(
         exactly(device),
         enough_memory(request.model.name, "this scan"),
     ):
-        case = _ready(request, device, say, clock.lap)
+        case = prepare(request, device, say, clock.lap)
         subject = case.subject
         if (warning := caution(device, request.precision, subject.info.dims)) is not None:
             say(warning)
@@ -238,14 +238,14 @@ def show_target(
 
 def _show_target(request: AttackRequest, say: Say, detail: Say, names: Callable[[str], str]) -> report.DryRun:
     require_elsewhere(request)
-    device = pick_device("cpu" if isinstance(request.model, (Command, Drawer)) else request.device)
+    device = pick_device("cpu" if isinstance(request.model, Closed) else request.device)
     advice = "a target alone never takes the place of an attack: choose another folder with `out`"
     with (
         staged(request.out, overwrite=False, advice=advice) as stage,
         exactly(device),
         enough_memory(request.model.name, "this scan"),
     ):
-        case = _ready(request, device, say)
+        case = prepare(request, device, say)
         subject = case.subject
         if not isinstance(subject, ClosedSubject):
             detail(memory.plan(case))
@@ -269,14 +269,6 @@ def _show_target(request: AttackRequest, say: Say, detail: Say, names: Callable[
             ),
             bounds=bounds_of(case, request.config),
         )
-
-
-def _ready(
-    request: AttackRequest, device: torch.device, say: Say, lap: Callable[[str], None] = lambda part: None
-) -> Case:
-    """The case with the limits that its settings ask for."""
-    case = prepare(request, device, say, lap)
-    return replace(case, limits=case.limits_for(request.config, [scan.name for scan in case.subject.scans]))
 
 
 class _Clock:

@@ -24,7 +24,7 @@ from mafl_cli.field.layout import Layout
 from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.samples import Drawn, stacked
 from mafl_cli.measure.noise import Noise, noise_of
-from mafl_cli.network.source import Command, Drawer
+from mafl_cli.network.source import Closed
 from mafl_cli.scans import body, recipes, volume
 from mafl_cli.scans.formats import prepared
 from mafl_cli.scans.forms import require_same_grid
@@ -103,7 +103,7 @@ def prepare(
     scans = tuple(prepared(each, redact=request.redact) for each in read)
     lap("read")
     scan = scans[0]
-    closed = isinstance(request.model, (Command, Drawer))
+    closed = isinstance(request.model, Closed)
     dicom = any(each.format == "dicom" for each in scans)
     save_as = request.save_as or ("source" if dicom or closed else "float32")
     if save_as == "float32" and dicom:
@@ -154,7 +154,7 @@ def prepare(
     frozen = limits.frozen | kept_channels(request.attack_channels, info.channels, subject.clean)
     if bounds.allowed is not None:
         frozen = frozen | ~torch.from_numpy(layout.to_batch(bounds.allowed[np.newaxis])).to(device)
-    return Case(
+    case = Case(
         subject=subject,
         save_as=save_as,
         target=target,
@@ -168,6 +168,7 @@ def prepare(
         confined=bounds.allowed is not None or bool(request.attack_channels),
         untargeted=request.untargeted,
     )
+    return replace(case, limits=case.limits_for(request.config, [scan.name for scan in scans]))
 
 
 def _ask_of_names(subject: Subject, strict: bool, say: Say) -> None:

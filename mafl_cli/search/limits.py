@@ -118,17 +118,7 @@ class Limits:
         """
         if config.eps is None:
             return self
-        if config.eps_unit == "noise" and self.noise is None:
-            raise UsageError("`eps_unit` noise needs the noise of the image, which nobody has measured.")
-        rulers = {
-            "model": self.unit,
-            "native": torch.ones_like(self.unit),
-            "range": self.high - self.low,
-            "noise": self.noise,
-        }
-        ruler = rulers[config.eps_unit]
-        assert ruler is not None
-        ball = Ball(config.eps * ruler, config.norm)
+        ball = Ball(config.eps * self.ruler(config), config.norm)
         if self.grid is not None and bool(
             (per_channel(ball.radius, self.grid.step) * (1 + 1e-6) < self.grid.step).any()
         ):
@@ -138,6 +128,15 @@ class Limits:
                 "save as float32."
             )
         return replace(self, ball=ball)
+
+    def ruler(self, config: AttackConfig) -> Tensor:
+        """Native units per unit of `eps`: (C,). Raises: UsageError for noise that nobody has measured."""
+        if config.eps_unit == "noise":
+            if self.noise is None:
+                raise UsageError("`eps_unit` noise needs the noise of the image, which nobody has measured.")
+            return self.noise
+        rulers = {"model": self.unit, "native": torch.ones_like(self.unit), "range": self.high - self.low}
+        return rulers[config.eps_unit]
 
     def part(self, rows: Tensor, box: tuple[slice, ...]) -> Limits:
         """The limits of some samples, cut to a box of the spatial axes. rows: (b,) indices into the batch."""

@@ -62,7 +62,7 @@ class Piece:
         before = replace(field.predict(clean), features=())
         terms = Terms.of(config, field, before, target, None, overlapping=target.ndim == clean.ndim)
         goal = terms.goal(before.logits.shape[1])
-        scale = scale_of(limits, config)
+        scale = limits.ruler(config)
         return Piece(field, clean, limits.within(config), terms, goal, carry, rows, scale)
 
     def changed(self, delta: Tensor) -> Tensor:
@@ -109,13 +109,6 @@ def require_possible(config: AttackConfig) -> None:
         )
     if config.feature_weight > 0:
         raise UsageError("`universal` does not have a feature term: set `feature_weight` to 0.")
-
-
-def scale_of(limits: Limits, config: AttackConfig) -> Tensor:
-    """Native units per unit of `eps`: (C,)."""
-    return {"model": limits.unit, "native": torch.ones_like(limits.unit), "range": limits.high - limits.low}[
-        config.eps_unit
-    ]
 
 
 def search(

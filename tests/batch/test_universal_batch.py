@@ -26,7 +26,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(6):
         affine = np.eye(4)
         affine[:3, 3] = {4: (0.5, 0.25, 0.2), 5: (500, 0, 0)}.get(number, (0, 0, 0))
-        scan = np.roll(scan_array((16, 14, 3)), number % 3, axis=1)
+        scan = np.roll(scan_array((18, 16, 3)), number % 3, axis=1)
         nib.save(nib.Nifti1Image(scan, affine), folder / "scans" / f"c{number}.nii.gz")
     torch.jit.script(Threshold(2)).save(folder / "model.ts")
     return folder
@@ -95,6 +95,21 @@ def test_the_report_of_each_scan_says_that_the_change_is_shared(run: tuple[Path,
 def test_the_same_command_gives_the_same_change(data: Path, run: tuple[Path, Result], tmp_path: Path) -> None:
     attack(data, tmp_path / "again", "--eps", EPS, "--holdout", "c1,c4")
     assert (tmp_path / "again" / "universal.nii.gz").read_bytes() == (run[0] / "universal.nii.gz").read_bytes()
+
+
+def test_a_limit_in_noise_is_that_of_each_scan(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = attack(data, out, "--eps-noise", 2, "--holdout", "c1,c4,c5", "--steps", 2)
+    assert result.exit_code == 6, result.stderr  # c5 lies elsewhere.
+    assert result.stdout.startswith("one change for 6 scans, linf at most 2 times the scan's noise")
+    for name in ("c0", "c1"):
+        bounds = json.loads((out / name / "report.json").read_text())["cases"][0]["bounds"]
+        assert bounds["eps_native"][0] == pytest.approx(2 * bounds["noise_sigma_native"][0])
+        changed, clean = (
+            np.asarray(nib.load(path).dataobj, np.float64)
+            for path in (out / name / "adversarial.nii.gz", data / "scans" / f"{name}.nii.gz")
+        )
+        assert 0 < np.abs(changed - clean).max() <= bounds["eps_native"][0] * (1 + 1e-5)
 
 
 def test_results_that_are_there_are_not_overwritten_unasked(data: Path, run: tuple[Path, Result]) -> None:
