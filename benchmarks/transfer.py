@@ -10,35 +10,29 @@ each change can be seen. Writes transfer.json into --out, and prints the tables 
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from travel_set import CPU, Entry, TravelSet, seen
 
-from mafl_cli.case.prepare import Case, prepare
-from mafl_cli.case.request import AttackRequest
+from mafl_cli.case.prepare import Case
+from mafl_cli.case.request import ModelRequest
 from mafl_cli.case.searching import Found
 from mafl_cli.case.subject import prepare_subject
 from mafl_cli.case.travelling import made_to_travel
 from mafl_cli.case.worst import searched
 from mafl_cli.config import preset
 from mafl_cli.field.preprocess import per_channel
-from mafl_cli.measure.visibility import visibility_of
 from mafl_cli.network.source import Joined
-from mafl_cli.scans.body import unmeasured
 from mafl_cli.search import travel
 
-CPU = torch.device("cpu")
 LENGTH = 2.0
 
 
@@ -66,44 +60,29 @@ WAYS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--task", nargs="+", default=["mr", "ct"])
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--every", type=int, default=1, help="Every n-th problem only.")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    networks = json.loads((options.cache / "networks.json").read_text())
-    problems = json.loads((options.cache / "problems.json").read_text())
-    rows: list[dict[str, Any]] = []
-    for task in options.task:
-        here = [each for each in networks if each["task"] == task]
-        for problem in [each for each in problems if each["task"] == task][:: options.every]:
-            rows += measured(problem, here, options.cache, options.steps)
+    asked = TravelSet.asked(__doc__)
+    rows: list[Entry] = []
+    for task in asked.tasks:
+        networks, problems = asked.of_task(task)
+        for problem in problems:
+            rows += measured(asked, problem, networks)
             print(task, problem["name"], file=sys.stderr, flush=True)
-        show(task, [row for row in rows if row["task"] == task], here)
-    if options.out:
-        lines = ",\n".join(json.dumps(row) for row in rows)
-        head = json.dumps({"steps": options.steps, "torch": torch.__version__})[:-1]
-        (options.out / "transfer.json").write_text(f'{head}, "rows": [\n{lines}\n]}}\n')
+        show(task, [row for row in rows if row["task"] == task], networks)
+    asked.write("transfer.json", rows)
 
 
-def measured(problem: dict[str, Any], networks: list[dict[str, Any]], cache: Path, steps: int) -> Iterator[Any]:
+def measured(asked: TravelSet, problem: Entry, networks: list[Entry]) -> Iterator[Entry]:
     """A row for each way."""
-    surrogates = [cache / each["file"] for each in networks if each["role"] == "surrogate"]
+    surrogates = [asked.cache / each["file"] for each in networks if each["role"] == "surrogate"]
     shortest: dict[bool, tuple[Case, Found]] = {}
     first_length = 0.0
     for way in WAYS:
         if way.many and len(surrogates) < 2:
             continue
         model = Joined(tuple(surrogates)) if way.many else surrogates[0]
-        config = preset("mafl", steps=steps)
+        config = preset("mafl", steps=asked.steps)
         if way.many not in shortest:
-            request = AttackRequest(
-                images=(cache / problem["scan"],), targets=(cache / problem["target"],), model=model,
-                out=Path("unused"), config=config,
-            )  # fmt: skip
-            case = prepare(request, CPU, lambda line: None)
+            case = asked.case(problem, model, config)
             shortest[way.many] = (case, searched(case, config, None))
         case, found = shortest[way.many]
         native, clean = found.adversarial.whole(), case.subject.clean
@@ -118,37 +97,32 @@ def measured(problem: dict[str, Any], networks: list[dict[str, Any]], cache: Pat
                 for name, value in way.constants:
                     changed.enter_context(mock.patch.object(travel, name, value))
                 native = made_to_travel(case, replace(config, transfer=multiple), found).adversarial.whole()
-        yield row_of(problem, way, case, found, native, networks, cache, first_length)
+        yield row_of(asked, problem, way, case, native, networks, first_length)
 
 
 def row_of(
-    problem: dict[str, Any], way: Way, case: Case, found: Found, native: Tensor, networks: list[Any], cache: Path,
-    first_length: float,
-) -> dict[str, Any]:  # fmt: skip
+    asked: TravelSet, problem: Entry, way: Way, case: Case, native: Tensor, networks: list[Entry], first_length: float
+) -> Entry:
     """What every network makes of a changed scan."""
     subject = case.subject
     changed = [replace(scan, data=data) for scan, data in zip(subject.scans, subject.as_volume(native), strict=True)]
     target = case.target.labels
-    edit = case.edit().numpy()
-    edit = subject.layout.from_batch(edit[:, None])
+    edit = subject.layout.from_batch(case.edit().numpy()[:, None])
     hits = {}
     for network in networks:
-        own = replace(REQUEST, model=cache / network["file"])
+        own = ModelRequest(model=asked.cache / network["file"])
         victim = prepare_subject(subject.scans, own, CPU, lambda line: None)
         before, after = (victim.predict([scan.data for scan in scans]) for scans in (subject.scans, changed))
-        asked = edit & (before != target)
-        hits[network["name"]] = float((asked & (after == target)).sum() / max(1, asked.sum()))
-    seen = visibility_of(
-        subject.scans, changed, channels=subject.info.channels, slice_axis=subject.slices.index,
-        outside=[unmeasured(each) for each in subject.scans],
-    )  # fmt: skip
+        wanted = edit & (before != target)
+        hits[network["name"]] = float((wanted & (after == target)).sum() / max(1, wanted.sum()))
+    visible = seen(subject, changed)
     return {
         "task": problem["task"],
         "problem": problem["name"],
         "way": way.name,
         "l2_over_shortest": float((native - subject.clean).norm()) / first_length,
-        "d_prime": seen.d_prime.value,
-        "compression_equivalent": seen.compression_equivalent.value,
+        "d_prime": visible.d_prime.value,
+        "compression_equivalent": visible.compression_equivalent.value,
         "hits": hits,
     }
 
@@ -160,7 +134,7 @@ def interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
     return float(values.mean()), float(low), float(high)
 
 
-def show(task: str, rows: list[dict[str, Any]], networks: list[dict[str, Any]]) -> None:
+def show(task: str, rows: list[Entry], networks: list[Entry]) -> None:
     """A table in Markdown: ways down, roles across; and what each ingredient gives."""
     roles = ("surrogate", "fold", "architecture", "both")
     named = {role: [each["name"] for each in networks if each["role"] == role] for role in roles}
@@ -180,8 +154,8 @@ def show(task: str, rows: list[dict[str, Any]], networks: list[dict[str, Any]]) 
             mean, low, high = interval(rates(way, role)) if named[role] else (np.nan,) * 3
             cells.append(f"{mean:.2f} ({low:.2f}–{high:.2f})")
         length = np.mean([row["l2_over_shortest"] for row in here])
-        seen = np.mean([row["d_prime"] or np.nan for row in here])
-        print(f"| {way} | {length:.2f} | {seen:.0f} | " + " | ".join(cells) + " |")
+        d_prime = np.mean([row["d_prime"] or np.nan for row in here])
+        print(f"| {way} | {length:.2f} | {d_prime:.0f} | " + " | ".join(cells) + " |")
     for name, one, other in (
         ("transfer beside the shortest, as long", "transfer", "shortest, made longer"),
         ("scale and shift", "transfer", "transfer, no scale and shift"),
@@ -193,8 +167,6 @@ def show(task: str, rows: list[dict[str, Any]], networks: list[dict[str, Any]]) 
             gains = [interval(rates(one, role) - rates(other, role)) for role in roles[1:] if named[role]]
             print(f"- {name}: " + ", ".join(f"{mean:+.3f} ({low:+.3f} to {high:+.3f})" for mean, low, high in gains))
 
-
-REQUEST = AttackRequest(images=(), targets=(), out=Path("unused"), config=preset("mafl"))
 
 if __name__ == "__main__":
     main()
