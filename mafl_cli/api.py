@@ -43,7 +43,7 @@ from mafl_cli.judging.given import Predictions
 from mafl_cli.judging.trials import Trials
 from mafl_cli.network import command
 from mafl_cli.network.device import float32_by_default
-from mafl_cli.network.source import Command, Drawer, Model
+from mafl_cli.network.source import Closed, Command, Drawer, Model
 from mafl_cli.results.evaluation_report import Evaluation
 from mafl_cli.results.report import Report
 from mafl_cli.scans import recipes
@@ -295,7 +295,7 @@ def _closed_model(
         return command.parsed(given, command.TIMEOUT_S if timeout is None else timeout)
     if timeout is not None:
         raise UsageError("`command_timeout` is for a program: leave it out.")
-    if isinstance(given, (Command, Drawer)):
+    if isinstance(given, Closed):
         return given
     return Drawer(given, getattr(given, "__name__", type(given).__name__))
 

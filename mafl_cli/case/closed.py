@@ -132,7 +132,7 @@ class ClosedSubject(Subject):
 
 def subject_of(scans: Sequence[Volume], request: ModelRequest, device: torch.device, say: Say) -> Subject:
     """Scans and a model of any kind on one grid. Raises: as `case.subject.prepare_subject`."""
-    if isinstance(request.model, (Command, Drawer)):
+    if isinstance(request.model, Closed):
         return _closed(scans, request, request.model, say)
     if request.classes is not None:
         raise UsageError("`classes` are for a model that only draws: others name their own, or their card does.")

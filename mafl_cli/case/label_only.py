@@ -18,7 +18,6 @@ from mafl_cli.config import AttackConfig
 from mafl_cli.errors import UsageError
 from mafl_cli.field.samples import Changed, Drawn
 from mafl_cli.search import traces
-from mafl_cli.search.asking import LabelOnly
 from mafl_cli.search.certificate import Estimate
 from mafl_cli.search.label_only import Spoilt, spoil
 from mafl_cli.search.label_targeted import aim
@@ -81,7 +80,7 @@ def found_by_labels(
         constant=0,
         forward=subject.oracle.asked - before,
         backward=0,
-        trace=traces.joined(_groups(result)),
+        trace=traces.joined([] if result is None else [traces.Group(len(result.l2), result.records)]),
         estimate=Estimate.none(subject.clean),
         local_optimum=Estimate.none(subject.clean).joined(Reason.NO_ESTIMATE),
         watched=Watched(()),
@@ -94,9 +93,3 @@ def _wanting(case: Case) -> Tensor:
     if case.untargeted:
         return (case.clean_labels > 0).flatten(1).any(1)
     return case.edited
-
-
-def _groups(result: LabelOnly | None) -> list[traces.Group]:
-    if result is None or not result.records:
-        return []
-    return [traces.Group(len(result.l2), result.records)]

@@ -87,9 +87,8 @@ class Seen:
 
     def surrogate_fields(self) -> list[ScanField]:
         """The function of each network that the model is made of, in float32, on the same grid."""
-        alone = self.preprocessing.each if self.preprocessing.intensity.kind == "members" else ()
-        networks = self.segmenter.surrogates
-        scaled = alone if len(alone) == len(networks) else (self.preprocessing,) * len(networks)
+        networks, own = self.segmenter.surrogates, self.preprocessing.intensity.kind == "members"
+        scaled = self.preprocessing.each if own else (self.preprocessing,) * len(networks)
         return [self._field(network, each) for network, each in zip(networks, scaled, strict=True)]
 
     @property

@@ -30,7 +30,7 @@ from mafl_cli.network.card import (
 )
 from mafl_cli.network.intensity import Intensity
 from mafl_cli.network.opening import Opening, read_folds
-from mafl_cli.network.source import Command, Drawer, Joined, Model, Own
+from mafl_cli.network.source import Closed, Command, Drawer, Joined, Model, Own
 from mafl_cli.scans.masks import Masks
 from mafl_cli.scans.recipes import Recipe
 from mafl_cli.scans.volume import Volume
@@ -189,7 +189,7 @@ def model_of(models: object, ensemble: object = None) -> Model:
         raise UsageError(f"`ensemble` must be one of {', '.join(get_args(EnsembleRule))}, got {ensemble!r}.")
     if len(found) < 2:
         raise UsageError(f"`ensemble` needs two models or more, got {len(found)}: name each of them as `model`.")
-    members = tuple(each for each in found if not isinstance(each, (Command, Drawer)))
+    members = tuple(each for each in found if not isinstance(each, Closed))
     if len(members) < len(found):
         raise UsageError("`ensemble` is for models with logits: one that only draws has none.")
     return Joined(members, cast(EnsembleRule, ensemble))

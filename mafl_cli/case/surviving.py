@@ -71,12 +71,13 @@ def labels_after(transform: Transform, scans: Sequence[Volume], subject: Subject
     changed = []
     for scan in scans:
         data = transform(scan.data, axis)
-        if subject.preprocessing.nonzero_only:
-            # Zero is no measurement for this model: it stays what it was, wherever the transform has put it.
-            outside = scan.data == 0 if transform.kind != "crop" else transform(scan.data, axis) == 0
-            data[outside] = 0
-        if scan.padding is not None and transform.kind != "crop":
-            data[scan.padding] = scan.data[scan.padding]
+        # A crop moves what is no measurement with all the rest.
+        if transform.kind != "crop":
+            if subject.preprocessing.nonzero_only:
+                # Zero is no measurement for this model: it stays what it was.
+                data[scan.data == 0] = 0
+            if scan.padding is not None:
+                data[scan.padding] = scan.data[scan.padding]
         changed.append(data)
     return transform.back(subject.predict(changed), axis)
 

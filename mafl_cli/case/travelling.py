@@ -22,11 +22,11 @@ def made_to_travel(case: Problem, config: AttackConfig, shortest: Found) -> Foun
 
     How it does elsewhere cannot be known here; the verdict is that of the models at hand.
     """
-    assert config.transfer is not None
-    seen = case.seen
+    times, seen = config.transfer, case.seen
+    assert times is not None
     fields = seen.surrogate_fields()
     adversarial = Changed(seen.clean, shortest.adversarial.rows)
-    adversarial[adversarial.rows] = shortest.adversarial.values.clone()
+    adversarial[adversarial.rows] = shortest.adversarial.values
     changed = (shortest.adversarial.values != seen.clean[adversarial.rows]).flatten(1).any(dim=1)
     todo = adversarial.rows[changed]
     passes = [shortest.forward, shortest.backward]
@@ -34,7 +34,7 @@ def made_to_travel(case: Problem, config: AttackConfig, shortest: Found) -> Foun
     def work(rows: Tensor, _: float) -> None:
         parts = [Part.of(case, field, rows) for field in fields]
         part = parts[0]
-        length = steps.length(part.change(shortest.adversarial[rows])) * float(config.transfer or 1)
+        length = steps.length(part.change(shortest.adversarial[rows])) * times
         found = travel(
             [each.field for each in parts],
             part.clean,

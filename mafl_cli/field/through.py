@@ -120,14 +120,10 @@ class _Change:
         if kind == "noise":
             noise = torch.randn(x.shape, generator=self._generator).to(x) * (strength * span.range)
             return x + (noise if blank is None else noise * (x != blank))
-        if kind in _CODECS:
-            before = x.detach().cpu().double().numpy()
-            after = KINDS[kind].change(before, strength, span)
-            return x + torch.from_numpy(after - before).to(x)
-        return x
-
-
-_CODECS = ("bits", "jpeg", "jpeg2000")
+        # All others have no slope that leads anywhere.
+        before = x.detach().cpu().double().numpy()
+        after = KINDS[kind].change(before, strength, span)
+        return x + torch.from_numpy(after - before).to(x)
 
 
 @lru_cache(maxsize=64)

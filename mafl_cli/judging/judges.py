@@ -25,7 +25,7 @@ from mafl_cli.names import as_keys, public_name
 from mafl_cli.network import kinds
 from mafl_cli.network.card import check_orientation
 from mafl_cli.network.intensity import Intensity
-from mafl_cli.network.source import Command, Drawer, Joined
+from mafl_cli.network.source import Closed, Joined
 from mafl_cli.results import files
 from mafl_cli.results.evaluation_report import Transfer
 from mafl_cli.results.recorded import Pair
@@ -41,7 +41,7 @@ def _as_attacked(model: ModelRequest, sha256: str, pair: Pair) -> ModelRequest:
     if recorded is None or recorded.report.model.sha256 != sha256:
         return model
     said, settings = recorded.report.model, recorded.report.run.settings
-    if isinstance(model.model, (Command, Drawer)):
+    if isinstance(model.model, Closed):
         return replace(
             model,
             mode=settings.mode if model.mode == "auto" else model.mode,

@@ -16,7 +16,7 @@ from mafl_cli.errors import ModelError, UsageError
 from mafl_cli.names import is_there, outside, sha256
 from mafl_cli.network.bundle import read_bundle
 from mafl_cli.network.opening import PLAIN, Opening
-from mafl_cli.network.source import Closed, Command, Drawer, Joined, Model, Own
+from mafl_cli.network.source import Closed, Joined, Model, Own
 
 if TYPE_CHECKING:
     import torch
@@ -264,7 +264,7 @@ def _joined_digest(model: Joined, opening: Opening) -> str:
 
 
 def _is_closed(model: Model) -> bool:
-    return isinstance(model, (Command, Drawer))
+    return isinstance(model, Closed)
 
 
 def _read_closed(model: Closed, device: torch.device, opening: Opening) -> ModelFile:

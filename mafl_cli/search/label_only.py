@@ -34,8 +34,6 @@ _BORDER = 2
 """Voxels by which the border between what is drawn and what is around it is moved outwards and inwards."""
 _MARGIN = 16
 """Voxels around what the model draws that belong to the part whose signs are turned: networks see about so far."""
-_SMALLEST = 4
-"""Side of the smallest block, voxels."""
 
 
 @dataclass(frozen=True)
