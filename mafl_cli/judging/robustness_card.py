@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from mafl_cli.codes import Sight
+from mafl_cli.config import LABEL_ONLY
 from mafl_cli.measure.value import Value
 from mafl_cli.names import cell, harmless, in_one_line
 from mafl_cli.results.detection_report import Roc
@@ -25,8 +26,16 @@ _OF_CASE = ("target_iou", "hit_rate", "psnr_db")
 # Rows about what became of classes.
 _MOST_CONSEQUENCES = 20
 
+_KNEW_MODEL, _KNEW_LABELS = "the model", "labels only"
+_KNOWLEDGE = {
+    _KNEW_MODEL: "White-box: the attacker knows the model. Somebody who only sees its output needs more, or a larger "
+    "change.",
+    _KNEW_LABELS: "Labels only: the attacker sees what the model draws, and may ask so often. Somebody who knows the "
+    "model gets further, by a smaller change.",
+}
+"""What follows for others from what an attacker knew."""
+
 _LIMITS = (
-    "White-box: the attacker knows the model. Somebody who only sees its output needs more, or a larger change.",
     "A goal that was not reached was not reached by this search within its steps; a longer search may reach it.",
     "The numbers are those of these scans and targets. They say nothing about other scanners, tasks or patients.",
     "Whether a change can be seen is read off JPEG 2000 compression that looks as different, on which readers of CT "
@@ -52,7 +61,9 @@ def card(report: Evaluation) -> str:
         _head(report), _attacks(report), _gates(report), _results(report), _consequences(report), _trials(report),
         _cases(report), _models(report),
     ]  # fmt: skip
-    limits = "\n".join(f"- {line}" for line in _LIMITS)
+    knew = {_knew(case) for case in report.judged}
+    said = [sentence for knowledge, sentence in _KNOWLEDGE.items() if knowledge in knew]
+    limits = "\n".join(f"- {line}" for line in (*said, *_LIMITS))
     return "\n\n".join([*(part for part in parts if part), f"## Limits\n\n{limits}\n\n{NOTICE}"]) + "\n"
 
 
@@ -103,23 +114,34 @@ def _attacks(report: Evaluation) -> str:
         doubtful = sum(bool(case.doubts) for case in cases)
         said = f"{doubtful} of {len(cases)} in doubt: {'; '.join(list(reasons)[:3])}" if doubtful else "no alarm"
         rows.append((*map(_md, tried), f"{reached} of {len(cases)}", explained, _md(said if told or doubtful else "-")))
-    heads = ("attack", "limit on the change", "steps", "goal reached", "gradient explains, at least", "checks")
+    heads = (
+        "attack", "attacker knew", "limit on the change", "steps", "goal reached", "gradient explains, at least",
+        "checks",
+    )  # fmt: skip
     unknown = any(case.attack is None for case in report.judged)
     note = "\n\nNothing is known about an attack without a report: it may have been weak." if unknown else ""
     return "## The attack\n\n" + _table(heads, rows) + note
 
 
 def _tried(case: JudgedCase) -> tuple[str, ...]:
-    """Method, budget and steps of a case, in words."""
-    attack = case.attack
+    """Method, what the attacker knew, budget and steps of a case, in words."""
+    attack, knew = case.attack, _knew(case)
     if attack is None:
-        return "unknown", "unknown", "unknown"
+        return ("unknown",) * 4
+    steps = f"at most {attack.steps} queries" if knew == _KNEW_LABELS else str(attack.steps)
     where = "; only some voxels or channels" if attack.confined else ""
     if attack.eps_native is None:
-        return attack.method, f"none{where}", str(attack.steps)
+        return attack.method, knew, f"none{where}", steps
     radius = ", ".join(f"{each:.4g}" for each in attack.eps_native)
     norm = "each voxel" if attack.norm == "linf" else "length"
-    return attack.method, f"{norm} at most {radius} native units{where}", str(attack.steps)
+    return attack.method, knew, f"{norm} at most {radius} native units{where}", steps
+
+
+def _knew(case: JudgedCase) -> str:
+    """What the attacker knew of the model; empty where there is no report of the attack."""
+    if case.attack is None:
+        return ""
+    return _KNEW_LABELS if case.attack.method == LABEL_ONLY else _KNEW_MODEL
 
 
 def _gates(report: Evaluation) -> str:

@@ -188,6 +188,31 @@
         + "connected piece. HD95 leaves out the farthest twentieth, so that a small hole may not show in it."));
   }
 
+  // What is left after transforms that the change was made to survive.
+  function survivalTable(report) {
+    const path = "metrics.survival", side = (n, name, key) => number(report, `${path}.${n}.${name}.${key}`, share);
+    const rows = (at(report, path) || []).map((entry, n) => [entry.transform, side(n, "adversarial", "target_iou"),
+      side(n, "adversarial", "hit_rate"), entry.goal_reached ? "yes" : "no", side(n, "clean", "dice_with_clean")]);
+    return rows.length ? table("What survives a change of the file",
+      ["After", "Target IoU", "Hit rate", "Goal reached", "Clean scan: Dice with the prediction before"], rows) : null;
+  }
+
+  // Scores of detectors; the sample whose score rose most stands for all.
+  function detectorTable(report) {
+    const path = "metrics.evasion", rise = ({ clean, adversarial }) => adversarial - clean;
+    const rows = (at(report, path) || []).map((entry, n) => {
+      const { samples } = entry;
+      const most = samples.reduce((best, sample, k) => (rise(sample) > rise(samples[best]) ? k : best), 0);
+      const score = (side) => number(report, `${path}.${n}.samples.${most}.${side}`, share);
+      const place = samples.length && samples[most].slice !== null ? `slice ${samples[most].slice}` : "volume";
+      return [entry.detector, entry.asked ? "yes" : "no", [number(report, `${path}.${n}.above`, count), ` of ${count(samples.length)}`],
+        samples.length ? [score("clean"), ` ${ARROW} `, score("adversarial"), el("small", {}, place)] : DASH];
+    });
+    return rows.length ? el("div", { class: "boxed" }, table("What detectors say",
+      ["Detector", "Was to be evaded", "Score higher than on the clean scan", `Largest rise: clean ${ARROW} adversarial`], rows),
+    el("p", { class: "soft" }, "A detector scores a scan without knowing the target: the higher, the more it looks attacked.")) : null;
+  }
+
   function componentTable(report) {
     const found = at(report, "metrics.post_write.per_component");
     if (!found.largest.length) return null;
@@ -212,6 +237,14 @@
     return typeof value === "number" ? minus(String(value)) : String(value);
   }
 
+  // What the attacker knew of the model.
+  function knowledge({ attack }) {
+    if (!attack) return null;
+    const { queries } = attack;
+    return queries ? `nothing but the labels that the model drew, asked ${count(queries.asked)} times of at most ${count(queries.limit)}`
+      : "the model";
+  }
+
   const bullets = (lines) => el("ul", {}, ...lines.map((line) => el("li", {}, line)));
 
   function facts(report, { model, run, tool, classes }) {
@@ -234,7 +267,8 @@
           ["Slices", report.space ? `${report.space.slice_axis.name}, attacked in ${report.space.mode.toUpperCase()}` : null]]),
         el("h2", {}, "Method"), list([
           ["Method", `${run.settings.method}, seed ${run.settings.seed}`], ["Started", run.started],
-          ["Passes", report.attack ? `${count(report.attack.passes.forward)} forward, ${count(report.attack.passes.backward)} backward` : null],
+          ["Attacker knew", knowledge(report)],
+          ["Passes", report.attack && !report.attack.queries ? `${count(report.attack.passes.forward)} forward, ${count(report.attack.passes.backward)} backward` : null],
           ["Program", `${tool.name} ${tool.version}`], ["Configuration", el("code", {}, plain(run.config_hash))]]))),
       el("details", {}, el("summary", {}, "All settings"),
         el("dl", { class: "settings" }, ...Object.entries(run.settings || {}).flatMap(([key, value]) =>
@@ -975,7 +1009,7 @@
     byId("numbers").replaceChildren(...(report.metrics ? [
       consequenceTable(report), agreementTable(report), sizeTable(report, unit),
       many > 1 ? el("p", { class: "soft" }, `Over ${many} channels: L2 over all, the largest Linf, means of PSNR and SSIM.`) : null,
-      classTable(report), componentTable(report)].filter(Boolean) : []));
+      classTable(report), componentTable(report), survivalTable(report), detectorTable(report)].filter(Boolean) : []));
     byId("facts").replaceChildren(...facts(report, data.shared[entry.shared]));
     for (const row of document.querySelectorAll("#cases-table tbody tr")) {
       if (Number(row.dataset.case) === n) row.setAttribute("aria-current", "true");

@@ -283,4 +283,7 @@ def _title(case: CaseRecord) -> str:
     parts.append("target is empty" if iou is None else f"target IoU {iou:.3f}")
     if psnr is not None:
         parts.append(f"PSNR {psnr:.1f} dB")
+    if case.metrics.evasion is not None:
+        told = ", ".join(f"{each.detector} {each.above} of {len(each.samples)}" for each in case.metrics.evasion)
+        parts.append(f"detectors that say more than of the clean scan: {told}")
     return " · ".join(parts)

@@ -164,7 +164,25 @@ def test_the_card_opens_with_what_was_tried_and_within_which_budget() -> None:
 
     assert "each voxel at most 12.5 native units |" in card
     assert "each voxel at most 12.5 native units; only some voxels or channels |" in card
-    assert "| mafl | none | 100 | 1 of 1 |" in card
+    assert "| mafl | the model | none | 100 | 1 of 1 |" in card
+
+
+@pytest.mark.parametrize(
+    ("methods", "columns", "said"),
+    [
+        (["mafl"], ["the model | none | 100"], [True, False]),
+        (["label-only"], ["labels only | none | at most 100 queries"], [False, True]),
+        (["mafl", "label-only"], ["the model | none | 100", "labels only | none | at most 100 queries"], [True, True]),
+        ([None], ["unknown | unknown | unknown"], [False, False]),
+    ],
+)
+def test_the_card_says_what_the_attacker_knew(methods: list[str | None], columns: list[str], said: list[bool]) -> None:
+    attacks = [None if method is None else replace(told(), method=method) for method in methods]
+
+    card = robustness_card.card(judged([case(f"{n}", attack=attack) for n, attack in enumerate(attacks)]))
+
+    assert all(f"| {column} | 1 of 1 |" in card for column in columns)
+    assert ["White-box: the attacker knows the model." in card, "Labels only: the attacker sees" in card] == said
 
 
 # --- from the attack to the gate ----------------------------------------------------------------------------------

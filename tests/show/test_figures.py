@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,10 +22,13 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from nibabel.affines import apply_affine
 from nibabel.quaternions import angle_axis2mat
+from pages import page_case
 
+from mafl_cli.config import DETECTORS
 from mafl_cli.errors import OutputError, UsageError
-from mafl_cli.results.report import Trace
-from mafl_cli.show import choice
+from mafl_cli.results.detection_report import Evasion, Scores
+from mafl_cli.results.report import CaseRecord, Trace
+from mafl_cli.show import choice, show
 from mafl_cli.show import figure as figures
 from mafl_cli.show.display import class_colour
 from mafl_cli.show.figure import panel
@@ -32,6 +36,21 @@ from mafl_cli.show.slices import oriented_slice
 
 PLANES = ("sagittal", "coronal", "axial")
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "cases"
+
+
+def test_the_title_of_a_run_has_what_detectors_say() -> None:
+    told = page_case("a").case
+    assert isinstance(told, CaseRecord)
+    rising = Scores(slice=1, clean=0.25, adversarial=0.5)
+    found = tuple(
+        Evasion(detector=name, asked=True, above=above, samples=(rising,))
+        for name, above in zip(DETECTORS, (0, 1, 1), strict=True)
+    )
+    plain, evading = show._title(told), show._title(replace(told, metrics=replace(told.metrics, evasion=found)))
+    assert (
+        evading
+        == f"{plain} · detectors that say more than of the clean scan: blur 0 of 1, entropy 1 of 1, margin 1 of 1"
+    )
 
 
 # --- one slice ----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import base64
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from bodies import case
+from judged import survived
 from matplotlib.image import imread
 from pages import CLASSES, blocks, decoded, page_case
 
 from mafl_cli.measure.observer import Screen
+from mafl_cli.results.detection_report import Evasion, Scores
+from mafl_cli.results.report import CaseRecord, Queries
 from mafl_cli.show import page
 from mafl_cli.show.screen import LOST, PLAIN, grey_levels, largest_spot, visible_where
 from mafl_cli.system import records
@@ -386,6 +390,37 @@ def test_every_number_is_the_reports(opened: Any) -> None:
         assert {f"metrics.clean.{path}", f"metrics.post_write.{path}"} <= paths
     sizes = "l0.count l2.native l2.model linf.native linf.model psnr_db.value ssim.mean.value ssim.worst.value"
     assert {f"metrics.size.{path}" for path in (*sizes.split(), "low_frequency_share.value")} <= paths
+
+
+def test_what_detectors_say_what_survives_and_what_the_attacker_knew_are_on_the_page(opened: Any) -> None:
+    quiet, loud = (Scores(slice=n, clean=0.25, adversarial=adversarial) for n, adversarial in ((3, 0.125), (5, 0.75)))
+    plain = page_case("plain")
+    assert isinstance(plain.case, CaseRecord)
+    told = replace(
+        plain.case,
+        attack=replace(plain.case.attack, queries=Queries(limit=200, asked=41, repeated=2)),
+        metrics=replace(
+            plain.case.metrics,
+            evasion=(
+                Evasion(detector="blur", asked=True, above=0, samples=(quiet,)),
+                Evasion(detector="margin", asked=False, above=1, samples=(quiet, loud)),
+            ),
+            survival=(survived(0.625, "jpeg:90"),),
+        ),
+    )
+    reader = opened(replace(plain, case=told), plain)
+    rows = reader.page.locator("#numbers tbody tr").all_inner_texts()
+    found = [row.split() for row in rows if row.split()[0] in ("blur", "margin", "jpeg:90")]
+    arrow = "\u2192"
+    assert found[0][:3] == ["jpeg:90", "0.6250", "0.6250"]
+    assert [" ".join(row) for row in found[1:]] == [
+        f"blur yes 0 of 1 0.2500 {arrow} 0.1250 slice 3",
+        f"margin no 1 of 2 0.2500 {arrow} 0.7500 slice 5",
+    ]
+    assert "nothing but the labels that the model drew, asked 41 times of at most 200" in reader.text("#facts")
+    reader.page.locator("tr[data-case='1'] button").click()
+    assert "What detectors say" not in reader.text("#numbers")
+    assert "Attacker knew\nthe model" in reader.text("#facts")
 
 
 def test_cases_are_sorted_and_chosen_by_click_and_key(opened: Any) -> None:
