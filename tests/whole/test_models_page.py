@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shlex
+import sys
 import warnings
 from pathlib import Path
 
@@ -33,6 +35,16 @@ COMMANDS = list(
 """Each once, whether it is written with short options or long ones."""
 DRAWS = 5
 """With these random weights the networks of the page draw class 1 on the scan."""
+PROGRAM = """#!{python}
+import sys
+
+import nibabel as nib
+import numpy as np
+
+scan = nib.load(sys.argv[1])
+nib.save(nib.Nifti1Image((np.asarray(scan.dataobj) > 0.5).astype(np.uint8), scan.affine), sys.argv[2])
+"""
+"""Draws what is bright."""
 NNUNET = "nnUNetTrainer__nnUNetPlans__3d_fullres"
 
 
@@ -53,6 +65,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.jit.script(Threshold(2)).save("a.ts")
         for name in ("spleen_ct", "spleen_ct_segmentation"):
             _bundle(name)
+        program = Path("program")
+        program.write_text(PROGRAM.format(python=sys.executable))
+        program.chmod(0o755)
         with contextlib.suppress(ImportError):
             _onnx()
         with contextlib.suppress(ImportError):
@@ -97,6 +112,7 @@ def _nnunet(folder: Path) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_of_the_page_run(models: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(models)
+    monkeypatch.setenv("PATH", str(models), prepend=os.pathsep)
     torch.manual_seed(DRAWS)
     words = shlex.split(command.replace("Dataset004_X/...", f"Dataset004_X/{NNUNET}"))[1:]
     for word in words:
@@ -105,15 +121,17 @@ def test_the_commands_of_the_page_run(models: Path, command: str, monkeypatch: p
             pytest.skip(f"{word} cannot be made here")
     if words[0] == "evaluate":
         assert mafl("attack", "scan.nii.gz", "-t", "erase:1", "-m", "a.ts", "--steps", 2, "--overwrite").exit_code == 0
+    is_closed = "--model-command" in words
     more: dict[str, list[object]] = {
-        "attack": ["--steps", 2, "--overwrite"],
+        "attack": ["--queries" if is_closed else "--steps", 4 if is_closed else 2, "--overwrite"],
         "inspect": ["--overwrite"] if "--write" in words else [],
     }
     result = mafl(*words, *more.get(words[0], []))
     assert result.exit_code == 0, result.stderr
     if words[0] == "attack":
         report = json.loads((models / "mafl-out" / "report.json").read_text())
-        assert report["cases"][0]["attack"]["passes"]["backward"] > 0
+        attack = report["cases"][0]["attack"]
+        assert (attack["queries"]["asked"] if is_closed else attack["passes"]["backward"]) > 0
 
 
 def test_every_kind_has_a_command() -> None:
