@@ -29,6 +29,9 @@ from mafl_cli.errors import MaflError
 MOST = 1.15
 """L2 over that of the network inside, up to which a way to hide counts as broken for good."""
 
+SAME = 3
+"""Voxels drawn otherwise than by the network inside, up to which the function on the scan counts as its own."""
+
 Map = Callable[[Tensor], Tensor]
 
 
@@ -179,6 +182,8 @@ BACKS: dict[str, Map] = {
     "one class alone, and a decoy": lambda z: one_hot(z) + 1e-3 * torch.tanh(elsewhere(z) / 10),
     "rounded logits, and a leak": lambda z: torch.round(4 * z) / 4 + 1e-3 * z,
     "waves in the logits": waves,
+    "cubed logits": lambda z: z**3,
+    "squared logits with their sign": lambda z: z * z.abs(),
     "noise in the logits": lambda z: z + 0.1 * z.std() * torch.randn_like(z),
 }
 AROUND: dict[str, Callable[[Map, Tensor], Tensor]] = {"a random shift": shifted}
@@ -303,26 +308,36 @@ class Outcome:
 
     word: broken, dear (broken, at more than `MOST` times the length), inconclusive, refused, or passed: the goal was
     missed and nothing says so. ratio: L2 over that of the network inside, NaN if refused. how: whose gradient,
-    and what the checks found.
+    and what the checks found. apart: voxels of the clean scan that are drawn otherwise than by the network inside.
     """
 
     word: str
     ratio: float
     how: str
+    apart: int
 
 
 def outcome(problem: Problem, network: nn.Module, own: float, steps: int) -> Outcome:
+    apart = int((_drawn(network, problem.image) != _drawn(problem.network, problem.image)).sum())
     try:
         found = mafl.attack(network, problem.image, problem.target, steps=steps, **problem.options)
     except MaflError as exc:
-        return Outcome("refused", float("nan"), str(exc))
+        return Outcome("refused", float("nan"), str(exc), apart)
     ratio = float(found.sizes.l2.square().sum().sqrt()) / own
     trust, reached = found.trust, bool(found.success.all())
     alarms = ", ".join(alarm.code.value for alarm in trust.searches[0].alarms) if trust.searches else ""
     how = f"{trust.found_by.replace('_', ' ')}{f' ({alarms})' if alarms else ''}"
     if reached:
-        return Outcome("broken" if ratio <= MOST else "dear", ratio, how)
-    return Outcome("inconclusive" if trust.verdict is Belief.ALARM else "passed", ratio, how)
+        return Outcome("broken" if ratio <= MOST else "dear", ratio, how, apart)
+    return Outcome("inconclusive" if trust.verdict is Belief.ALARM else "passed", ratio, how, apart)
+
+
+def _drawn(network: nn.Module, image: Tensor) -> Tensor:
+    """Classes in one pass: (B, *spatial) of padded sides, which networks with strides want."""
+    sides = [side for edge in reversed(image.shape[2:]) for side in (0, -edge % 16)]
+    with torch.no_grad():
+        logits: Tensor = network(F.pad(image, sides, value=float(image.min())))
+    return logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(dim=1)
 
 
 def main() -> None:
@@ -359,6 +374,10 @@ def page(lines: list[tuple[str, bool, str, Outcome]], command: str) -> str:
     open_ones = [found for _, honest, _, found in lines if honest]
     counts = {word: sum(found.word == word for found in hidden) for word in WORDS}
     alarmed = sum("(" in found.how for found in open_ones)
+    same = [found for found in hidden if found.apart <= SAME]
+    broken = sum(found.word == "broken" for found in same)
+    ratios = [found.ratio for found in same if found.word in ("broken", "dear")]
+    worst = f", at {max(ratios):.2f} times its L2 or less" if ratios else ""
     names = list(dict.fromkeys(name for name, *_ in lines))
     text = [
         "# Networks that hide how easily they are fooled",
@@ -368,6 +387,9 @@ def page(lines: list[tuple[str, bool, str, Outcome]], command: str) -> str:
         f"{len(hidden)} attacks on networks that hide their gradient, draw by other rules when they see a scan, or "
         f"answer by chance: {', '.join(f'{count} {word}' for word, count in counts.items())}. {len(open_ones)} attacks "
         f"on honest ones: {alarmed} with an alarm about the gradient.",
+        "",
+        f"In {len(same)} of the {len(hidden)} the network draws the clean scan as the one inside does, but for {SAME} "
+        f"voxels at most: {broken} are broken{worst}. The others are other functions, which may need more.",
         "",
         f"*broken*: the unchanged network draws the target, with at most {MOST} times the L2 that the network inside "
         "takes; "

@@ -9,7 +9,7 @@ from mafl_cli.codes import Alarm, Belief
 from mafl_cli.config import EpsUnit, Norm
 from mafl_cli.system.records import OPTIONAL, AtMostOne, Count, Length, Share
 
-CheckName = Literal["slope", "slope_smooth", "along", "dead", "loop", "no_limit", "dust"]
+CheckName = Literal["slope", "slope_smooth", "along", "dead", "border", "loop", "no_limit", "dust"]
 GradientName = Literal["exact", "straight_through", "smoothed"]
 """The network's own; with a slope where rounding and the like have none; averaged over small changes."""
 

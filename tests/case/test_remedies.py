@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import mafl_cli as mafl
 from mafl_cli.codes import Alarm, Belief
 
-OF_GRADIENTS = {Alarm.SLOPE, Alarm.ALONG, Alarm.DEAD, Alarm.LOOP}
+OF_GRADIENTS = {Alarm.SLOPE, Alarm.ALONG, Alarm.DEAD, Alarm.BORDER, Alarm.LOOP}
 
 
 def moved(network: nn.Module) -> tuple[Tensor, Tensor]:

@@ -107,6 +107,7 @@ MASKED: dict[str, Callable[[], nn.Module]] = {
     "saturated": lambda: Wrapped(back=lambda z: torch.tanh(30 * z)),
     "clamped": lambda: Wrapped(back=lambda z: z.clamp(-0.1, 0.1)),
     "one-hot, and a leak": lambda: Wrapped(back=_onehot),
+    "flat where classes meet": lambda: Wrapped(back=lambda z: z**3),
 }
 """Each is attacked in vain, or needlessly far."""
 

@@ -21,7 +21,7 @@ from mafl_cli.search.loop import attack
 from mafl_cli.trust import directions
 from mafl_cli.trust.measured import Places, Ways, measure
 
-OF_GRADIENTS = {Alarm.SLOPE, Alarm.ALONG, Alarm.DEAD, Alarm.LOOP}
+OF_GRADIENTS = {Alarm.SLOPE, Alarm.ALONG, Alarm.DEAD, Alarm.BORDER, Alarm.LOOP}
 
 
 def attacked(net: nn.Module, image: Tensor | None = None, **options: Any) -> mafl.Attacked[Tensor]:
