@@ -1,6 +1,8 @@
-"""From benchmark.json, best_known.json and survival.json to benchmark.md and benchmark.png, without running anything.
+"""From benchmark.json and the JSON files beside it to benchmark.md and benchmark.png, without running anything.
 
     python benchmarks/tables.py [--out docs]
+
+Those are best_known.json, survival.json (`survival.py`) and visibility.json (`visible.py`).
 
 Every sentence about a number is computed from it, so that a page never says more than its run.
 """
@@ -35,6 +37,7 @@ from results import (
 )
 from sources import is_volume
 from survived import survival
+from visible_section import visibility
 
 AT_GOAL = "mafl at the goal"
 RIVALS = ("adv-lib PDGD", "adv-lib PDPGD", "adv-lib ALMA-prox", "pdgd")
@@ -50,9 +53,10 @@ def main() -> None:
 def write(folder: Path) -> None:
     """benchmark.md and benchmark.png beside the JSON files of a folder."""
     document = json.loads((folder / "benchmark.json").read_text())
-    text, left = markdown(document, known.read(folder), known.sources(folder)), folder / "survival.json"
-    if left.is_file():
-        text += "\n" + survival(json.loads(left.read_text()))
+    text = markdown(document, known.read(folder), known.sources(folder))
+    for name, section in (("survival.json", survival), ("visibility.json", visibility)):
+        if (folder / name).is_file():
+            text = f"{text.rstrip()}\n\n{section(json.loads((folder / name).read_text())).rstrip()}\n"
     (folder / "benchmark.md").write_text(text)
     picture(document, folder / "benchmark.png")
 

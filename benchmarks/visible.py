@@ -1,10 +1,11 @@
 """What an attack that minimises visibility, or Linf, buys, and what it costs, beside the one that minimises L2.
 
-    python benchmarks/visible.py --data DIR [--minimise visibility|linf] [--steps 100] [--cases GLOB...]
+    python benchmarks/visible.py --data DIR [--minimise visibility|linf] [--steps 100] [--cases GLOB...] [--out docs]
 
-Each pair of `cases.py` in 2-D is attacked both ways with the same goal and as many passes. Printed for each slice: the
-score, L2 and Linf, and in its worst part d' and the compression equivalent (`mafl_cli.measure.visibility`); then what
-is so on average. The noise is that of the slices as they are cut.
+Each pair of `cases.py` is attacked both ways with the same goal and as many passes. Printed for each slice, and for
+each volume: the score, L2 and Linf, and where it is most visible d' and the compression equivalent
+(`mafl_cli.measure.visibility`); then what is so on average. The noise is that of the slices, or the box, as they are
+cut. With `--out`, visibility.json is written there, which `tables.py` makes a section of benchmark.md.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from statistics import geometric_mean, mean, median
 from typing import Any
 
 import numpy as np
 import torch
 from cases import Case, load_case
+from numpy.typing import NDArray
 from sources import all_names, is_volume
+from visible_section import in_short
 
 from mafl_cli.config import preset
 from mafl_cli.field.preprocess import per_channel
@@ -33,26 +36,31 @@ from mafl_cli.scans.body import blanked
 from mafl_cli.search.loop import attack
 from mafl_cli.search.ruler import Ruler, Visible
 
+LEFT_OUT = ("t1_brainmask_128:*", "deepbet_mask:*")
+"""Volumes of two million voxels and more: an hour each."""
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """One slice. d_prime: None where the part that was cut out is too small for its noise to be known."""
+    """One slice or volume. d_prime: None where the part that was cut out is too small for its noise to be known."""
 
     score: float
     l2: float
     linf: float
     d_prime: float | None
     equivalent: float
+    equivalent_haarpsi: float
+    equivalent_d_prime: float | None
     verdict: str
 
 
 class Cut:
-    """A slice as a volume of one."""
+    """A part of a scan as a volume (I, J, K)."""
 
     axcodes = "RAS"
 
-    def __init__(self, plane: torch.Tensor) -> None:
-        self.data = plane.numpy()[:, :, None]
+    def __init__(self, data: NDArray[Any]) -> None:
+        self.data = data
 
 
 def main() -> None:
@@ -61,47 +69,61 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--cases", nargs="+", default=["*"], metavar="GLOB", help="which pairs, as name:target")
     parser.add_argument("--minimise", choices=("visibility", "linf"), default="visibility")
-    parser.add_argument("--json", type=Path, help="write all numbers there")
+    parser.add_argument("--out", type=Path, help="write visibility.json there")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    names = [name for name in all_names(arguments.data) if not is_volume(name)]
+    names = [name for name in all_names(arguments.data) if not any(fnmatch(name, glob) for glob in LEFT_OUT)]
     names = [name for name in names if any(fnmatch(name, glob) for glob in arguments.cases)]
     print(f"torch {torch.__version__}, one thread, {arguments.steps} steps, {len(names)} pairs")
-    pairs: list[tuple[str, Outcome, Outcome]] = []
-    other = arguments.minimise
-    seconds = {"l2": 0.0, other: 0.0}
+    rows: list[dict[str, Any]] = []
     for name in names:
-        case = load_case(name, arguments.data)
-        both = {}
-        for minimise in seconds:
-            begin = time.process_time()
-            adversarial, scores = solved(case, minimise, arguments.steps)
-            seconds[minimise] += time.process_time() - begin
-            both[minimise] = judged(case, adversarial, scores)
-        for row, (plain, seen) in enumerate(zip(both["l2"], both[other], strict=True)):
-            pairs.append((name, plain, seen))
-            print(f"{name} slice {row}: {_said(plain)} -> {_said(seen)}", flush=True)
-    if arguments.json:
-        document = [{"case": name, "l2": asdict(one), other: asdict(two)} for name, one, two in pairs]
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
-    _summary([(one, two) for _, one, two in pairs], seconds[other] / seconds["l2"])
+        rows += compared(name, arguments.data, arguments.minimise, arguments.steps)
+    for kind, some in (("slices", False), ("volumes", True)):
+        if chosen := [row for row in rows if row["volume"] == some]:
+            print(kind, in_short(chosen, arguments.minimise), sep="\n")
+    if arguments.out:
+        command = f"python benchmarks/visible.py --data DATA --minimise {arguments.minimise} --steps {arguments.steps}"
+        document = {"command": command, "torch": torch.__version__, "minimise": arguments.minimise}
+        lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
+        (arguments.out / "visibility.json").write_text(f'{json.dumps(document)[:-1]}, "rows": [\n{lines}\n]}}\n')
+
+
+def compared(name: str, data: Path | None, other: str, steps: int) -> list[dict[str, Any]]:
+    """A row for each slice of a pair, or for the volume."""
+    case = load_case(name, data)
+    solved(case, "l2", 2)  # The first passes of a network are slower.
+    both, seconds = {}, {}
+    for minimise in ("l2", other):
+        begin = time.process_time()
+        adversarial, scores = solved(case, minimise, steps)
+        seconds[minimise] = (time.process_time() - begin) / len(scores)
+        both[minimise] = judged(case, adversarial, scores)
+    found = []
+    for place, outcomes in enumerate(zip(*both.values(), strict=True)):
+        row = {"case": name, "slice": place, "volume": is_volume(name)}
+        for minimise, outcome in zip(both, outcomes, strict=True):
+            row[minimise] = {**asdict(outcome), "seconds": round(seconds[minimise], 2)}
+        found.append(row)
+        where = "volume" if is_volume(name) else f"slice {place}"
+        print(f"{name} {where}: {' -> '.join(_said(outcome) for outcome in outcomes)}", flush=True)
+    return found
 
 
 def solved(case: Case, minimise: str, steps: int) -> tuple[torch.Tensor, list[float]]:
-    """The adversarial slices, and their scores."""
+    """The adversarial slices or volume, and their scores."""
     settings: dict[str, Any] = {"minimise": minimise}
-    ruler = _ruler(case) if minimise == "visibility" else None
+    ruler = ruler_of(case) if minimise == "visibility" else None
     found = attack(
         case.field, case.clean, case.target, preset("mafl", steps=steps, **settings), case.limits, ruler=ruler
     )
     return found.adversarial, found.verdict.score.tolist()
 
 
-def _ruler(case: Case) -> Ruler:
-    """As `case.visible` makes it, with the noise of the slices at hand."""
-    rows, columns = case.clean.shape[2:]
-    planes = [case.clean[:, channel].numpy() for channel in range(case.clean.shape[1])]
-    sigmas = [noise_of(each, 0, blanked(each)) for each in planes]
+def ruler_of(case: Case) -> Ruler:
+    """As `case.visible` makes it, with the noise of the part at hand. Slices lie along the first two spatial axes."""
+    rows, columns = case.clean.shape[2:4]
+    channels = _scans(case.clean) if case.clean.ndim == 5 else list(case.clean.permute(1, 2, 3, 0).numpy())
+    sigmas = [noise_of(each, 2, blanked(each)) for each in channels]
     known = [1.0 if each is None else each.sigma for each in sigmas]
     unit = case.limits.unit if None not in sigmas else 1.0
     noise = torch.tensor(known if None not in sigmas else [1.0] * len(known)) / unit
@@ -109,8 +131,13 @@ def _ruler(case: Case) -> Ruler:
     return Visible(torch.from_numpy(half).float(), noise, (2, 3))
 
 
-def judged(case: Case, adversarial: torch.Tensor, scores: list[float]) -> list[Outcome]:
-    """Size and visibility of each slice."""
+def _scans(samples: torch.Tensor) -> list[NDArray[Any]]:
+    """The channels of one volume (1, C, I, J, K)."""
+    return list(samples[0].numpy())
+
+
+def judged(case: Case, adversarial: torch.Tensor, scores: Sequence[float]) -> list[Outcome]:
+    """Size and visibility of each slice, or of the volume."""
     change = (adversarial - case.clean) / per_channel(case.limits.unit, case.clean)
     found = []
     for row, score in enumerate(scores):
@@ -122,6 +149,8 @@ def judged(case: Case, adversarial: torch.Tensor, scores: list[float]) -> list[O
                 float(change[row].abs().max()),
                 seen.d_prime.value,
                 seen.compression_equivalent.number,
+                seen.compression_equivalent_haarpsi.number,
+                seen.compression_equivalent_d_prime.value,
                 seen.verdict.value,
             )
         )
@@ -129,8 +158,10 @@ def judged(case: Case, adversarial: torch.Tensor, scores: list[float]) -> list[O
 
 
 def _seen(clean: torch.Tensor, adversarial: torch.Tensor) -> Visibility:
-    """Of one slice (C, H, W)."""
-    scans: Any = [[Cut(channel) for channel in slices] for slices in (clean, adversarial)]
+    """Of one slice (C, H, W) or volume (C, I, J, K)."""
+    scans: Any = [
+        [Cut(channel.numpy().reshape(*channel.shape[:2], -1)) for channel in part] for part in (clean, adversarial)
+    ]
     channels = [f"channel {n}" for n in range(len(clean))]
     outside = [blanked(scan.data) for scan in scans[0]]
     return visibility_of(*scans, channels=channels, slice_axis=2, outside=outside)
@@ -139,20 +170,6 @@ def _seen(clean: torch.Tensor, adversarial: torch.Tensor) -> Visibility:
 def _said(found: Outcome) -> str:
     d = "–" if found.d_prime is None else f"{found.d_prime:.1f}"
     return f"score {found.score:.4f} L2 {found.l2:.2f} Linf {found.linf:.2f} d' {d} {found.equivalent:.1f}:1"
-
-
-def _summary(pairs: list[tuple[Outcome, Outcome]], time_ratio: float) -> None:
-    drops = [1 - two.d_prime / one.d_prime for one, two in pairs if one.d_prime and two.d_prime is not None]
-    if drops:
-        print(f"d' lower by {mean(drops):.0%} on average, median {median(drops):.0%} ({len(drops)} slices)")
-    ratios = [two.equivalent / one.equivalent for one, two in pairs]
-    better = sum(ratio < 1 for ratio in ratios)
-    print(f"compression equivalent lower in {better} of {len(pairs)}, x {geometric_mean(ratios):.2f}")
-    for what in ("l2", "linf"):
-        print(f"{what} x {geometric_mean([getattr(two, what) / getattr(one, what) for one, two in pairs]):.2f}")
-    reached = [sum(each.score >= 0.99 for each in side) for side in zip(*pairs, strict=True)]
-    print(f"at the goal: {reached[0]} and {reached[1]} of {len(pairs)}")
-    print(f"time x {time_ratio:.2f}")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,18 @@ def test_the_way_there_and_back_is_linear_and_its_own_adjoint(size: tuple[int, .
     torch.testing.assert_close(ruler.size(there, length(change)), length(there))
 
 
+def test_a_volume_is_measured_as_its_slices_are() -> None:
+    volume = noise(1, 2, 20, 27, 4)
+    # The sum of the class, by another transform: over all frequencies, and slice by slice.
+    seen = np.maximum(eye((20, 27), Screen(0.5)), Visible.FAINTEST)
+    power = np.abs(np.fft.fft2(volume[0].numpy(), axes=(1, 2))) ** 2 / (20 * 27)
+    known = np.sqrt((seen[None, :, :, None] * power / np.array([0.5, 2.0])[:, None, None, None] ** 2).sum())
+    whole = of((1, 2, 20, 27, 4), (2, 3)).coordinates(volume)
+    assert float(length(whole)) == pytest.approx(known)
+    slices = volume[0].permute(3, 0, 1, 2)
+    torch.testing.assert_close(of((4, 2, 20, 27), (2, 3)).coordinates(slices), whole[0].permute(3, 0, 1, 2))
+
+
 def test_what_the_eye_sees_best_counts_most_and_noise_hides() -> None:
     size, plane = (1, 2, 32, 32), (2, 3)
     ruler, column = of(size, plane), torch.arange(32).double()
