@@ -65,11 +65,14 @@ MADE = {
         901, "MadeCT", "2d", ("CT",), _CLASSES, (1.2, 1.2, 4.0), (72, 64, 14), zero=False,
         attacks=(("erase:2", 100), ("erase:1", 100), ("erase:1", 200)),
     ),
-    "3d": Made(902, "MadeMR", "3d_fullres", ("T1",), _CLASSES, (1.0, 1.0, 4.0), (64, 72, 16), zero=True),
+    "3d": Made(
+        902, "MadeMR", "3d_fullres", ("T1",), _CLASSES, (1.0, 1.0, 4.0), (64, 72, 16), zero=True,
+        attacks=(("erase:2", 100), ("erase:1", 100), ("erase:1", 300)),
+    ),
     "regions": Made(
         903, "MadeRegions", "3d_fullres", ("FLAIR", "T1"),
         {"background": 0, "whole": [1, 2], "core": 2}, (1.4, 1.3, 1.5), (48, 52, 44), zero=True,
-        attacks=(("erase:whole", 100), ("erase:core", 100)),
+        attacks=(("erase:core", 100), ("erase:whole", 100)),
         planner="nnUNetPlannerResEncM", plans="nnUNetResEncUNetMPlans",
     ),
 }  # fmt: skip
