@@ -17,7 +17,7 @@ from mafl_cli.config import config_hash, preset
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 NAMES = (
     "ablation", "cases", "figure", "known", "overhead", "peers", "phantom", "planned", "planted", "quality",
-    "released", "results", "sources", "tables",
+    "released", "results", "sources", "tables", "visible_section",
 )  # fmt: skip
 
 
@@ -282,13 +282,43 @@ def test_every_ingredient_can_be_taken_out(benchmarks: Any) -> None:
 def test_the_page_of_planted_networks_counts_what_came_of_them(benchmarks: dict[str, ModuleType]) -> None:
     planted = benchmarks["planted"]
     found = [
-        ("a", False, "waves", planted.Outcome("broken", 1.02, "straight through (slope)")),
-        ("b", False, "waves", planted.Outcome("refused", float("nan"), "it says why")),
-        ("a", True, "blur", planted.Outcome("dear", 2.5, "exact")),
-        ("b", True, "blur", planted.Outcome("broken", 1.0, "exact (dead)")),
+        ("a", False, "waves", planted.Outcome("broken", 1.02, "straight through (slope)", 0)),
+        ("b", False, "waves", planted.Outcome("refused", float("nan"), "it says why", 0)),
+        ("a", True, "blur", planted.Outcome("dear", 2.5, "exact", 0)),
+        ("b", True, "blur", planted.Outcome("broken", 1.0, "exact (dead)", 0)),
     ]
     page = planted.page(found, "python benchmarks/planted.py")
     assert "1 broken, 0 dear, 0 inconclusive, 1 refused, 0 passed" in page
     assert "2 attacks on honest ones: 1 with an alarm" in page
+    assert "In 2 of the 2 the network draws the clean scan as the one inside does" in page
+    assert "1 are broken, at 1.02 times its L2 or less" in page
     assert "| waves | broken, 1.02, straight through (slope) | refused |" in page
     assert "| blur | dear, 2.50, exact | broken, 1.00, exact (dead) |" in page
+
+
+def test_visibility_counts_what_is_lower_what_is_higher_and_what_no_compression_reaches(benchmarks: Any) -> None:
+    def outcome(d_prime: float | None, haarpsi: float, by_d: float, score: float = 1.0) -> dict[str, Any]:
+        return {
+            "score": score, "l2": 2.0, "linf": 1.0, "d_prime": d_prime, "equivalent": max(haarpsi, by_d),
+            "equivalent_haarpsi": haarpsi, "equivalent_d_prime": by_d, "seconds": 1.0,
+        }  # fmt: skip
+
+    pairs = [
+        (outcome(100.0, 20.0, 40.0), outcome(50.0, 30.0, 20.0)),
+        (outcome(200.0, 20.0, 10.0), outcome(150.0, 40.0, 10.0, score=0.9)),
+        (outcome(900.0, 50.0, 100.0), outcome(400.0, 60.0, 100.0)),
+        (outcome(None, 20.0, 10.0), outcome(None, 10.0, 10.0)),
+    ]
+    rows = [
+        {"case": "a", "slice": place, "volume": False, "l2": one, "visibility": two}
+        for place, (one, two) in enumerate(pairs)
+    ]
+    document = {"command": "c", "torch": "2", "minimise": "visibility", "rows": rows}
+    text = benchmarks["visible_section"].visibility(document)
+    assert "| at the goal | 3 of 4, with L2 4 |" in text
+    assert "| d' on average ≥ 30 % lower | 44 % PASS |" in text
+    assert "| compression equivalent lower in ≥ 90 % | 50 % **MISS** |" in text
+    assert "lower in 2 of 4, beyond 100:1 both times in 1, higher in 1; × 0.93 |" in text
+    assert "| the same by HaarPSI alone | lower in 1 of 4; × 1.16 |" in text
+    assert "| a, 3 | 1.0000 → 1.0000 | 2.00 → 2.00 | – → – | 20.0 → 10.0 | 20.0 → 10.0 | 10.0 → 10.0 |" in text
+    assert "### Volumes" not in text
