@@ -22,9 +22,9 @@ from mafl_cli.case.pipeline import write_found
 from mafl_cli.case.prepare import Case, prepare
 from mafl_cli.case.problem import Say
 from mafl_cli.case.request import AttackRequest
-from mafl_cli.case.searching import Found, Watched
+from mafl_cli.case.searching import Found
 from mafl_cli.case.surviving import Survivors
-from mafl_cli.codes import Outcome, Reason
+from mafl_cli.codes import Outcome
 from mafl_cli.config import NOTE, AttackConfig, config_hash
 from mafl_cli.errors import DiskFullError, GeometryError, InputError, Interrupted, UsageError
 from mafl_cli.field.carry import Carry
@@ -43,7 +43,6 @@ from mafl_cli.results.universal_report import (
     UniversalReport,
 )
 from mafl_cli.scans import geometry, nifti_write
-from mafl_cli.search import traces
 from mafl_cli.search.certificate import Estimate
 from mafl_cli.search.loop import StepRecord
 from mafl_cli.search.universal import Piece, Universal, require_possible, search
@@ -336,14 +335,10 @@ def _changed(scan: _Scan, delta: Tensor, passes: tuple[int, int], faithful: Fait
         info=subject.info.with_gradient(subject.segmenter.gradient_from, faithful.sentence),
         faithful=faithful,
         outcomes=outcomes,
-        constant=0,
         # The prediction that judges it is one pass at least.
         forward=max(passes[0], len(rows)),
         backward=passes[1],
-        trace=traces.joined([]),
-        watched=Watched(()),
         estimate=Estimate.none(subject.clean),
-        local_optimum=Estimate.none(subject.clean).joined(Reason.NO_ESTIMATE),
     )
 
 

@@ -1,23 +1,16 @@
-"""Scans in front of a model of which nothing is seen but the labels that it draws: a program, or a function.
-
-Each question is a scan as NIfTI in a temporary folder of its own, on the original's grid and in its type, and the mask
-that comes back. Questions are counted; the same one is asked once.
-"""
+"""Scans in front of a model of which nothing is seen but the labels that it draws, see `case.oracle`."""
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mafl_cli.case.oracle import Oracle
 from mafl_cli.case.problem import Say
 from mafl_cli.case.request import ModelRequest
 from mafl_cli.case.subject import Subject, prepare_subject
@@ -28,72 +21,13 @@ from mafl_cli.field.preprocess import Preprocessing
 from mafl_cli.field.resample import Grids
 from mafl_cli.field.samples import Drawn, OfScan, Samples, stacked
 from mafl_cli.names import outside
-from mafl_cli.network import command, kinds
+from mafl_cli.network import kinds
 from mafl_cli.network.card import ModelCard
 from mafl_cli.network.intensity import Intensity
 from mafl_cli.network.load import ModelInfo
-from mafl_cli.network.source import Closed, Command, Drawer
-from mafl_cli.scans import nifti_write
+from mafl_cli.network.source import Closed
 from mafl_cli.scans.geometry import choose_slice_axis
-from mafl_cli.scans.masks import Masks
 from mafl_cli.scans.volume import Volume
-
-_MASK = "mask.nii.gz"
-
-
-@dataclass(eq=False)
-class Oracle:
-    """What is asked, and what it answered.
-
-    scans: whose grid and types questions have. asked: how often it drew; known: answers by the hash of their question.
-    """
-
-    model: Closed
-    scans: tuple[Volume, ...]
-    asked: int = 0
-    repeated: int = 0
-    known: dict[str, bytes] = field(default_factory=dict)
-
-    def codes(self, data: Sequence[NDArray[np.float32]], *, afresh: bool = False) -> NDArray[np.int64]:
-        """What is drawn on a scan, (I, J, K) for each channel, native -> (I, J, K).
-
-        afresh: ask even where the answer is known.
-        Raises: ModelError where there is none that is a mask on the scan's grid.
-        """
-        digest = hashlib.sha256(b"".join(np.ascontiguousarray(each).tobytes() for each in data)).hexdigest()
-        shape = self.scans[0].shape
-        if digest in self.known and not afresh:
-            self.repeated += 1
-            return np.frombuffer(zlib.decompress(self.known[digest]), np.uint16).reshape(shape).astype(np.int64)
-        found = self._function(self.model, data) if isinstance(self.model, Drawer) else self._program(self.model, data)
-        self.asked += 1
-        # Masks are large and simple: packed they are a hundredth.
-        self.known[digest] = zlib.compress(np.ascontiguousarray(found.astype(np.uint16)).tobytes(), 1)
-        return found
-
-    def _function(self, model: Drawer, data: Sequence[NDArray[np.float32]]) -> NDArray[np.int64]:
-        drawn = np.asarray(model.function([each.copy() for each in data]))
-        if drawn.shape != self.scans[0].shape or drawn.dtype.kind not in "biu":
-            raise ModelError(
-                f"{outside(model.name)}: must give whole numbers of shape {self.scans[0].shape}, got {drawn.dtype} of "
-                f"shape {drawn.shape}."
-            )
-        if drawn.size and not 0 <= int(drawn.min()) <= int(drawn.max()) <= np.iinfo(np.uint16).max:
-            raise ModelError(f"{outside(model.name)}: must give labels from 0 to 65535.")
-        return drawn.astype(np.int64)
-
-    def _program(self, model: Command, data: Sequence[NDArray[np.float32]]) -> NDArray[np.int64]:
-        with tempfile.TemporaryDirectory(prefix="mafl-") as place:
-            folder = Path(place).resolve()
-            inputs = [folder / f"scan_{number:04d}.nii.gz" for number in range(len(data))]
-            for path, scan, values in zip(inputs, self.scans, data, strict=True):
-                nifti_write.write_native(path, scan, values)
-            command.run(model, inputs, folder / _MASK, folder)
-            try:
-                labels, _, _ = Masks(adjustable=False).read(folder / _MASK, replace(self.scans[0], name=inputs[0].name))
-            except InputError as exc:
-                raise ModelError(f"{outside(model.name)}: what it drew cannot be used: {exc}") from exc
-        return labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +57,15 @@ class ClosedSubject(Subject):
             )
         return classes.decode(codes)
 
-    def drawn_afresh(self, data: Sequence[NDArray[np.float32]]) -> Drawn:
+    def drawn_on_file(self, data: Sequence[NDArray[np.float32]], found: Drawn, clean: Drawn) -> Drawn:
         """Ask once more, whatever is known: of files that were written, it is the files that are judged."""
-        labels = self.labels_on(data, afresh=True)
-        there = OfScan(data, self.layout, self.clean.device)
-        return Drawn(there, self.preprocessing, torch.from_numpy(self.layout.to_batch(labels)))
+        labels = torch.from_numpy(self.layout.to_batch(self.labels_on(data, afresh=True)))
+        asked = found.samples[torch.arange(len(found.samples))]
+        if np.array_equal(np.stack(data), self.as_volume(asked)) and not torch.equal(labels, found.labels):
+            self.say(
+                f"{self.info.name}: draws the same scan differently each time: its numbers are those of one answer."
+            )
+        return Drawn(OfScan(data, self.layout, self.clean.device), self.preprocessing, labels)
 
 
 def subject_of(scans: Sequence[Volume], request: ModelRequest, device: torch.device, say: Say) -> Subject:

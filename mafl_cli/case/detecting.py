@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mafl_cli.case.problem import Problem
 from mafl_cli.case.subject import Subject
 from mafl_cli.case.surviving import labels_after
-from mafl_cli.classes import Labels, in_any_map
+from mafl_cli.classes import Labels
 from mafl_cli.config import DETECTORS, AttackConfig, Detector
 from mafl_cli.field.samples import OfScan
 from mafl_cli.field.transforms import BLUR
 from mafl_cli.network import uncertainty
 from mafl_cli.results.detection_report import Evasion, Scores
 from mafl_cli.scans.volume import Volume
+from mafl_cli.search.evasion import moved
 
 Found = Mapping[Detector, NDArray[np.float64]]
 """The score of each slice, or of the volume, by each detector."""
@@ -80,15 +82,14 @@ def clean_totals(case: Problem, config: AttackConfig) -> Tensor | None:
 
 
 def _moved(subject: Subject, scans: Sequence[Volume], labels: Labels) -> NDArray[np.float64]:
-    """Voxels drawn otherwise under a mild blur, as a share of those that are foreground before or after; 0 where
-    nothing is."""
-    axis = subject.slices.index
-    blurred = labels_after(BLUR, scans, subject)
-    masks = np.stack([in_any_map(blurred != labels), in_any_map((blurred > 0) | (labels > 0))])
-    samples = masks.shape[axis + 1] if subject.layout.sliced else 1
-    moved, drawn = (np.moveaxis(mask, axis, 0).reshape(samples, -1).sum(axis=1) for mask in masks)
-    found: NDArray[np.float64] = moved / np.maximum(drawn, 1)
-    return found
+    """What of the drawn voxels a mild blur moves."""
+
+    def by_sample(maps: Labels) -> Tensor:
+        """(M, I, J, K) -> (samples, M, voxels...), slices in the order of the scan."""
+        maps = np.moveaxis(maps, subject.slices.index + 1, 0) if subject.layout.sliced else maps[np.newaxis]
+        return torch.from_numpy(np.ascontiguousarray(maps))
+
+    return moved(by_sample(labels), by_sample(labels_after(BLUR, scans, subject))).numpy()
 
 
 def _unsure(subject: Subject, scans: Sequence[Volume]) -> NDArray[np.float64]:

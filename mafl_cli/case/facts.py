@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mafl_cli.case.closed import ClosedSubject
 from mafl_cli.case.detecting import evasion_of
+from mafl_cli.case.oracle import Oracle
 from mafl_cli.case.prepare import Case
 from mafl_cli.case.remedies import Settled
 from mafl_cli.case.searching import Found
@@ -96,12 +96,12 @@ def facts_of(
             draws_a_step=DRAWS_A_STEP if subject.by_chance else None,
             faithful=found.faithful.record,
             trace=found.trace,
-            trust=None
-            if isinstance(subject, ClosedSubject)
-            else believed(case, settled, config, reached=goal_reached, linf_share=_linf_share(sizes)),
+            trust=believed(case, settled, config, reached=goal_reached, linf_share=_linf_share(sizes))
+            if subject.oracle is None
+            else None,
             local_optimum=found.local_optimum,
             worst=found.worst,
-            queries=_queries(subject, config) if isinstance(subject, ClosedSubject) else None,
+            queries=None if subject.oracle is None else _queries(subject.oracle, config),
         ),
         metrics=report.Metrics(
             clean=agreement(clean),
@@ -138,9 +138,8 @@ def _survival(case: Case, config: AttackConfig, again: Sequence[volume.Volume], 
     return left_after(transform, before, after, aimed, (config.goal_iou, config.goal_hit))
 
 
-def _queries(subject: ClosedSubject, config: AttackConfig) -> report.Queries:
+def _queries(oracle: Oracle, config: AttackConfig) -> report.Queries:
     """What the search has asked; the file that was written was asked about once more."""
-    oracle = subject.oracle
     return report.Queries(limit=config.steps, asked=oracle.asked - 1, repeated=oracle.repeated)
 
 

@@ -12,8 +12,8 @@ from mafl_cli.case.closed import ClosedSubject
 from mafl_cli.case.faithful import Faithfulness
 from mafl_cli.case.prepare import Case
 from mafl_cli.case.remedies import Settled
-from mafl_cli.case.searching import Found, Progress, Watched
-from mafl_cli.codes import Outcome, Reason
+from mafl_cli.case.searching import Found, Progress
+from mafl_cli.codes import Outcome
 from mafl_cli.config import AttackConfig
 from mafl_cli.errors import UsageError
 from mafl_cli.field.samples import Changed, Drawn
@@ -77,13 +77,10 @@ def found_by_labels(
         info=subject.info,
         faithful=Faithfulness(None),
         outcomes=tuple(outcomes),
-        constant=0,
         forward=subject.oracle.asked - before,
         backward=0,
         trace=traces.joined([] if result is None else [traces.Group(len(result.l2), result.records)]),
         estimate=Estimate.none(subject.clean),
-        local_optimum=Estimate.none(subject.clean).joined(Reason.NO_ESTIMATE),
-        watched=Watched(()),
     )
     return Settled(found, ())
 

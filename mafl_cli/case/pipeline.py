@@ -13,9 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mafl_cli.case import memory
 from mafl_cli.case.closed import ClosedSubject
@@ -31,7 +29,6 @@ from mafl_cli.case.searching import Found, Progress
 from mafl_cli.case.trusting import checked
 from mafl_cli.case.worst import searched
 from mafl_cli.case.write import Written
-from mafl_cli.field.samples import Drawn, OfScan
 from mafl_cli.names import public_name
 from mafl_cli.network.device import caution, exactly, pick_device
 from mafl_cli.network.reasons import enough_memory
@@ -158,7 +155,7 @@ def _written(
     written.scans(subject.as_volume(found.adversarial.whole()))
     again = written.again()
     clock.lap("write")
-    post = _judged(case, found, [each.data for each in again])
+    post = subject.drawn_on_file([each.data for each in again], found.drawn, case.clean_drawn)
     written.masks(PREDICTION_ADVERSARIAL, subject.to_labels(post.labels), again[0])
     body = facts_of(case, request.config, settled, again, post)
     clock.lap("measure")
@@ -210,21 +207,6 @@ def _settings(request: AttackRequest, case: Case) -> dict[str, Any]:
     }
 
 
-def _judged(case: Case, found: Found, data: list[NDArray[np.float32]]) -> Drawn:
-    """What the model draws on the scan as it was written, (I, J, K) for each channel."""
-    subject = case.subject
-    if isinstance(subject, ClosedSubject):
-        post = subject.drawn_afresh(data)
-        same = np.array_equal(np.stack(data), subject.as_volume(found.adversarial.whole()))
-        if same and not torch.equal(post.labels, found.drawn.labels):
-            subject.say(
-                f"{subject.info.name}: draws the same scan differently each time: its numbers are those of one answer."
-            )
-        return post
-    there = OfScan(data, subject.layout, subject.clean.device)
-    return subject.drawn(there, subject.frozen(data), like=(found.drawn, case.clean_drawn))
-
-
 def show_target(
     request: AttackRequest, *, say: Say = lambda line: None, detail: Say = lambda line: None
 ) -> report.DryRun:
@@ -247,7 +229,7 @@ def _show_target(request: AttackRequest, say: Say, detail: Say, names: Callable[
     ):
         case = prepare(request, device, say)
         subject = case.subject
-        if not isinstance(subject, ClosedSubject):
+        if subject.oracle is None:
             detail(memory.plan(case))
         clean = subject.to_labels(case.clean_labels)
         written = Written(case, stage, request.config)

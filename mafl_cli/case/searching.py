@@ -46,36 +46,6 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the search brought, in memory. outcomes has one entry per sample, None where none was attacked.
-
-    drawn: the prediction of the adversarial samples. info: of the model, with what this scan has shown of it.
-    faithful: how far the graph was from the file.
-    trace: see `search.traces.joined`. watched: where the search of some samples led, see `WATCHED`. estimate,
-    local_optimum: how far each change is above the shortest near it, and all of them together.
-    worst: who found what, where several searches were made.
-    """
-
-    adversarial: Changed
-    drawn: Drawn
-    info: ModelInfo
-    faithful: Faithfulness
-    outcomes: tuple[Outcome | None, ...]
-    constant: int
-    forward: int
-    backward: int
-    trace: Trace
-    estimate: Estimate
-    local_optimum: LocalOptimum
-    watched: Watched
-    worst: WorstCase | None = None
-
-    def reached(self, case: Problem, config: AttackConfig) -> Tensor:
-        """Which samples draw the target: bool (B,)."""
-        return case.goal(config).judge(self.drawn.labels).reached
-
-
-@dataclass(frozen=True)
 class Watched:
     """What is kept of the search of some samples, to tell whether it can be believed.
 
@@ -103,6 +73,41 @@ class Watched:
             self.ended.pop(row, None)
             if not bool(result.l2[place]):
                 self.ended[row] = part.pasted(result.last)[place]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search brought, in memory. outcomes has one entry per sample, None where none was attacked.
+
+    drawn: the prediction of the adversarial samples. info: of the model, with what this scan has shown of it.
+    faithful: how far the graph was from the file.
+    estimate: how far each change is above the shortest near it. unknown: why there is none, where no sample has one.
+    constant: samples that were left out because they have one value. trace: see `search.traces.joined`. watched: where
+    the search of some samples led, see `WATCHED`. worst: who found what, where several searches were made.
+    """
+
+    adversarial: Changed
+    drawn: Drawn
+    info: ModelInfo
+    faithful: Faithfulness
+    outcomes: tuple[Outcome | None, ...]
+    forward: int
+    backward: int
+    estimate: Estimate
+    unknown: Reason = Reason.NO_ESTIMATE
+    constant: int = 0
+    trace: Trace = made_field(default_factory=lambda: traces.joined([]))
+    watched: Watched = Watched(())
+    worst: WorstCase | None = None
+
+    @property
+    def local_optimum(self) -> LocalOptimum:
+        """How far all changes together are above the shortest near them."""
+        return self.estimate.joined(self.unknown)
+
+    def reached(self, case: Problem, config: AttackConfig) -> Tensor:
+        """Which samples draw the target: bool (B,)."""
+        return case.goal(config).judge(self.drawn.labels).reached
 
 
 Follow = Callable[["Part", Tensor], Field]
@@ -221,7 +226,7 @@ def search(
         trace=traces.joined(rounds[0]),
         watched=watched,
         estimate=estimate,
-        local_optimum=estimate.joined(no_estimate(config, outcomes)),
+        unknown=no_estimate(config, outcomes),
     )
 
 

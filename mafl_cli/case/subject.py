@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mafl_cli.case.oracle import Oracle
 from mafl_cli.case.problem import Say, Seen
 from mafl_cli.case.request import ModelRequest
 from mafl_cli.classes import Labels
@@ -36,13 +37,15 @@ from mafl_cli.scans.volume import Volume
 class Subject(Seen):
     """Scans and model on one grid, and what the model makes of them.
 
-    scans: their `data` lie in the memory of the batch, and in its order.
+    scans: their `data` lie in the memory of the batch, and in its order. oracle: who answers in the place of a network;
+    None where there is one.
     """
 
     scans: tuple[Volume, ...]
     card: ModelCard
     slices: SliceAxis
     layout: Layout
+    oracle: Oracle | None = None
 
     @property
     def scan(self) -> Volume:
@@ -69,6 +72,11 @@ class Subject(Seen):
         if crop is None or (self.preprocessing.crop is not None and crop is self.preprocessing.crop):
             return self.grids
         return grids_of(self.card, self.layout, self.scan, crop.shape, None if preprocessing.moves else crop)
+
+    def drawn_on_file(self, data: Sequence[NDArray[np.float32]], found: Drawn, clean: Drawn) -> Drawn:
+        """What the model draws on a scan as it was written. found, clean: what it drew before, see `drawn`."""
+        samples = OfScan(data, self.layout, self.clean.device)
+        return self.drawn(samples, self.frozen(data), like=(found, clean))
 
     def predict(self, data: Sequence[NDArray[np.float32]]) -> Labels:
         """Labels (M, I, J, K) that the model draws on a scan, (I, J, K) for each channel, native."""

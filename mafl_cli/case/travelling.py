@@ -58,7 +58,6 @@ def made_to_travel(case: Problem, config: AttackConfig, shortest: Found) -> Foun
         else Outcome.STEP_LIMIT
         for row, before in enumerate(shortest.outcomes)
     )  # fmt: skip
-    estimate = Estimate.none(like=seen.clean)
     return replace(
         shortest,
         adversarial=adversarial,
@@ -67,6 +66,6 @@ def made_to_travel(case: Problem, config: AttackConfig, shortest: Found) -> Foun
         outcomes=outcomes,
         forward=passes[0],
         backward=passes[1],
-        estimate=estimate,
-        local_optimum=estimate.joined(Reason.NO_ESTIMATE),
+        estimate=Estimate.none(like=seen.clean),
+        unknown=Reason.NO_ESTIMATE,
     )

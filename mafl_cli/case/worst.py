@@ -333,7 +333,7 @@ def _joined(case: Problem, config: AttackConfig, best: Found, other: Found, bett
         faithful=max((best.faithful, other.faithful), key=_strayed),
         outcomes=outcomes,
         estimate=estimate,
-        local_optimum=estimate.joined(no_estimate(config, outcomes)),
+        unknown=no_estimate(config, outcomes),
         # The gradients are those of one network: what the first search saw of them stands for all.
         watched=Watched(best.watched.rows, ended, best.watched.falls),
     )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mafl_cli.case import faithful
-from mafl_cli.case.closed import ClosedSubject, subject_of
+from mafl_cli.case.closed import subject_of
 from mafl_cli.case.problem import Say, goal_of, spoilt
 from mafl_cli.case.request import ModelRequest
 from mafl_cli.case.subject import Subject
@@ -114,7 +114,7 @@ class Judge:
         subject = subject_of(pair.clean, _as_attacked(model, sha256, pair), device, say)
         # A target that cannot be used should not take two predictions to find out.
         target = _target(pair, subject, say)
-        if not isinstance(subject, ClosedSubject):
+        if subject.oracle is None:
             subject = faithful.looked_for_chance_in_scan(subject, [each.data for each in pair.adversarial])
         clean, adversarial = (
             subject.drawn_on([each.data for each in scans]) for scans in (pair.clean, pair.adversarial)

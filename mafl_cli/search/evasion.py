@@ -88,13 +88,16 @@ class Evasion:
         return torch.stack(parts).amax(dim=0).clamp_min(0).float()
 
     def _moved(self, prediction: Prediction) -> Tensor:
-        """Voxels that the second function draws otherwise than the first, as a share of those that either draws."""
-        first, second = prediction.views[0].labels, prediction.views[1].labels
-        masks = [first != second, (first > 0) | (second > 0)]
-        if self._overlapping:
-            masks = [mask.any(dim=1) for mask in masks]
-        moved, drawn = (mask.flatten(1).sum(dim=1).double() for mask in masks)
-        return moved / drawn.clamp_min(1)
+        first, second = (view.labels for view in prediction.views[:2])
+        return moved(first, second) if self._overlapping else moved(first.unsqueeze(1), second.unsqueeze(1))
+
+
+def moved(first: Tensor, second: Tensor) -> Tensor:
+    """Voxels that are drawn otherwise in the second labels, (B, M, *spatial), as a share of those that are foreground
+    in either; 0 where none is: (B,), float64."""
+    masks = (first != second, (first > 0) | (second > 0))
+    changed, drawn = (mask.any(dim=1).flatten(1).sum(dim=1).double() for mask in masks)
+    return changed / drawn.clamp_min(1)
 
 
 def _totals(logits: Tensor) -> Tensor:
