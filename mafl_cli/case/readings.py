@@ -184,7 +184,7 @@ def try_readings(subject: Subject, drawn: Labels, wanted: Labels | None, *, thor
         return max(seen.values(), key=lambda tried: tried.score).reading
 
     orders = permutations(given.order) if len(given.order) <= CHANNELS else [given.order]
-    ways = product(orders, (None, *scalings(subject)))
+    ways = list(product(orders, (None, *scalings(subject))))
     try_all(replace(given, order=order, intensity=text) for order, text in ways)
     if subject.layout.sliced:
         try_all(turned(subject, best(), range(3) if thorough else [subject.slices.index]))
@@ -194,6 +194,9 @@ def try_readings(subject: Subject, drawn: Labels, wanted: Labels | None, *, thor
         try_all(replace(best(), orientation=codes) for codes in flipped(best().orientation))
         if thorough and max(tried.score for tried in seen.values()) < RIGHT[parts.measure]:
             try_all(turned(subject, best(), [None]))
+    if best().orientation != given.orientation:
+        # What fits a scan best that is read the wrong way need not be what fits it the right way.
+        try_all(replace(best(), order=order, intensity=text) for order, text in ways)
     others = sorted((tried for tried in seen.values() if tried.reading != given), key=lambda tried: -tried.score)
     return Readings(given=replace(seen[given], given=seen[given].score), others=tuple(others), part=parts.words)
 

@@ -92,6 +92,17 @@ def test_the_scaling_of_intensities_is_found(tmp_path: Path) -> None:
     )
 
 
+def test_a_scaling_that_helps_a_scan_that_is_read_the_wrong_way_is_not_what_is_advised(tmp_path: Path) -> None:
+    array = np.zeros(SHAPE, np.float32)
+    array[BLOB] = 0.8
+    # Brightened until it is drawn, and moved along the wrong axis, this lies where the blob should be drawn.
+    array[18:23, 6:11, BLOB[2]] = 0.42
+    found = tried_readings(saved(tmp_path), [write(tmp_path, "scan.nii.gz", array)], mask(tmp_path, 0, 6))
+    assert found.better is not None
+    assert found.better.score == pytest.approx(1)
+    assert found.better.reading.intensity is None
+
+
 def test_the_order_of_channels_is_found(tmp_path: Path) -> None:
     dark = write(tmp_path, "dark.nii.gz", np.random.default_rng(0).random(SHAPE, np.float32) * 0.1)
     found = tried_readings(saved(tmp_path, channels=2), [dark, scan(tmp_path)], mask(tmp_path, 1, 6))
