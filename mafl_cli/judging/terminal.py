@@ -56,8 +56,10 @@ def _said_of(case: JudgedCase) -> str:
     """Whether the attack can be believed."""
     if case.doubts:
         return f"in doubt: {in_one_line(case.doubts[0].sentence)}"
-    if case.attack is None or case.attack.trust is None:
+    if case.attack is None:
         return "nothing is known about it: there is no report of it"
+    if case.attack.trust is None:
+        return f"it saw nothing but labels, and asked for at most {case.attack.steps} of them"
     said = said_of(case.attack.trust).removesuffix(".")
     return f"{said[0].lower()}{said[1:]}"
 

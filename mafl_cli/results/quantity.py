@@ -86,8 +86,11 @@ class Quantity:
         return ".".join(found.names) if isinstance(found, _FieldPath) else None
 
     def shown(self, value: float | None) -> str:
-        """A value as tables have it; "-" where it is undefined."""
-        return "-" if value is None else f"{value:{self.form}}"
+        """A value as tables have it; "-" where it is undefined. A mean of counts keeps what is not whole of it."""
+        if value is None:
+            return "-"
+        form = ".2f" if self.form == ".0f" and math.isfinite(value) and value != round(value) else self.form
+        return f"{value:{form}}"
 
     def with_unit(self, value: float) -> str:
         """A value as sentences have it."""

@@ -185,6 +185,17 @@ def test_the_card_says_what_the_attacker_knew(methods: list[str | None], columns
     assert ["White-box: the attacker knows the model." in card, "Labels only: the attacker sees" in card] == said
 
 
+@pytest.mark.parametrize(
+    ("attack", "said"),
+    [
+        (told(method="label-only", trust=None), "it saw nothing but labels, and asked for at most 100 of them"),
+        (None, "nothing is known about it: there is no report of it"),
+    ],
+)
+def test_the_terminal_says_what_an_attack_without_checks_was(attack: AttackTold | None, said: str) -> None:
+    assert f"  attack {said}" in terminal.terminal(judged([case("a", attack=attack)]))
+
+
 # --- from the attack to the gate ----------------------------------------------------------------------------------
 
 

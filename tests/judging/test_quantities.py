@@ -36,6 +36,11 @@ def test_a_quantity_knows_its_place_in_the_report_of_an_attack() -> None:
     }  # fmt: skip
 
 
+def test_the_mean_of_counts_is_not_rounded_to_a_count() -> None:
+    visibility = QUANTITIES["visibility"]
+    assert [visibility.shown(value) for value in (0.0, 0.5, 2.0)] == ["0", "0.50", "2"]
+
+
 def test_beyond_every_change_is_what_is_worst_for_the_attacker() -> None:
     assert [QUANTITIES[name].beyond for name in ("psnr_at_goal", "linf_at_goal", "psnr_db")] == [
         float("-inf"), float("inf"), None,
