@@ -88,7 +88,10 @@ def format_universal(whole: UniversalReport) -> str:
         "range": "of the scan's range",
         "noise": "times the scan's noise",
     }[change.unit]
-    lines = [f"one change for {len(whole.cases)} scans, {change.norm} at most {change.eps:g} {units}"]
+    changed = sum(case.error is None for case in whole.cases)
+    lines = [
+        f"one change for {changed} scan{'s' if changed != 1 else ''}, {change.norm} at most {change.eps:g} {units}"
+    ]
     for name, found in (("made on", whole.made_on), ("held out", whole.held_out)):
         if found is None:
             lines.append("  held out      none: nothing is known of other scans")
