@@ -113,7 +113,7 @@ class Alarm(Code):
     SLOPE = "slope", "the gradient explains {} of how this model answers"
     ALONG = "along", "along its gradient the model moves {} times as far as promised"
     DEAD = "dead", "{} of the voxels to change answer to nothing"
-    BORDER = "border", "where two classes meet, what this model gives explains {} of the logits behind it"
+    BORDER = "border", "where two classes meet, this model answers with {} of what it does beside"
     LOOP = "loop", "in the search the model moved {} times as far as the gradients promised"
     NO_LIMIT = "no_limit", "the goal was missed although nothing limits the change"
     DUST = "dust", "the change is {} of the scan's range, which is dust"

@@ -41,11 +41,9 @@ def checked(case: Problem, found: Found, config: AttackConfig) -> tuple[SearchRe
             places = Places(x, part.wanted, _must(case, some, part), ~part.limits.frozen)
             field = OneDraw(part.field, x.device, config.seed) if case.seen.by_chance else part.field
             into.append(measure(field, places, ways, lambda rows, work: case.seen.groups(rows, work, together)))
-    border, passes = _at_border(case, found, rows[0])
     falls = [found.watched.falls[row] for row in rows]
     reached = bool(case.goal(config).judge(found.drawn.labels).reached.all())
-    record = judged(clean, ended, falls, rows, gradient="exact", goal_reached=reached, border=border, passes=passes)
-    return (record,)
+    return (judged(clean, ended, falls, rows, gradient="exact", goal_reached=reached),)
 
 
 def believed(case: Problem, settled: Settled, config: AttackConfig, *, reached: bool, linf_share: float) -> Trust:
@@ -63,16 +61,6 @@ def believed(case: Problem, settled: Settled, config: AttackConfig, *, reached: 
         linf_share=linf_share,
         ladder=settled.ladder,
     )
-
-
-def _at_border(case: Problem, found: Found, row: int) -> tuple[float | None, int]:
-    """How far the output of one sample, as the search left it, goes with its logits; and passes that asking took."""
-    segmenter = case.seen.segmenter.exact
-    if segmenter.gradient_from == "file":
-        return None, 0
-    rows = torch.tensor([row], device=case.seen.clean.device)
-    seen = next(case.seen.field().inputs(_ended(found, row)[None], case.edit(rows), 1))
-    return segmenter.border_cosine(seen), 2
 
 
 def _must(case: Problem, rows: Tensor, part: Part) -> Tensor:

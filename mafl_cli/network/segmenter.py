@@ -186,15 +186,6 @@ class Segmenter:
         twin._lifted, twin._plan, twin.exact = OrderedDict(), plan, twin
         return twin, plan
 
-    def border_cosine(self, x: Tensor) -> float | None:
-        """How far its output goes with the logits behind it, see `straight.border_cosine`; None without a graph.
-
-        x: (1, C, *spatial), model units.
-        """
-        members = self.members_of(self.original.enlarged(x)) if self.gradient_from == "graph" else []
-        found = [straight.border_cosine(member.lifted(ready), ready) for member, ready in members]
-        return min((cosine for cosine in found if cosine is not None), default=None)
-
     def take_one_by_one(self) -> None:
         """From now on every sample goes through the network alone."""
         self._one_by_one = self.exact._one_by_one = True

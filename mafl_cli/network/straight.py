@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from mafl_cli.network.lifting import Gives, Lifted, depending_nodes, shape_of
@@ -36,8 +35,6 @@ _FAST = 1.0
 """Radians by which the argument of a wave moves when the scan moves by `_NUDGE`: with more, its slope leads nowhere."""
 _NUDGE = 3e-3
 """The noise with which steps are tried, as a share of the range of what the network sees."""
-_NEAR = 0.05
-"""Share of the voxels, those nearest to the border between two classes, whose leads are compared."""
 _ALIKE = 0.9
 """Share of its variance that a map has in common with the input to count as the input, put another way."""
 
@@ -95,18 +92,6 @@ def diagnose(lifted: Lifted, x: Tensor) -> Plan:
     said = {"front": "what comes before the first layer", "output": "what comes after the logits"}
     operators = dict.fromkeys(said.get(kind, names.get(name, name)) for name, (kind, _) in cures.items())
     return Plan(cures, tuple(operators))
-
-
-def border_cosine(lifted: Lifted, x: Tensor) -> float | None:
-    """How far a network's output goes with the logits behind it where two classes meet: 1 if it is a multiple of them.
-
-    The logits are the first map that draws the same labels; None if there is none. Compared are the leads of the drawn
-    class over the next, where they are small. A cube of the logits, say, draws as they do, and its slope is nothing at
-    the border, where the shortest change ends: a search along it ends far behind.
-
-    Args: x: (1, C, *spatial) as the network sees it. It goes through the network twice, without gradient.
-    """
-    return _Look(lifted, x).border_cosine()
 
 
 def straightened(lifted: Lifted, plan: Plan) -> Lifted:
@@ -256,25 +241,6 @@ class _Look:
             ):
                 return str(node.name)
         return None
-
-    def border_cosine(self) -> float | None:
-        """See the function of this name."""
-        name = self.peeled()
-        if name is None:
-            return None
-        (node,) = (each for each in self.order if each.name == name)
-        before, after = _leads(self._here[node], "logits"), _leads(self._here[self._raw], self._gives)
-        near = before.argsort()[: max(1, round(_NEAR * len(before)))]
-        return float(F.cosine_similarity(before[near], after[near], dim=0))
-
-
-def _leads(raw: Tensor, gives: Gives) -> Tensor:
-    """How far the drawn class is before the next, of each voxel: (voxels,), float64, logits."""
-    logits = raw.double()
-    if raw.shape[1] == 1:
-        return (torch.logit(logits) if gives == "probabilities" else logits).abs().flatten()
-    first, second = (logits.log() if gives == "probabilities" else logits).topk(2, dim=1).values.unbind(1)
-    return (first - second).flatten()
 
 
 def _copied(graph: fx.GraphModule) -> fx.GraphModule:

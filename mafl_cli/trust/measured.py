@@ -8,6 +8,7 @@ is compared with itself a small step away.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,6 +25,11 @@ HALVES = 2
 """Parts of the voxels that must change, whose margins are looked at apart: each direction counts twice."""
 # A margin that moves by less than this share of itself is where rounding leaves it.
 _STILL = 1e-6
+_NEAR, _BESIDE = 0.02, 0.12
+"""Shares of the voxels that answer, by how near they are to the border between two classes: at it, and from there on
+beside it."""
+_FEW = 10
+"""Voxels at a border that are enough to say something."""
 _SEED = 20180710
 
 Groups = Callable[[Tensor, Callable[[Tensor, float], None]], None]
@@ -71,7 +77,11 @@ class Measured:
 
     promised, came: (n, HALVES, directions), how the mean margin changes from one side of the scan to the other; white
         directions first. promised_along, came_along: (n,), how it falls by a step along the gradient, 0 if not asked.
-    still: (n,), share of the voxels that must and may change whose margin nothing moved. forward, backward: passes that
+    still: (n,), share of the voxels that must and may change whose margin nothing moved.
+    border: (n,), how far white directions move the margins where two classes meet, over how far they move those beside;
+        NaN where too few voxels answer. About 1, or more: classes meet where a model looks. A model whose output is
+        flat there, like a cube of its logits, has next to nothing, and its shortest change is not found.
+    forward, backward: passes that
     it took.
     """
 
@@ -81,6 +91,7 @@ class Measured:
     promised_along: Tensor
     came_along: Tensor
     still: Tensor
+    border: Tensor
     forward: int
     backward: int
 
@@ -97,6 +108,7 @@ def measure(field: Field, places: Places, ways: Ways, groups: Groups) -> Measure
     downhill = directions.ALONG * size * total.sign()
     ends = torch.zeros(n, ways.count, HALVES, device=x.device)
     moved = torch.zeros_like(must)
+    answers = torch.zeros(must.shape, device=x.device)
 
     def look(rows: Tensor, _: float) -> None:
         scan, way = rows // ways.count, rows % ways.count
@@ -109,9 +121,11 @@ def measure(field: Field, places: Places, ways: Ways, groups: Groups) -> Measure
         margin = margins(field.predict(there).logits, target[scan])
         for half in range(HALVES):
             ends[scan, way, half] = (margin * shares[scan, half]).flatten(1).sum(dim=1)
-        apart = (margin - slopes.margin[scan]).abs() > _STILL * slopes.margin[scan].abs()
-        for row, place in enumerate(scan.tolist()):
-            moved[place] |= apart[row]
+        apart = (margin - slopes.margin[scan]).abs()
+        for row, (place, number) in enumerate(zip(scan.tolist(), way.tolist(), strict=True)):
+            moved[place] |= apart[row] > _STILL * slopes.margin[place].abs()
+            if number < 2 * ways.white:
+                answers[place] += apart[row]
 
     groups(torch.arange(n * ways.count, device=x.device), look)
     # Nothing that may change need be near a voxel that may not.
@@ -127,6 +141,7 @@ def measure(field: Field, places: Places, ways: Ways, groups: Groups) -> Measure
         promised_along=(total * downhill).flatten(1).sum(dim=1) if ways.along else nothing,
         came_along=(slopes.values - ends[:, -1]).sum(dim=1) if ways.along else nothing,
         still=_share(must & ~moved & movable, must & movable),
+        border=torch.stack([_at_border(*each) for each in zip(slopes.margin, answers, strict=True)]),
         forward=n * (1 + ways.count),
         backward=n * HALVES,
     )
@@ -166,6 +181,16 @@ class _Slopes:
 
         groups(torch.arange(n, device=x.device), differentiate)
         return found
+
+
+def _at_border(margin: Tensor, answers: Tensor) -> Tensor:
+    """How far the margins nearest to 0 moved, over how far those beside did; NaN where too few moved at all."""
+    margin, answers = margin[answers > 0].abs(), answers[answers > 0].double()
+    near, beside = (round(share * len(margin)) for share in (_NEAR, _BESIDE))
+    if near < _FEW:
+        return torch.tensor(math.nan, device=margin.device)
+    at, end = (margin.kthvalue(count).values for count in (near, beside))
+    return (answers[margin <= at].mean() / answers[(margin > at) & (margin <= end)].mean()).float()
 
 
 def _share(some: Tensor, of: Tensor) -> Tensor:

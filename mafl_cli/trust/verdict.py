@@ -34,7 +34,7 @@ _LIMITS: dict[CheckName, Limits] = {
     "slope_smooth": (0.6, None),
     "along": (0.3, 3.0),
     "dead": (None, 0.1),
-    "border": (0.985, None),
+    "border": (0.65, None),
     "loop": (0.2, 3.0),
     "no_limit": (1.0, None),
     "dust": (1e-6, None),
@@ -55,16 +55,13 @@ def judged(
     *,
     gradient: GradientName,
     goal_reached: bool,
-    border: float | None = None,
-    passes: int = 0,
 ) -> SearchRecord:
     """The record of one search.
 
     Args:
         clean, ended: what was measured at the clean samples, and where their search ended. falls: of each sample, what
             the gradients promised from step to step, and what came, (steps,); NaN where nobody looked.
-        samples: which were looked at. goal_reached: by all of them. border: how far the output goes with the logits
-            behind it where two classes meet, None where nobody can say; passes: forward, that asking for it took.
+        samples: which were looked at. goal_reached: by all of them.
     """
     checks = [
         _check("slope", None, _cosine([*_numbers(clean, smooth=False), *_numbers(ended, smooth=False)])),
@@ -74,7 +71,7 @@ def judged(
             _check("dead", place, float(torch.cat([each.still for each in found]).mean()))
             for place, found in zip(_PLACES, (clean, ended), strict=True)
         ),
-        _check("border", "changed", border),
+        _check("border", "changed", _mean([each.border for each in ended])),
     ]
     slope = checks[0].value
     low, high = _LIMITS["loop"]
@@ -92,7 +89,7 @@ def judged(
         alarms=tuple(_alarms(alarmed, explained)),
         samples=tuple(samples),
         passes=CheckPasses(
-            forward=passes + sum(each.forward for each in all_measured),
+            forward=sum(each.forward for each in all_measured),
             backward=sum(each.backward for each in all_measured),
         ),
     )
@@ -166,6 +163,13 @@ def _cosine(numbers: Sequence[tuple[Tensor, Tensor]]) -> float | None:
     return product / math.sqrt(of_promised * of_came) if of_promised * of_came > 0 else 0.0
 
 
+def _mean(values: Sequence[Tensor]) -> float | None:
+    """Over all samples that have one; None if none has."""
+    known = torch.cat(list(values))
+    known = known[~known.isnan()]
+    return float(known.mean()) if len(known) else None
+
+
 def _along(measured: Sequence[Measured]) -> Iterator[float]:
     """How far each sample falls along its gradient, over what was promised."""
     for each in measured:
@@ -219,7 +223,7 @@ def _alarms(alarmed: Sequence[Check], explained: float | None) -> Iterator[Alarm
         elif code is Alarm.DEAD:
             said = _percent(max(values))
         elif code is Alarm.BORDER:
-            said = _percent(min(values) ** 2)
+            said = _percent(min(values))
         else:
             said = f"{max(values, key=_apart):.2g}"
         yield AlarmRecord(code=code, sentence=code.sentence.replace("{}", said))

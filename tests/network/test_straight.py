@@ -11,7 +11,7 @@ from problems import SmallUNet
 from torch import Tensor, nn
 
 from mafl_cli.network.lifting import Lifted, Output, lift
-from mafl_cli.network.straight import Plan, border_cosine, diagnose, straightened
+from mafl_cli.network.straight import Plan, diagnose, straightened
 
 X = torch.nn.functional.avg_pool2d(torch.rand(1, 1, 36, 36, generator=torch.Generator().manual_seed(2)), 5, 1)
 
@@ -114,34 +114,6 @@ def test_an_honest_network_is_left_as_it_is(kind: str) -> None:
     plan = diagnose(network, X)
     assert plan == Plan({}, ())
     assert torch.equal(straightened(network, plan).graph(X)[0], network.graph(X)[0])
-
-
-@pytest.mark.parametrize(
-    ("end", "bent"),
-    [
-        (lambda y: y, None),
-        (lambda y: y.roll(1, -1), None),
-        (lambda y: 0.01 * y, lambda y: y),
-        (lambda y: torch.softmax(y, 1), None),
-        (lambda y: y**3, lambda y: y**3),
-        (lambda y: y * y.abs(), lambda y: y * y.abs()),
-    ],
-    ids=["own", "other", "scaled", "probabilities", "cubed", "squared"],
-)
-def test_an_output_goes_with_the_logits_behind_it_where_classes_meet(
-    end: Callable[[Tensor], Tensor], bent: Callable[[Tensor], Tensor] | None
-) -> None:
-    module = Wrapped(after=end).eval()
-    found = border_cosine(lift(module, X, Output(0, bounded=False), [("auto", 1.0)], "m", functional=False), X)
-    if bent is None:
-        assert found is None
-        return
-    with torch.no_grad():
-        logits = module.base(X)
-        lead, other = ((each[:, 0].double() - each[:, 1]).abs().flatten() for each in (logits, bent(logits)))
-    near = lead.argsort()[: round(0.05 * lead.numel())]
-    expected = float(lead[near] @ other[near] / (lead[near].norm() * other[near].norm()))
-    assert found == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_plan_holds_for_other_sizes() -> None:

@@ -97,6 +97,44 @@ def test_voxels_that_must_stay_are_not_moved() -> None:
     torch.testing.assert_close(found.promised, found.came, rtol=0.05, atol=1e-5)
 
 
+class Leads(nn.Module):
+    """The lead of one class over the other is a power of the distance from 0, for half of the image; there is none in
+    the other half."""
+
+    def __init__(self, power: float) -> None:
+        super().__init__()
+        self.power = power
+
+    def forward(self, x: Tensor) -> Tensor:
+        lead = x.sign() * x.abs() ** self.power * (torch.arange(x.shape[-1]) < x.shape[-1] // 2)
+        return torch.cat([-lead, lead], dim=1) / 2
+
+
+@pytest.mark.parametrize("power", [1, 2, 3])
+def test_what_moves_at_the_border_is_compared_with_what_moves_beside(power: int) -> None:
+    """Evenly spread distances: where a power of them is small, its slope is."""
+    generator = torch.Generator().manual_seed(0)
+    image = 1000 * (torch.rand(1, 1, 256, 512, generator=generator) - 0.5)
+    segmenter: Any = lambda x: _prediction(Leads(power), x)  # noqa: E731
+    unit: Any = Unit()
+    places = Places(image, torch.ones_like(image[:, 0]).long(), image[:, 0] > -1e9, image > -1e9)
+
+    found = measure(Whole(segmenter, unit), places, Ways(3), lambda rows, work: work(rows, 0.0))
+
+    # Noise of 0.3 % of the range blurs the slope |z| ** (power - 1) a little at the border.
+    near, beside = (sum(i ** (power - 1) for i in part) / len(part) for part in (range(100), range(100, 600)))
+    assert float(found.border) == pytest.approx(near / beside, abs=0.05)
+
+
+def test_where_nothing_answers_there_is_no_border() -> None:
+    image = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    segmenter: Any = lambda x: _prediction(Leads(1), 0 * x)  # noqa: E731
+    unit: Any = Unit()
+    places = Places(image, torch.ones_like(image[:, 0]).long(), image[:, 0] >= 0, image >= 0)
+
+    assert bool(measure(Whole(segmenter, unit), places, Ways(1), lambda rows, work: work(rows, 0.0)).border.isnan())
+
+
 @pytest.mark.parametrize("options", [{}, {"roi": (16, 16, 16)}], ids=["whole", "windows"])
 def test_a_volume_is_checked(options: dict[str, Any]) -> None:
     image = scan(16)[:, :, None].repeat(1, 1, 20 if options else 16, 1, 1)
