@@ -204,12 +204,16 @@ def _ask_of_reading(subject: Subject, drawn: Labels, wanted: Labels | None, stri
     if found is None or better is None:
         return
     options = better.reading.options(found.given.reading)
-    before, after = (f"{score:.2f}" for score in (better.given, better.score))
-    what = (
-        f"has little in common with the target (Dice {before}), and much with {options} (Dice {after})"
-        if better.measure == "agreement"
-        else f"is unsure or unsteady (plausibility {before}), and far less so with {options} ({after})"
-    )
+    scores, fits = (better.given, better.score), (found.given.fit or 0.0, better.fit or 0.0)
+    if better.measure == "agreement":
+        what = "has little in common with the target (Dice {:.2f}), and much with {} (Dice {:.2f})"
+    elif fits[0] * readings.BETTER["plausibility"] < fits[1]:
+        # What reaches the norm layers is the surest sign of the three.
+        scores = fits
+        what = "comes of input unlike that of its training (fit {:.2f}), which it resembles with {} ({:.2f})"
+    else:
+        what = "is unsure or unsteady (plausibility {:.2f}), and far less so with {} ({:.2f})"
+    what = what.format(scores[0], options, scores[1])
     said = f"{subject.info.name}: what it draws on {subject.scan.name} {what}: the model may expect such input"
     if strict:
         raise InputError(f"{said}. Try that, or leave out `strict`.")

@@ -4,7 +4,8 @@ A *reading* is how a scan becomes the input of a network: order and direction of
 scaling of intensities, order of channels. A wrong one seldom fails: the network draws something, and the attack on it
 says nothing about the network. With a mask of what should be drawn each reading has an agreement, and the right one
 stands out; a wrong direction of an axis along which a body looks the same may not matter, and then shows none. Without
-a mask a reading has a plausibility, see `plausible`, which finds less.
+a mask a reading has a plausibility, see `plausible`, which finds less; and what it draws must be another thing, for a
+reading that changes nothing is none to advise.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mafl_cli.case.plausible import plausibility
+from mafl_cli.case.plausible import Plausible, plausible
 from mafl_cli.case.reading import Reading, flipped, given_reading, scalings, turned
 from mafl_cli.case.subject import Subject, counted, grids_of
 from mafl_cli.classes import Classes, Labels, in_any_map
@@ -33,17 +34,22 @@ SLICES, EDGE, CHANNELS = 4, 96, 3
 """Slices that are looked at; voxels of a volume along each axis, at least; most channels whose order is tried."""
 _SHOWN = 0.15
 """Share of the brightest from which a voxel is not air."""
+_LEAST_BODY = 0.05
+"""Share of the part that is a body, at least: where hardly any is seen, the estimate is too rough to take air out."""
 DIVISOR = 32
 """Sizes that nearly every network takes are multiples of this."""
 Measure = Literal["agreement", "plausibility"]
 """What readings are compared by: with a mask, and without."""
-DOUBTFUL: dict[Measure, float] = {"agreement": 0.5, "plausibility": 0.4}
+DOUBTFUL: dict[Measure, float] = {"agreement": 0.5, "plausibility": 0.6}
 """Score below which other readings are worth a try."""
-RIGHT: dict[Measure, float] = {"agreement": 0.5, "plausibility": 0.6}
+RIGHT: dict[Measure, float] = {"agreement": 0.5, "plausibility": 0.7}
 """Score from which a reading is taken for right."""
-BETTER, NEARLY = 2.0, 0.9
-"""How many times the score of a reading another one must have to be better, and from which share of the best it is
-nearly as good."""
+BETTER: dict[Measure, float] = {"agreement": 2.0, "plausibility": 1.5}
+"""How many times the score of a reading another one must have to be better."""
+NEARLY = 0.9
+"""From which share of the best score another one is nearly as good."""
+ALIKE = 0.8
+"""Dice with what is drawn now from which a reading without a mask changes nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,21 +75,26 @@ class Tried:
     """A reading, and what the network drew.
 
     score: with a mask the mean Dice with it over the classes that it has, 0 to 1, in the part that was looked at; else
-    the plausibility. given: that of the reading that was asked for, in the same part. voxels: drawn as foreground
-    there. picture: of a figure.
+    the plausibility. given: that of the reading that was asked for, in the same part. alike: mean Dice with what that
+    one draws there. nothing: whether it draws next to nothing. voxels: drawn as foreground there. picture: of a figure.
+    fit: without a mask how well what reaches the norm layers fits what they remember, 0 to 1; None where none does.
     """
 
     reading: Reading
     measure: Measure
     score: float
     given: float
+    alike: float
+    nothing: bool
     voxels: int
     picture: Picture
+    fit: float | None = None
 
     @property
     def is_better(self) -> bool:
         """Whether it makes markedly more sense than the reading that was asked for."""
-        return self.score >= RIGHT[self.measure] and self.score >= BETTER * self.given
+        changes = self.measure == "agreement" or (self.alike < ALIKE and not self.nothing)
+        return changes and self.score >= RIGHT[self.measure] and self.score >= BETTER[self.measure] * self.given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +135,11 @@ class Readings:
         }
 
 
+def _rank(tried: Tried) -> tuple[bool, float]:
+    """Drawing nothing may be right, but speaks for no reading."""
+    return not tried.nothing, tried.score
+
+
 def _facts(tried: Tried) -> dict[str, Any]:
     reading = tried.reading
     return {
@@ -132,7 +148,9 @@ def _facts(tried: Tried) -> dict[str, Any]:
         "intensity": reading.intensity or "as the card says",
         "channels": [n + 1 for n in reading.order],
         tried.measure: round(tried.score, 4),
+        **({} if tried.measure == "agreement" else {"fit": None if tried.fit is None else round(tried.fit, 4)}),
         "given_there": round(tried.given, 4),
+        "alike": round(tried.alike, 4),
         "foreground_voxels": tried.voxels,
     }
 
@@ -147,7 +165,7 @@ def is_doubtful(drawn: Labels, wanted: Labels, classes: Classes) -> bool:
 
 
 def looks_doubtful(subject: Subject, drawn: Labels) -> bool:
-    """Whether a clean prediction is so unsure and unsteady that other readings are worth a try.
+    """Whether a clean prediction is so unsure, unsteady or far from the training that others are worth a try.
 
     drawn: labels (M, I, J, K) on all of the scan.
     """
@@ -181,7 +199,7 @@ def try_readings(subject: Subject, drawn: Labels, wanted: Labels | None, *, thor
                 continue  # No such scaling of this scan is possible, or the network takes no such size.
 
     def best() -> Reading:
-        return max(seen.values(), key=lambda tried: tried.score).reading
+        return max(seen.values(), key=_rank).reading
 
     orders = permutations(given.order) if len(given.order) <= CHANNELS else [given.order]
     ways = list(product(orders, (None, *scalings(subject))))
@@ -197,7 +215,7 @@ def try_readings(subject: Subject, drawn: Labels, wanted: Labels | None, *, thor
     if best().orientation != given.orientation:
         # What fits a scan best that is read the wrong way need not be what fits it the right way.
         try_all(replace(best(), order=order, intensity=text) for order, text in ways)
-    others = sorted((tried for tried in seen.values() if tried.reading != given), key=lambda tried: -tried.score)
+    others = sorted((tried for tried in seen.values() if tried.reading != given), key=_rank, reverse=True)
     return Readings(given=replace(seen[given], given=seen[given].score), others=tuple(others), part=parts.words)
 
 
@@ -214,7 +232,9 @@ class _Parts:
         # Where something should be drawn, and where something is; without a mask where something is, and where the
         # scan shows something.
         drawn = in_any_map(given > 0, axis=0)
-        self._seen = [drawn, _content(subject)] if wanted is None else [in_any_map(wanted > 0, axis=0), drawn]
+        self._air = [float(np.median(_faces(scan.data))) for scan in subject.scans]
+        self._body = _content(subject)
+        self._seen = [drawn, self._body] if wanted is None else [in_any_map(wanted > 0, axis=0), drawn]
         self._box = (slice(None),) * 3 if subject.layout.sliced else self._around()
         shape = drawn[self._box].shape
         slices = SLICES * len(self._seen)
@@ -234,13 +254,17 @@ class _Parts:
         return _box(self._subject, seen)
 
     def _rows(self, axis: int) -> NDArray[np.intp]:
-        """Slices along an axis: those with most of what is seen first, and some among the rest of what is seen."""
+        """Slices along an axis: those with most of what is seen first, and some among the rest of what is seen.
+
+        Where nothing is seen first, as many more among the rest.
+        """
         others = tuple({0, 1, 2} - {axis})
         counts = [each.sum(axis=others) for each in self._seen]
-        rows = np.argsort(-counts[0], kind="stable")[:SLICES]
+        some = SLICES if counts[0].any() else 2 * SLICES
+        rows = np.argsort(-counts[0], kind="stable")[: 2 * SLICES - some]
         rest = np.flatnonzero(counts[1] > 0.3 * counts[1].max())
-        spread = np.linspace(0, max(len(rest) - 1, 0), SLICES + 2).round().astype(int)[1:-1]
-        return np.unique(np.concatenate([rows, rest[spread]]) if len(rest) else rows)
+        spread = np.linspace(0, max(len(rest) - 1, 0), some + 2).round().astype(int)[1:-1]
+        return np.unique(np.concatenate([rows, rest[spread]]) if len(rest) else np.arange(min(some, len(counts[0]))))
 
     def tried(self, reading: Reading) -> Tried:
         """Raises InputError where a scaling is impossible."""
@@ -265,24 +289,33 @@ class _Parts:
             grids=grids_of(subject.card, layout, subject.scan, shape),
             clean=torch.from_numpy(batch).to(subject.clean.device),
         )
+        here = (slice(None), *box)
+        classes, before = subject.info.classes, self._given[here]
+        fit, nothing = None, False
         if self._wanted is None:
-            score, labels = _where_it_fits(there, plausibility)
-            drawn, given = there.to_labels(labels), self.own
+            found = _where_it_fits(there, lambda part: self._plausible(part, reading, box))
+            labels, fit, nothing = found.labels, found.fit, found.nothing
+            drawn, score, given = there.to_labels(labels), found.plausibility, self.own
         else:
             labels = _where_it_fits(there, _drawn)
-            drawn = there.to_labels(labels)
-            here = (slice(None), *box)
-            wanted, before = self._wanted[here], self._given[here]
-            classes = subject.info.classes
+            drawn, wanted = there.to_labels(labels), self._wanted[here]
             score, given = agreement(drawn, wanted, classes), agreement(before, wanted, classes)
         return Tried(
             reading=reading,
             measure=self.measure,
             score=score,
             given=given,
+            alike=agreement(drawn, before, classes),
+            nothing=nothing,
             voxels=int(in_any_map(drawn > 0, axis=0).sum()),
             picture=Picture.of(preprocessing(there.clean)[:, 0], labels),
+            fit=fit,
         )
+
+    def _plausible(self, part: Subject, reading: Reading, box: Any) -> Plausible:
+        levels = torch.tensor([self._air[n] for n in reading.order]).to(part.clean)
+        air = levels.view(1, -1, *[1] * (part.clean.ndim - 2)).expand(part.clean[:1].shape).contiguous()
+        return plausible(part, air, max(float(self._body[box].mean()), _LEAST_BODY))
 
 
 R = TypeVar("R")
@@ -300,11 +333,15 @@ def _where_it_fits(there: Subject, ask: Callable[[Subject], R]) -> R:
         return ask(replace(there, info=replace(there.info, divisor=DIVISOR)))
 
 
+def _faces(data: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The voxels of the six faces of a volume: what is around a body, mostly."""
+    return np.concatenate([np.take(data, [0, -1], axis=axis).ravel() for axis in range(3)])
+
+
 def _content(subject: Subject) -> NDArray[np.bool_]:
     """Where a scan is not as at its faces: a body, roughly."""
     data = subject.scan.data
-    faces = [np.take(data, [0, -1], axis=axis).ravel() for axis in range(3)]
-    apart = np.abs(data - np.median(np.concatenate(faces)))
+    apart = np.abs(data - np.median(_faces(data)))
     found: NDArray[np.bool_] = apart > _SHOWN * np.percentile(apart, 99)
     return found
 

@@ -15,8 +15,12 @@ from torch import Tensor, nn
 
 from mafl_cli.case.channel_names import order_by_name
 from mafl_cli.case.inspection import tried_readings
+from mafl_cli.case.plausible import plausible
 from mafl_cli.case.reading import Reading
 from mafl_cli.case.readings import DOUBTFUL
+from mafl_cli.case.request import ModelRequest
+from mafl_cli.case.subject import prepare_subject, read_channels
+from mafl_cli.network.intensity import Intensity
 
 SHAPE, BLOB = (32, 32, 6), (slice(12, 17), slice(12, 17), slice(2, 5))
 
@@ -230,14 +234,88 @@ def test_an_attack_by_a_recipe_asks_whether_the_prediction_is_plausible(tmp_path
     assert "unsure" not in right.stderr
 
 
-def test_a_prediction_of_nothing_or_of_everything_is_not_plausible(tmp_path: Path) -> None:
-    image = scan(tmp_path)
-    for bias in (-9.0, 9.0):
-        layer = nn.Conv2d(1, 2, 1)
-        layer.weight.data *= 1e-3
-        layer.bias.data = torch.tensor([0.0, bias])
-        torch.jit.trace(layer.eval(), torch.rand(1, 1, 32, 32)).save(str(tmp_path / "flat.ts"))
-        assert tried_readings(tmp_path / "flat.ts", [image], None).given.score == 0
+@pytest.mark.parametrize(("bias", "plausibility"), [(9.0, 0.0), (-0.5, 0.0), (-9.0, 1.0)])
+def test_everything_is_not_plausible_and_nothing_where_the_network_is_sure(
+    tmp_path: Path, bias: float, plausibility: float
+) -> None:
+    """A scan without what a network draws is one that it may well see as it was trained to."""
+    layer = nn.Conv2d(1, 2, 1)
+    layer.weight.data *= 1e-3
+    layer.bias.data = torch.tensor([0.0, bias])
+    torch.jit.trace(layer.eval(), torch.rand(1, 1, 32, 32)).save(str(tmp_path / "flat.ts"))
+    found = tried_readings(tmp_path / "flat.ts", [scan(tmp_path)], None)
+    assert found.given.score == plausibility
+    assert found.better is None
+
+
+class Remembering(nn.Module):
+    """Draws what is above 0.5, and on values that are not scaled something else, just as sure and as steady."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        beyond = (x.amax(dim=(2, 3), keepdim=True) > 2).to(x)
+        bright = (1 - beyond) * (x - 0.5) + beyond * (torch.roll(x, 10, dims=-1) - 500) + 0 * self.norm(x)
+        return torch.cat([-bright, bright], dim=1) * 20
+
+
+def remembering(folder: Path, image: Path, *, batch: bool = True) -> Path:
+    """That network, trained on the scan as minmax scales it. batch: with a norm layer that remembers that."""
+    scaled = np.asarray(nib.load(image).dataobj)
+    scaled = (scaled - scaled.min()) / (scaled.max() - scaled.min())
+    norm = nn.BatchNorm2d(1) if batch else nn.InstanceNorm2d(1)
+    if isinstance(norm, nn.BatchNorm2d):
+        norm.running_mean, norm.running_var = torch.tensor([scaled.mean()]), torch.tensor([scaled.var()])
+    torch.jit.script(Remembering(norm).eval()).save(str(folder / "net.ts"))
+    (folder / "net.toml").write_text('[input]\ndims = 2\norientation = "RAS"\n')
+    return folder / "net.ts"
+
+
+def test_norm_layers_remember_a_scaling_that_no_prediction_gives_away(tmp_path: Path) -> None:
+    image = scan(tmp_path, low=100, high=900)
+    network = remembering(tmp_path, image)
+    facts = json.loads(mafl("inspect", network, "--scan", image, "--json").stdout)["readings"]
+    assert facts["given"]["fit"] < 0.01
+    assert facts["better"] in ("`intensity` minmax", "`intensity` percentile:0.5,99.5")
+    assert facts["others"][0]["fit"] > 0.8
+    attack = ("attack", image, "--target", "erase:1", "--model", network, "--steps", 2, "--strict", "--out")
+    refused = mafl(*attack, tmp_path / "out")
+    assert refused.exit_code == 3
+    assert (
+        "comes of input unlike that of its training (fit 0.00), which it resembles with --intensity" in refused.stderr
+    )
+    assert not (tmp_path / "out").exists()
+    right = mafl(*attack, tmp_path / "out", "--intensity", "minmax")
+    assert right.exit_code == 0, right.stderr
+    assert "unlike that of its training" not in right.stderr
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_norm_layers_of_a_network_that_onnxruntime_runs_are_seen_in_its_graph(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    image = scan(tmp_path, low=100, high=900)
+    network = torch.jit.load(str(remembering(tmp_path, image)))
+    file = tmp_path / "net.onnx"
+    torch.onnx.export(
+        network, (torch.zeros(1, 1, 32, 32),), str(file), dynamo=False, input_names=["image"], output_names=["logits"]
+    )
+    for intensity, lowest, highest in (("none", 0.0, 0.01), ("minmax", 0.8, 1.0)):
+        request = ModelRequest(model=file, intensity=Intensity.parse(intensity))
+        subject = prepare_subject(read_channels([image], print), request, torch.device("cpu"), print)
+        found = plausible(subject, torch.full_like(subject.clean[:1], 100.0), 0.5)
+        assert found.fit is not None
+        assert lowest <= found.fit <= highest
+
+
+def test_without_such_layers_there_is_no_fit(tmp_path: Path) -> None:
+    image = scan(tmp_path, low=100, high=900)
+    found = tried_readings(remembering(tmp_path, image, batch=False), [image], None)
+    assert found.given.score > 0.9
+    assert found.better is None
+    assert {tried.fit for tried in (found.given, *found.others)} == {None}
+    assert found.facts()["given"]["fit"] is None
 
 
 def test_slices_of_dicom_are_rows_by_columns_where_no_card_says_otherwise(tmp_path: Path) -> None:
