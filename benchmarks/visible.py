@@ -5,7 +5,8 @@
 Each pair of `cases.py` is attacked both ways with the same goal and as many passes. Printed for each slice, and for
 each volume: the score, L2 and Linf, and where it is most visible d' and the compression equivalent
 (`mafl_cli.measure.visibility`); then what is so on average. The noise is that of the slices, or the box, as they are
-cut. With `--out`, visibility.json is written there, which `tables.py` makes a section of benchmark.md.
+cut. With `--out`, visibility.json is written there, pair by pair, which `tables.py` makes a section of benchmark.md;
+pairs that were not asked for stay in it as they are.
 """
 
 from __future__ import annotations
@@ -78,14 +79,25 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name in names:
         rows += compared(name, arguments.data, arguments.minimise, arguments.steps)
+        if arguments.out:
+            write(arguments.out / "visibility.json", rows, arguments.minimise, arguments.steps)
     for kind, some in (("slices", False), ("volumes", True)):
         if chosen := [row for row in rows if row["volume"] == some]:
             print(kind, in_short(chosen, arguments.minimise), sep="\n")
-    if arguments.out:
-        command = f"python benchmarks/visible.py --data DATA --minimise {arguments.minimise} --steps {arguments.steps}"
-        document = {"command": command, "torch": torch.__version__, "minimise": arguments.minimise}
-        lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
-        (arguments.out / "visibility.json").write_text(f'{json.dumps(document)[:-1]}, "rows": [\n{lines}\n]}}\n')
+
+
+def write(path: Path, rows: list[dict[str, Any]], minimise: str, steps: int) -> None:
+    """The rows, and those of other pairs that stand there already, if they were made in the same way."""
+    command = f"python benchmarks/visible.py --data DATA --minimise {minimise} --steps {steps} --out docs"
+    document = {"command": command, "torch": torch.__version__, "minimise": minimise}
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    cases = {row["case"] for row in rows}
+    if all(before.get(key) == value for key, value in document.items()):
+        rows = rows + [row for row in before["rows"] if row["case"] not in cases]
+    rows = sorted(rows, key=lambda row: (row["volume"], row["case"], row["slice"]))
+    # A row a line: a person can find one, and a change of one is a change of a line.
+    lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
+    path.write_text(f'{json.dumps(document)[:-1]}, "rows": [\n{lines}\n]}}\n')
 
 
 def compared(name: str, data: Path | None, other: str, steps: int) -> list[dict[str, Any]]:
