@@ -452,18 +452,24 @@ PRESETS: dict[str, dict[str, Any]] = {
 """The methods: what each sets differently from the defaults of `AttackConfig`. Sources: `docs/method.md`."""
 
 
+SURVIVING: dict[str, Any] = {"kappa": 0.2, "adaptive_weights": False, "low_frequency_weight": 0.0}
+"""Defaults of a change that must survive transforms: low frequencies survive most of them, what is won by more is lost
+less easily, and weights of single voxels in several functions at once pull against each other."""
+
+
 def preset(name: str, **overrides: Any) -> AttackConfig:
     """The settings of a method, with some of them changed.
 
         config = mafl.preset("pgd", eps=0.05, eps_unit="model", steps=40)
 
     What only makes sense with a setting that is replaced goes with it: the sizes of another kind of step, and the
-    weight of the low-frequency penalty under the hard constraint, or where visibility is minimised.
+    weight of the low-frequency penalty under the hard constraint, or where visibility is minimised. `survive` has
+    defaults of its own, see `SURVIVING`.
     Raises: UsageError for an unknown name, and for settings that do not go together.
     """
     if name not in PRESETS:
         raise UsageError(f"`method` must be one of {', '.join(PRESETS)}, got {name!r}.")
-    settings = {**PRESETS[name], "method": name}
+    settings = {**(SURVIVING if overrides.get("survive") else {}), **PRESETS[name], "method": name}
     if overrides.get("mask_loss", "margin") != "margin":
         settings["adaptive_weights"] = False
     if overrides.get("step", settings.get("step", "dynamic")) != settings.get("step", "dynamic"):

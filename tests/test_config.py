@@ -108,6 +108,10 @@ def test_what_belongs_to_a_replaced_setting_goes_with_it() -> None:
     assert not preset("mafl", mask_loss="dice").adaptive_weights
     assert preset("asma", step="asma").tau == preset("asma").tau
     assert preset("mafl", low_frequency="hard").low_frequency_weight == 0
+    made = preset("mafl", survive="jpeg:90")
+    assert (made.kappa, made.adaptive_weights, made.low_frequency_weight) == (0.2, False, 0)
+    assert preset("mafl", survive="jpeg:90", kappa=0.05).kappa == 0.05
+    assert preset("ssah", survive="jpeg:90").low_frequency_weight == preset("ssah").low_frequency_weight > 0
     with pytest.raises(UsageError, match="`low_frequency_weight` must be 0"):
         preset("mafl", low_frequency="hard", low_frequency_weight=0.2)
 

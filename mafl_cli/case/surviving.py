@@ -14,7 +14,7 @@ from mafl_cli.classes import Classes, Labels
 from mafl_cli.config import AttackConfig
 from mafl_cli.errors import UsageError
 from mafl_cli.field.field import Field
-from mafl_cli.field.through import Scene, behind
+from mafl_cli.field.through import Scene, behind, neighbours
 from mafl_cli.field.together import Together
 from mafl_cli.field.transforms import BLUR, Transform, parse
 from mafl_cli.measure.agreement import quick_agreement
@@ -28,7 +28,8 @@ def transforms_of(config: AttackConfig) -> tuple[Transform, ...]:
 
 
 class Survivors:
-    """The attacked function together with itself behind each transform that the change must survive."""
+    """The attacked function together with itself behind each transform that the change must survive, and behind
+    neighbours of them."""
 
     def __init__(self, case: Problem, config: AttackConfig) -> None:
         """Raises: UsageError for transforms that are not known, and for a guide, which needs features.
@@ -37,7 +38,8 @@ class Survivors:
         """
         blur = (BLUR,) if "blur" in config.evaded else ()
         # The blur first: the search asks the second function what moves.
-        self._transforms = (*blur, *(each for each in transforms_of(config) if each not in blur))
+        self._asked = transforms_of(config)
+        self._transforms = (*blur, *(each for each in self._asked if each not in blur))
         self._case = case
         if not self._transforms:
             return
@@ -51,7 +53,7 @@ class Survivors:
     @property
     def views(self) -> int:
         """How many functions are attacked together."""
-        return 1 + len(self._transforms)
+        return 1 + len(self._transforms) + bool(self._asked)
 
     def of(self, field: Field, *seed: int) -> Field:
         """What is attacked of the function of a part. seed: of the draws of a model that answers by chance."""
@@ -59,7 +61,9 @@ class Survivors:
         if not self._transforms:
             return plain
         others = (behind(field, each, self._scene) for each in self._transforms)
-        return Together([plain, *(self._case.expected(each, *seed) for each in others)])
+        # What is drawn anew in each pass would make the verdict a matter of luck: it is followed, and not judged.
+        helper = self._case.expected(neighbours(field, self._asked, self._scene), *seed) if self._asked else None
+        return Together([plain, *(self._case.expected(each, *seed) for each in others)], helper)
 
 
 # --- what is left -------------------------------------------------------------------------------------------------

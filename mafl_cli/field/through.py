@@ -9,7 +9,7 @@ transformation*, Athalye et al.).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -85,6 +85,14 @@ def behind(field: Field, transform: Transform, scene: Scene) -> Field:
         shifts = _Shifts(int(transform.strength), scene)
         return Through(field, shifts.there, shifts.back)
     return Through(field, _Change(transform, scene))
+
+
+def neighbours(field: Field, transforms: Sequence[Transform], scene: Scene) -> Field:
+    """The function behind something like these transforms, another one in each pass: one of them, as strong as it is or
+    further, on the scan moved by up to a voxel. What is made for them alone is lost at the next strength, and by a
+    shift."""
+    near = _Neighbours(transforms, scene)
+    return Through(field, near.there, near.back)
 
 
 class _Change:
@@ -167,16 +175,17 @@ class _Shifts:
     What was cut off was not there to be predicted: background.
     """
 
-    def __init__(self, voxels: int, scene: Scene) -> None:
-        self._voxels, self._plane = voxels, scene.plane
+    def __init__(self, voxels: int, scene: Scene, among: Sequence[int] = (-1, 1)) -> None:
+        """among: the ways along each axis, of which one is drawn; 0 for none."""
+        self._voxels, self._plane, self._among = voxels, scene.plane, among
         self._generator = torch.Generator().manual_seed(scene.seed)
         self._ways, self._dims = (1, 1), 0
 
     def there(self, x: Tensor) -> Tensor:
         """(B, C, *spatial), the edge repeated."""
         self._dims = x.ndim
-        down, right = torch.randint(0, 2, (2,), generator=self._generator).tolist()
-        self._ways = (2 * down - 1, 2 * right - 1)
+        down, right = torch.randint(0, len(self._among), (2,), generator=self._generator).tolist()
+        self._ways = (self._among[down], self._among[right])
         for axis, way in zip(self._plane, self._ways, strict=True):
             x = x.index_select(axis, self._from(x, axis, way).clamp(0, x.shape[axis] - 1))
         return x
@@ -199,3 +208,22 @@ class _Shifts:
     def _from(self, x: Tensor, axis: int, way: int) -> Tensor:
         """Which index each index gets its value from, beyond the border where it gets none."""
         return torch.arange(x.shape[axis], device=x.device) + way * self._voxels
+
+
+class _Neighbours:
+    """See `neighbours`."""
+
+    def __init__(self, transforms: Sequence[Transform], scene: Scene) -> None:
+        near = (each for transform in transforms for each in (transform, transform.further))
+        # A crop is a shift already.
+        self._changes = [_Change(each, scene) for each in near if each.kind != "crop"]
+        self._shifts = _Shifts(1, scene, among=(-1, 0, 1))
+        self._generator = torch.Generator().manual_seed(scene.seed)
+        self.back = self._shifts.back
+
+    def there(self, x: Tensor) -> Tensor:
+        """(B, C, *spatial)."""
+        if self._changes:
+            drawn = int(torch.randint(0, len(self._changes), (1,), generator=self._generator))
+            x = self._changes[drawn](x)
+        return self._shifts.there(x)

@@ -54,13 +54,15 @@ class Span:
 
 @dataclass(frozen=True)
 class TransformKind:
-    """A transform of slices (N, H, W) by a strength. meaning: of the strength. usual: what "all" stands for."""
+    """A transform of slices (N, H, W) by a strength. meaning: of the strength. usual: what "all" stands for. further: a
+    strength that does twice as much, or the opposite where there is one."""
 
     meaning: str
     low: float
     high: float
     usual: tuple[float, ...]
     change: Callable[[Slices, float, Span], Slices]
+    further: Callable[[float], float]
     whole: bool = False
     """Strengths are whole numbers."""
 
@@ -76,6 +78,12 @@ class Transform:
     def name(self) -> str:
         """What was asked for, in its shortest form."""
         return f"{self.kind}:{repr(self.strength).removesuffix('.0')}"
+
+    @property
+    def further(self) -> Transform:
+        """The same kind at a strength that does twice as much, or the opposite; within what the kind takes."""
+        kind = KINDS[self.kind]
+        return Transform(self.kind, min(max(kind.further(self.strength), kind.low), kind.high))
 
     def __call__(self, data: SliceArray, slice_axis: int) -> SliceArray:
         """The scan after it; never below its lowest or above its highest value, as files of its type.
@@ -232,16 +240,22 @@ def _lowpass(slices: Slices, cutoff: float, _: Span) -> Slices:
     return kept
 
 
+def _double(strength: float) -> float:
+    return 2 * strength
+
+
 KINDS: dict[str, TransformKind] = {
-    "blur": TransformKind("sigma of a Gaussian, voxels", 0.1, 20, (0.5, 1.0, 2.0), _blur),
-    "median": TransformKind("side of the window, voxels", 2, 31, (3, 5), _median, whole=True),
-    "resample": TransformKind("factor, down and up again", 1.05, 16, (1.5, 2.0), _resample),
-    "bits": TransformKind("bits a voxel keeps", 1, 16, (8, 6), _bits, whole=True),
-    "jpeg": TransformKind("quality", 1, 100, (90, 50), _jpeg, whole=True),
-    "jpeg2000": TransformKind("compression ratio", 1, 200, (10, 20), _jpeg2000),
-    "noise": TransformKind("sigma, share of the range", 1e-6, 1, (0.01, 0.03), _noise),
-    "gamma": TransformKind("exponent", 0.1, 10, (0.8, 1.25), _gamma),
-    "crop": TransformKind("voxels cut off, and padded on the other side", 1, 1000, (1, 4), _crop, whole=True),
-    "lowpass": TransformKind("highest frequency kept, share of Nyquist", 0.01, 1, (0.5, 0.25), _lowpass),
+    "blur": TransformKind("sigma of a Gaussian, voxels", 0.1, 20, (0.5, 1.0, 2.0), _blur, _double),
+    "median": TransformKind("side of the window, voxels", 2, 31, (3, 5), _median, lambda side: side + 2, whole=True),
+    "resample": TransformKind("factor, down and up again", 1.05, 16, (1.5, 2.0), _resample, lambda by: 2 * by - 1),
+    "bits": TransformKind("bits a voxel keeps", 1, 16, (8, 6), _bits, lambda bits: bits - 1, whole=True),
+    "jpeg": TransformKind("quality", 1, 100, (90, 50), _jpeg, lambda quality: 2 * quality - 100, whole=True),
+    "jpeg2000": TransformKind("compression ratio", 1, 200, (10, 20), _jpeg2000, _double),
+    "noise": TransformKind("sigma, share of the range", 1e-6, 1, (0.01, 0.03), _noise, _double),
+    "gamma": TransformKind("exponent", 0.1, 10, (0.8, 1.25), _gamma, lambda exponent: 1 / exponent),
+    "crop": TransformKind("voxels cut off, and padded on the other side", 1, 1000, (1, 4), _crop, _double, whole=True),
+    "lowpass": TransformKind(
+        "highest frequency kept, share of Nyquist", 0.01, 1, (0.5, 0.25), _lowpass, lambda share: share / 2
+    ),
 }
 """All transforms by name."""

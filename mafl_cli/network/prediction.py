@@ -35,7 +35,7 @@ class Prediction:
     may overlap, each a problem of two classes. features: of each tap, or of each window and tap.
     draws: of a network that answers by chance, the labels of each draw; logits and features are their mean.
     views: of several functions that are attacked together, what each says; all else is that of the first. number: whose
-    prediction it is among them.
+    prediction it is among them. judged: whether the goal is asked of it.
     """
 
     logits: Tensor
@@ -43,6 +43,7 @@ class Prediction:
     draws: tuple[Tensor, ...] = ()
     views: tuple[Prediction, ...] = ()
     number: int = 0
+    judged: bool = True
 
     def detach(self) -> Prediction:
         """The same numbers without their history."""

@@ -101,7 +101,8 @@ class Goal:
         counts."""
         if prediction.views:
             goals = (replace(self, others=()), *self.others)
-            return _worst([goal.judge_prediction(view) for goal, view in zip(goals, prediction.views, strict=True)])
+            views = zip(goals, prediction.views, strict=True)
+            return _worst([goal.judge_prediction(view) for goal, view in views if view.judged])
         if not prediction.draws:
             return self.judge(prediction.labels)
         target = (self.code // (2 * self.classes)).view_as(prediction.draws[0])

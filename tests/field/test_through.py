@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mafl_cli.field.field import Losses, Slopes
-from mafl_cli.field.through import Scene, Through, behind
+from mafl_cli.field.through import Scene, Through, behind, neighbours
 from mafl_cli.field.together import Together
 from mafl_cli.field.transforms import Transform, parse
 from mafl_cli.network.prediction import Prediction
@@ -154,6 +154,35 @@ def test_slopes_go_through_the_way_back() -> None:
         torch.testing.assert_close(mine, other)
 
 
+def test_neighbours_are_each_transform_or_the_next_strength_of_it_moved_by_up_to_a_voxel() -> None:
+    clean, plain = batch(1, 1, 9, 8), Plain()
+    field = neighbours(plain, [the("blur:0.5"), the("gamma:0.8"), the("crop:1")], scene(clean))
+    for _ in range(120):
+        field.predict(clean)
+    ways = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+    expected = {}
+    for name in ("blur:0.5", "blur:1", "gamma:0.8", "gamma:1.25"):
+        changed = Plain()
+        behind(changed, the(name), scene(clean)).predict(clean)
+        for way in ways:
+            expected[name, way] = changed.seen[0].roll(way, (2, 3))[..., 1:-1, 1:-1]
+    met = [
+        {key for key, found in expected.items() if torch.allclose(seen[..., 1:-1, 1:-1], found)} for seen in plain.seen
+    ]
+    assert all(len(each) == 1 for each in met)
+    drawn = set().union(*met)
+    assert {name for name, _ in drawn} == {name for name, _ in expected}
+    assert {way for _, way in drawn} == set(ways)
+
+
+def test_neighbours_draw_where_the_scan_lies() -> None:
+    clean = batch(1, 1, 9, 8)
+    field = neighbours(Plain(), [the("crop:1")], scene(clean))
+    for _ in range(10):
+        logits = field.predict(clean).logits[..., 1:-1, 1:-1]
+        assert torch.equal(logits, Plain().predict(clean).logits[..., 1:-1, 1:-1])
+
+
 # --- together -----------------------------------------------------------------------------------------------------
 
 
@@ -183,3 +212,21 @@ def test_the_goal_is_what_the_worst_of_them_has() -> None:
         verdict = goal.judge_prediction(Prediction(views[0].logits, (), views=views))
         assert bool(verdict.reached) is reached
         assert float(verdict.score) == pytest.approx(min(shares))
+
+
+def test_a_helper_is_followed_and_not_judged() -> None:
+    x, fields, helper = batch(2, 1, 6, 5), (Plain(), Plain(2.0)), Plain(-1.0)
+    found, all_three = Together(fields, helper).slopes(x, margin), Together((*fields, helper)).slopes(x, margin)
+    assert torch.equal(found.gradients[0], all_three.gradients[0])
+    assert [view.judged for view in found.prediction.views] == [True, True, False]
+    # The first two draw the same everywhere; the helper draws what nobody asked for.
+    target = found.prediction.labels
+    clean = 1 - target
+    goal = Goal.of(target, clean, 2, iou=0.5, hit=0.5)
+    goal = replace(goal, others=(goal, Goal.of(1 - target, clean, 2, iou=1, hit=1)))
+    alike = replace(
+        found.prediction, views=tuple(replace(view, logits=found.prediction.logits) for view in found.prediction.views)
+    )
+    assert bool(goal.judge_prediction(alike).reached.all())
+    judged = replace(alike, views=tuple(replace(view, judged=True) for view in alike.views))
+    assert not bool(goal.judge_prediction(judged).reached.any())

@@ -331,3 +331,19 @@ def test_a_transform_that_does_not_exist_is_named_beside_those_that_do(text: Any
 def test_all_has_no_strength() -> None:
     with pytest.raises(UsageError, match=r"^`transforms` 'all:3': all takes no strength\.$"):
         parse(["all:3"])
+
+
+@pytest.mark.parametrize(
+    ("name", "further"),
+    [
+        ("blur:0.5", "blur:1"), ("median:3", "median:5"), ("resample:1.5", "resample:2"), ("bits:8", "bits:7"),
+        ("jpeg:90", "jpeg:80"), ("jpeg:10", "jpeg:1"), ("jpeg2000:10", "jpeg2000:20"), ("noise:0.01", "noise:0.02"),
+        ("gamma:0.8", "gamma:1.25"), ("crop:1", "crop:2"), ("lowpass:0.5", "lowpass:0.25"), ("noise:0.9", "noise:1"),
+    ],
+)  # fmt: skip
+def test_the_next_strength_does_twice_as_much_or_the_opposite_within_what_the_kind_takes(
+    name: str, further: str
+) -> None:
+    (transform,) = parse([name])
+    assert transform.further.name == further
+    assert parse([further]) == (transform.further,)
