@@ -25,7 +25,7 @@ _OPERATORS = {
     )
 }
 """What a layer of batch norm becomes, on which device and in which file ever."""
-_MIXTURES = 40
+_MIXTURES = 400
 """Shares of air that are tried."""
 _LEAST, _MOST = 0.1, 1.0
 """Share of a training image that was not air: a body in a wide field of view, and a crop of it."""
