@@ -32,10 +32,14 @@ from mafl_cli.network.intensity import Intensity
 
 SLICES, EDGE, CHANNELS = 4, 96, 3
 """Slices that are looked at; voxels of a volume along each axis, at least; most channels whose order is tried."""
+_PICTURE = 32
+"""Voxels along each side of a slice from which it is a picture, and not a strip of one."""
 _SHOWN = 0.15
 """Share of the brightest from which a voxel is not air."""
 _LEAST_BODY = 0.05
 """Share of the part that is a body, at least: where hardly any is seen, the estimate is too rough to take air out."""
+_WAYS = 3
+"""Other axes, the best of them, with which all scalings and orders of channels are tried too."""
 DIVISOR = 32
 """Sizes that nearly every network takes are multiples of this."""
 Measure = Literal["agreement", "plausibility"]
@@ -179,7 +183,7 @@ def try_readings(subject: Subject, drawn: Labels, wanted: Labels | None, *, thor
     Args:
         drawn: labels (M, I, J, K) that it draws on all of the scan as it is read now.
         wanted: likewise, what it should draw, with some foreground; None where nobody knows.
-        thorough: slices in all three planes, and volumes in all 48 orders and directions if need be.
+        thorough: volumes in all 48 orders and directions if need be.
     Raises: InputError where the mask has no foreground.
     """
     if wanted is not None and not (wanted > 0).any():
@@ -205,18 +209,20 @@ def try_readings(subject: Subject, drawn: Labels, wanted: Labels | None, *, thor
     ways = list(product(orders, (None, *scalings(subject))))
     try_all(replace(given, order=order, intensity=text) for order, text in ways)
     if subject.layout.sliced:
-        try_all(turned(subject, best(), range(3) if thorough else [subject.slices.index]))
+        try_all(turned(subject, best(), _planes(subject)))
     else:
         # Volumes take their time: the orders of the axes, then the directions in the best of them.
         try_all(replace(best(), orientation="".join(letters)) for letters in permutations(best().orientation))
         try_all(replace(best(), orientation=codes) for codes in flipped(best().orientation))
         if thorough and max(tried.score for tried in seen.values()) < RIGHT[parts.measure]:
             try_all(turned(subject, best(), [None]))
-    if best().orientation != given.orientation:
-        # What fits a scan best that is read the wrong way need not be what fits it the right way.
-        try_all(replace(best(), order=order, intensity=text) for order, text in ways)
-    others = sorted((tried for tried in seen.values() if tried.reading != given), key=_rank, reverse=True)
-    return Readings(given=replace(seen[given], given=seen[given].score), others=tuple(others), part=parts.words)
+    axes = (given.orientation, given.slice_axis)
+    others = [tried for tried in seen.values() if (tried.reading.orientation, tried.reading.slice_axis) != axes]
+    # What fits a scan best that is read the wrong way need not be what fits it the right way.
+    for there in sorted(others, key=_rank, reverse=True)[:_WAYS]:
+        try_all(replace(there.reading, order=order, intensity=text) for order, text in ways)
+    ranked = sorted((tried for tried in seen.values() if tried.reading != given), key=_rank, reverse=True)
+    return Readings(given=replace(seen[given], given=seen[given].score), others=tuple(ranked), part=parts.words)
 
 
 class _Parts:
@@ -323,6 +329,12 @@ R = TypeVar("R")
 
 def _drawn(there: Subject) -> Tensor:
     return there.drawn(there.clean, there.preprocessing).labels
+
+
+def _planes(subject: Subject) -> list[int]:
+    """Axes across which a scan may be cut into slices: its own, and those across which slices are pictures."""
+    shape, own = subject.scan.shape, subject.slices.index
+    return [axis for axis in range(3) if axis == own or min(shape[:axis] + shape[axis + 1 :]) >= _PICTURE]
 
 
 def _where_it_fits(there: Subject, ask: Callable[[Subject], R]) -> R:
