@@ -72,11 +72,17 @@ def test_how_much_air_there_was_in_training_does_not_matter(
     mixed = low + share * (high - low)
     mean = mixed * level
     variance = (1 - mixed) + mixed * level**2 - mean**2
-    # So little varies that no share of a grid fits; or the layer is as layers are made, and remembers nothing.
-    if variance < 0.2 or (mean, variance) == (0, 1):
+    # So little varies that no share of a grid fits.
+    if variance < 0.2:
         return
     layer = norm(mean, math.sqrt(variance))
     found = fit(reached(layer, x), reached(layer, air), content)
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    # In 32 bits it may be as layers are made, which remember nothing.
+    if not layer.running_mean.any() and bool((layer.running_var == 1).all()):
+        assert found is None
+        return
     assert found is not None
     assert 0.9 < found <= 1 + 1e-9
 
