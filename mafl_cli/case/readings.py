@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import permutations, product
 from typing import Any, Literal, TypeVar
 
@@ -238,8 +239,6 @@ class _Parts:
         # Where something should be drawn, and where something is; without a mask where something is, and where the
         # scan shows something.
         drawn = in_any_map(given > 0, axis=0)
-        self._air = [float(np.median(_faces(scan.data))) for scan in subject.scans]
-        self._body = _content(subject)
         self._seen = [drawn, self._body] if wanted is None else [in_any_map(wanted > 0, axis=0), drawn]
         self._box = (slice(None),) * 3 if subject.layout.sliced else self._around()
         shape = drawn[self._box].shape
@@ -249,6 +248,15 @@ class _Parts:
             if subject.layout.sliced
             else f"{' x '.join(map(str, shape))} voxels"
         )
+
+    @cached_property
+    def _air(self) -> list[float]:
+        """What is around the body in each channel, native units. Only plausibility asks for it, and for the body."""
+        return [float(np.median(_faces(scan.data))) for scan in self._subject.scans]
+
+    @cached_property
+    def _body(self) -> NDArray[np.bool_]:
+        return _content(self._subject)
 
     def _around(self) -> tuple[slice, slice, slice]:
         """The box of the mask; without one, a box of the least size around the middle of what is seen."""

@@ -81,8 +81,7 @@ class Measured:
     border: (n,), how far white directions move the margins where two classes meet, over how far they move those beside;
         NaN where too few voxels answer. About 1, or more: classes meet where a model looks. A model whose output is
         flat there, like a cube of its logits, has next to nothing, and its shortest change is not found.
-    forward, backward: passes that
-    it took.
+    forward, backward: passes that it took.
     """
 
     ways: Ways

@@ -89,8 +89,7 @@ def judged(
         alarms=tuple(_alarms(alarmed, explained)),
         samples=tuple(samples),
         passes=CheckPasses(
-            forward=sum(each.forward for each in all_measured),
-            backward=sum(each.backward for each in all_measured),
+            forward=sum(each.forward for each in all_measured), backward=sum(each.backward for each in all_measured)
         ),
     )
 
